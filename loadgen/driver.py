@@ -1,0 +1,212 @@
+"""The driver protocol: how messages reach a broker and come back, in whole batches.
+
+A driver is a `Driver` object found by entry point (group `loadgen.drivers`). The data plane has two small roles:
+
+* a `Producer` takes batches (`send`) and tells, whenever it is polled, what the broker said about them (`poll`);
+* a `Consumer` hands out batches (`receive`) and settles them once they are processed (`settle`).
+
+Times are nanoseconds of CLOCK_MONOTONIC, one clock for all processes of a host. Arrays are one-dimensional.
+Neither role is thread-safe; a producer or consumer is made, used and closed in one process (clients do not survive
+a fork). Errors that a person can mend are raised as `BrokerError`; a broker that goes away while a trial runs
+raises `TrialError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.payload import Payloads
+
+Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+DriverKind = Literal["wire", "client", "memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a driver can do; a plan that needs more is refused before any broker is touched."""
+
+    confirms: bool = True
+    redelivered_flag: bool = False
+    partitions: bool = False
+    compression: tuple[str, ...] = ("none",)
+    idempotence: bool = False
+    tls: bool = True
+    stamps_acks_in_native_thread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one trial's messages go: a queue or topic of its own on one broker, and the settings of the trial.
+
+    `settings` holds every knob of the broker, resolved to one value each, under the broker's own names
+    (`loadgen.scenario.RabbitMQ` and `Kafka` list and explain them). `group` is the Kafka consumer group.
+    """
+
+    endpoint: Endpoint
+    name: str
+    settings: Mapping[str, Any]
+    group: str = ""
+
+
+@dataclass(slots=True)
+class Settled:
+    """What the broker said about messages sent earlier: confirmed (`error` None) or refused.
+
+    `seqs` are the producer's own sequence numbers, each settled once; `at_ns` is when the client learned of it.
+    """
+
+    seqs: Int64
+    at_ns: int
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Received:
+    """A batch of n messages of one queue or partition, as bytes in one buffer; valid until the next `receive`.
+
+    Message i is `buffer[starts[i] : starts[i] + sizes[i]]`; `sizes` is one int where all are of one size.
+    `source` numbers the queue or partition. `read_ns` is when the first byte of the batch was read from the socket
+    and `parsed_ns` when the batch had been parsed: their difference is the resolution of its latencies.
+    `redelivered` is the broker's flag (or, for Kafka, an offset seen before), None where none is set.
+    `first_position` is the offset of the first message where positions are consecutive, else None.
+    """
+
+    buffer: UInt8
+    starts: Int64
+    sizes: Int64 | int
+    source: int
+    read_ns: int
+    parsed_ns: int
+    redelivered: Bool | None = None
+    first_position: int | None = None
+
+
+class Producer(Protocol):
+    """Sends one producer's messages and observes their confirmations."""
+
+    @property
+    def room_msgs(self) -> int:
+        """How many messages `send` takes now without blocking; 0 means poll first (back-pressure)."""
+        ...
+
+    def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
+        """Hand over messages first_seq, first_seq+1, … with these intended times; at most `room_msgs` of them.
+
+        `sent_ns` is the moment of handing over, at or after the last intended time, and goes into each stamp.
+        """
+        ...
+
+    def poll(self, timeout_s: float) -> list[Settled]:
+        """Move bytes in both directions; return as soon as something was settled, or after `timeout_s`.
+
+        Lingering batches whose time has come are sent here too. `timeout_s` 0 never waits.
+        """
+        ...
+
+    def flush(self, timeout_s: float) -> list[Settled]:
+        """Send what lingers and wait until all is settled (without confirms: written); return what was."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection in order; never raises."""
+        ...
+
+
+class Consumer(Protocol):
+    """Receives messages and settles them after they were processed."""
+
+    def receive(self, timeout_s: float) -> list[Received]:
+        """Wait up to `timeout_s` for the first message, then return all that has already arrived."""
+        ...
+
+    def settle(self) -> None:
+        """All that `receive` handed out has been processed: acknowledge, or let its offsets be committed."""
+        ...
+
+    def close(self) -> None:
+        """Settle what is pending, leave in order; never raises."""
+        ...
+
+
+class Admin(Protocol):
+    """Makes, watches and removes the queue or topic of a trial (control plane: slow is fine, wrong is not)."""
+
+    def create(self, target: Target) -> None:
+        """Declare a fresh queue or topic; an existing one of that name is an error."""
+        ...
+
+    def delete(self, target: Target) -> None:
+        """Remove it; one that is gone already is no error."""
+        ...
+
+    def depth(self, target: Target) -> int:
+        """Messages waiting: the queue's depth by passive declare, or end offsets − the group's committed offsets."""
+        ...
+
+    def stored(self, target: Target) -> int | None:
+        """The broker's own count of the messages it accepted (sum of end offsets); None where it keeps no such count."""
+        ...
+
+    def effective(self, target: Target) -> dict[str, Any]:
+        """The queue's or topic's configuration as the broker itself tells it."""
+        ...
+
+    def close(self) -> None:
+        """Close; never raises."""
+        ...
+
+
+class Driver(Protocol):
+    """One way of talking to one broker."""
+
+    @property
+    def name(self) -> str:
+        """The entry point's name, as in results and `--set driver=…`."""
+        ...
+
+    @property
+    def broker(self) -> BrokerName | Literal["memory"]:
+        """Which broker it drives."""
+        ...
+
+    @property
+    def kind(self) -> DriverKind:
+        """Wire (what the broker can do), client (what an application gets) or memory (neither)."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
+
+    def admin(self, endpoint: Endpoint) -> Admin:
+        """Connect the control plane."""
+        ...
+
+    def producer(self, target: Target, payloads: Payloads) -> Producer:
+        """Connect a producer that fills its messages from `payloads` (which knows the producer's number)."""
+        ...
+
+    def consumer(self, target: Target, index: int, count: int) -> Consumer:
+        """Connect consumer `index` of `count`; without a group protocol, partition p is read by p % count == index."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DriverInfo:
+    """The constant half of a driver, for implementations to embed."""
+
+    name: str
+    broker: BrokerName | Literal["memory"]
+    kind: DriverKind
+    capabilities: Capabilities = field(default_factory=Capabilities)

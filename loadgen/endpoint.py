@@ -1,0 +1,59 @@
+"""Where a running broker is: addresses, credentials that never print, and what was read back from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+BrokerName = Literal["rabbitmq", "kafka"]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user and a password; the password is in no repr, no log and no result."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS towards a broker: `ca_file` None means the system's authorities."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One broker (or cluster) as the drivers reach it and the observer watches it.
+
+    `hosts` are (host, port) pairs for AMQP or for Kafka's bootstrap. `pids` are the broker's processes where they
+    run on this machine (empty otherwise). `configuration` is the effective configuration read back from the running
+    broker, and `deviations` are the lines by which it differs from what its makers ship; neither holds a secret.
+    """
+
+    broker: BrokerName
+    hosts: tuple[tuple[str, int], ...]
+    credentials: Credentials | None = None
+    tls: Tls | None = None
+    virtual_host: str = "/"
+    management_url: str | None = None
+    prometheus_url: str | None = None
+    stream_port: int | None = None
+    version: str = "unknown"
+    pids: tuple[int, ...] = ()
+    data_dir: Path | None = None
+    log_dir: Path | None = None
+    configuration: dict[str, Any] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
+    source: Literal["local", "docker", "external", "memory"] = "local"
+
+    @property
+    def address(self) -> str:
+        """The first address as `host:port`, for messages to people."""
+        host, port = self.hosts[0]
+        return f"{host}:{port}"

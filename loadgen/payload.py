@@ -1,0 +1,239 @@
+"""The bytes of every message: a 24-byte stamp and a body that can be told again from its sequence number.
+
+Stamp (little-endian): intended time i64 (monotonic ns) · identity u64 (producer in the top 16 bits, sequence below)
+· schedule lag u32 (sent − intended, in units of `LAG_UNIT_NS`, saturating) · check u32 (a multiplicative hash of the
+twenty bytes before it and of the run's token). A receiver therefore knows, without any table, when the message
+should have left, when it did, whose it is, whether a byte of it changed, and that it belongs to this run.
+
+Bodies come from a pool made from the seed alone, larger than a batch and than the codecs' windows that matter, and
+message k takes entry k of the pool in turn: no two bodies of one batch overlap (else compression would be faked),
+and a receiver compares every byte received with the pool's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from loadgen.driver import Int64, UInt8
+    from loadgen.scenario import Message
+
+STAMP_BYTES = 24
+LAG_UNIT_NS = 64
+MAX_LAG_UNITS = (1 << 32) - 1
+SEQUENCE_BITS = 48
+POOL_BYTES = 16 << 20  # over the 8 MiB window of zstd's default levels and any batch a broker takes by default
+MIN_POOL_BODIES = 64
+
+STAMP = np.dtype([("intended_ns", "<i8"), ("identity", "<u8"), ("lag", "<u4"), ("check", "<u4")])
+_MIX = tuple(np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
+_SHIFT = np.uint64(32)
+
+
+def _check(
+    intended_ns: npt.NDArray[np.uint64], identity: npt.NDArray[np.uint64], lag: npt.NDArray[np.uint32], token: int
+) -> npt.NDArray[np.uint32]:
+    """The stamp's check: the high half of a sum of odd multiples (multiply-shift hashing, Dietzfelbinger 1997)."""
+    mixed = intended_ns * _MIX[0]
+    mixed += identity * _MIX[1]
+    mixed += (lag.astype(np.uint64) + np.uint64(token)) * _MIX[2]
+    mixed >>= _SHIFT
+    return mixed.astype(np.uint32)
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What n received messages say of themselves; rows whose `intact` is False say nothing else that can be used."""
+
+    intended_ns: Int64
+    sent_ns: Int64
+    producer: Int64
+    seq: Int64
+    intact: npt.NDArray[np.bool_]
+
+
+class Pool:
+    """The bodies that the messages of one trial take in turn.
+
+    `sizes` (int64[n]) are whole message sizes in bytes, stamp included; `offsets` (int64[n+1]) are where each body
+    begins in `data` (uint8). `matrix` is the bodies as rows where all are of one size, else None.
+    """
+
+    def __init__(self, sizes: Int64, data: UInt8) -> None:
+        self.sizes = sizes
+        self.data = data
+        self.offsets = np.concatenate(([0], np.cumsum(sizes - STAMP_BYTES)))
+        self.count = len(sizes)
+        fixed = bool((sizes == sizes[0]).all())
+        self.size_bytes = int(sizes[0]) if fixed else None
+        self.matrix = data.reshape(self.count, int(sizes[0]) - STAMP_BYTES) if fixed else None
+
+
+@lru_cache(maxsize=2)
+def make_pool(message: Message, seed: int) -> Pool:
+    """The pool of a message description and a seed: the same in every process.
+
+    A share `message.compressibility` of each body is zeros and the rest random bytes, so that a codec finds about
+    that share to remove in one body and nothing more across bodies.
+    """
+    rng = np.random.default_rng([seed, 0xB0D1E5])
+    mean_bytes = max(1.0, message.mean_size_bytes - STAMP_BYTES)
+    count = max(MIN_POOL_BODIES, int(POOL_BYTES / mean_bytes))
+    sizes = message.draw_sizes(rng, count)
+    body_sizes = sizes - STAMP_BYTES
+    total = int(body_sizes.sum())
+    data = rng.integers(0, 256, total, dtype=np.uint8)
+    if message.compressibility > 0:
+        starts = np.repeat(np.cumsum(body_sizes) - body_sizes, body_sizes)
+        within = np.arange(total) - starts
+        data[within < np.repeat(np.rint(body_sizes * message.compressibility), body_sizes)] = 0
+    return Pool(sizes, data)
+
+
+class Payloads:
+    """Writes and checks the messages of one trial; as a writer it speaks for producer number `producer`.
+
+    `token` marks the run (any u32 not shared with a run before), so that a message left from elsewhere is noticed.
+    """
+
+    def __init__(self, message: Message, seed: int, token: int, producer: int = 0) -> None:
+        self.message = message
+        self.pool = make_pool(message, seed)
+        self.token = token
+        self.producer = producer
+        self.size_bytes = self.pool.size_bytes
+        self.mean_size_bytes = float(self.pool.sizes.mean())
+        self._identity = np.uint64(producer << SEQUENCE_BITS)
+        # Producers start at different places of the pool, so that their batches differ too.
+        self._shift = self._shift_of(producer)
+        self._keys = _make_keys(message, seed, self.pool.count) if message.keys else None
+
+    def _shift_of(self, producer: int) -> int:
+        return (producer * 7919) % self.pool.count
+
+    def sizes(self, first_seq: int, count: int) -> Int64:
+        """Sizes in bytes (int64[count]) of messages first_seq …, stamp included."""
+        return self.pool.sizes[self._indices(first_seq, count)]
+
+    def key_indices(self, first_seq: int, count: int) -> Int64 | None:
+        """Which key each message has (int64[count], 0 … message.keys−1), or None where messages have no keys."""
+        if self._keys is None:
+            return None
+        return self._keys[self._indices(first_seq, count)]
+
+    def _indices(self, first_seq: int, count: int) -> Int64:
+        return (np.arange(first_seq, first_seq + count) + self._shift) % self.pool.count
+
+    def stamps(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> UInt8:
+        """The stamps of messages first_seq … as uint8[n, 24]."""
+        stamps = np.empty(len(intended_ns), STAMP)
+        identity = np.arange(first_seq, first_seq + len(intended_ns), dtype=np.uint64)
+        identity |= self._identity
+        lag = (sent_ns - intended_ns) // LAG_UNIT_NS
+        np.clip(lag, 0, MAX_LAG_UNITS, out=lag)
+        stamps["intended_ns"] = intended_ns
+        stamps["identity"] = identity
+        stamps["lag"] = lag
+        stamps["check"] = _check(intended_ns.view(np.uint64), identity, stamps["lag"], self.token)
+        return stamps.view(np.uint8).reshape(len(intended_ns), STAMP_BYTES)
+
+    def write(self, rows: UInt8, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> None:
+        """Fill `rows` (uint8[n, size], any strides) with messages first_seq … of one fixed size."""
+        rows[:, :STAMP_BYTES] = self.stamps(first_seq, intended_ns, sent_ns)
+        self.write_bodies(rows[:, STAMP_BYTES:], first_seq)
+
+    def write_bodies(self, rows: UInt8, first_seq: int) -> None:
+        """Fill `rows` (uint8[n, size − 24]) with the bodies of messages first_seq … of one fixed size."""
+        matrix = self.pool.matrix
+        assert matrix is not None, "bodies of mixed sizes are packed, not written into rows"
+        done = 0
+        while done < len(rows):
+            begin = (first_seq + done + self._shift) % self.pool.count
+            take = min(len(rows) - done, self.pool.count - begin)
+            rows[done : done + take] = matrix[begin : begin + take]
+            done += take
+
+    def pack(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> tuple[UInt8, Int64]:
+        """Messages first_seq … end to end in one buffer, and where each begins (int64[n+1]); any sizes."""
+        indices = self._indices(first_seq, len(intended_ns))
+        sizes = self.pool.sizes[indices]
+        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        flat = np.empty(int(offsets[-1]), np.uint8)
+        stamps = self.stamps(first_seq, intended_ns, sent_ns)
+        if self.pool.matrix is not None:
+            rows = flat.reshape(len(sizes), int(sizes[0]))
+            rows[:, :STAMP_BYTES] = stamps
+            self.write_bodies(rows[:, STAMP_BYTES:], first_seq)
+            return flat, offsets
+        bodies, starts = self.pool.data, self.pool.offsets
+        for row, (index, begin, end) in enumerate(zip(indices.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            flat[begin : begin + STAMP_BYTES] = stamps[row]
+            flat[begin + STAMP_BYTES : end] = bodies[starts[index] : starts[index + 1]]
+        return flat, offsets
+
+    def parse(self, buffer: UInt8, starts: Int64, sizes: Int64 | int) -> Parsed:
+        """Read n received messages (as in `Received`) and compare each of their bytes with what was sent."""
+        count = len(starts)
+        stamps = _gather(buffer, starts, STAMP_BYTES).view(STAMP).reshape(count)
+        identity = stamps["identity"]
+        intended = np.ascontiguousarray(stamps["intended_ns"])
+        lag = stamps["lag"]
+        intact = stamps["check"] == _check(intended.view(np.uint64), identity, lag, self.token)
+        producer = (identity >> np.uint64(SEQUENCE_BITS)).astype(np.int64)
+        seq = (identity & np.uint64((1 << SEQUENCE_BITS) - 1)).astype(np.int64)
+        sent = intended + lag.astype(np.int64) * LAG_UNIT_NS
+        if not intact.all():
+            seq[~intact] = 0
+            producer[~intact] = 0
+        intact &= self._bodies_match(buffer, starts, sizes, producer, seq)
+        return Parsed(intended, sent, producer, seq, intact)
+
+    def _bodies_match(
+        self, buffer: UInt8, starts: Int64, sizes: Int64 | int, producer: Int64, seq: Int64
+    ) -> npt.NDArray[np.bool_]:
+        pool = self.pool
+        shifts = producer * 7919 % pool.count if producer.any() else 0
+        indices = (seq + shifts) % pool.count
+        if pool.matrix is not None and isinstance(sizes, int):
+            if sizes != self.size_bytes:
+                return np.zeros(len(starts), np.bool_)
+            return _rows_match(buffer, starts, pool.matrix, indices)
+        matches = np.empty(len(starts), np.bool_)
+        each = np.broadcast_to(np.asarray(sizes), len(starts))
+        for row, (begin, size, index) in enumerate(zip(starts.tolist(), each.tolist(), indices.tolist(), strict=True)):
+            body = pool.data[pool.offsets[index] : pool.offsets[index + 1]]
+            matches[row] = np.array_equal(buffer[begin + STAMP_BYTES : begin + size], body)
+        return matches
+
+
+def _rows_match(buffer: UInt8, starts: Int64, matrix: UInt8, indices: Int64) -> npt.NDArray[np.bool_]:
+    """Whether the body after each stamp equals its row of the pool's matrix."""
+    count, width = len(starts), matrix.shape[1]
+    if width == 0 or count == 0:
+        return np.ones(count, np.bool_)
+    got = _gather(buffer, starts + STAMP_BYTES, width)
+    first = int(indices[0])
+    # Nearly always the messages of a batch follow each other, and so do their bodies in the pool: no copy.
+    consecutive = int(indices[-1]) - first == count - 1 and bool((np.diff(indices) == 1).all())
+    expected = matrix[first : first + count] if consecutive else matrix[indices]
+    if np.array_equal(got, expected):
+        return np.ones(count, np.bool_)
+    matches: npt.NDArray[np.bool_] = (got == expected).all(axis=1)
+    return matches
+
+
+def _gather(buffer: UInt8, starts: Int64, width: int) -> UInt8:
+    """Copy `width` bytes from each of `starts` into uint8[n, width], as one take of opaque items."""
+    windows: npt.NDArray[Any] = np.ndarray((len(buffer) - width + 1,), f"V{width}", buffer, 0, (1,))
+    return windows[starts].view(np.uint8).reshape(len(starts), width)
+
+
+def _make_keys(message: Message, seed: int, count: int) -> Int64:
+    """Which key each pool entry has: uniform over `message.keys` keys, from the seed."""
+    rng = np.random.default_rng([seed, 0x6B657973])
+    return rng.integers(0, message.keys, count)

@@ -1,0 +1,327 @@
+"""What to measure: a scenario, its message, its rate and both brokers' knobs; checked when it is built.
+
+Knobs carry the broker's own names and units. Any of them may be a list, which is a sweep. A knob left at None takes
+the value that the durability class and the preset give it (`loadgen.knobs`); a knob that contradicts the class is
+refused, never changed in silence.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from loadgen.errors import ScenarioError
+from loadgen.payload import STAMP_BYTES
+
+if TYPE_CHECKING:
+    from loadgen.driver import Int64
+
+T = TypeVar("T")
+MAX_MESSAGE_BYTES = 512 << 20
+MAX_PROCESSES = 256
+
+
+class Durability(StrEnum):
+    """What a confirmed message survives; brokers are compared only within one class."""
+
+    NONE = "none"
+    BROKER = "broker"
+    FLUSHED = "flushed"
+    REPLICATED = "replicated"
+    REPLICATED_FLUSHED = "replicated_flushed"
+
+
+class Part(BaseModel):
+    """A frozen, validated piece of a scenario whose mistakes are one line each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ScenarioError(_describe(type(self), error)) from None
+
+
+class Uniform(Part):
+    """Sizes drawn evenly from `min_bytes` to `max_bytes`, both included."""
+
+    min_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    max_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_bytes > self.max_bytes:
+            raise ValueError(f"min_bytes {self.min_bytes} is over max_bytes {self.max_bytes}")
+        return self
+
+    @property
+    def mean_bytes(self) -> float:
+        """The expected size in bytes."""
+        return (self.min_bytes + self.max_bytes) / 2
+
+    def draw(self, rng: np.random.Generator, count: int) -> Int64:
+        """Sizes in bytes as int64[count]."""
+        return rng.integers(self.min_bytes, self.max_bytes + 1, count)
+
+
+class LogNormal(Part):
+    """Log-normal sizes of a given median and sigma (of the logarithm), clipped to 24 … `max_bytes`."""
+
+    median_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    sigma: float = Field(gt=0, le=4)
+    max_bytes: int = Field(default=1 << 20, ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+
+    @property
+    def mean_bytes(self) -> float:
+        """The expected size in bytes, before clipping at most `max_bytes`."""
+        return float(min(self.max_bytes, self.median_bytes * np.exp(self.sigma**2 / 2)))
+
+    def draw(self, rng: np.random.Generator, count: int) -> Int64:
+        """Sizes in bytes as int64[count]."""
+        sizes = np.rint(rng.lognormal(np.log(self.median_bytes), self.sigma, count))
+        return np.clip(sizes, STAMP_BYTES, self.max_bytes).astype(np.int64)
+
+
+class FromFile(Part):
+    """Sizes in bytes taken at random from a text file with one whole number a line."""
+
+    path: Path
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        try:
+            sizes = self._sizes()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: {error}; expected one size in bytes a line") from None
+        if not len(sizes) or sizes.min() < STAMP_BYTES or sizes.max() > MAX_MESSAGE_BYTES:
+            raise ValueError(f"{self.path}: sizes must be {STAMP_BYTES} … {MAX_MESSAGE_BYTES} bytes, one a line")
+        return self
+
+    def _sizes(self) -> Int64:
+        return np.array([int(line) for line in self.path.read_text().split()], np.int64)
+
+    @property
+    def mean_bytes(self) -> float:
+        """The mean of the file's sizes in bytes."""
+        return float(self._sizes().mean())
+
+    def draw(self, rng: np.random.Generator, count: int) -> Int64:
+        """Sizes in bytes as int64[count]."""
+        return rng.choice(self._sizes(), count)
+
+
+SizeBytes = Annotated[int, Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)]
+
+
+class Message(Part):
+    """What is sent: its size, how far a codec can compress it, and over how many keys it spreads."""
+
+    size_bytes: SizeBytes | list[SizeBytes] | Uniform | LogNormal | FromFile = 1024
+    """The whole message, stamp included: a number, a list (a sweep) or a distribution."""
+    compressibility: float = Field(default=0.0, ge=0, le=0.95)
+    """The share of each body that a codec can remove; 0 is random bytes."""
+    keys: int = Field(default=0, ge=0, le=1_000_000)
+    """Over how many keys messages spread evenly; 0 is no key."""
+
+    @property
+    def mean_size_bytes(self) -> float:
+        """The expected size in bytes."""
+        if isinstance(self.size_bytes, list):
+            return float(np.mean(self.size_bytes))
+        return float(self.size_bytes) if isinstance(self.size_bytes, int) else self.size_bytes.mean_bytes
+
+    def draw_sizes(self, rng: np.random.Generator, count: int) -> Int64:
+        """Sizes in bytes as int64[count]; a sweep must have been resolved to one value before."""
+        assert not isinstance(self.size_bytes, list), "a sweep of sizes is resolved by the plan"
+        if isinstance(self.size_bytes, int):
+            return np.full(count, self.size_bytes, np.int64)
+        return self.size_bytes.draw(rng, count)
+
+
+RateMsgs = Annotated[float, Field(gt=0, le=1e9)]
+
+
+class Rate(Part):
+    """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp` or `.saturate`."""
+
+    kind: Literal["fixed", "poisson", "ramp", "saturate"]
+    msgs_per_s: RateMsgs | list[RateMsgs] | None = None
+    """All producers together; for a ramp, where it begins."""
+    to_msgs_per_s: RateMsgs | None = None
+    """Where a ramp ends."""
+
+    @classmethod
+    def fixed(cls, msgs_per_s: float | list[float]) -> Self:
+        """Evenly spaced messages, an open loop; a list is a sweep."""
+        return cls(kind="fixed", msgs_per_s=msgs_per_s)
+
+    @classmethod
+    def poisson(cls, msgs_per_s: float | list[float]) -> Self:
+        """Independent arrivals with exponential gaps, an open loop; a list is a sweep."""
+        return cls(kind="poisson", msgs_per_s=msgs_per_s)
+
+    @classmethod
+    def ramp(cls, from_msgs_per_s: float, to_msgs_per_s: float) -> Self:
+        """A rate that changes linearly over warm-up and measurement together, an open loop."""
+        return cls(kind="ramp", msgs_per_s=from_msgs_per_s, to_msgs_per_s=to_msgs_per_s)
+
+    @classmethod
+    def saturate(cls) -> Self:
+        """As fast as it goes with a bounded number in flight (`confirm_window`, `buffer_memory`): a closed loop."""
+        return cls(kind="saturate")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.kind == "saturate") != (self.msgs_per_s is None):
+            raise ValueError(f"Rate.{self.kind} {'takes no' if self.kind == 'saturate' else 'needs a'} rate")
+        if (self.kind == "ramp") != (self.to_msgs_per_s is not None):
+            raise ValueError("only Rate.ramp goes from one rate to another, and it needs both")
+        return self
+
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether intended times exist, so that response times do."""
+        return self.kind != "saturate"
+
+
+_Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_Counted = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Millis = Annotated[float, Field(ge=0, le=3_600_000)]
+_Flag = Annotated[bool, Field(strict=True)]
+_Prefetch = Annotated[int, Field(ge=0, le=65_535)]
+_Acks = Literal["0", "1", "all", 0, 1, -1]
+_Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+_QueueType = Literal["classic", "quorum"]
+_RabbitMQDriver = Literal["amqp", "pika", "pika-blocking"]
+_KafkaDriver = Literal["kafka", "confluent"]
+_InFlight = Annotated[int, Field(ge=1, le=1_000)]
+_Partitions = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class RabbitMQ(Part):
+    """RabbitMQ's knobs; a list is a sweep, None is what class and preset give."""
+
+    driver: _RabbitMQDriver | list[_RabbitMQDriver] = "amqp"
+    """amqp: frames made by numpy, what the broker can do. pika, pika-blocking: what an application gets."""
+    queue_type: _QueueType | list[_QueueType] | None = None
+    """x-queue-type; classes `none` and `broker` are classic, `flushed` is quorum."""
+    persistent: _Flag | list[_Flag] | None = None
+    """delivery_mode 2; only class `none` may be transient."""
+    confirms: _Flag | list[_Flag] | None = None
+    """Publisher confirms; every class but `none` has them."""
+    confirm_window: _Whole | list[_Whole] | None = None
+    """How many messages may be unconfirmed at once, per producer (without confirms: sent and not received)."""
+    prefetch: _Prefetch | list[_Prefetch] | None = None
+    """basic.qos prefetch count per consumer; 0 is unlimited."""
+    ack: Literal["automatic", "manual"] | list[Literal["automatic", "manual"]] | None = None
+    """Automatic acknowledges on delivery; manual after processing (every class but `none`)."""
+    ack_every: _Whole | list[_Whole] | None = None
+    """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle)."""
+    heartbeat: Annotated[int, Field(ge=0, le=65_535)] | list[Annotated[int, Field(ge=0, le=65_535)]] | None = None
+    """AMQP heartbeat in seconds; 0 is off."""
+
+
+class Kafka(Part):
+    """Apache Kafka's knobs; a list is a sweep, None is what class and preset give."""
+
+    driver: _KafkaDriver | list[_KafkaDriver] = "kafka"
+    """kafka: record batches made by numpy, what the broker can do. confluent: what an application gets."""
+    partitions: _Partitions | list[_Partitions] | None = None
+    """Partitions of the topic."""
+    acks: _Acks | list[_Acks] | None = None
+    """0, 1 or all; only class `none` has 0."""
+    enable_idempotence: _Flag | list[_Flag] | None = None
+    """No duplicates by the producer's own retries; needs acks=all and at most 5 requests in flight."""
+    linger_ms: _Millis | list[_Millis] | None = None
+    """How long a batch may wait for more messages."""
+    batch_size: _Whole | list[_Whole] | None = None
+    """Upper bound of a batch, in bytes."""
+    max_in_flight_requests_per_connection: _InFlight | list[_InFlight] | None = None
+    """Produce requests in flight at once."""
+    buffer_memory: _Whole | list[_Whole] | None = None
+    """Upper bound of what a producer holds unsent and unconfirmed, in bytes."""
+    compression_type: _Codec | list[_Codec] | None = None
+    """The producer's codec."""
+    max_poll_records: _Whole | list[_Whole] | None = None
+    """How many records a consumer processes at most before it stores their offsets."""
+    fetch_min_bytes: _Whole | list[_Whole] | None = None
+    """How much the broker gathers before it answers a fetch."""
+    fetch_max_wait_ms: _Counted | list[_Counted] | None = None
+    """How long the broker waits for `fetch_min_bytes`."""
+    max_partition_fetch_bytes: _Whole | list[_Whole] | None = None
+    """Upper bound of one partition's share of a fetch."""
+    auto_commit_interval_ms: _Whole | list[_Whole] | None = None
+    """How often the offsets of processed records are committed."""
+    flush_messages: _Whole | list[_Whole] | None = None
+    """The topic's flush.messages; class `flushed` sets 1, the others leave it unset."""
+
+
+Knobs = RabbitMQ | Kafka
+_Processes = Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
+_Producers = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+
+
+class Scenario(Part):
+    """One question, asked of one or both brokers; see the class's fields for what can be varied."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """Lower case, digits and hyphens: it names folders, queues and topics."""
+    question: str = Field(min_length=1, max_length=300)
+    """What the reader wants to know, in one sentence."""
+    message: Message = Message()
+    rate: Rate
+    producers: _Producers | list[_Producers] = 1
+    consumers: _Processes | list[_Processes] = 1
+    durability: Durability | list[Durability] = Durability.BROKER
+    rabbitmq: RabbitMQ | None = None
+    kafka: Kafka | None = None
+    preset: Literal["default", "low_latency", "throughput"] = "default"
+    """Client settings of both brokers in one spirit; single knobs win over it."""
+    warmup_s: float | None = Field(default=None, ge=0, le=3_600)
+    """Messages intended before this are not measured; None takes the profile's."""
+    duration_s: float | None = Field(default=None, gt=0, le=86_400)
+    """The measured window; None takes the profile's."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        from loadgen.knobs import points  # noqa: PLC0415 - knobs builds on this module's types
+
+        if self.rabbitmq is None and self.kafka is None:
+            raise ValueError("expected rabbitmq=RabbitMQ(…), kafka=Kafka(…) or both")
+        for point in points(self):  # raises on the first impossible combination
+            del point
+        return self
+
+    def locust_users(self) -> dict[str, type]:
+        """Locust user classes for this scenario while Locust is loading the file, else nothing."""
+        if "locust" not in sys.modules:
+            return {}
+        raise ScenarioError(f"scenario {self.name}: Locust users are not built yet; use `loadgen run`")
+
+
+def _describe(part: type[BaseModel], error: ValidationError) -> str:
+    """All mistakes in one line, each naming its knob, what was given and what was expected."""
+    by_knob: dict[str, tuple[bool, str]] = {}
+    for each in error.errors(include_url=False):
+        location, given = each["loc"], each["input"]
+        knob = str(location[0]) if location else ""
+        # A sweepable knob is a union (one value or a list), and pydantic tells the mistakes of every member:
+        # keep the one about the shape that was given.
+        shape_fits = isinstance(given, list) == any("list" in str(step) for step in location[1:]) or "int" in each["type"]
+        if knob in by_knob and (by_knob[knob][0] or not shape_fits):
+            continue
+        message = each["msg"].removeprefix("Value error, ")
+        if each["type"] == "extra_forbidden":
+            text = f"{knob}: no such knob; there are {', '.join(part.model_fields)}"
+        elif not location:
+            text = message
+        else:
+            text = f"{knob} = {given!r}: {message[0].lower()}{message[1:]}"
+        by_knob[knob] = (shape_fits, text)
+    return f"{part.__name__}: " + "; ".join(text for _, text in by_knob.values())
