@@ -67,6 +67,7 @@ PRESETS: dict[str, dict[BrokerName, Settings]] = {
         "kafka": {
             "linger_ms": 5.0,
             "batch_size": 262_144,
+            "buffer_memory": 4 << 20,  # a few batches beyond those in flight: more would only wait
             "max_poll_records": 100_000,
             "max_partition_fetch_bytes": 4 << 20,
         },
@@ -144,6 +145,8 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
     settings = {**DEFAULTS[broker], **PRESETS[preset][broker], **demands, **knobs}
     if broker == "kafka" and settings["acks"] != "all" and "enable_idempotence" not in knobs:
         settings["enable_idempotence"] = False
+    if broker == "rabbitmq" and "ack_every" not in knobs and settings["prefetch"] > 0:
+        settings["ack_every"] = min(settings["ack_every"], settings["prefetch"])
     _refuse_impossible(broker, settings)
     return settings
 
@@ -164,8 +167,10 @@ def _refuse_impossible(broker: BrokerName, settings: Settings) -> None:
                 f"rabbitmq.prefetch = {settings['prefetch']}: a quorum queue allows 1 … 2000 (its default limit)"
             )
         if settings["ack"] == "manual" and 0 < settings["prefetch"] < settings["ack_every"]:
-            # The consumer acks when idle too, but an ack that can never be reached in time is a mistake in the plan.
-            settings["ack_every"] = settings["prefetch"]
+            raise ScenarioError(
+                f"rabbitmq.ack_every = {settings['ack_every']}: over prefetch = {settings['prefetch']}, so that every "
+                "ack would wait for an idle consumer; expected at most prefetch"
+            )
         return
     if settings["enable_idempotence"] and settings["acks"] != "all":
         raise ScenarioError(f"kafka.enable_idempotence = True needs acks = all, not {settings['acks']}")

@@ -1,0 +1,52 @@
+# Everything starts from nothing: `make compare` measures, `make test` proves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: help compare test lint format bench up down clean
+help:
+	@echo "make compare   measure RabbitMQ against Kafka on this machine, and write the report"
+	@echo "make test      run every test, on real brokers"
+	@echo "make lint      ruff and mypy        make bench    the speed bars of docs/performance.md"
+	@echo "make up|down   start or stop the brokers        make clean    remove what was installed"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "loadgen needs Python 3.11 or newer; $$($(PYTHON) --version) was found. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 69; }
+ifeq ($(UV),)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 -m venv failed: install it (apt-get install python3-venv) or install uv" >&2; exit 69; }
+	@echo "installing loadgen and its libraries into $(VENV) ..." >&2
+	@$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install -q -e . --group dev
+else
+	@test -x $(BIN)/python || uv venv -q --python "$(PYTHON)" $(VENV)
+	@echo "installing loadgen and its libraries into $(VENV) ..." >&2
+	@uv pip install -q --python $(BIN)/python -e . --group dev
+endif
+	@rm -f $(VENV)/.installed-* && touch $@
+
+compare: $(STAMP)
+	@$(BIN)/loadgen compare --profile quick
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(STAMP)
+	@$(BIN)/python bench/run.py
+
+up down: $(STAMP)
+	@$(BIN)/loadgen $@
+
+clean:
+	@test ! -x $(BIN)/loadgen || $(BIN)/loadgen down || true
+	rm -rf .venv .brokers .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

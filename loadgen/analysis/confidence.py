@@ -1,0 +1,129 @@
+"""How sure a number is: intervals whose unit is the repeat, never the message.
+
+Messages of one trial share its warm-up, its page cache and its neighbours, so they are no independent
+samples; repeats are. Rates, latencies and costs vary by factors rather than by sums, so all work is on
+logarithms: a ratio and its reciprocal then have the same interval, and no interval reaches below zero.
+
+Method: Student's t interval of the mean of the log values (Student, "The probable error of a mean",
+Biometrika 6, 1908); for two brokers, of the mean of the paired differences of logs: pairing by repeat takes
+out what both had in common in that round (R. Jain, "The Art of Computer Systems Performance Analysis", 1991,
+on paired observations). A percentile bootstrap is not used: over three repeats it covers about three cases
+in four where t covers 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median as median_of
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+CONFIDENCE = 0.95
+Direction = Literal["higher", "lower", "no difference shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One quantity over the repeats: its median and the interval of its geometric mean.
+
+    `low` and `high` are None with fewer than two usable repeats: one run has no interval. `values` are those
+    used, in their order; `dropped` counts those that could not be (missing, zero or not finite).
+    """
+
+    values: tuple[float, ...]
+    median: float | None
+    low: float | None
+    high: float | None
+    dropped: int = 0
+    confidence: float = CONFIDENCE
+
+    @property
+    def n(self) -> int:
+        """How many repeats stand behind it."""
+        return len(self.values)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there were repeats enough for an interval."""
+        return self.low is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Numerator over denominator, paired by repeat: the geometric mean of the ratios and its interval.
+
+    `direction` speaks of the numerator and stays "no difference shown" unless the interval excludes 1.
+    """
+
+    ratio: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+    confidence: float = CONFIDENCE
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the numerator is shown to be higher or lower than the denominator."""
+        if self.low is None or self.high is None:
+            return "no difference shown"
+        if self.low > 1:
+            return "higher"
+        return "lower" if self.high < 1 else "no difference shown"
+
+
+def _usable(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value > 0
+
+
+def _t_interval(logs: Sequence[float], confidence: float) -> tuple[float, float] | None:
+    """The t interval of the mean of logs, taken back to the natural scale; None for fewer than two."""
+    if len(logs) < 2:
+        return None
+    from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
+
+    mean = math.fsum(logs) / len(logs)
+    variance = math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
+    reach = float(t.ppf((1 + confidence) / 2, len(logs) - 1)) * math.sqrt(variance / len(logs))
+    # Two repeats far apart reach beyond what a float can hold; an infinite end is the honest one then.
+    return _exp(mean - reach), _exp(mean + reach)
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def estimate(values: Iterable[float | None], confidence: float = CONFIDENCE) -> Estimate:
+    """Median and log-scale t interval over repeats; one repeat has no interval.
+
+    The median is shown because one disturbed repeat hardly moves it; the interval is of the geometric mean,
+    which is the log-normal's median, so both estimate the same thing. (With few, skewed repeats the median
+    may lie near an end of the interval; it is not forced inside.)
+    """
+    given = list(values)
+    used = tuple(float(value) for value in given if value is not None and _usable(value))
+    interval = _t_interval([math.log(value) for value in used], confidence)
+    low, high = interval or (None, None)
+    return Estimate(used, median_of(used) if used else None, low, high, len(given) - len(used), confidence)
+
+
+def paired_ratio(pairs: Iterable[tuple[float | None, float | None]], confidence: float = CONFIDENCE) -> Ratio:
+    """Numerator / denominator over (numerator, denominator) pairs of one repeat each; halves are left out.
+
+    The t interval is of the mean difference of logs within pairs: repeats of the two brokers are
+    interleaved, so what disturbed one round disturbed both of its halves and falls out of the difference.
+    """
+    logs = [
+        math.log(top) - math.log(bottom)
+        for top, bottom in pairs
+        if top is not None and bottom is not None and _usable(top) and _usable(bottom)
+    ]
+    if not logs:
+        return Ratio(None, None, None, 0, confidence)
+    low, high = _t_interval(logs, confidence) or (None, None)
+    return Ratio(math.exp(math.fsum(logs) / len(logs)), low, high, len(logs), confidence)

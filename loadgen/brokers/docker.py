@@ -1,0 +1,263 @@
+"""Brokers in containers: `docker-compose.yml` started, watched and ended through Docker's own client."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadgen.brokers import ports, process, rabbitmq, state
+from loadgen.brokers.kafka_admin import describe_broker
+from loadgen.brokers.process import ProcessId
+from loadgen.endpoint import Endpoint
+from loadgen.errors import BrokerError, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from loadgen.brokers.state import Progress
+    from loadgen.endpoint import BrokerName
+
+FILE = "docker-compose.yml"
+PULL_TIMEOUT_S = 1200.0
+COMMAND_TIMEOUT_S = 120.0
+RABBITMQ_DEVIATIONS = (
+    "enabled_plugins = management, prometheus, stream, stream_management (for the observer and streams)",
+    "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: the same as the local brokers)",
+    "stream.advertised_host = 127.0.0.1 (stream clients are sent to the published port)",
+)
+SAME_LIMITS = "cpus, mem_limit = the same for both brokers, see docker-compose.yml (no limit as shipped)"
+
+
+def up(brokers: Sequence[BrokerName], *, nodes: int = 1, progress: Progress) -> dict[BrokerName, Endpoint]:
+    """Starts containers that stay up, or finds them up."""
+    with _lock(progress):
+        _start(brokers, owner=None, nodes=nodes, progress=progress)
+    return _endpoints(brokers)
+
+
+@contextmanager
+def opened(
+    brokers: Sequence[BrokerName], *, nodes: int = 1, progress: Progress
+) -> Iterator[dict[BrokerName, Endpoint]]:
+    """Containers for as long as the block lasts; those that were up before are left up."""
+    with _lock(progress):
+        started = _start(brokers, owner=ProcessId.current(), nodes=nodes, progress=progress)
+    try:
+        yield _endpoints(brokers)
+    finally:
+        if started:
+            with _lock(progress):
+                _remove(started)
+
+
+def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
+    """Ends and removes containers with their data."""
+    with _lock(progress):
+        running = [broker for broker in brokers if broker in _running()]
+        if running:
+            progress(f"docker: ending {' and '.join(running)}")
+        _remove(brokers)
+    return [{"broker": broker, "source": "docker", "how": "ended"} for broker in running]
+
+
+def status(*, progress: Progress) -> list[dict[str, Any]]:
+    """What runs in containers, as plain data."""
+    with _lock(progress):
+        containers = _running()
+    return [
+        {"broker": broker, "source": "docker", "running": broker in containers}
+        | (
+            {"ports": _published(containers[broker]), "image": containers[broker].get("Image")}
+            if broker in containers
+            else {}
+        )
+        for broker in state.BROKER_NAMES
+    ]
+
+
+@contextmanager
+def _lock(progress: Progress) -> Iterator[None]:
+    # Under it, what a killed run left behind is ended first, whatever the command.
+    _check_docker()
+    folder = state.make_dir(state.brokers_dir())
+    with state.locked(folder / "docker.lock", what="starting or ending containers", progress=progress):
+        abandoned = [broker for broker, owner in _owners().items() if not owner.is_alive()]
+        if abandoned:
+            progress(f"docker: ending {' and '.join(abandoned)}, left by a loadgen that was killed")
+            _remove(abandoned)
+        yield
+
+
+def _start(
+    brokers: Sequence[BrokerName], *, owner: ProcessId | None, nodes: int, progress: Progress
+) -> list[BrokerName]:
+    if nodes != 1:
+        raise BrokerError(
+            f"brokers in Docker have one node for now, {nodes} were asked for: three nodes come later"
+        )
+    running = _running()
+    missing: list[BrokerName] = [broker for broker in brokers if broker not in running]
+    owners = _owners()
+    if owner is None:
+        owners = {broker: held for broker, held in owners.items() if broker not in brokers}
+    else:
+        owners |= dict.fromkeys(missing, owner)
+    _save_owners(owners)  # before the start: whatever happens then, the containers have an owner
+    if missing:
+        progress(f"docker: starting {' and '.join(missing)} (the first time, their images are pulled)")
+        try:
+            _compose("up", "--detach", "--wait", "--wait-timeout", "180", *missing, timeout_s=PULL_TIMEOUT_S)
+        except BaseException:
+            _remove(missing)
+            raise
+    return missing
+
+
+def _remove(brokers: Sequence[BrokerName]) -> None:
+    _compose("rm", "--stop", "--force", "--volumes", *brokers)
+    left = {broker: owner for broker, owner in _owners().items() if broker not in brokers}
+    _save_owners(left)
+    if not _running():
+        _compose("down", "--volumes")  # the named volumes and the network too
+
+
+def _endpoints(brokers: Sequence[BrokerName]) -> dict[BrokerName, Endpoint]:
+    containers = _running()
+    return {broker: (_rabbitmq if broker == "rabbitmq" else _kafka)(containers[broker]) for broker in brokers}
+
+
+def _rabbitmq(container: dict[str, Any]) -> Endpoint:
+    published = _published(container)
+
+    def ask(*command: str) -> dict[str, Any]:
+        printed = _compose("exec", "-T", "rabbitmq", *command, "--quiet", "--formatter", "json")
+        answer: dict[str, Any] = json.loads(printed)
+        return answer
+
+    pid = _pid(container)
+    configuration = rabbitmq.described(
+        environment=ask("rabbitmqctl", "environment"),
+        status=ask("rabbitmq-diagnostics", "status"),
+        command_lines=[process.command_line(pid)] if pid else [],
+    )
+    return Endpoint(
+        broker="rabbitmq",
+        hosts=((ports.HOST, published[5672]),),
+        credentials=rabbitmq.CREDENTIALS,
+        management_url=f"http://{ports.HOST}:{published[15672]}",
+        prometheus_url=f"http://{ports.HOST}:{published[15692]}/metrics",
+        stream_port=published[5552],
+        version=configuration["status"]["rabbitmq_version"],
+        pids=(pid,) if pid else (),
+        configuration={**configuration, "image": container.get("Image")},
+        deviations=(*RABBITMQ_DEVIATIONS, SAME_LIMITS),
+        source="docker",
+    )
+
+
+def _kafka(container: dict[str, Any]) -> Endpoint:
+    port = next(iter(_published(container).values()))
+    described = describe_broker({"bootstrap.servers": f"{ports.HOST}:{port}"}, 1)
+    image, pid = str(container.get("Image")), _pid(container)
+    changed = [f"{key} = {value} (see docker-compose.yml)" for key, value in described.changed.items()]
+    return Endpoint(
+        broker="kafka",
+        hosts=((ports.HOST, port),),
+        version=image.partition(":")[2] or "unknown",
+        pids=(pid,) if pid else (),
+        configuration={
+            "broker": described.values,
+            "broker_not_default": described.changed,
+            "command_line": process.command_line(pid) if pid else [],
+            "image": image,
+        },
+        deviations=(*changed, SAME_LIMITS),
+        source="docker",
+    )
+
+
+def _running() -> dict[BrokerName, dict[str, Any]]:
+    # Compose prints one JSON object a line; before 2.21 it was one list.
+    printed = _compose("ps", "--format", "json").strip()
+    records = (
+        json.loads(printed)
+        if printed.startswith("[")
+        else [json.loads(line) for line in printed.splitlines()]
+    )
+    return {record["Service"]: record for record in records if record.get("State") == "running"}
+
+
+def _published(container: dict[str, Any]) -> dict[int, int]:
+    return {
+        publisher["TargetPort"]: publisher["PublishedPort"]
+        for publisher in container.get("Publishers") or []
+        if publisher["PublishedPort"]
+    }
+
+
+def _pid(container: dict[str, Any]) -> int | None:
+    """The container's process as this machine sees it; None where the engine runs in a virtual machine."""
+    printed = process.run(
+        ["docker", "inspect", "--format", "{{.State.Pid}}", container["ID"]],
+        what="docker inspect",
+        timeout_s=COMMAND_TIMEOUT_S,
+    )
+    pid = int(printed)
+    return pid if pid > 0 and process.command_line(pid) else None
+
+
+def _check_docker() -> None:
+    if shutil.which("docker") is None:
+        raise HostError(
+            "--brokers docker needs the program docker, which is not on PATH: install it or use local"
+        )
+    for command, problem in (
+        (
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            "no Docker engine answers: start it, or use local",
+        ),
+        (
+            ["docker", "compose", "version"],
+            "docker has no compose plugin: install docker-compose-plugin, or use local",
+        ),
+    ):
+        try:
+            process.run(command, what=" ".join(command[:2]), timeout_s=20)
+        except BrokerError as error:
+            raise HostError(f"{problem} ({error})") from error
+
+
+def _compose(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    return process.run(
+        ["docker", "compose", "--file", compose_file(), *arguments],
+        what=f"docker compose {arguments[0]}",
+        timeout_s=timeout_s,
+    )
+
+
+def compose_file() -> Path:
+    """The project's docker-compose.yml."""
+    for folder in (state.project_dir(), Path.cwd()):
+        if folder is not None and (folder / FILE).is_file():
+            return folder / FILE
+    raise HostError(f"--brokers docker needs the project's {FILE}: run loadgen inside its checkout")
+
+
+def _owners_path() -> Path:
+    return state.brokers_dir() / "docker.json"
+
+
+def _owners() -> dict[BrokerName, ProcessId]:
+    try:
+        record = json.loads(_owners_path().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {broker: ProcessId(**owner) for broker, owner in record.items()}
+
+
+def _save_owners(owners: dict[BrokerName, ProcessId]) -> None:
+    state.write_json(_owners_path(), {broker: asdict(owner) for broker, owner in owners.items()})

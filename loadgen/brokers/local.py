@@ -1,0 +1,359 @@
+"""Brokers that this project installs, starts and ends by itself, in its own folder."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+import uuid
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loadgen.brokers import ports, process, state
+from loadgen.brokers.process import ProcessId
+from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from loadgen.brokers.install import Installation
+    from loadgen.brokers.state import Progress
+    from loadgen.endpoint import BrokerName, Endpoint
+
+
+STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
+
+
+class Kind(Protocol):
+    """What `rabbitmq.py` and `kafka.py` know how to do."""
+
+    @property
+    def NODE_PORTS(self) -> tuple[str, ...]:  # noqa: N802  # a module's constant
+        """The names of each node's ports."""
+
+    @property
+    def CLUSTER_PORTS(self) -> tuple[str, ...]:  # noqa: N802
+        """The names of the ports that the nodes share."""
+
+    @property
+    def STOP_TIMEOUT_S(self) -> float:  # noqa: N802
+        """How long it may take to end in order."""
+
+    def install(self, cache: Path, progress: Progress) -> Installation:
+        """Finds or installs it."""
+
+    def launch(self, cluster: Cluster, node: Node) -> None:
+        """Starts one node."""
+
+    def wait_ready(self, cluster: Cluster, node: Node) -> None:
+        """Returns when the node serves."""
+
+    def endpoint(self, cluster: Cluster) -> Endpoint:
+        """Describes the running cluster."""
+
+
+def kind_of(broker: BrokerName) -> Kind:
+    """The module that knows this broker."""
+    if broker == "rabbitmq":
+        from loadgen.brokers import rabbitmq  # noqa: PLC0415  # imported when needed: `import loadgen` stays cheap
+
+        return rabbitmq
+    from loadgen.brokers import kafka  # noqa: PLC0415
+
+    return kafka
+
+
+@contextmanager
+def opened(
+    brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
+) -> Iterator[dict[BrokerName, Endpoint]]:
+    """Running brokers for as long as the block lasts; those that nobody else wants are ended after it."""
+    token = uuid.uuid4().hex
+    endpoints = _acquire(brokers, token, nodes=nodes, cpus=cpus, progress=progress)
+    try:
+        yield endpoints
+    finally:
+        _release(brokers, token, progress=progress)
+
+
+def up(
+    brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
+) -> dict[BrokerName, Endpoint]:
+    """Starts brokers that stay up after this program has ended."""
+    return _acquire(brokers, None, nodes=nodes, cpus=cpus, progress=progress)
+
+
+def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
+    """Ends brokers, whoever started them, and returns what was ended."""
+    root = state.brokers_dir()
+    if not root.exists():
+        return []
+    with _lock(root, progress):
+        ended = _end_abandoned(root, progress)
+        for broker in brokers:
+            cluster = state.load(broker, root)
+            if cluster is not None:
+                progress(f"{broker}: ending")
+                ended += _end(cluster)
+        return ended
+
+
+def status(*, progress: Progress) -> list[dict[str, Any]]:
+    """What runs and what is installed, as plain data."""
+    root = state.brokers_dir()
+    if not root.exists():
+        return [_describe(broker, None) for broker in BROKER_NAMES]
+    with _lock(root, progress):
+        _end_abandoned(root, progress)
+        return [_describe(broker, state.load(broker, root)) for broker in BROKER_NAMES]
+
+
+def kill(endpoint: Endpoint, node_index: int = 1) -> None:
+    """Kills a node's server as `kill -9` does: no flush, no goodbye. Its data stays."""
+    server = _node_of(cluster_of(endpoint), node_index).server
+    if server is not None:
+        process.end(server, timeout_s=process.KILL_WAIT_S, signal_number=signal.SIGKILL)
+
+
+def restart(endpoint: Endpoint, node_index: int = 1, *, progress: Progress) -> Endpoint:
+    """Starts a killed node again, on the same data and ports (a running one is ended first, in order)."""
+    with _lock(_root_of(endpoint), progress):
+        cluster = cluster_of(endpoint)
+        node, kind = _node_of(cluster, node_index), kind_of(cluster.broker)
+        if node.server is not None:
+            process.end(node.server, timeout_s=kind.STOP_TIMEOUT_S)
+        cluster.warmed = False
+        kind.launch(cluster, node)
+        kind.wait_ready(cluster, node)
+        cluster.save()
+        return kind.endpoint(cluster)
+
+
+def mark_warmed(endpoint: Endpoint) -> None:
+    """Remembers that a broker has had its warm-up load since it was started."""
+    with _lock(_root_of(endpoint), lambda _: None):
+        cluster = cluster_of(endpoint)
+        cluster.warmed = True
+        cluster.save()
+
+
+def cluster_of(endpoint: Endpoint) -> Cluster:
+    """The remembered cluster behind a local endpoint."""
+    cluster = state.load(endpoint.broker, _root_of(endpoint))
+    if cluster is None:
+        raise BrokerError(
+            f"{endpoint.broker} at {endpoint.address} is no longer up: it was ended by another command"
+        )
+    return cluster
+
+
+def _root_of(endpoint: Endpoint) -> Path:
+    if endpoint.source != "local" or endpoint.data_dir is None:
+        raise BrokerError(
+            f"{endpoint.broker} at {endpoint.address} was not started by loadgen: it is left alone"
+        )
+    return endpoint.data_dir.parents[3]  # <root>/run/<broker>/node1/data
+
+
+def _node_of(cluster: Cluster, node_index: int) -> Node:
+    for node in cluster.nodes:
+        if node.index == node_index:
+            return node
+    raise BrokerError(f"{cluster.broker} has {len(cluster.nodes)} node(s), there is no node {node_index}")
+
+
+def _lock(root: Path, progress: Progress) -> AbstractContextManager[None]:
+    return state.locked(root / "lock", what="starting or ending brokers", progress=progress)
+
+
+def _acquire(
+    brokers: Sequence[BrokerName], token: str | None, *, nodes: int, cpus: Sequence[int], progress: Progress
+) -> dict[BrokerName, Endpoint]:
+    # token: the run that wants them; None: they are to stay.
+    if nodes != 1:
+        raise BrokerError(
+            f"local brokers have one node for now, {nodes} were asked for: three nodes come later"
+        )
+    root = state.make_dir(state.brokers_dir())
+    installations = {broker: kind_of(broker).install(state.cache_dir(), progress) for broker in brokers}
+    taken: list[Cluster] = []
+    begun: list[Cluster] = []
+    with _lock(root, progress), ExitStack() as held_ports:
+        _end_abandoned(root, progress)
+        try:
+            for broker in brokers:
+                cluster = _running(broker, root, nodes=nodes, cpus=cpus, progress=progress)
+                if cluster is None:
+                    cluster = _planned(
+                        broker, root, installations[broker], nodes=nodes, cpus=cpus, held=held_ports
+                    )
+                    begun.append(cluster)
+                taken.append(cluster)
+                _own(cluster, token)
+            for cluster in begun:
+                progress(f"{cluster.broker} {cluster.version}: starting")
+                for node in cluster.nodes:
+                    kind_of(cluster.broker).launch(cluster, node)
+            endpoints = {cluster.broker: _serving(cluster, progress) for cluster in taken}
+        except BaseException:
+            for cluster in taken:
+                if cluster in begun:
+                    _end(cluster, at_once=True)
+                else:
+                    _disown(cluster, token or STARTER)
+            raise
+        for cluster in taken:
+            _disown(cluster, STARTER)
+    return endpoints
+
+
+def _own(cluster: Cluster, token: str | None) -> None:
+    # While it starts, even one that is to stay belongs to this process: killed now, it leaves nothing behind.
+    cluster.kept = cluster.kept or token is None
+    cluster.owners = {**cluster.live_owners(), token or STARTER: ProcessId.current()}
+    cluster.save()
+
+
+def _serving(cluster: Cluster, progress: Progress) -> Endpoint:
+    kind = kind_of(cluster.broker)
+    if not cluster.ready:
+        for node in cluster.nodes:
+            kind.wait_ready(cluster, node)
+        cluster.ready = True
+        cluster.save()
+        progress(
+            f"{cluster.broker} {cluster.version}: ready after {time.time() - cluster.started_unix_s:.1f} s"
+        )
+    return kind.endpoint(cluster)
+
+
+def _running(
+    broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int], progress: Progress
+) -> Cluster | None:
+    cluster = state.load(broker, root)
+    if cluster is None:
+        return None
+    owners = sorted({owner.pid for owner in cluster.live_owners().values()})
+    if not cluster.is_serving():
+        if owners:
+            raise BrokerError(
+                f"{broker} is used by another loadgen (pid {owners[0]}) and down at this moment: "
+                "wait until that has ended"
+            )
+        progress(f"{broker}: was up, but its process is gone; starting it anew")
+        _end(cluster, at_once=True)
+        return None
+    if len(cluster.nodes) != nodes or (cpus and sorted(cpus) != cluster.cpus):
+        raise BrokerError(f"{broker} is up with other nodes or CPUs than asked for: run `loadgen down` first")
+    if owners:
+        progress(
+            f"{broker}: also used by pid {', '.join(map(str, owners))}; the two disturb each other's figures"
+        )
+    return cluster
+
+
+def _planned(
+    broker: BrokerName,
+    root: Path,
+    installation: Installation,
+    *,
+    nodes: int,
+    cpus: Sequence[int],
+    held: ExitStack,
+) -> Cluster:
+    kind = kind_of(broker)
+    folder = state.cluster_dir(broker, root)
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier start's data and logs
+    state.make_dir(folder)
+    return Cluster(
+        broker=broker,
+        folder=folder,
+        installation=installation.folder,
+        version=installation.versions[broker],
+        ports=held.enter_context(ports.reserve(kind.CLUSTER_PORTS)),
+        nodes=[
+            Node(index, held.enter_context(ports.reserve(kind.NODE_PORTS))) for index in range(1, nodes + 1)
+        ],
+        cpus=sorted(cpus),
+        started_unix_s=time.time(),
+    )
+
+
+def _disown(cluster: Cluster, token: str) -> None:
+    if cluster.owners.pop(token, None) is not None:
+        cluster.save()
+
+
+def _release(brokers: Sequence[BrokerName], token: str, *, progress: Progress) -> None:
+    root = state.brokers_dir()
+    with _lock(root, progress):
+        for broker in brokers:
+            cluster = state.load(broker, root)
+            if cluster is not None and token in cluster.owners:
+                _disown(cluster, token)
+                if cluster.is_abandoned():
+                    progress(f"{broker}: ending")
+                    _end(cluster)
+
+
+def _end_abandoned(root: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Ends what a killed loadgen left behind, recorded or not; call it with the lock held."""
+    ended = []
+    for broker in BROKER_NAMES:
+        cluster = state.load(broker, root)
+        if cluster is not None and cluster.is_abandoned():
+            progress(f"{broker}: ending what a loadgen that was killed had left running")
+            ended += _end(cluster, at_once=True)
+        elif cluster is None:
+            ended += _end_marked(broker, state.cluster_dir(broker, root))
+    return ended
+
+
+def _end(cluster: Cluster, *, at_once: bool = False) -> list[dict[str, Any]]:
+    """Ends a cluster's processes and forgets it; a second Ctrl-C while it waits makes it kill instead."""
+    known = cluster.processes()
+    timeout_s = 0.0 if at_once else kind_of(cluster.broker).STOP_TIMEOUT_S
+    try:
+        if not at_once:
+            process.signal_all(known[: len(cluster.nodes)])
+        endings = process.end_all(known, timeout_s=timeout_s)
+    except BaseException:
+        process.end_all(known, timeout_s=0)
+        state.forget(cluster)
+        raise
+    ended = [{"broker": cluster.broker, "pid": pid, "how": how} for pid, how in endings if how != "gone"]
+    ended += _end_marked(cluster.broker, cluster.folder)
+    state.forget(cluster)
+    return ended
+
+
+def _end_marked(broker: BrokerName, folder: Path) -> list[dict[str, Any]]:
+    endings = process.end_all(list(process.find_marked(folder)), timeout_s=0)
+    return [{"broker": broker, "pid": pid, "how": how} for pid, how in endings if how != "gone"]
+
+
+def _describe(broker: BrokerName, cluster: Cluster | None) -> dict[str, Any]:
+    if cluster is None:
+        return {"broker": broker, "source": "local", "running": False}
+    first = cluster.nodes[0]
+    return {
+        "broker": broker,
+        "source": "local",
+        "running": cluster.is_serving(),
+        "version": cluster.version,
+        "pid": first.server.pid if first.server else None,
+        "ports": {**cluster.ports, **first.ports},
+        "uptime_s": round(first.server.uptime_s(), 1) if first.server and first.server.is_alive() else None,
+        "data_dir": str(cluster.node_dir(first) / "data"),
+        "log_dir": str(cluster.node_dir(first) / "log"),
+        "kept": cluster.kept,
+        "used_by_pids": sorted({owner.pid for owner in cluster.live_owners().values()}),
+        "warmed": cluster.warmed,
+        "nodes": [
+            {"index": node.index, "pid": node.server.pid if node.server else None, "ports": node.ports}
+            for node in cluster.nodes
+        ],
+    }

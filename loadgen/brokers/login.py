@@ -1,0 +1,188 @@
+"""The first words with somebody else's broker: who it is, and whether it lets us in, within seconds."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from loadgen.brokers.kafka_admin import describe_broker
+from loadgen.brokers.redact import redacted
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from loadgen.endpoint import Endpoint, Tls
+
+TIMEOUT_S = 6.0
+UNTOUCHED = "an external broker is taken as it is (what its makers ship is not known to be what it runs)"
+
+
+def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
+    """Logs in over AMQP 0-9-1 and returns the endpoint with what the server said of itself."""
+    import pika  # noqa: PLC0415  # needed for external brokers only
+    from pika import exceptions  # noqa: PLC0415
+
+    assert endpoint.credentials is not None
+    user, (host, port) = endpoint.credentials.username, endpoint.hosts[0]
+    # It would log each refusal with a stack trace of its own; what matters is in the one line below.
+    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
+    parameters = pika.ConnectionParameters(
+        host=host,
+        port=port,
+        virtual_host=endpoint.virtual_host,
+        credentials=pika.PlainCredentials(user, endpoint.credentials.password),
+        ssl_options=pika.SSLOptions(ssl_context(endpoint.tls), host) if endpoint.tls else None,
+        connection_attempts=1,
+        socket_timeout=TIMEOUT_S / 2,
+        stack_timeout=TIMEOUT_S,
+        blocked_connection_timeout=TIMEOUT_S,
+    )
+    try:
+        connection = pika.BlockingConnection(parameters)
+    except exceptions.ProbableAuthenticationError:
+        raise BrokerError(refused(url, user, "RABBITMQ")) from None
+    except (exceptions.ProbableAccessDeniedError, exceptions.ConnectionClosedByBroker):
+        raise BrokerError(
+            f"rabbitmq at {url} does not let user {user!r} into virtual host {endpoint.virtual_host!r}: "
+            "check that it exists and that the user has permissions on it"
+        ) from None
+    except exceptions.AuthenticationError:
+        raise BrokerError(refused(url, user, "RABBITMQ")) from None
+    except (exceptions.AMQPError, ssl.SSLError, OSError) as error:
+        raise BrokerError(
+            f"rabbitmq at {url} does not answer as an AMQP 0-9-1 broker{_about_tls(endpoint.tls, 'amqps')}: "
+            f"{type(error).__name__}"
+        ) from error
+    properties: dict[str, Any] = connection._impl.server_properties  # noqa: SLF001  # pika offers no other way
+    connection.close()
+    names = ("product", "version", "platform", "cluster_name")
+    described = redacted({name: _text(properties[name]) for name in names if name in properties})
+    return replace(
+        endpoint,
+        version=_text(properties.get("version", "unknown")),
+        configuration={"server_properties": described},
+        deviations=(UNTOUCHED,),
+    )
+
+
+def kafka(endpoint: Endpoint, url: str) -> Endpoint:
+    """Asks for the cluster's metadata and returns the endpoint with the first broker's own configuration."""
+    settings = librdkafka_settings(endpoint)
+    broker_ids = _reach_kafka(settings, endpoint, url)
+    described = describe_broker(settings, broker_ids[0])
+    return replace(
+        endpoint,
+        configuration={
+            "broker": described.values,
+            "broker_not_default": described.changed,
+            "broker_ids": broker_ids,
+        },
+        deviations=(
+            UNTOUCHED,
+            *(f"{key} = {value} (found on the external broker)" for key, value in described.changed.items()),
+        ),
+    )
+
+
+def librdkafka_settings(endpoint: Endpoint) -> dict[str, Any]:
+    """How librdkafka is told to reach an endpoint (user and password by SASL PLAIN)."""
+    settings: dict[str, Any] = {
+        "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in endpoint.hosts),
+        "security.protocol": ("SASL_" if endpoint.credentials else "")
+        + ("SSL" if endpoint.tls else "PLAINTEXT"),
+    }
+    if endpoint.credentials:
+        settings |= {
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": endpoint.credentials.username,
+            "sasl.password": endpoint.credentials.password,
+        }
+    if endpoint.tls:
+        tls = endpoint.tls
+        files = {
+            "ssl.ca.location": tls.ca_file,
+            "ssl.certificate.location": tls.cert_file,
+            "ssl.key.location": tls.key_file,
+        }
+        settings |= {name: str(path) for name, path in files.items() if path}
+        if not tls.verify:
+            settings["enable.ssl.certificate.verification"] = False
+    return settings
+
+
+def ssl_context(tls: Tls) -> ssl.SSLContext:
+    """Python's TLS settings for an endpoint."""
+    context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if tls.cert_file:
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+    return context
+
+
+def refused(url: str, user: str, broker: str) -> str:
+    """The one line about a wrong password."""
+    return (
+        f"{broker.lower()} at {url} refused user {user!r}: expected a valid user and password; "
+        f"set LOADGEN_{broker}_USERNAME and LOADGEN_{broker}_PASSWORD (or LOADGEN_CREDENTIALS_FILE)"
+    )
+
+
+def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list[int]:
+    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
+    from confluent_kafka.admin import AdminClient  # noqa: PLC0415
+
+    errors: list[KafkaError] = []
+    try:
+        admin = AdminClient(
+            {
+                **settings,
+                "error_cb": errors.append,
+                "log_level": 0,
+                "socket.connection.setup.timeout.ms": 3000,
+            },
+            logger=_silent_logger(),
+        )
+    except KafkaException as error:
+        raise BrokerError(f"kafka at {url}: {error.args[0].str()}") from error
+    until_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until_s:
+        try:
+            return sorted(admin.list_topics(timeout=1.0).brokers)
+        except KafkaException:
+            admin.poll(0.1)
+        codes = {error.code() for error in errors}
+        if KafkaError._AUTHENTICATION in codes or KafkaError.SASL_AUTHENTICATION_FAILED in codes:
+            user = endpoint.credentials.username if endpoint.credentials else "nobody"
+            raise BrokerError(refused(url, user, "KAFKA"))
+        if KafkaError._SSL in codes:
+            break
+    said = next(
+        (error.str() for error in errors if error.code() != KafkaError._ALL_BROKERS_DOWN), "no answer"
+    )
+    raise BrokerError(
+        f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s"
+        f"{_about_tls(endpoint.tls, 'kafka+tls')}{'' if endpoint.credentials else ' or credentials'}: {said[:200]}"
+    )
+
+
+def _silent_logger() -> logging.Logger:
+    logger = logging.getLogger("loadgen.brokers.librdkafka")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    return logger
+
+
+def _about_tls(tls: Tls | None, scheme: str) -> str:
+    return (
+        " with TLS; check the port and the certificates"
+        if tls
+        else f"; check the port, and whether it wants {scheme}://"
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,332 @@
+"""The command line: thin. It parses, calls, prints, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_USAGE, LoadgenError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.endpoint import BrokerName
+
+COMPARE_SCENARIOS = ("throughput", "clients", "latency")
+BROKER_NAMES = ("rabbitmq", "kafka")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with the design's exit status for usage errors, and one line."""
+
+    def error(self, message: str) -> Any:  # argparse gives NoReturn
+        print(f"loadgen: {message}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="loadgen",
+        description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
+        epilog="Exit status: 0 good, 1 a threshold was missed, 2 a run is invalid, 3 cannot tell, 64 and up usage.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, text in (
+        ("up", "install on first use, start, and leave running"),
+        ("down", "stop what runs, and whatever a killed run left"),
+        ("status", "what runs, where, since when"),
+    ):
+        command = commands.add_parser(name, help=f"brokers: {text}")
+        _add_brokers(command)
+        command.add_argument("--json", action="store_true", help="for machines")
+    command = commands.add_parser("list", help="the scenarios, with the question that each one asks")
+    command.add_argument("--json", action="store_true", help="for machines")
+    for name, text in (
+        ("run", "run scenarios and write a run to results/"),
+        ("plan", "what a run would do: trials, minutes, bytes on disk"),
+        ("compare", "the suite behind the RabbitMQ-vs-Kafka table, and its report"),
+    ):
+        command = commands.add_parser(name, help=text)
+        _add_run(command, scenarios=name != "compare")
+    command = commands.add_parser("rerun", help="the same trials again, exactly")
+    command.add_argument("run", help="a run's folder or id, or `latest`")
+    _add_brokers(command)
+    _add_output(command)
+    command = commands.add_parser("report", help="write a run's report again and print its table")
+    command.add_argument("run", nargs="?", default="latest", help="a run's folder or id (default: latest)")
+    _add_output(command)
+    command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
+    command.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+def _add_brokers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--brokers",
+        default="local",
+        metavar="local|docker|URL…",
+        help="where the brokers come from: private ones in .brokers/ (default), docker compose, or "
+        "amqp[s]://host:port/vhost and kafka[+tls]://host:port, separated by blanks or commas",
+    )
+    command.add_argument("--broker", choices=BROKER_NAMES, help="only this one")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept (default: results)")
+    command.add_argument("--json", action="store_true", help="results for machines, on stdout")
+
+
+def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
+    if scenarios:
+        command.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO", help="scenario files")
+    _add_brokers(command)
+    command.add_argument(
+        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="change a knob; commas sweep"
+    )
+    command.add_argument("--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often")
+    command.add_argument("--repeats", type=_positive, help="in place of the profile's")
+    command.add_argument("--seed", type=int, default=1, help="of messages, arrivals and the order of trials")
+    command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
+    command.add_argument("--cpus-client", metavar="LIST", help="pin producers and consumers, such as 4-7")
+    _add_output(command)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 … 1000")
+    return number
+
+
+def _names(arguments: argparse.Namespace) -> tuple[BrokerName, ...]:
+    return cast("tuple[BrokerName, ...]", (arguments.broker,) if arguments.broker else BROKER_NAMES)
+
+
+class Console:
+    """Progress on stderr: one living line on a terminal, one line every 10 s elsewhere."""
+
+    PLAIN_EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last_s = 0.0
+        self._open = False
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, text: str) -> None:
+        """A line that the next one replaces."""
+        if self._terminal:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\x1b[2K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        elif time.monotonic() - self._last_s >= self.PLAIN_EVERY_S:
+            self._last_s = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """End the living line."""
+        if self._open:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._open = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the exit status."""
+    arguments = _parser().parse_args(argv)
+    console = Console()
+    try:
+        return _COMMANDS[arguments.command](arguments, console)
+    except LoadgenError as error:
+        console.clear()
+        if arguments.debug:
+            raise
+        print(f"loadgen: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        console.clear()
+        print("loadgen: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `loadgen list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _up(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen import brokers
+
+    brokers.up(arguments.brokers, _names(arguments), progress=console.message)
+    return _status(arguments, console)
+
+
+def _down(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen import brokers
+
+    ended = brokers.down(arguments.brokers, _names(arguments), progress=console.message)
+    if arguments.json:
+        print(json.dumps(ended, indent=1))
+    else:
+        for each in ended:
+            print(f"{each['broker']}: stopped")
+        if not ended:
+            print("nothing was running")
+    return 0
+
+
+def _status(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen import brokers
+
+    del console
+    rows = [row for row in brokers.status(arguments.brokers) if row["broker"] in _names(arguments)]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        if row["running"]:
+            ports = ", ".join(f"{name} {port}" for name, port in (row.get("ports") or {}).items())
+            print(f"{row['broker']} {row['version']}: running, pid {row.get('pid')}, {ports}, log {row.get('log_dir')}")
+        else:
+            print(f"{row['broker']}: not running")
+    return 0
+
+
+def _list(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.load import load_scenarios, scenario_files
+
+    del console
+    rows = [
+        {"file": str(path), "name": scenario.name, "question": scenario.question}
+        for path in scenario_files()
+        for scenario in load_scenarios(path)
+    ]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    for row in [] if arguments.json else rows:
+        print(f"{row['file']:32} {row['question']}")
+    return 0
+
+
+def _make_plan(arguments: argparse.Namespace) -> Any:
+    from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_file
+    from loadgen.plan import PROFILES, make_plan
+
+    paths = getattr(arguments, "scenarios", None) or [scenario_file(name) for name in COMPARE_SCENARIOS]
+    sets = [parse_set(text) for text in arguments.sets]
+    scenarios = [apply_sets(scenario, sets) if sets else scenario for path in paths for scenario in load_scenarios(path)]
+    return make_plan(
+        scenarios,
+        PROFILES[arguments.profile],
+        brokers=_names(arguments),
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+    )
+
+
+def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.host import disk_free
+
+    del console
+    plan = _make_plan(arguments)
+    if arguments.json:
+        print(json.dumps(plan.describe(), indent=1, default=str))
+        return 0
+    for trial in plan.trials:
+        print(trial.describe())
+    print(
+        f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes, "
+        f"at most {plan.peak_bytes_max / 1e9:.1f} GB on disk at once"
+    )
+    plan.refuse_over_half_of(disk_free(Path()))
+    return 0
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    plan = _make_plan(arguments)
+    name = "compare" if arguments.command == "compare" else "-".join(each.name for each in plan.scenarios)
+    return _execute(plan, name, arguments, console)
+
+
+def _rerun(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.engine import plan_of
+    from loadgen.runs import load
+
+    earlier = load(arguments.run, arguments.results)
+    return _execute(plan_of(earlier, _names(arguments)), earlier.header["name"], arguments, console)
+
+
+def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.engine import Options, execute, exit_status
+    from loadgen.report import write_report
+
+    options = Options(
+        name=name,
+        command=["loadgen", *sys.argv[1:]],
+        results=arguments.results,
+        brokers=arguments.brokers,
+        cpus_broker=getattr(arguments, "cpus_broker", None),
+        cpus_client=getattr(arguments, "cpus_client", None),
+    )
+    run = execute(plan, options, console)
+    console.clear()
+    paths = write_report(run)
+    _print_run(run, arguments.json)
+    console.message(f"report: {paths['html']}")
+    return exit_status(run)
+
+
+def _print_run(run: Any, as_json: bool) -> None:
+    from loadgen.report import render_run
+
+    if as_json:
+        print(json.dumps({"path": str(run.path), "status": run.status, "trials": run.trials}, indent=1))
+    else:
+        print(render_run(run))
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.report import write_report
+    from loadgen.runs import load
+
+    run = load(arguments.run, arguments.results)
+    paths = write_report(run)
+    _print_run(run, arguments.json)
+    console.message(f"report: {paths['html']}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.doctor import examine
+
+    del console
+    findings = examine()
+    if arguments.json:
+        print(json.dumps(findings, indent=1))
+    for each in [] if arguments.json else findings:
+        print(f"{each['status']:8} {each['what']}: {each['text']}")
+    return 0 if all(each["status"] != "missing" for each in findings) else 71
+
+
+_COMMANDS = {
+    "up": _up,
+    "down": _down,
+    "status": _status,
+    "list": _list,
+    "run": _run,
+    "plan": _plan,
+    "compare": _run,
+    "rerun": _rerun,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

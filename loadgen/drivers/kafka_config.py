@@ -1,0 +1,67 @@
+"""What both Kafka drivers and the admin need to know of an endpoint: librdkafka's settings, TLS contexts, one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loadgen.endpoint import Endpoint, Tls
+
+CLIENT_ID = "loadgen"
+CONNECT_TIMEOUT_S = 5.0
+
+# librdkafka prints to stderr unless it is given a logger; its errors reach people through ours.
+SILENT = logging.getLogger("loadgen.librdkafka")
+SILENT.addHandler(logging.NullHandler())
+SILENT.propagate = False
+
+
+def client_settings(endpoint: Endpoint) -> dict[str, Any]:
+    """librdkafka's connection settings for this endpoint; holds the password, so it is never printed or kept."""
+    settings: dict[str, Any] = {
+        "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in endpoint.hosts),
+        "client.id": CLIENT_ID,
+        "statistics.interval.ms": 0,
+        "log.connection.close": False,
+        "socket.connection.setup.timeout.ms": int(CONNECT_TIMEOUT_S * 1000),
+        "logger": SILENT,
+    }
+    secure = "SSL" if endpoint.tls else "PLAINTEXT"
+    settings["security.protocol"] = f"SASL_{secure}" if endpoint.credentials else secure
+    if endpoint.credentials:
+        settings["sasl.mechanisms"] = "PLAIN"
+        settings["sasl.username"] = endpoint.credentials.username
+        settings["sasl.password"] = endpoint.credentials.password
+    if endpoint.tls:
+        settings.update(_tls_settings(endpoint.tls))
+    return settings
+
+
+def _tls_settings(tls: Tls) -> dict[str, Any]:
+    files = {
+        "ssl.ca.location": tls.ca_file,
+        "ssl.certificate.location": tls.cert_file,
+        "ssl.key.location": tls.key_file,
+    }
+    settings: dict[str, Any] = {name: str(path) for name, path in files.items() if path is not None}
+    settings["enable.ssl.certificate.verification"] = tls.verify
+    settings["ssl.endpoint.identification.algorithm"] = "https" if tls.verify else "none"
+    return settings
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """The same for our own sockets."""
+    context = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if tls.cert_file is not None:
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+    return context
+
+
+def acks_number(acks: Any) -> int:
+    """The protocol's number for the knob `acks`: 0, 1, or −1 for all."""
+    return {"0": 0, "1": 1, "all": -1, "-1": -1}[str(acks)]

@@ -1,0 +1,452 @@
+"""A broker in memory: one queue that confirms, delays, loses, doubles, swaps, damages and pauses as it is told.
+
+`Hub` is the broker without clock or socket; `serve` (``python -m loadgen.drivers.memory_hub PATH
+SETTINGS``) puts it behind a Unix socket. It knows exactly what harm it did (`Hub.harm`), which is what a
+ledger is tested against.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from loadgen.drivers.memory_link import Frame, FrameSocket, Kind, batch
+from loadgen.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from loadgen.driver import Int64, UInt8
+
+PREFIX = "memory."
+OUTBOX_MAX_BYTES = 1 << 20  # of deliveries under way to one consumer
+DELIVERY_MAX_BYTES = 256 << 10
+NS_PER_MS = 1_000_000
+IDLE_S = 0.5  # how often a server with nothing to do looks whether its maker is still there
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How the broker behaves; each field is the setting `memory.<field>`. 0 is never.
+
+    The harm of "every n-th" message counts the messages that the broker took, from 1 on.
+    """
+
+    delay_ms: float = 0.0
+    """From taking a message to its delivery."""
+    delay_distribution: Literal["fixed", "exponential"] = "fixed"
+    """Exponential: `delay_ms` is the mean, and the queue keeps its order."""
+    confirm_delay_ms: float = 0.0
+    """From taking a message to its confirmation."""
+    loss_every: int = 0
+    """Confirmed and never delivered."""
+    duplicate_every: int = 0
+    """Delivered twice."""
+    reorder_every: int = 0
+    """Swapped with the message before it, where both came in one batch."""
+    corrupt_every: int = 0
+    """Delivered with its last byte changed."""
+    refuse_every: int = 0
+    """Not taken, and the producer is told so."""
+    pause_every_ms: float = 0.0
+    """The length of a cycle, at whose end the broker does nothing for `pause_ms`."""
+    pause_ms: float = 0.0
+    """How long it does nothing."""
+    max_bytes: int = 256 << 20
+    """How much it holds before it stops reading from producers."""
+    seed: int = 0
+    """Of the exponential delays."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Behaviour:
+        """From a trial's settings; raises ScenarioError for an unknown or impossible one."""
+        given = {
+            name.removeprefix(PREFIX): value for name, value in settings.items() if name.startswith(PREFIX)
+        }
+        known = {each.name for each in fields(cls)}
+        for name, value in given.items():
+            if name not in known:
+                raise ScenarioError(f"{PREFIX}{name}: no such setting; there are {', '.join(sorted(known))}")
+            if name != "delay_distribution" and not (isinstance(value, int | float) and value >= 0):
+                raise ScenarioError(f"{PREFIX}{name} = {value!r}: expected a number of at least 0")
+        behaviour = cls(**given)
+        if behaviour.delay_distribution not in {"fixed", "exponential"}:
+            raise ScenarioError(
+                f"{PREFIX}delay_distribution = {behaviour.delay_distribution!r}: expected fixed or exponential"
+            )
+        if behaviour.pause_ms and behaviour.pause_every_ms <= behaviour.pause_ms:
+            raise ScenarioError(
+                f"{PREFIX}pause_every_ms = {behaviour.pause_every_ms}: must be longer than pause_ms"
+            )
+        return behaviour
+
+
+@dataclass(slots=True)
+class Harm:
+    """What the broker did to messages, exactly; duplicates and damage are counted in copies delivered."""
+
+    lost: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    corrupted: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Messages begin … end of a batch that wait, or wait to be acknowledged; ready from `ready_ns` (ascending) on."""
+
+    data: UInt8
+    offsets: Int64
+    size_bytes: int
+    ready_ns: Int64 | int
+    begin: int
+    end: int
+    redelivered: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many messages."""
+        return self.end - self.begin
+
+    @property
+    def bytes(self) -> int:
+        """Of how many bytes."""
+        return int(self.offsets[self.end] - self.offsets[self.begin])
+
+    def ready_count(self, now_ns: int) -> int:
+        """How many of them may be delivered by now."""
+        if isinstance(self.ready_ns, int):
+            return self.count if self.ready_ns <= now_ns else 0
+        return int(np.searchsorted(self.ready_ns, now_ns, side="right")) - self.begin
+
+    def next_ready_ns(self) -> int:
+        """When its first message may be delivered."""
+        return self.ready_ns if isinstance(self.ready_ns, int) else int(self.ready_ns[self.begin])
+
+    def take(self, count: int) -> Chunk:
+        """Cut off the first `count` messages."""
+        middle = self.begin + count
+        head = Chunk(
+            self.data, self.offsets, self.size_bytes, self.ready_ns, self.begin, middle, self.redelivered
+        )
+        self.begin = middle
+        return head
+
+    def delivery(self) -> Frame:
+        """The frame that delivers it."""
+        offsets = self.offsets[self.begin : self.end + 1]
+        data = self.data[offsets[0] : offsets[-1]]
+        return batch(Kind.DELIVER, 0, data, offsets, self.size_bytes, flags=int(self.redelivered))
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """A client as the broker sees it; `outbox` is what waits to be sent to it."""
+
+    role: Kind | None = None
+    prefetch: int = 0
+    automatic: bool = False
+    outbox: deque[Frame] = field(default_factory=deque)
+    outbox_bytes: int = 0
+    unacked: deque[Chunk] = field(default_factory=deque)
+    unacked_count: int = 0
+
+    def room(self) -> int:
+        """How many messages may be delivered to it now."""
+        if self.role is not Kind.CONSUME or self.outbox_bytes >= OUTBOX_MAX_BYTES:
+            return 0
+        if self.automatic or not self.prefetch:
+            return 1 << 30
+        return self.prefetch - self.unacked_count
+
+
+class Hub:
+    """The broker: all that happens, happens in `handle` and `advance`, at the moment they are given."""
+
+    def __init__(self, behaviour: Behaviour, start_ns: int) -> None:
+        self.behaviour = behaviour
+        self.harm = Harm()
+        self.taken = 0
+        self.stopped = False
+        self.waiting_count = 0
+        self.waiting_bytes = 0
+        self._start_ns = start_ns
+        self._offered = 0
+        self._queue: deque[Chunk] = deque()
+        self._confirms: deque[tuple[int, Peer, Frame]] = deque()
+        self._peers: list[Peer] = []
+        self._turn = 0
+        self._last_ready_ns = 0
+        self._rng = np.random.default_rng(behaviour.seed)
+
+    def connect(self) -> Peer:
+        """A new client."""
+        peer = Peer()
+        self._peers.append(peer)
+        return peer
+
+    def disconnect(self, peer: Peer) -> None:
+        """A client has left: what it did not acknowledge goes back to the head of the queue."""
+        self._peers.remove(peer)
+        for chunk in reversed(peer.unacked):
+            chunk.redelivered = True
+            chunk.ready_ns = 0
+            self._queue.appendleft(chunk)
+            self.waiting_count += chunk.count
+            self.waiting_bytes += chunk.bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether producers have to wait."""
+        return self.waiting_bytes >= self.behaviour.max_bytes
+
+    @property
+    def depth(self) -> int:
+        """Messages that wait or are not acknowledged."""
+        return self.waiting_count + sum(peer.unacked_count for peer in self._peers)
+
+    def handle(self, peer: Peer, frame: Frame, now_ns: int) -> None:
+        """Do what a frame says."""
+        if frame.kind is Kind.PUBLISH:
+            self._publish(peer, frame, now_ns)
+        elif frame.kind is Kind.ACK:
+            self._acknowledge(peer, frame.first)
+        elif frame.kind is Kind.PRODUCE:
+            peer.role = Kind.PRODUCE
+            peer.automatic = bool(frame.flags)  # nothing is confirmed
+        elif frame.kind is Kind.CONSUME:
+            peer.role, peer.prefetch, peer.automatic = Kind.CONSUME, frame.first, bool(frame.flags)
+        elif frame.kind is Kind.ASK:
+            told = {
+                "depth": self.depth,
+                "stored": self.taken,
+                "harm": asdict(self.harm),
+                **asdict(self.behaviour),
+            }
+            self._send(peer, Frame(Kind.ANSWER, body=np.frombuffer(json.dumps(told).encode(), np.uint8)))
+        elif frame.kind is Kind.STOP:
+            self.stopped = True
+
+    def advance(self, now_ns: int) -> None:
+        """Confirm and deliver all that is ready."""
+        if self._pause_end_ns(now_ns) is not None:
+            return
+        while self._confirms and self._confirms[0][0] <= now_ns:
+            _, peer, frame = self._confirms.popleft()
+            self._send(peer, frame)
+        while self._queue and self._deliver(now_ns):
+            pass
+
+    def next_event_ns(self, now_ns: int) -> int | None:
+        """When `advance` has something to do next, as far as time decides that."""
+        times = []
+        if self._confirms:
+            times.append(self._confirms[0][0])
+        if self._queue and any(peer.room() > 0 for peer in self._peers):
+            times.append(self._queue[0].next_ready_ns())
+        if not times:
+            return None
+        return max(min(times), self._pause_end_ns(now_ns) or 0)
+
+    def _pause_end_ns(self, now_ns: int) -> int | None:
+        cycle_ns = int(self.behaviour.pause_every_ms * NS_PER_MS)
+        if not cycle_ns or not self.behaviour.pause_ms:
+            return None
+        into_ns = (now_ns - self._start_ns) % cycle_ns
+        pausing = into_ns >= cycle_ns - self.behaviour.pause_ms * NS_PER_MS
+        return now_ns - into_ns + cycle_ns if pausing else None
+
+    def _send(self, peer: Peer, frame: Frame) -> None:
+        peer.outbox.append(frame)
+        peer.outbox_bytes += len(frame.body)
+
+    def _publish(self, peer: Peer, frame: Frame, now_ns: int) -> None:
+        """Take a batch, and say when each part of it will have been confirmed."""
+        accepted = ~self._every(self.behaviour.refuse_every, self._offered, frame.count)
+        self._offered += frame.count
+        if not peer.automatic:
+            ready_ns = now_ns + int(self.behaviour.confirm_delay_ms * NS_PER_MS)
+            edges = [0, *(np.flatnonzero(np.diff(accepted)) + 1).tolist(), frame.count]
+            for begin, end in zip(edges[:-1], edges[1:], strict=True):
+                kind = Kind.CONFIRM if accepted[begin] else Kind.REFUSE
+                self._confirms.append(
+                    (ready_ns, peer, Frame(kind, count=end - begin, first=frame.first + begin))
+                )
+        self.harm.refused += frame.count - int(accepted.sum())
+        rows = np.flatnonzero(accepted)
+        if len(rows):
+            self._take(frame, rows, now_ns)
+
+    def _take(self, frame: Frame, rows: Int64, now_ns: int) -> None:
+        """Put these rows of a batch into the queue, after the harm that is due."""
+        data, offsets = frame.split()
+        first, self.taken = self.taken, self.taken + len(rows)
+        kept, corrupted = self._harmed(rows, first)
+        if not np.array_equal(kept, np.arange(frame.count)) or corrupted.any():
+            data, offsets = _gather(data, offsets, kept)
+            data[offsets[1:][corrupted] - 1] ^= 0xFF
+        if not len(kept):
+            return
+        chunk = Chunk(data, offsets, frame.size_bytes, self._ready_ns(len(kept), now_ns), 0, len(kept))
+        self._queue.append(chunk)
+        self.waiting_count += chunk.count
+        self.waiting_bytes += chunk.bytes
+
+    def _harmed(self, rows: Int64, first: int) -> tuple[Int64, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Which rows are delivered, in which order, and which of these are damaged; the rows are numbered from first."""
+        count, how, harm = len(rows), self.behaviour, self.harm
+        order = np.arange(count)
+        late = np.flatnonzero(self._every(how.reorder_every, first, count)[1:]) + 1
+        order[late], order[late - 1] = late - 1, late
+        copies = 1 + self._every(how.duplicate_every, first, count).astype(np.int64)
+        lost = self._every(how.loss_every, first, count)
+        copies[lost] = 0
+        order = np.repeat(order, copies[order])
+        corrupted = self._every(how.corrupt_every, first, count)[order]
+        harm.lost += int(lost.sum())
+        harm.duplicated += int((copies > 1).sum())
+        harm.reordered += int((copies[late] * copies[late - 1] > 0).sum())
+        harm.corrupted += int(corrupted.sum())
+        return rows[order], corrupted
+
+    @staticmethod
+    def _every(number: int, first: int, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of messages first … first + count - 1, counted from 1, are a number-th: bool[count]."""
+        which = np.zeros(count, np.bool_)
+        if number:
+            which[-(first + 1) % number :: number] = True
+        return which
+
+    def _ready_ns(self, count: int, now_ns: int) -> Int64 | int:
+        delay_ns = self.behaviour.delay_ms * NS_PER_MS
+        if self.behaviour.delay_distribution == "fixed" or not delay_ns:
+            return now_ns + int(delay_ns)
+        ready = now_ns + self._rng.exponential(delay_ns, count).astype(np.int64)
+        ready[0] = max(int(ready[0]), self._last_ready_ns)
+        np.maximum.accumulate(ready, out=ready)
+        self._last_ready_ns = int(ready[-1])
+        return ready
+
+    def _deliver(self, now_ns: int) -> bool:
+        """Send one batch from the head of the queue to the next consumer in turn; False where that cannot be."""
+        chunk = self._queue[0]
+        ready = chunk.ready_count(now_ns)
+        if ready <= 0:
+            return False
+        for step in range(len(self._peers)):
+            peer = self._peers[(self._turn + step) % len(self._peers)]
+            room = peer.room()
+            if room > 0:
+                break
+        else:
+            return False
+        self._turn = (self._turn + step + 1) % len(self._peers)
+        limit = (
+            int(np.searchsorted(chunk.offsets, chunk.offsets[chunk.begin] + DELIVERY_MAX_BYTES)) - chunk.begin
+        )
+        part = chunk.take(min(ready, room, max(1, limit)))
+        if not chunk.count:
+            self._queue.popleft()
+        self.waiting_count -= part.count
+        self.waiting_bytes -= part.bytes
+        if not peer.automatic:
+            peer.unacked.append(part)
+            peer.unacked_count += part.count
+        self._send(peer, part.delivery())
+        return True
+
+    def _acknowledge(self, peer: Peer, count: int) -> None:
+        peer.unacked_count -= count
+        while count:
+            chunk = peer.unacked[0]
+            taken = min(count, chunk.count)
+            chunk.begin += taken
+            count -= taken
+            if not chunk.count:
+                peer.unacked.popleft()
+
+
+def _gather(data: UInt8, offsets: Int64, rows: Int64) -> tuple[UInt8, Int64]:
+    """The messages of these rows end to end, and where each begins (int64[n + 1])."""
+    sizes = np.diff(offsets)[rows]
+    placed = np.concatenate(([0], np.cumsum(sizes)))
+    # Byte j of row i comes from offsets[rows[i]] + j: one index for all bytes, since rows have many sizes.
+    index = np.arange(int(placed[-1])) + np.repeat(offsets[rows] - placed[:-1], sizes)
+    return data[index], placed
+
+
+class Server:
+    """A hub behind a Unix socket, for as long as its maker lives or until it is told to stop."""
+
+    def __init__(self, listener: socket.socket, behaviour: Behaviour) -> None:
+        self.hub = Hub(behaviour, time.monotonic_ns())
+        self._listener = listener
+        self._clients: dict[FrameSocket, Peer] = {}
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        parent = os.getppid()
+        while not self.hub.stopped and os.getppid() == parent:
+            now = time.monotonic_ns()
+            self.hub.advance(now)
+            for client, peer in list(self._clients.items()):
+                self._push(client, peer)
+            next_ns = self.hub.next_event_ns(now)
+            wait_s = (
+                IDLE_S if next_ns is None else min(IDLE_S, max(0.0, (next_ns - time.monotonic_ns()) / 1e9))
+            )
+            full = self.hub.is_full
+            readers = [
+                each for each, peer in self._clients.items() if not (full and peer.role is Kind.PRODUCE)
+            ]
+            writers = [each for each in self._clients if each.backlog_bytes]
+            readable, _, _ = select.select([self._listener, *readers], writers, [], wait_s)
+            for each in readable:
+                if each is self._listener:
+                    stream, _ = self._listener.accept()
+                    self._clients[FrameSocket(stream)] = self.hub.connect()
+                else:
+                    self._read(each)
+        for client in self._clients:
+            client.stream.close()
+
+    def _read(self, client: FrameSocket) -> None:
+        peer = self._clients[client]
+        try:
+            for frame in client.read():
+                self.hub.handle(peer, frame, time.monotonic_ns())
+        except (EOFError, OSError):
+            self._drop(client)
+
+    def _push(self, client: FrameSocket, peer: Peer) -> None:
+        try:
+            while peer.outbox:
+                client.write(peer.outbox.popleft())
+            client.push()
+        except OSError:
+            self._drop(client)
+        peer.outbox_bytes = client.backlog_bytes
+
+    def _drop(self, client: FrameSocket) -> None:
+        self.hub.disconnect(self._clients.pop(client))
+        client.stream.close()
+
+
+def main() -> None:
+    """Serve one queue: the inherited listening socket's number and the settings as JSON are the arguments."""
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        Server(listener, Behaviour(**json.loads(sys.argv[2]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""AMQP 0-9-1 bytes in bulk: publishes as rows of one matrix, confirms and deliveries parsed as rows of another.
+
+Every publish to one queue with bodies of one size has the same length and differs only in its body, and so nearly do
+the deliveries of one consumer (delivery tag, redelivered flag and body) and all single confirms (tag, flag). Hence
+the hot frames are byte matrices; pika's codec makes the templates, and reads every frame that is not hot.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pika import frame, spec
+
+from loadgen.errors import TrialError
+
+if TYPE_CHECKING:
+    from loadgen.driver import Int64, UInt8
+    from loadgen.payload import Payloads
+
+CHANNEL = 1
+FRAME_OVERHEAD_BYTES = 8  # type, channel, size before the payload and the end mark after it
+FRAME_END = spec.FRAME_END
+MAX_FRAME_BYTES = 1 << 30  # a length beyond it is no frame: RabbitMQ's largest message is 512 MiB
+
+FRAME_HEAD = struct.Struct(">BHI")
+_BODY_SIZE = struct.Struct(">Q")
+
+Frame = Any  # pika's frames carry no types
+
+
+def encode(method: Any, channel: int = CHANNEL) -> bytes:
+    """One method frame by pika's codec."""
+    encoded: bytes = frame.Method(channel, method).marshal()
+    return encoded
+
+
+class PublishTemplate:
+    """Publishes of one fixed body size to one queue, as rows whose constant bytes are written once and for all.
+
+    `row_bytes` is a whole publish: method, header and as many body frames as `frame_max` makes necessary.
+    """
+
+    def __init__(self, head: bytes, size_bytes: int, frame_max: int, rows: int) -> None:
+        row = bytearray(head)
+        self._pieces: list[tuple[int, int, int]] = []  # (column of the row, first and last byte of the body)
+        largest = frame_max - FRAME_OVERHEAD_BYTES
+        for begin in range(0, size_bytes, largest):
+            end = min(size_bytes, begin + largest)
+            self._pieces.append((len(row) + FRAME_HEAD.size, begin, end))
+            row += frame.Body(CHANNEL, bytes(end - begin)).marshal()
+        self.row_bytes = len(row)
+        self._matrix = np.tile(np.frombuffer(row, np.uint8), (rows, 1))
+        self._flat = memoryview(self._matrix.reshape(-1))
+        self._bodies = self._matrix[:, self._pieces[0][0] : self._pieces[0][0] + self._pieces[0][2]]
+        self._scratch = np.empty((rows, size_bytes), np.uint8) if len(self._pieces) > 1 else None
+
+    def fill(self, payloads: Payloads, first_seq: int, intended_ns: Int64, sent_ns: int) -> memoryview:
+        """The frames of messages first_seq …; valid until the next call."""
+        count = len(intended_ns)
+        if self._scratch is None:
+            payloads.write(self._bodies[:count], first_seq, intended_ns, sent_ns)
+        else:
+            payloads.write(self._scratch[:count], first_seq, intended_ns, sent_ns)
+            for column, begin, end in self._pieces:
+                self._matrix[:count, column : column + end - begin] = self._scratch[:count, begin:end]
+        return self._flat[: count * self.row_bytes]
+
+
+def publish_head(queue: str, size_bytes: int, *, persistent: bool, mandatory: bool) -> bytes:
+    """The method and header frames of one publish to the default exchange."""
+    method = encode(spec.Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory))
+    properties = spec.BasicProperties(delivery_mode=2 if persistent else 1)
+    header: bytes = frame.Header(CHANNEL, size_bytes, properties).marshal()
+    return method + header
+
+
+class PublishPacker:
+    """Publishes of mixed sizes, one after the other: the correct path where rows are of different lengths."""
+
+    def __init__(self, queue: str, frame_max: int, *, persistent: bool, mandatory: bool) -> None:
+        head = publish_head(queue, 0, persistent=persistent, mandatory=mandatory)
+        # The body's size stands before the properties' flags (2 bytes), delivery mode (1) and the frame's end (1).
+        self._before, self._after = head[:-12], head[-4:]
+        self._largest = frame_max - FRAME_OVERHEAD_BYTES
+
+    def fill(self, payloads: Payloads, first_seq: int, intended_ns: Int64, sent_ns: int) -> memoryview:
+        """The frames of messages first_seq …."""
+        flat, offsets = payloads.pack(first_seq, intended_ns, sent_ns)
+        bodies = memoryview(flat)
+        end_mark = bytes([FRAME_END])
+        pieces: list[bytes | memoryview] = []
+        bounds = offsets.tolist()
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            pieces += (self._before, _BODY_SIZE.pack(end - begin), self._after)
+            for first in range(begin, end, self._largest):
+                last = min(end, first + self._largest)
+                pieces += (
+                    FRAME_HEAD.pack(spec.FRAME_BODY, CHANNEL, last - first),
+                    bodies[first:last],
+                    end_mark,
+                )
+        return memoryview(b"".join(pieces))
+
+
+# --- confirms ------------------------------------------------------------------------------------------------------
+
+_CONFIRM = struct.Struct(">7sIQBB")  # frame head, class and method, delivery tag, bits, frame end
+_CONFIRM_HEAD = FRAME_HEAD.pack(spec.FRAME_METHOD, CHANNEL, 13)
+_ACK, _NACK = spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX
+_FEW_CONFIRMS = 16  # below this, unpacking one by one costs less than numpy's dozen calls
+
+
+class Unconfirmed:
+    """The tags sent and not yet settled: each leaves exactly once, whatever the order of acks, nacks and returns.
+
+    All tags below `low` are settled; those settled beyond it are marked in a ring until `low` has passed them.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.low = 1
+        self.high = 0
+        self.count = 0
+        self._window = window
+        self._ring_mask = (1 << (window.bit_length() + 2)) - 1
+        self._ring = np.zeros(self._ring_mask + 1, np.bool_)
+
+    @property
+    def room(self) -> int:
+        """How many more may be sent: the window, and the ring where an early tag is still open long after others."""
+        return min(self._window - self.count, self._ring_mask - (self.high - self.low))
+
+    def sent(self, count: int) -> None:
+        """The next `count` tags have been sent."""
+        self.high += count
+        self.count += count
+        assert self.high - self.low <= self._ring_mask, "more messages unconfirmed than the window allows"
+
+    def through(self, tag: int) -> Int64:
+        """Settle every tag up to and with `tag`; returns those that were not settled before."""
+        self._expect(tag)
+        if tag < self.low:
+            return np.empty(0, np.int64)
+        tags = np.arange(self.low, tag + 1)
+        if self.count != self.high - self.low + 1:  # some were settled out of order
+            places = tags & self._ring_mask
+            tags = tags[~self._ring[places]]
+            self._ring[places] = False
+        self.count -= len(tags)
+        self.low = tag + 1
+        self._advance()
+        return tags
+
+    def each(self, tags: Int64) -> Int64:
+        """Settle these tags; returns those that were not settled before."""
+        self._expect(int(tags.max()))
+        tags = np.unique(tags)
+        tags = tags[tags >= self.low]
+        places = tags & self._ring_mask
+        fresh = ~self._ring[places]
+        tags, places = tags[fresh], places[fresh]
+        self._ring[places] = True
+        self.count -= len(tags)
+        self._advance()
+        return tags
+
+    def _advance(self) -> None:
+        """Move `low` past what the ring says is settled."""
+        if self.count == self.high - self.low + 1 or not self._ring[self.low & self._ring_mask]:
+            return
+        places = np.arange(self.low, self.high + 1) & self._ring_mask
+        settled = self._ring[places]
+        run = len(settled) if settled.all() else int(settled.argmin())
+        self._ring[places[:run]] = False
+        self.low += run
+
+    def _expect(self, tag: int) -> None:
+        if tag > self.high:
+            raise TrialError(
+                f"rabbitmq confirmed delivery tag {tag}, but only {self.high} messages were published"
+            )
+
+
+def parse_confirms(
+    buffer: UInt8, begin: int, end: int, unconfirmed: Unconfirmed
+) -> tuple[int, list[tuple[Int64, bool]]]:
+    """Settle the acks and nacks at `begin` … as far as there is nothing else between them.
+
+    Returns where it stopped (at another frame or at an incomplete one) and, in order, the tags that were settled,
+    with whether they were refused.
+    """
+    count = (end - begin) // _CONFIRM.size
+    if count > _FEW_CONFIRMS:
+        return _parse_many_confirms(buffer, begin, count, unconfirmed)
+    settled: list[tuple[Int64, bool]] = []
+    view = buffer.data
+    first, refused = unconfirmed.low, False  # a run of tags settled in order, not yet in `settled`
+    while end - begin >= _CONFIRM.size:
+        head, index, tag, bits, mark = _CONFIRM.unpack_from(view, begin)
+        if head != _CONFIRM_HEAD or index not in {_ACK, _NACK} or mark != FRAME_END:
+            break
+        begin += _CONFIRM.size
+        if (index == _NACK) != refused:
+            if unconfirmed.low > first:
+                settled.append((np.arange(first, unconfirmed.low), refused))
+            first, refused = unconfirmed.low, index == _NACK
+        in_order = unconfirmed.count == unconfirmed.high - unconfirmed.low + 1
+        if in_order and unconfirmed.low <= tag <= unconfirmed.high and (bits & 1 or tag == unconfirmed.low):
+            unconfirmed.count -= tag + 1 - unconfirmed.low
+            unconfirmed.low = tag + 1
+            continue
+        if unconfirmed.low > first:
+            settled.append((np.arange(first, unconfirmed.low), refused))
+        tags = unconfirmed.through(tag) if bits & 1 else unconfirmed.each(np.array([tag]))
+        if len(tags):
+            settled.append((tags, refused))
+        first = unconfirmed.low
+    if unconfirmed.low > first:
+        settled.append((np.arange(first, unconfirmed.low), refused))
+    return begin, settled
+
+
+def _parse_many_confirms(
+    buffer: UInt8, begin: int, count: int, unconfirmed: Unconfirmed
+) -> tuple[int, list[tuple[Int64, bool]]]:
+    size = _CONFIRM.size
+    rows = buffer[begin : begin + count * size].reshape(count, size)
+    indices = rows[:, 7:11].copy().view(">u4")[:, 0]
+    good = (rows[:, :7] == np.frombuffer(_CONFIRM_HEAD, np.uint8)).all(axis=1)
+    good &= (indices == _ACK) | (indices == _NACK)
+    good &= rows[:, -1] == FRAME_END
+    if not good.all():
+        count = int(good.argmin())
+    tags = rows[:count, 11:19].copy().view(">i8")[:, 0].astype(np.int64)
+    multiple = (rows[:count, 19] & 1).astype(np.bool_)
+    refused = indices[:count] == _NACK
+    # Within one kind the order is of no consequence: all up to the highest `multiple`, and each single one.
+    edges = [0, *(np.flatnonzero(np.diff(refused)) + 1).tolist(), count]
+    settled: list[tuple[Int64, bool]] = []
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        if first == last:
+            continue
+        wide = tags[first:last][multiple[first:last]]
+        single = tags[first:last][~multiple[first:last]]
+        for new in (
+            unconfirmed.through(int(wide.max())) if len(wide) else wide,
+            unconfirmed.each(single) if len(single) else single,
+        ):
+            if len(new):
+                settled.append((new, bool(refused[first])))
+    return begin + count * size, settled

@@ -1,0 +1,45 @@
+"""The Kafka wire driver: record batches made and parsed in whole batches by numpy, on plain sockets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadgen.driver import Capabilities, DriverInfo
+from loadgen.drivers.wire.kafka_codecs import CODECS
+from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
+from loadgen.drivers.wire.kafka_producer import KafkaProducer
+
+if TYPE_CHECKING:
+    from loadgen.driver import Admin, Consumer, Producer, Target
+    from loadgen.endpoint import Endpoint
+    from loadgen.payload import Payloads
+
+
+@dataclass(frozen=True, slots=True)
+class WireKafka(DriverInfo):
+    """What a Kafka broker can do, measured without a client library in the way."""
+
+    def admin(self, endpoint: Endpoint) -> Admin:
+        """Connect the control plane."""
+        from loadgen.drivers.kafka_admin import KafkaAdmin  # noqa: PLC0415 - librdkafka is for the control plane alone
+
+        return KafkaAdmin(endpoint)
+
+    def producer(self, target: Target, payloads: Payloads) -> Producer:
+        """Connect a producer."""
+        return KafkaProducer(target, payloads)
+
+    def consumer(self, target: Target, index: int, count: int) -> Consumer:
+        """Connect consumer `index` of `count`, which reads every count-th partition."""
+        return KafkaConsumer(target, index, count)
+
+
+DRIVER = WireKafka(
+    name="kafka",
+    broker="kafka",
+    kind="wire",
+    capabilities=Capabilities(
+        redelivered_flag=True, partitions=True, compression=CODECS, idempotence=True
+    ),
+)

@@ -1,0 +1,237 @@
+"""What a Kafka client must know of a cluster: brokers, leaders, offsets, coordinators, producer ids. Rare and waited for."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
+from kio.schema.init_producer_id.v1.request import InitProducerIdRequest
+from kio.schema.list_offsets.v1.request import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
+from kio.schema.metadata.v5.request import MetadataRequest, MetadataRequestTopic
+from kio.schema.offset_commit.v7.request import (
+    OffsetCommitRequest,
+    OffsetCommitRequestPartition,
+    OffsetCommitRequestTopic,
+)
+from kio.schema.offset_fetch.v1.request import OffsetFetchRequest, OffsetFetchRequestTopic
+from kio.schema.types import BrokerId, GroupId, TopicName
+from kio.static.primitive import i32, i32Timedelta, i64
+
+from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable, open_any
+from loadgen.errors import BrokerError, TrialError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from loadgen.endpoint import Endpoint
+
+T = TypeVar("T")
+GIVE_UP_S = 15.0  # over the 9 s after which Kafka's controller takes leadership from a dead broker
+BACKOFF_S = 0.1  # as the Java client's retry.backoff.ms
+START_S = 5.0  # a topic just created has no leader yet; a refused connection at the start is told at once
+EARLIEST = i64(-2)
+_NO_TIMEOUT = i32Timedelta.parse(timedelta(minutes=1))  # of transactions, of which there are none
+
+
+class Cluster:
+    """The brokers of one endpoint and the leaders of one topic, as last heard."""
+
+    def __init__(self, endpoint: Endpoint, topic: str) -> None:
+        self.endpoint = endpoint
+        self.topic = topic
+        self.addresses: dict[int, tuple[str, int]] = {}
+        self.leaders: dict[int, int] = {}
+        self._failing_since_s: float | None = None
+        self._not_before_s = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        """Hear of the topic for the first time; what is wrong now a person can mend."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                connection = open_any(self.endpoint, self.endpoint.hosts)
+            except LinkError as error:
+                raise BrokerError(f"kafka at {self.endpoint.address}: {error}") from None
+            try:
+                problem = self._ask_leaders(connection)
+            except LinkError as error:
+                raise BrokerError(f"kafka at {self.endpoint.address}: {error}") from None
+            finally:
+                connection.close()
+            if problem is None:
+                return
+            if time.monotonic() > deadline:
+                raise BrokerError(f"kafka at {self.endpoint.address}: topic {self.topic}: {problem}")
+            time.sleep(BACKOFF_S)
+
+    def _ask_leaders(self, connection: Connection) -> str | None:
+        """Read the metadata; what is not as it should be, or None."""
+        topics = (MetadataRequestTopic(name=TopicName(self.topic)),)
+        answer = connection.call(MetadataRequest(topics=topics, allow_auto_topic_creation=False))
+        self.addresses = {int(each.node_id): (each.host, int(each.port)) for each in answer.brokers}
+        (topic,) = answer.topics
+        if topic.error_code:
+            return error_name(topic.error_code)
+        led = {int(each.partition_index): int(each.leader_id) for each in topic.partitions}
+        self.leaders = {partition: leader for partition, leader in led.items() if leader in self.addresses}
+        lost = sorted(led.keys() - self.leaders.keys())
+        return f"no leader for partition {lost[0]}" if lost else None
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions the topic has."""
+        return max(self.leaders) + 1
+
+    def refresh(self) -> bool:
+        """Ask again who leads, no more often than the back-off; TrialError when nobody has answered for too long."""
+        now_s = time.monotonic()
+        if now_s < self._not_before_s:
+            return False
+        self._not_before_s = now_s + BACKOFF_S
+        known = [*self.addresses.values(), *self.endpoint.hosts]
+        try:
+            connection = open_any(self.endpoint, list(dict.fromkeys(known)))
+            try:
+                problem = self._ask_leaders(connection)
+            finally:
+                connection.close()
+        except LinkError as error:
+            problem = str(error)
+        if problem is not None:
+            self.trouble(problem)
+        return problem is None
+
+    def trouble(self, problem: str) -> None:
+        """Something failed that may pass; TrialError when it has lasted too long."""
+        now_s = time.monotonic()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        if now_s - self._failing_since_s > GIVE_UP_S:
+            raise TrialError(f"kafka at {self.endpoint.address}: gone for {GIVE_UP_S:g} s: {problem}")
+
+    def well(self) -> None:
+        """A broker answered as it should."""
+        self._failing_since_s = None
+
+    def connect(self, node: int) -> Connection:
+        """A connection to a broker by its number; LinkError if it is not there."""
+        if node not in self.addresses:
+            raise LinkError(f"broker {node} is not in the metadata")
+        return Connection(self.endpoint, *self.addresses[node])
+
+    def _until(self, what: str, attempt: Callable[[], T | str]) -> T:
+        """Repeat `attempt` while it fails by LinkError or returns the name of an error, but not for ever."""
+        deadline = time.monotonic() + GIVE_UP_S
+        while True:
+            try:
+                result = attempt()
+                problem = result if isinstance(result, str) else None
+            except LinkError as error:
+                problem = str(error)
+            if problem is None:
+                return result  # type: ignore[return-value]
+            if time.monotonic() > deadline:
+                raise TrialError(f"kafka at {self.endpoint.address}: {what}: {problem}")
+            time.sleep(BACKOFF_S)
+
+    def producer_id(self) -> tuple[int, int]:
+        """A fresh producer id and epoch."""
+        request = InitProducerIdRequest(transactional_id=None, transaction_timeout=_NO_TIMEOUT)
+
+        def attempt() -> tuple[int, int] | str:
+            connection = open_any(self.endpoint, [*self.addresses.values(), *self.endpoint.hosts])
+            try:
+                answer = connection.call(request)
+            finally:
+                connection.close()
+            if answer.error_code:
+                return self._refused("no producer id", answer.error_code)
+            return int(answer.producer_id), int(answer.producer_epoch)
+
+        return self._until("no producer id", attempt)
+
+    def _refused(self, what: str, code: int) -> str:
+        if not is_retriable(code):
+            raise BrokerError(f"kafka at {self.endpoint.address}: {what}: {error_name(code)}")
+        return error_name(code)
+
+    def coordinator(self, group: str) -> Connection:
+        """A connection to the coordinator of a consumer group."""
+
+        def attempt() -> Connection | str:
+            connection = open_any(self.endpoint, [*self.addresses.values(), *self.endpoint.hosts])
+            try:
+                answer = connection.call(FindCoordinatorRequest(key=group))
+            finally:
+                connection.close()
+            if answer.error_code:
+                return self._refused(f"no coordinator for group {group}", answer.error_code)
+            return Connection(self.endpoint, answer.host, int(answer.port))
+
+        return self._until(f"no coordinator for group {group}", attempt)
+
+    def committed(self, connection: Connection, group: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The group's committed offsets, of those partitions that have one."""
+        topic = OffsetFetchRequestTopic(
+            name=TopicName(self.topic), partition_indexes=tuple(i32(each) for each in partitions)
+        )
+
+        def attempt() -> dict[int, int] | str:
+            answer = connection.call(OffsetFetchRequest(group_id=GroupId(group), topics=(topic,)))
+            found = {}
+            for each in answer.topics[0].partitions:
+                if each.error_code:
+                    return self._refused(f"no committed offsets of group {group}", each.error_code)
+                if each.committed_offset >= 0:
+                    found[int(each.partition_index)] = int(each.committed_offset)
+            return found
+
+        return self._until(f"no committed offsets of group {group}", attempt)
+
+    def earliest(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The first offset there is in each of these partitions."""
+        wanted = list(partitions)
+
+        def attempt() -> dict[int, int] | str:
+            found: dict[int, int] = {}
+            by_leader: dict[int, list[int]] = {}
+            for partition in wanted:
+                by_leader.setdefault(self.leaders[partition], []).append(partition)
+            for node, led in by_leader.items():
+                connection = self.connect(node)
+                try:
+                    answer = connection.call(_list_offsets(self.topic, led))
+                finally:
+                    connection.close()
+                for each in answer.topics[0].partitions:
+                    if each.error_code:
+                        self.refresh()
+                        return self._refused("no offsets", each.error_code)
+                    found[int(each.partition_index)] = int(each.offset)
+            return found
+
+        return self._until("no offsets", attempt)
+
+
+def _list_offsets(topic: str, partitions: Iterable[int]) -> ListOffsetsRequest:
+    wanted = tuple(ListOffsetsPartition(partition_index=i32(each), timestamp=EARLIEST) for each in partitions)
+    return ListOffsetsRequest(
+        replica_id=BrokerId(-1), topics=(ListOffsetsTopic(name=TopicName(topic), partitions=wanted),)
+    )
+
+
+def offset_commit(topic: str, group: str, offsets: Mapping[int, int]) -> OffsetCommitRequest:
+    """A commit by a consumer that is no member of a group protocol (generation −1)."""
+    partitions = tuple(
+        OffsetCommitRequestPartition(partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None)
+        for each, offset in sorted(offsets.items())
+    )
+    return OffsetCommitRequest(
+        group_id=GroupId(group),
+        generation_id_or_member_epoch=i32(-1),
+        member_id="",
+        topics=(OffsetCommitRequestTopic(name=TopicName(topic), partitions=partitions),),
+    )

@@ -1,0 +1,214 @@
+"""The wire producer: messages go to partitions and into batches here; `kafka_sender` sends them."""
+
+from __future__ import annotations
+
+import time
+from itertools import count, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadgen.drivers.wire.kafka_batch import (
+    HEADER_BYTES,
+    KEY_BYTES,
+    MAX_RECORDS,
+    Layout,
+    key_partitions,
+    key_table,
+    pack_record,
+)
+from loadgen.drivers.wire.kafka_protocol import wait
+from loadgen.drivers.wire.kafka_sender import Batch, Queue, Sender
+from loadgen.payload import STAMP_BYTES
+
+if TYPE_CHECKING:
+    from loadgen.driver import Int64, Settled, Target, UInt8
+    from loadgen.payload import Payloads
+
+_RECORD_OVERHEAD_BYTES = 12  # lengths, deltas and counts of a record, give or take a byte
+_LOOK_S = 0.002
+_NOTHING = memoryview(b"")
+
+
+class KafkaProducer:
+    """Fills record batches and sends them (see `loadgen.driver.Producer`).
+
+    Messages with keys go where Java's default partitioner would send them; messages without stay with one partition
+    until its batch is full or has left, then go on to the next.
+    """
+
+    def __init__(self, target: Target, payloads: Payloads) -> None:
+        settings = target.settings
+        self._payloads = payloads
+        self._batch_bytes: int = settings["batch_size"]
+        self._buffer_bytes: int = settings["buffer_memory"]
+        keys = payloads.message.keys
+        self._keys = key_table(keys) if keys else None
+        size_bytes = payloads.size_bytes
+        self._layout = None if size_bytes is None else Layout(size_bytes, self._batch_bytes, keyed=bool(keys))
+        self._overhead_bytes = _RECORD_OVERHEAD_BYTES + (KEY_BYTES if keys else 0)
+        self._record_bytes = int(payloads.mean_size_bytes) + self._overhead_bytes
+        self._orders = count()
+        self._sender = Sender(target)
+        self._queues = self._sender.queues
+        self._partition_of = key_partitions(self._keys, len(self._queues)) if self._keys is not None else None
+        self._sticky = payloads.producer % len(self._queues)
+        self._sticky_batch: Batch | None = None
+        self._settled: list[Settled] = []
+
+    @property
+    def room_msgs(self) -> int:
+        """How many messages fit into `buffer_memory`; one at least when it is empty."""
+        held_bytes = self._sender.held_bytes
+        room = (self._buffer_bytes - held_bytes) // self._record_bytes
+        return room if room > 0 else int(held_bytes == 0)
+
+    def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
+        """Write messages into batches; full ones are offered to the sockets at once."""
+        if self._layout is None:
+            self._send_mixed(first_seq, intended_ns, sent_ns)
+            return
+        stamps = self._payloads.stamps(first_seq, intended_ns, sent_ns)
+        if self._keys is None:
+            self._fill_sticky(first_seq, stamps, self._layout)
+        else:
+            self._fill_keyed(first_seq, stamps, self._layout, self._keys)
+
+    def _fill_sticky(self, first_seq: int, stamps: UInt8, layout: Layout) -> None:
+        done = 0
+        while done < len(stamps):
+            queue = self._sticky_queue()
+            batch = self._sticky_batch = queue.open or self._open(queue)
+            part = stamps[done : done + layout.capacity - batch.count]
+            assert batch.rows is not None
+            batch.rows.fill(batch.count, part, self._payloads, first_seq + done)
+            self._filled(queue, batch, range(first_seq + done, first_seq + done + len(part)))
+            done += len(part)
+
+    def _sticky_queue(self) -> Queue:
+        """The partition that messages without a key go to now: another one once its batch has left."""
+        queue = self._queues[self._sticky]
+        if queue.open is None and self._sticky_batch is not None:
+            self._sticky = (self._sticky + 1) % len(self._queues)
+            self._sticky_batch = None
+            queue = self._queues[self._sticky]
+        return queue
+
+    def _fill_keyed(self, first_seq: int, stamps: UInt8, layout: Layout, keys: UInt8) -> None:
+        indices = self._payloads.key_indices(first_seq, len(stamps))
+        assert indices is not None
+        assert self._partition_of is not None
+        messages = np.empty((len(stamps), layout.value_bytes), np.uint8)
+        messages[:, :STAMP_BYTES] = stamps
+        self._payloads.write_bodies(messages[:, STAMP_BYTES:], first_seq)
+        for queue, rows in self._by_partition(self._partition_of[indices]):
+            done = 0
+            while done < len(rows):
+                batch = queue.open or self._open(queue)
+                part = rows[done : done + layout.capacity - batch.count]
+                assert batch.rows is not None
+                batch.rows.fill_keyed(batch.count, messages[part], keys[indices[part]])
+                self._filled(queue, batch, part + first_seq)
+                done += len(part)
+
+    def _by_partition(self, partitions: Int64) -> list[tuple[Queue, Int64]]:
+        """Which rows go to which partition, each partition's in order."""
+        if len(self._queues) == 1:
+            return [(self._queues[0], np.arange(len(partitions)))]
+        by_partition = np.argsort(partitions, kind="stable")
+        ordered = partitions[by_partition]
+        cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+        return [(self._queues[int(partitions[rows[0]])], rows) for rows in np.split(by_partition, cuts)]
+
+    def _open(self, queue: Queue) -> Batch:
+        created_ns = time.monotonic_ns()
+        if self._layout is None:
+            batch = Batch(next(self._orders), created_ns, _NOTHING, HEADER_BYTES, loose=bytearray(HEADER_BYTES))
+        else:
+            rows = self._layout.take()
+            batch = Batch(next(self._orders), created_ns, rows.view, HEADER_BYTES, rows=rows)
+        queue.open = batch
+        self._sender.active[queue.partition] = queue
+        return batch
+
+    def _filled(self, queue: Queue, batch: Batch, seqs: Int64 | range) -> None:
+        """Note which messages went into a batch, and let it go if it is full."""
+        assert self._layout is not None
+        batch.add(seqs)
+        batch.end = self._layout.bytes_of(batch.count)
+        self._hold(batch, len(seqs) * self._record_bytes)
+        if batch.count == self._layout.capacity:
+            self._full(queue, batch)
+
+    def _hold(self, batch: Batch, held_bytes: int) -> None:
+        batch.held_bytes += held_bytes
+        self._sender.held_bytes += held_bytes
+
+    def _full(self, queue: Queue, batch: Batch) -> None:
+        """Let a batch go while the next one is filled, and hear meanwhile what became of others."""
+        queue.ready.append(batch)
+        queue.open = None
+        self._settled += self._sender.receive()
+        self._sender.pump()
+
+    def _send_mixed(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
+        """Messages of any sizes, record by record."""
+        flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
+        values, bounds = memoryview(flat), offsets.tolist()
+        indices = self._payloads.key_indices(first_seq, len(intended_ns))
+        for row, (begin, end) in enumerate(pairwise(bounds)):
+            if indices is None or self._keys is None or self._partition_of is None:
+                self._append(None, None, values[begin:end], first_seq + row)
+            else:
+                queue = self._queues[int(self._partition_of[indices[row]])]
+                self._append(queue, self._keys[indices[row]].tobytes(), values[begin:end], first_seq + row)
+
+    def _append(self, keyed: Queue | None, key: bytes | None, value: memoryview, seq: int) -> None:
+        queue = keyed or self._sticky_queue()
+        record_bytes = len(value) + self._overhead_bytes
+        batch = queue.open
+        if batch is not None and (batch.end + record_bytes > self._batch_bytes or batch.count == MAX_RECORDS):
+            self._full(queue, batch)
+            queue = keyed or self._sticky_queue()
+            batch = queue.open
+        if batch is None:
+            batch = self._open(queue)
+        if keyed is None:
+            self._sticky_batch = batch
+        assert batch.loose is not None
+        pack_record(batch.loose, batch.count, key, value)
+        batch.add(range(seq, seq + 1))
+        batch.end = len(batch.loose)
+        self._hold(batch, record_bytes)
+
+    def poll(self, timeout_s: float) -> list[Settled]:
+        """Send what is due and hear what the broker said."""
+        return self._poll(timeout_s, flushing=False)
+
+    def _poll(self, timeout_s: float, *, flushing: bool) -> list[Settled]:
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        is_starved = self.room_msgs == 0
+        while True:
+            self._settled += self._sender.receive()
+            self._sender.pump(flushing=flushing)
+            left_ns = deadline_ns - time.monotonic_ns() if timeout_s > 0 else 0
+            if self._settled or left_ns <= 0 or (is_starved and self.room_msgs):
+                settled, self._settled = self._settled, []
+                return settled
+            event_ns = self._sender.next_event_ns()
+            if event_ns is not None:
+                left_ns = max(0, min(left_ns, event_ns - time.monotonic_ns()))
+            wait(self._sender.connections, left_ns / 1e9)
+
+    def flush(self, timeout_s: float) -> list[Settled]:
+        """Send everything, linger or not, and wait for all answers."""
+        deadline_s = time.monotonic() + timeout_s
+        settled = self._poll(0, flushing=True)
+        while self._sender.held_bytes and (left_s := deadline_s - time.monotonic()) > 0:
+            # Without acknowledgements nothing is ever settled: look often whether all is written.
+            settled += self._poll(left_s if self._sender.acks else min(left_s, _LOOK_S), flushing=True)
+        return settled
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._sender.close()

@@ -1,0 +1,376 @@
+"""The sending half of the wire producer: produce requests in flight, their answers, retries and idempotence.
+
+Batches stay in memory until they are answered, so that a retry sends the same bytes and nothing that is still to be
+written is ever overwritten. With idempotence a partition whose batch must be repeated sends nothing more until all it
+has in flight is answered, and then repeats in the order of its sequence numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadgen.driver import Settled
+from loadgen.drivers.kafka_config import CLIENT_ID, acks_number
+from loadgen.drivers.wire.kafka_batch import Identity, RowBuffer, seal, seal_compressed
+from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster
+from loadgen.drivers.wire.kafka_codecs import CODECS, Codecs
+from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable
+
+if TYPE_CHECKING:
+    from loadgen.driver import Int64, Target
+
+API_PRODUCE, PRODUCE_VERSION = 0, 7  # the last fixed layout before v8's error texts; v7 brought zstd
+REQUEST_TIMEOUT_MS = 30_000  # these three as the Java client's defaults
+DELIVERY_TIMEOUT_MS = 120_000
+MAX_REQUEST_BYTES = 1 << 20
+OUT_OF_ORDER_SEQUENCE, DUPLICATE_SEQUENCE, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
+_MS, _BACKOFF_NS, _RECOVERY_LOOK_NS = 1_000_000, int(BACKOFF_S * 1e9), 20_000_000
+_PARTITION_ANSWER = struct.Struct(">ihqqq")  # partition, error, base offset, append time, log start
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Messages of one partition on their way: filled (as `rows` or, of mixed sizes, `loose`), sealed, sent, answered."""
+
+    order: int
+    created_ns: int
+    view: memoryview
+    end: int
+    rows: RowBuffer | None = None
+    loose: bytearray | None = None
+    count: int = 0
+    seqs: list[Int64 | range] = field(default_factory=list)
+    held_bytes: int = 0
+    sequence: int | None = None
+    is_packed: bool = False
+    is_retry: bool = False
+
+    def add(self, seqs: Int64 | range) -> None:
+        """Note that these messages are in it."""
+        last = self.seqs[-1] if self.seqs else None
+        if isinstance(seqs, range) and isinstance(last, range) and last.stop == seqs.start:
+            self.seqs[-1] = range(last.start, seqs.stop)
+        else:
+            self.seqs.append(seqs)
+        self.count += len(seqs)
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """One partition's batches that are not in flight: whole ones, and the one that is still being filled."""
+
+    partition: int
+    ready: deque[Batch] = field(default_factory=deque)
+    open: Batch | None = None
+    in_flight: int = 0
+    next_sequence: int = 0
+    retry_at_ns: int = 0
+    is_held: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A produce request that is not answered (acks=0: not written) yet."""
+
+    correlation: int
+    batches: list[tuple[Queue, Batch]]
+    sent_ns: int
+    written_at: int
+
+
+def _give_back(batch: Batch) -> None:
+    if batch.rows is not None:
+        batch.rows.layout.give_back(batch.rows)
+        batch.rows = None
+
+
+class Link:
+    """A connection to one leader and the requests in flight on it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.requests: deque[Request] = deque()
+
+
+class Sender:
+    """Moves batches of `queues` to their leaders and tells what became of them."""
+
+    def __init__(self, target: Target) -> None:
+        settings = target.settings
+        self.cluster = Cluster(target.endpoint, target.name)
+        self.queues = [Queue(partition) for partition in range(self.cluster.partitions)]
+        self.active: dict[int, Queue] = {}
+        self.acks = acks_number(settings["acks"])
+        self._linger_ns = int(settings["linger_ms"] * _MS)
+        self._max_in_flight = settings["max_in_flight_requests_per_connection"]
+        self._codec = CODECS.index(settings["compression_type"])
+        self._codecs = Codecs()
+        self.held_bytes = 0
+        self._is_idempotent = bool(settings["enable_idempotence"])
+        self._identity = self.cluster.producer_id() if self._is_idempotent else (-1, -1)
+        self._needs_identity = False
+        self._is_stale = False
+        self._links: dict[int, Link] = {}
+        self._unreported: list[Settled] = []
+        self._checked_ns = self._pumped_ns = time.monotonic_ns()
+        name, topic = CLIENT_ID.encode(), target.name.encode()
+        self._middle = struct.pack(f">h{len(name)}shhiih{len(topic)}s", len(name), name, -1, self.acks,
+                                   REQUEST_TIMEOUT_MS, 1, len(topic), topic)  # fmt: skip
+        # An answer's fixed part: correlation, one topic, its name, number of partitions.
+        self._answers_at = 4 + 4 + 2 + len(topic)
+        for node in set(self.cluster.leaders.values()):
+            self._link(node)
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The open connections, to wait on."""
+        return [link.connection for link in self._links.values()]
+
+    def pump(self, *, flushing: bool = False) -> None:
+        """Send what is due as far as requests in flight allow, and write what the sockets take."""
+        now_ns = self._pumped_ns = time.monotonic_ns()
+        if now_ns - self._checked_ns > 500 * _MS:
+            self._expire(now_ns)
+        if self._is_stale and self.cluster.refresh():
+            self._is_stale = False
+        if self._needs_identity:
+            self._renew_identity()
+        if self.active and not self._needs_identity:
+            by_node: dict[int, list[Queue]] = {}
+            for queue in self.active.values():
+                by_node.setdefault(self.cluster.leaders.get(queue.partition, -1), []).append(queue)
+            for node, queues in by_node.items():
+                link = self._link(node)
+                if link is not None:
+                    self._send_due(link, queues, now_ns, flushing=flushing)
+        for node, link in list(self._links.items()):
+            if link.connection.has_output:
+                try:
+                    link.connection.write()
+                except LinkError as error:
+                    self._lose(node, error)
+            if self.acks == 0:
+                self._finish_written(link)
+
+    def _link(self, node: int) -> Link | None:
+        link = self._links.get(node)
+        if link is None and not self._is_stale:
+            try:
+                link = self._links[node] = Link(self.cluster.connect(node))
+            except LinkError as error:
+                self._is_stale = True
+                self.cluster.trouble(str(error))
+        return link
+
+    def _send_due(self, link: Link, queues: list[Queue], now_ns: int, *, flushing: bool) -> None:
+        while len(link.requests) < self._max_in_flight:
+            batches: list[tuple[Queue, Batch]] = []
+            size_bytes = 0
+            for queue in queues:
+                batch = self._next(queue, now_ns, flushing=flushing)
+                if batch is None:
+                    continue
+                batches.append((queue, batch))
+                size_bytes += batch.end
+                if size_bytes >= MAX_REQUEST_BYTES:
+                    break
+            if not batches:
+                return
+            self._send(link, batches, now_ns)
+
+    def _next(self, queue: Queue, now_ns: int, *, flushing: bool) -> Batch | None:
+        if queue.is_held or queue.retry_at_ns > now_ns:
+            return None
+        if queue.ready:
+            batch = queue.ready.popleft()
+        elif queue.open is not None and (flushing or now_ns - queue.open.created_ns >= self._linger_ns):
+            batch, queue.open = queue.open, None
+        else:
+            return None
+        if not queue.ready and queue.open is None:
+            self.active.pop(queue.partition, None)
+        return batch
+
+    def _send(self, link: Link, batches: list[tuple[Queue, Batch]], now_ns: int) -> None:
+        connection = link.connection
+        correlation = connection.next_correlation()
+        parts: list[bytes | memoryview] = []
+        size_bytes = 8 + len(self._middle) + 4
+        for queue, batch in batches:
+            sealed = self._seal(queue, batch)
+            parts += [struct.pack(">ii", queue.partition, len(sealed)), sealed]
+            size_bytes += 8 + len(sealed)
+            queue.in_flight += 1
+        head = struct.pack(">ihhi", size_bytes, API_PRODUCE, PRODUCE_VERSION, correlation)
+        parts[0] = head + self._middle + struct.pack(">i", len(batches)) + bytes(parts[0])
+        connection.queue(parts)
+        link.requests.append(Request(correlation, batches, now_ns, connection.queued_bytes))
+
+    def _seal(self, queue: Queue, batch: Batch) -> memoryview:
+        if batch.sequence is not None:  # a repetition: the same bytes
+            return batch.view[: batch.end]
+        if batch.loose is not None and not batch.is_packed:
+            batch.view = memoryview(batch.loose)
+        identity = Identity()
+        batch.sequence = -1
+        if self._is_idempotent:
+            batch.sequence = queue.next_sequence
+            queue.next_sequence = (queue.next_sequence + batch.count) & 0x7FFFFFFF
+            identity = Identity(*self._identity, batch.sequence)
+        time_ms = time.time_ns() // _MS
+        if self._codec == 0:
+            return seal(batch.view, batch.end, batch.count, time_ms, identity)
+        if batch.is_packed:  # compressed before, under another identity
+            return seal(batch.view, batch.end, batch.count, time_ms, identity, self._codec)
+        packed = seal_compressed(self._codecs, self._codec, batch.view, batch.end, batch.count, time_ms, identity)
+        _give_back(batch)
+        batch.view, batch.end, batch.is_packed = packed, len(packed), True
+        return packed
+
+    def _drop(self, batch: Batch) -> None:
+        """A batch is done with, whatever became of it."""
+        _give_back(batch)
+        self.held_bytes -= batch.held_bytes
+
+    def receive(self) -> list[Settled]:
+        """Read once from every connection; what the broker said."""
+        settled, self._unreported = self._unreported, []
+        for node, link in list(self._links.items()):
+            try:
+                if link.connection.read():
+                    at_ns = time.monotonic_ns()
+                    while (found := link.connection.frame()) is not None:
+                        self._answered(link, found[0], at_ns, settled)
+            except LinkError as error:
+                self._lose(node, error)
+        return settled
+
+    def _answered(self, link: Link, begin: int, at_ns: int, settled: list[Settled]) -> None:
+        buffer = link.connection.buffer
+        (correlation,) = struct.unpack_from(">i", buffer, begin)
+        if not link.requests or link.requests[0].correlation != correlation:
+            raise LinkError(f"an answer to request {correlation} came out of turn")
+        request = link.requests.popleft()
+        at = begin + self._answers_at
+        (count,) = struct.unpack_from(">i", buffer, at)
+        by_partition = {queue.partition: (queue, batch) for queue, batch in request.batches}
+        done: list[Batch] = []
+        for index in range(count):
+            partition, code, *_ = _PARTITION_ANSWER.unpack_from(buffer, at + 4 + index * _PARTITION_ANSWER.size)
+            queue, batch = by_partition[partition]
+            queue.in_flight -= 1
+            if queue.in_flight == 0:
+                queue.is_held = False
+            if code in {0, DUPLICATE_SEQUENCE}:
+                done.append(batch)
+            else:
+                self._refused(queue, batch, code, at_ns)
+        if done:
+            self.cluster.well()
+            settled.append(self._settle(done, at_ns))
+        settled += self._unreported
+        self._unreported = []
+
+    def _refused(self, queue: Queue, batch: Batch, code: int, at_ns: int) -> None:
+        """Send it again, or give it up with the error's name."""
+        name = error_name(code)
+        after_a_retry = any(each.order < batch.order for each in queue.ready if each.is_retry)
+        lost_identity = code in {INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER}
+        out_of_order = code == OUT_OF_ORDER_SEQUENCE
+        if (is_retriable(code) and not out_of_order) or (out_of_order and after_a_retry) or lost_identity:
+            self._needs_identity |= lost_identity and self._is_idempotent
+            self._is_stale |= not out_of_order
+            self._requeue(queue, [batch], at_ns + _BACKOFF_NS)
+            return
+        # The sequence numbers after it would be refused too: begin anew with another producer id.
+        self._needs_identity |= self._is_idempotent
+        self._unreported.append(self._settle([batch], at_ns, name))
+
+    def _requeue(self, queue: Queue, batches: list[Batch], retry_at_ns: int) -> None:
+        for batch in batches:
+            batch.is_retry = True
+        queue.ready = deque(sorted([*queue.ready, *batches], key=lambda batch: batch.order))
+        queue.retry_at_ns = retry_at_ns
+        queue.is_held = self._is_idempotent and queue.in_flight > 0
+        self.active[queue.partition] = queue
+
+    def _settle(self, batches: list[Batch], at_ns: int, error: str | None = None) -> Settled:
+        seqs = [np.arange(each.start, each.stop) if isinstance(each, range) else each
+                for batch in batches for each in batch.seqs]  # fmt: skip
+        for batch in batches:
+            self._drop(batch)
+        return Settled(seqs[0] if len(seqs) == 1 else np.concatenate(seqs), at_ns, error)
+
+    def _finish_written(self, link: Link) -> None:
+        """Without acknowledgements a request is done once it is written."""
+        while link.requests and link.requests[0].written_at <= link.connection.written_bytes:
+            for queue, batch in link.requests.popleft().batches:
+                queue.in_flight -= 1
+                self._drop(batch)
+            self.cluster.well()
+
+    def _lose(self, node: int, error: LinkError) -> None:
+        """The connection is gone: what was in flight is sent again, but for acks=0, where nobody would know."""
+        link = self._links.pop(node)
+        link.connection.close()
+        self._is_stale = True
+        lost: dict[int, list[Batch]] = {}
+        for request in link.requests:
+            for queue, batch in request.batches:
+                queue.in_flight -= 1
+                if self.acks == 0:
+                    self._drop(batch)
+                else:
+                    lost.setdefault(queue.partition, []).append(batch)
+        link.requests.clear()
+        for partition, batches in lost.items():
+            self._requeue(self.queues[partition], batches, time.monotonic_ns() + _BACKOFF_NS)
+        self.cluster.trouble(str(error))
+
+    def _renew_identity(self) -> None:
+        """Begin all sequences anew under a fresh producer id, once nothing is in flight under the old one."""
+        if any(queue.in_flight for queue in self.queues):
+            return
+        self._identity = self.cluster.producer_id()
+        self._needs_identity = False
+        for queue in self.queues:
+            queue.next_sequence, queue.is_held = 0, False
+            for batch in queue.ready:
+                batch.sequence = None
+
+    def _expire(self, now_ns: int) -> None:
+        """Give up requests without an answer and batches without a leader, as late as the Java client does."""
+        self._checked_ns = now_ns
+        for node, link in list(self._links.items()):
+            if link.requests and now_ns - link.requests[0].sent_ns > REQUEST_TIMEOUT_MS * _MS and self.acks:
+                self._lose(node, LinkError(f"no answer within {REQUEST_TIMEOUT_MS / 1000:g} s"))
+        for queue in list(self.active.values()):
+            while queue.ready and now_ns - queue.ready[0].created_ns > DELIVERY_TIMEOUT_MS * _MS:
+                self._needs_identity |= self._is_idempotent
+                self._unreported.append(self._settle([queue.ready.popleft()], now_ns, "DELIVERY_TIMEOUT"))
+
+    def next_event_ns(self) -> int | None:
+        """When something becomes due that no socket will tell; what was due already waits for a socket."""
+        if self._is_stale or self._needs_identity:
+            return self._pumped_ns + _RECOVERY_LOOK_NS
+        times = []
+        for queue in self.active.values():
+            due_ns = queue.open.created_ns + self._linger_ns if queue.open is not None and not queue.ready else 0
+            due_ns = max(due_ns, queue.retry_at_ns)
+            if due_ns > self._pumped_ns:
+                times.append(due_ns)
+        return min(times, default=None)
+
+    def close(self) -> None:
+        """Close the connections; without acknowledgements, after the broker has read what was written."""
+        for link in self._links.values():
+            if self.acks == 0:
+                link.connection.finish(timeout_s=2.0)
+            link.connection.close()
+        self._links.clear()

@@ -1,0 +1,261 @@
+"""A plan carried out: brokers opened, trials run in order, each written to disk as soon as it is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loadgen import host
+from loadgen.brokers import is_warmed, mark_warmed, open_brokers
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, LoadgenError, ScenarioError
+from loadgen.fleet import terminate_as_interrupt
+from loadgen.plan import Plan, Profile, Trial, make_plan
+from loadgen.runs import Run, RunWriter, load
+from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
+from loadgen.trial import Setting, run_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+PIN_FROM_CORES = 4
+WARM_LOAD_S = 6.0  # the JIT compiles a broker's hot paths within a few seconds of full load
+
+
+class Listener(Protocol):
+    """Who hears how the run goes on; only the command line prints."""
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+
+    def progress(self, text: str) -> None:
+        """A line that the next one replaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan is carried out."""
+
+    name: str
+    command: Sequence[str]
+    results: Path = Path("results")
+    brokers: str = "local"
+    cpus_broker: str | None = None
+    cpus_client: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """Which CPUs the brokers and the clients may use; empty is all of them."""
+
+    broker: tuple[int, ...] = ()
+    client: tuple[int, ...] = ()
+
+
+def execute(plan: Plan, options: Options, listener: Listener) -> Run:
+    """Carry out the plan and return the run as it stands on disk, also when it was interrupted or cut short."""
+    pins = _pins(options)
+    plan.refuse_over_half_of(host.disk_free(Path.cwd()))
+    _refuse_unwritable(options.results)
+    with terminate_as_interrupt(), open_brokers(options.brokers, plan.brokers, progress=listener.message) as endpoints:
+        data_dir = next((each.data_dir for each in endpoints.values() if each.data_dir), None)
+        header = _header(plan, options, endpoints, pins, data_dir)
+        writer = RunWriter(options.results, options.name, header)
+        listener.message(f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes: {writer.path}")
+        reason: str | None = "the run stopped on an internal error"
+        try:
+            with _pinned(endpoints, pins):
+                _warm(endpoints, listener, pins)
+                reason = _run_trials(plan, endpoints, writer, listener, pins)
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        except LoadgenError as error:
+            reason = str(error)
+            listener.message(f"loadgen: {error}")
+        finally:
+            writer.finish("partial" if reason else "complete", reason)
+    return load(writer.path)
+
+
+def _run_trials(
+    plan: Plan, endpoints: dict[BrokerName, Endpoint], writer: RunWriter, listener: Listener, pins: Pins
+) -> str | None:
+    """Run every trial; the value is why the run ended before its plan did, or None."""
+    left_s = plan.expected_s
+    for number, trial in enumerate(plan.trials, 1):
+        left_s -= trial.expected_s
+        endpoint = endpoints[trial.broker]
+        if endpoint.source != "external":
+            host.wait_until_written(progress=listener.progress)
+        shown = f"[{number}/{len(plan.trials)}] "
+        setting = Setting(endpoint, listener.progress, writer, pins.client, shown, max(0.0, left_s))
+        record, outcome = run_trial(trial, setting)
+        writer.add_trial(record)
+        listener.message(shown + _line(record))
+        if outcome.interrupted:
+            return "interrupted"
+        if outcome.error is not None:
+            _refuse_dead(trial, endpoint)
+    return None
+
+
+def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
+    """After a failed trial: raise BrokerError where its broker no longer answers, so that the rest is not tried."""
+    from loadgen.drivers import load_driver
+
+    try:
+        load_driver(trial.driver).admin(endpoint).close()
+    except LoadgenError as error:
+        raise BrokerError(
+            f"{endpoint.broker} at {endpoint.address} died during trial {trial.id}: {error}; what was measured is kept"
+        ) from None
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A finished trial in one line."""
+    latency = record["latency_ns"].get("e2e") or record["latency_ns"].get("ack")
+    text = f"{record['id']}: {record['achieved_msgs_per_s']:,.0f} msg/s"
+    if latency:
+        text += f", p50 {latency['p50'] / 1e6:.2f} ms, p99 {latency['p99'] / 1e6:.2f} ms"
+    verdict = record["verdict"]
+    text += f" · {verdict['status']}, bound by {verdict['bound_by']}"
+    if record["error"]:
+        text += f" · {record['error']}"
+    elif verdict["status"] != "valid" and verdict["reasons"]:
+        text += f" · {verdict['reasons'][0]}"
+    return text
+
+
+def _header(
+    plan: Plan, options: Options, endpoints: dict[BrokerName, Endpoint], pins: Pins, data_dir: Path | None
+) -> dict[str, Any]:
+    environment = host.environment(data_dir or Path.cwd())
+    if data_dir is not None:
+        environment["fsync_ns"] = host.fsync_latency(data_dir)
+    return {
+        "command": list(options.command),
+        "profile": plan.profile.name,
+        "repeats": plan.repeats,
+        "seed": plan.seed,
+        "plan": {"warmup_s": plan.profile.warmup_s, "duration_s": plan.profile.duration_s, "brokers": plan.brokers},
+        "pins": {"broker": pins.broker, "client": pins.client},
+        "scenarios": [scenario.model_dump(mode="json", exclude_none=True) for scenario in plan.scenarios],
+        "environment": environment,
+        "brokers": {
+            name: {
+                "version": each.version,
+                "source": each.source,
+                "configuration": each.configuration,
+                "deviations": list(each.deviations),
+            }
+            for name, each in endpoints.items()
+        },
+    }
+
+
+def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
+    """The plan that an earlier run carried out: the same scenarios, seed, repeats and times."""
+    header = run.header
+    try:
+        scenarios = [Scenario(**document) for document in header["scenarios"]]
+        kept = header["plan"]
+        profile = Profile(header["profile"], kept["warmup_s"], kept["duration_s"], header["repeats"])
+        wanted = tuple(name for name in kept["brokers"] if name in brokers)
+        return make_plan(scenarios, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
+    except (KeyError, TypeError) as error:
+        raise ScenarioError(f"{run.id}: cannot be run again, its plan was not kept ({error})") from None
+
+
+def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins) -> None:
+    """Give each broker a fixed load once per start, so that the first trial does not measure its compiler."""
+    knobs = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
+    for name, endpoint in endpoints.items():
+        if is_warmed(endpoint):
+            continue
+        listener.progress(f"warming up {name} for {WARM_LOAD_S:.0f} s")
+        scenario = Scenario(
+            name="warm-up",
+            question="Is the broker's code compiled?",
+            message=Message(size_bytes=100),
+            rate=Rate.saturate(),
+            durability=Durability.BROKER,
+            preset="throughput",
+            **knobs[name],
+        )
+        plan = make_plan([scenario], Profile("warm-up", 0.0, WARM_LOAD_S, 1), brokers=(name,))
+        record, outcome = run_trial(plan.trials[0], Setting(endpoint, listener.progress, cpus=pins.client))
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        if outcome.error is not None:
+            raise BrokerError(f"{name} at {endpoint.address}: the warm-up load failed: {record['error']}")
+        mark_warmed(endpoint)
+
+
+def _pins(options: Options) -> Pins:
+    """The CPUs asked for; from four cores on, by default half for each side."""
+    cores = sorted(os.sched_getaffinity(0))
+    broker, client = _cpus(options.cpus_broker, cores), _cpus(options.cpus_client, cores)
+    if options.cpus_broker is None and options.cpus_client is None and len(cores) >= PIN_FROM_CORES:
+        half = len(cores) // 2
+        return Pins(tuple(cores[:half]), tuple(cores[half:]))
+    return Pins(broker, client)
+
+
+def _cpus(text: str | None, cores: Sequence[int]) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    found: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            found |= set(range(int(first), int(last if dash else first) + 1))
+    except ValueError:
+        raise ScenarioError(f"--cpus {text}: expected a list such as 0,2-3") from None
+    if not found or not found <= set(cores):
+        raise ScenarioError(f"--cpus {text}: this process may use {', '.join(map(str, cores))}")
+    return tuple(sorted(found))
+
+
+@contextlib.contextmanager
+def _pinned(endpoints: dict[BrokerName, Endpoint], pins: Pins) -> Any:
+    """Keep the brokers on their CPUs while the run lasts."""
+    before: dict[int, set[int]] = {}
+    if pins.broker:
+        for pid in (pid for endpoint in endpoints.values() for pid in endpoint.pids):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    before[int(thread.name)] = os.sched_getaffinity(int(thread.name))
+                    os.sched_setaffinity(int(thread.name), pins.broker)
+    try:
+        yield
+    finally:
+        for thread_id, cpus in before.items():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread_id, cpus)
+
+
+def _refuse_unwritable(results: Path) -> None:
+    """Raise before any broker is touched where the run could not be written."""
+    from loadgen.errors import HostError
+
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        probe = results / f".loadgen-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise HostError(f"--results {results}: cannot be written: {error.strerror}; choose another folder") from None
+
+
+def exit_status(run: Run) -> int:
+    """0 good, 2 where a trial is invalid or failed or the run was cut short, 130 where it was interrupted."""
+    if run.header.get("reason") == "interrupted":
+        return EXIT_INTERRUPTED
+    bad = any(trial["verdict"]["status"] == "invalid" or trial["status"] != "complete" for trial in run.trials)
+    return EXIT_INVALID if bad or run.status != "complete" else EXIT_OK
+
+

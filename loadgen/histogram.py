@@ -1,0 +1,231 @@
+"""An HdrHistogram of nanoseconds that takes whole arrays: exact counts, three significant digits, one hour.
+
+The layout is HdrHistogram's for (lowest 1 ns, highest 1 h, 3 digits), so that `encode` writes what the Java
+and Python HDR tools read: values below 2048 have a bucket each, above that every power of two has 1024
+buckets, which makes a bucket at most 1/1024 of its value wide. The array holds values below `LIMIT_NS`
+(2^42 ns, 73 minutes: the power of two that the hour needs), as HdrHistogram's own does.
+
+The index needs no logarithm: for v ≥ 1024 the ten bits below a double's leading one are the bucket within
+its power of two and the exponent stands right above them, so that index = (bits(double(v)) >> 42) -
+1032·1024 (IEEE 754: 52 bits of mantissa, an exponent biased by 1023; HdrHistogram: index = 1024·(e - 9) +
+mantissa's ten bits).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hdrh.histogram import HdrHistogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from loadgen.driver import Int64
+
+LOWEST_NS = 1
+HIGHEST_NS = 3_600_000_000_000
+SIGNIFICANT_DIGITS = 3
+LIMIT_NS = 1 << 42
+BUCKETS = 33 * 1024
+SUMMARY_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9, "p99_99": 99.99}
+
+_LINEAR = 1024  # below this the formula does not hold and every value is its own index
+_EXPONENT_OFFSET = 1032 * 1024
+_MANTISSA_SHIFT = 42
+_CHUNK_VALUES = 1 << 15  # temporary arrays that stay in a core's cache; a chunk's sum fits 64 bits too
+
+
+def bucket_indices(values_ns: Int64) -> Int64:
+    """The bucket of each value (int64[n], n ≥ 1, each 0 … LIMIT_NS - 1) as int64[n]."""
+    indices = values_ns.astype(np.float64).view(np.int64)
+    indices >>= _MANTISSA_SHIFT
+    indices -= _EXPONENT_OFFSET
+    if values_ns.min() < _LINEAR:
+        np.copyto(indices, values_ns, where=values_ns < _LINEAR)
+    return indices
+
+
+def _lowest_values() -> Int64:
+    """The smallest value of every bucket in ns, and one more as the end of the last: int64[BUCKETS + 1]."""
+    index = np.arange(BUCKETS + 1)
+    shift = np.maximum(index // 1024 - 1, 0)
+    lowest: Int64 = (index - shift * 1024) << shift
+    return lowest
+
+
+LOWEST_OF_BUCKET_NS = _lowest_values()
+
+
+class Histogram:
+    """Counts of durations in ns, beside their exact smallest, largest and sum.
+
+    `counts` is int64[BUCKETS]. Values that no bucket can hold (negative, or LIMIT_NS and above) are counted
+    in `out_of_range_count` and nowhere else. Read back with `decode`, smallest and largest are those of
+    their buckets and the sum is made of the buckets' middles, as HdrHistogram does it.
+    """
+
+    __slots__ = ("_max_ns", "_min_ns", "_sum_ns", "counts", "out_of_range_count")
+
+    def __init__(self) -> None:
+        self.counts: Int64 = np.zeros(BUCKETS, np.int64)
+        self.out_of_range_count = 0
+        self._min_ns = LIMIT_NS
+        self._max_ns = -1
+        self._sum_ns = 0
+
+    def add(self, values_ns: Int64) -> None:
+        """Count n values (int64[n])."""
+        for begin in range(0, len(values_ns), _CHUNK_VALUES):
+            self._add_chunk(values_ns[begin : begin + _CHUNK_VALUES])
+
+    def _add_chunk(self, values_ns: Int64) -> None:
+        smallest, largest = int(values_ns.min()), int(values_ns.max())
+        if smallest < 0 or largest >= LIMIT_NS:
+            held = values_ns[(values_ns >= 0) & (values_ns < LIMIT_NS)]
+            self.out_of_range_count += len(values_ns) - len(held)
+            if len(held):
+                self._add_chunk(held)
+            return
+        counted = np.bincount(bucket_indices(values_ns))
+        self.counts[: len(counted)] += counted
+        self._min_ns = min(self._min_ns, smallest)
+        self._max_ns = max(self._max_ns, largest)
+        self._sum_ns += int(values_ns.sum())
+
+    def add_counts(
+        self,
+        indices: Any,
+        counts: Int64,
+        *,
+        min_ns: int,
+        max_ns: int,
+        sum_ns: int,
+        out_of_range_count: int = 0,
+    ) -> None:
+        """Add counts (int64[m]) of different buckets (integers[m]) with their values' exact extremes and sum."""
+        self.out_of_range_count += out_of_range_count
+        if not len(counts):
+            return
+        self.counts[indices] += counts
+        self._min_ns = min(self._min_ns, min_ns)
+        self._max_ns = max(self._max_ns, max_ns)
+        self._sum_ns += sum_ns
+
+    def merge(self, other: Histogram) -> None:
+        """Add all that another histogram counted."""
+        self.counts += other.counts
+        self.out_of_range_count += other.out_of_range_count
+        self._min_ns = min(self._min_ns, other._min_ns)
+        self._max_ns = max(self._max_ns, other._max_ns)
+        self._sum_ns += other._sum_ns
+
+    @property
+    def count(self) -> int:
+        """How many values are in the buckets."""
+        return int(self.counts.sum())
+
+    @property
+    def sum(self) -> int:
+        """The sum of all values in ns."""
+        return self._sum_ns
+
+    @property
+    def min(self) -> int:
+        """The smallest value in ns; an empty histogram has none and raises ValueError."""
+        self._demand_values()
+        return self._min_ns
+
+    @property
+    def max(self) -> int:
+        """The largest value in ns; an empty histogram has none and raises ValueError."""
+        self._demand_values()
+        return self._max_ns
+
+    @property
+    def mean(self) -> float:
+        """The mean of all values in ns; an empty histogram has none and raises ValueError."""
+        self._demand_values()
+        return self._sum_ns / self.count
+
+    def _demand_values(self) -> None:
+        if self._max_ns < 0:
+            raise ValueError("an empty histogram has no smallest, largest or middle value")
+
+    def percentile(self, percent: float) -> int:
+        """The value in ns at or below which `percent` of all values lie."""
+        return self.percentiles([percent])[0]
+
+    def percentiles(self, percents: Iterable[float]) -> list[int]:
+        """The values in ns at or below which so many percent of all values lie.
+
+        The ceil rule: the percentile p of n values is the highest value v of a bucket that holds values,
+        the smallest such v with count(≤ v) ≥ max(1, ceil(p/100 · n)), and at most the exact largest value.
+        The rank is computed from p's decimal digits, not from its binary neighbour: 99.9 % of 1000 is 999.
+
+        Raises:
+            ValueError: the histogram is empty, or a percentile is outside 0 … 100.
+        """
+        self._demand_values()
+        cumulative = np.cumsum(self.counts)
+        total = int(cumulative[-1])
+        ranks = [_rank(percent, total) for percent in percents]
+        buckets = np.searchsorted(cumulative, ranks)
+        at_most: Int64 = np.minimum(LOWEST_OF_BUCKET_NS[buckets + 1] - 1, self._max_ns)
+        return [int(value) for value in at_most]
+
+    def summary(self) -> dict[str, int | float | None]:
+        """Count, and in ns min, mean, max and the percentiles of results; None where nothing was counted."""
+        total = self.count
+        if not total:
+            return {"count": 0, **dict.fromkeys(["min", "mean", *SUMMARY_PERCENTILES, "max"])}
+        at = dict(zip(SUMMARY_PERCENTILES, self.percentiles(SUMMARY_PERCENTILES.values()), strict=True))
+        return {"count": total, "min": self._min_ns, "mean": self._sum_ns / total, **at, "max": self._max_ns}
+
+    def encode(self) -> bytes:
+        """HdrHistogram's V2 compressed encoding in base64; what is out of range is not in it."""
+        hdr = HdrHistogram(LOWEST_NS, HIGHEST_NS, SIGNIFICANT_DIGITS)
+        used = np.flatnonzero(self.counts)
+        if len(used):
+            ctypes.memmove(hdr.counts, self.counts.ctypes.data, self.counts.nbytes)
+            # Without these, hdrhistogram takes its own counts for empty and encodes nothing, silently.
+            hdr.set_internal_tacking_values(int(used[0]), int(used[-1]), int(self.counts.sum()))
+        encoded: bytes = hdr.encode()
+        return encoded
+
+    @classmethod
+    def decode(cls, encoded: bytes | str) -> Histogram:
+        """The histogram that `encode` wrote; raises ValueError for one of another layout."""
+        hdr = HdrHistogram.decode(encoded)
+        layout = (hdr.lowest_trackable_value, hdr.highest_trackable_value, hdr.significant_figures)
+        if layout != (LOWEST_NS, HIGHEST_NS, SIGNIFICANT_DIGITS):
+            raise ValueError(
+                f"histogram of layout {layout}: expected {(LOWEST_NS, HIGHEST_NS, SIGNIFICANT_DIGITS)}"
+            )
+        histogram = cls()
+        counts = np.frombuffer(hdr.counts, np.int64)
+        used = np.flatnonzero(counts)
+        if len(used):
+            lowest, following = LOWEST_OF_BUCKET_NS[used], LOWEST_OF_BUCKET_NS[used + 1]
+            middles = (lowest + following) // 2
+            total = sum(int(middle) * int(count) for middle, count in zip(middles, counts[used], strict=True))
+            histogram.add_counts(
+                used, counts[used], min_ns=int(lowest[0]), max_ns=int(following[-1]) - 1, sum_ns=total
+            )
+        return histogram
+
+    def limit_max(self, max_ns: int) -> None:
+        """Sharpen a decoded histogram's largest value by what is known from elsewhere, if both agree."""
+        if self._max_ns >= 0 and 0 <= max_ns < LIMIT_NS:
+            known, said = bucket_indices(np.array([self._max_ns, max_ns]))
+            if known == said:
+                self._max_ns = max_ns
+
+
+def _rank(percent: float, total: int) -> int:
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percentile {percent}: expected 0 … 100")
+    exact = Fraction(str(percent)) * total / 100
+    return max(1, -(-exact.numerator // exact.denominator))

@@ -1,0 +1,336 @@
+"""What became of every single message, with about a bit of memory a message.
+
+Each producer keeps a `SentBook` and each consumer a `ReceivedBook`; both are small enough to be sent to the
+fleet, where `settle` lays them side by side. Consumers of one group share the messages (they compete);
+every group gets all of them. The definitions, for one producer's messages and one group; an account sums
+over both:
+
+* sent: handed to the client. acked: confirmed by the broker, None where nothing is confirmed.
+* received: every message handed to a consumer, duplicates, damaged and foreign ones included.
+* distinct: different messages that came intact at least once.
+* lost: sent, not known to have failed, and never received intact. confirmed_lost had been confirmed,
+  unconfirmed_lost had not. A damaged message is corrupted and, unless it also came intact, lost: damage may
+  have hit the stamp, so that nobody can tell whose loss it is.
+* duplicated: copies beyond the first, over all consumers of the group. Of a message that came c times, f
+  times with the broker's redelivered flag, min(f, c - 1) are dup_redelivery and the other duplicates
+  dup_resend. (Which copy came first in two consumers nobody knows: the definition does not depend on it.)
+* out_of_order: first copies, not flagged as redelivered, with a lower sequence number than the highest that
+  this consumer had received from the same producer and source. Where several consumers received a message,
+  it counts if its first copy was late in each of them.
+* reordered_redelivery: copies flagged as redelivered that came late in the same sense.
+* corrupted: received, but some byte is not as it was sent (or the message is of another run).
+* foreign: intact, but of a producer that is not in the books or of a number that it never sent.
+* errors: what the broker or the client said about messages that failed, by name. A failed message is not
+  lost; if it came all the same it is received like any other.
+
+With no received books at all (nothing consumes) there is no group, and received, lost and the rest are 0.
+Bound: a producer sends at most `MAX_MESSAGES` (2^34: 2 GiB of bits where nothing can be compacted, nothing
+at all where one consumer receives everything); more are refused with TrialError.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, BitCounts, ranges_of
+from loadgen.errors import TrialError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from loadgen.driver import Bool, Int64
+    from loadgen.payload import Parsed
+
+MAX_MESSAGES = MAX_INDEX
+MAX_EXAMPLES = 10
+SETTLED_TWICE = "settled twice"
+SETTLED_UNSENT = "settled but never sent"
+
+Range = tuple[int, int, int]
+"""Producer, first and last sequence number."""
+
+
+class SentBook:
+    """What one producer sent, numbered 0, 1, 2, …, and what it learned about it.
+
+    Args:
+        producer: its number.
+        confirms: whether the broker confirms at all; without, `acked` is None and every loss unconfirmed.
+    """
+
+    def __init__(self, producer: int, *, confirms: bool = True) -> None:
+        self.producer = producer
+        self.confirms = confirms
+        self.sent_count = 0
+        self.confirmed_count = 0
+        self.errors: Counter[str] = Counter()
+        self.confirmed_bits = BitCounts()
+        self.failed_bits = BitCounts()
+
+    def sent(self, count: int) -> None:
+        """The next `count` messages were handed to the client."""
+        self.sent_count += count
+        if self.sent_count > MAX_MESSAGES:
+            raise TrialError(
+                f"producer {self.producer}: over {MAX_MESSAGES} messages; use more producers or a shorter run"
+            )
+
+    def confirmed(self, seqs: Int64) -> None:
+        """The broker confirmed these (int64[n])."""
+        if not len(seqs):
+            return
+        self.confirmed_count += self._settle(self.confirmed_bits, self.failed_bits, seqs)
+
+    def failed(self, seqs: Int64, error: str) -> None:
+        """These (int64[n]) were refused or given up, for the reason `error`."""
+        if not len(seqs):
+            return
+        self._settle(self.failed_bits, self.confirmed_bits, seqs)
+        self.errors[error] += len(seqs)
+
+    def _settle(self, bits: BitCounts, others: BitCounts, seqs: Int64) -> int:
+        """Mark messages as settled; how many of them had not been settled in this way before."""
+        if int(seqs.min()) < 0 or int(seqs.max()) >= self.sent_count:
+            self.errors[SETTLED_UNSENT] += int(((seqs < 0) | (seqs >= self.sent_count)).sum())
+            seqs = seqs[(seqs >= 0) & (seqs < self.sent_count)]
+        repeated = bits.add(seqs)
+        if repeated is not None:
+            self.errors[SETTLED_TWICE] += int(repeated.sum())
+        if others.pages:
+            both = int(others.contains(seqs).sum())
+            if both:
+                self.errors[SETTLED_TWICE] += both
+        return len(seqs) - (0 if repeated is None else int(repeated.sum()))
+
+
+class ReceivedBook:
+    """What one consumer received.
+
+    Args:
+        group: the subscriber group whose members share the messages.
+    """
+
+    def __init__(self, group: str = "") -> None:
+        self.group = group
+        self.received_count = 0
+        self.corrupted_count = 0
+        self.reordered_redelivery_count = 0
+        self.corrupted_examples: list[Range] = []
+        self.copies: dict[int, BitCounts] = {}
+        self.flagged: dict[int, BitCounts] = {}
+        self.late: dict[int, BitCounts] = {}
+        self._highest: dict[tuple[int, int], int] = {}
+
+    def receive(self, parsed: Parsed, source: int, redelivered: Bool | None = None) -> None:
+        """Count a batch of n messages of one source (queue or partition) in the order in which they came.
+
+        Args:
+            parsed: what the messages say of themselves.
+            source: number of the queue or partition.
+            redelivered: the broker's flag (bool[n]), None where none of them is set.
+        """
+        producer, seq = parsed.producer, parsed.seq
+        self.received_count += len(seq)
+        if not parsed.intact.all():
+            intact = parsed.intact
+            self._count_corrupted(producer[~intact], seq[~intact])
+            producer, seq = producer[intact], seq[intact]
+            redelivered = None if redelivered is None else redelivered[intact]
+        if not len(seq):
+            return
+        if redelivered is not None and not redelivered.any():
+            redelivered = None
+        first = int(producer[0])
+        if (producer == first).all():
+            self._receive_of(first, seq, source, redelivered)
+            return
+        order = np.argsort(producer.astype(np.uint16), kind="stable")
+        producer, seq = producer[order], seq[order]
+        redelivered = None if redelivered is None else redelivered[order]
+        begins = np.flatnonzero(np.diff(producer, prepend=-1)).tolist()
+        for begin, end in zip(begins, [*begins[1:], len(seq)], strict=True):
+            flags = None if redelivered is None else redelivered[begin:end]
+            self._receive_of(int(producer[begin]), seq[begin:end], source, flags)
+
+    def _receive_of(self, producer: int, seq: Int64, source: int, redelivered: Bool | None) -> None:
+        copies = self.copies.get(producer)
+        if copies is None:
+            copies = self.copies[producer] = BitCounts()
+            self.flagged[producer] = BitCounts()
+            self.late[producer] = BitCounts()
+        repeated = copies.add(seq)
+        if redelivered is not None and redelivered.any():
+            self.flagged[producer].add(seq[redelivered])
+        late = self._late(producer, source, seq)
+        if late is None:
+            return
+        if redelivered is not None:
+            self.reordered_redelivery_count += int((late & redelivered).sum())
+            late &= ~redelivered
+        if repeated is not None:
+            late &= ~repeated
+        self.late[producer].add(seq[late])
+
+    def _late(self, producer: int, source: int, seq: Int64) -> Bool | None:
+        """Which messages are lower than the highest before them, or None where none is."""
+        highest = self._highest.get((producer, source), -1)
+        if int(seq[0]) > highest and (len(seq) == 1 or bool((seq[1:] > seq[:-1]).all())):
+            self._highest[producer, source] = int(seq[-1])
+            return None
+        before = np.maximum.accumulate(np.concatenate(([highest], seq)))
+        self._highest[producer, source] = int(before[-1])
+        late: Bool = seq < before[:-1]
+        return late
+
+    def _count_corrupted(self, producer: Int64, seq: Int64) -> None:
+        self.corrupted_count += len(seq)
+        examples = self.corrupted_examples
+        for each, number in zip(producer.tolist(), seq.tolist(), strict=True):
+            if each < 0:  # the stamp itself is damaged and does not tell
+                continue
+            if examples and examples[-1][0] == each and examples[-1][2] == number - 1:
+                examples[-1] = (each, examples[-1][1], number)
+            elif len(examples) < MAX_EXAMPLES:
+                examples.append((each, number, number))
+            else:
+                break
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of all messages of a trial; the module's docstring defines each number.
+
+    `examples` has the first `MAX_EXAMPLES` ranges (producer, first and last sequence number) of "lost",
+    "duplicated" and "corrupted" messages.
+    """
+
+    sent: int = 0
+    acked: int | None = 0
+    received: int = 0
+    distinct: int = 0
+    lost: int = 0
+    confirmed_lost: int = 0
+    unconfirmed_lost: int = 0
+    duplicated: int = 0
+    dup_redelivery: int = 0
+    dup_resend: int = 0
+    out_of_order: int = 0
+    reordered_redelivery: int = 0
+    corrupted: int = 0
+    foreign: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Range]] = field(
+        default_factory=lambda: {"lost": [], "duplicated": [], "corrupted": []}
+    )
+
+
+def settle(sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook]) -> Account:
+    """Lay the books of all producers and consumers of a trial side by side."""
+    sent_books, received_books = list(sent_books), list(received_books)
+    if len({book.producer for book in sent_books}) != len(sent_books):
+        raise ValueError("two books of one producer: each producer of a trial needs a number of its own")
+    account = Account()
+    _add_sent(account, sent_books)
+    groups: dict[str, list[ReceivedBook]] = {}
+    for book in received_books:
+        groups.setdefault(book.group, []).append(book)
+        account.received += book.received_count
+        account.corrupted += book.corrupted_count
+        account.reordered_redelivery += book.reordered_redelivery_count
+        _extend(account.examples["corrupted"], book.corrupted_examples)
+    for _, books in sorted(groups.items()):
+        for sent in sorted(sent_books, key=lambda book: book.producer):
+            _settle_producer(account, sent, [book for book in books if sent.producer in book.copies])
+        known = {book.producer for book in sent_books}
+        account.foreign += sum(
+            copies.total_count
+            for book in books
+            for producer, copies in book.copies.items()
+            if producer not in known
+        )
+    return account
+
+
+def _add_sent(account: Account, books: list[SentBook]) -> None:
+    errors: Counter[str] = Counter()
+    for book in books:
+        account.sent += book.sent_count
+        errors.update(book.errors)
+    account.errors = dict(sorted(errors.items()))
+    account.acked = None
+    if all(book.confirms for book in books):
+        account.acked = sum(book.confirmed_count for book in books)
+
+
+def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook]) -> None:
+    """Add one producer's messages as one group of consumers received them."""
+    producer = sent.producer
+    page_count = -(-sent.sent_count // PAGE_BITS)
+    beyond = {page for book in books for page in book.copies[producer].pages if page >= page_count}
+    for page in [*range(page_count), *sorted(beyond)]:
+        sent_here = min(PAGE_BITS, max(0, sent.sent_count - page * PAGE_BITS))
+        full = sum(book.copies[producer].is_full_once(page) for book in books)
+        absent = sum(book.copies[producer].is_empty(page) for book in books)
+        if (
+            sent_here == PAGE_BITS
+            and full == 1
+            and absent == len(books) - 1
+            and _in_order(books, producer, page)
+        ):
+            account.distinct += PAGE_BITS
+            continue
+        _settle_page(account, sent, books, page, sent_here)
+
+
+def _in_order(books: Sequence[ReceivedBook], producer: int, page: int) -> bool:
+    return all(book.late[producer].is_empty(page) for book in books)
+
+
+def _settle_page(
+    account: Account, sent: SentBook, books: Sequence[ReceivedBook], page: int, sent_here: int
+) -> None:
+    """Add one page of messages, of which the first `sent_here` were sent."""
+    producer = sent.producer
+    copies, flagged, late, holders = (np.zeros(PAGE_BITS, np.int64) for _ in range(4))
+    for book in books:
+        counts = book.copies[producer].counts_of(page)
+        copies += counts
+        holders += counts > 0
+        flagged += book.flagged[producer].counts_of(page)
+        late += book.late[producer].counts_of(page)
+    account.foreign += int(copies[sent_here:].sum())
+    copies, flagged, late, holders = (each[:sent_here] for each in (copies, flagged, late, holders))
+    received = copies > 0
+    extra = np.where(received, copies - 1, 0)
+    account.distinct += int(received.sum())
+    account.duplicated += int(extra.sum())
+    redelivery = int(np.minimum(flagged, extra).sum())
+    account.dup_redelivery += redelivery
+    account.dup_resend += int(extra.sum()) - redelivery
+    account.out_of_order += int((received & (late == holders)).sum())
+    confirmed = sent.confirmed_bits.counts_of(page)[:sent_here] > 0
+    failed = sent.failed_bits.counts_of(page)[:sent_here] > 0
+    # Settled both ways (an error of its own): the confirmation is a promise, so that a loss shows.
+    lost = ~received & (confirmed | ~failed)
+    account.lost += int(lost.sum())
+    account.confirmed_lost += int((lost & confirmed).sum())
+    account.unconfirmed_lost += int((lost & ~confirmed).sum())
+    for name, which in (("lost", lost), ("duplicated", extra > 0)):
+        begin = page * PAGE_BITS
+        _extend(
+            account.examples[name],
+            [(producer, begin + first, begin + last) for first, last in ranges_of(which, MAX_EXAMPLES + 1)],
+        )
+
+
+def _extend(examples: list[Range], more: list[Range]) -> None:
+    """Add ranges until there are MAX_EXAMPLES; one that continues the last (over a page's end) joins it."""
+    for producer, first, last in more:
+        if examples and examples[-1][0] == producer and examples[-1][2] + 1 == first:
+            examples[-1] = (producer, examples[-1][1], last)
+        elif len(examples) < MAX_EXAMPLES:
+            examples.append((producer, first, last))

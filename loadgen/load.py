@@ -1,0 +1,134 @@
+"""Scenario files: found, imported, and changed by `--set key=value`, with one clear line for each mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadgen.errors import ScenarioError
+from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SCENARIOS_DIR = Path("scenarios")
+
+
+def scenario_files(folder: Path = SCENARIOS_DIR) -> list[Path]:
+    """The scenario files of a folder, by name."""
+    return sorted(path for path in folder.rglob("*.py") if not path.name.startswith("_"))
+
+
+def load_scenarios(path: Path) -> list[Scenario]:
+    """Every Scenario that a file defines at module level; raises ScenarioError where there is none."""
+    if not path.exists():
+        near = [str(each) for each in scenario_files() if each.stem == path.stem]
+        hint = f"did you mean {near[0]}?" if near else "`loadgen list` shows the scenarios"
+        raise ScenarioError(f"{path}: no such file; {hint}")
+    if path.suffix != ".py" or path.is_dir():
+        raise ScenarioError(f"{path}: expected a Python file that defines a Scenario")
+    spec = importlib.util.spec_from_file_location(f"loadgen_scenario_{path.stem}", path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from None
+    except Exception as error:
+        where = _line_in(path, error)
+        raise ScenarioError(f"{path}{where}: {type(error).__name__}: {error}") from error
+    found = [value for value in vars(module).values() if isinstance(value, Scenario)]
+    if not found:
+        raise ScenarioError(f"{path}: defines no Scenario; expected `scenario = Scenario(…)` at module level")
+    return list({scenario.name: scenario for scenario in found}.values())
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    """`:<line>` of the scenario file where the error arose, or nothing."""
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}"
+    line, trace = "", error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path.resolve():
+            line = f":{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`key=value` of the command line; the value is JSON where it parses as such, a comma makes a list (a sweep)."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ScenarioError(f"--set {text}: expected key=value, such as rabbitmq.prefetch=100 or producers=1,2,4")
+    if "," in value and not value.lstrip().startswith(("[", "{", '"')):
+        return key.strip(), [_literal(part) for part in value.split(",")]
+    return key.strip(), _literal(value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+_PARTS: dict[str, type[RabbitMQ | Kafka | Message]] = {"rabbitmq": RabbitMQ, "kafka": Kafka, "message": Message}
+_OWN = ("producers", "consumers", "durability", "preset", "warmup_s", "duration_s")
+
+
+def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:
+    """The scenario with knobs replaced, checked again; `part.knob`, or a knob's name alone where only one part has it."""
+    values: dict[str, Any] = {name: getattr(scenario, name) for name in type(scenario).model_fields}
+    for key, value in sets:
+        part, knob = _locate(scenario, key)
+        if part == "rate":
+            values["rate"] = _rate(value, values["rate"])
+        elif part == "":
+            values[knob] = Durability(value) if knob == "durability" and value in set(Durability) else value
+        else:
+            current = values[part]
+            if current is None:
+                raise ScenarioError(f"--set {key}: scenario {scenario.name} does not drive {part}")
+            given = {name: getattr(current, name) for name in current.model_fields_set}
+            values[part] = _PARTS[part](**{**given, knob: value})
+    return Scenario(**values)
+
+
+def _locate(scenario: Scenario, key: str) -> tuple[str, str]:
+    part, dot, knob = key.partition(".")
+    if dot and part in _PARTS:
+        return part, knob
+    if key == "rate":
+        return "rate", ""
+    if key in _OWN:
+        return "", key
+    owners = [
+        name for name, model in _PARTS.items() if key in model.model_fields and getattr(scenario, name) is not None
+    ]
+    if len(owners) == 1:
+        return owners[0], key
+    if owners:
+        raise ScenarioError(f"--set {key}: say which: {' or '.join(f'{owner}.{key}' for owner in owners)}")
+    known = [*_OWN, "rate", *(f"{name}.{field}" for name, model in _PARTS.items() for field in model.model_fields)]
+    raise ScenarioError(f"--set {key}: no such knob; there are {', '.join(known)}")
+
+
+def _rate(value: Any, current: Rate) -> Rate:
+    if value == "saturate":
+        return Rate.saturate()
+    if isinstance(value, str):
+        raise ScenarioError(f"--set rate={value}: expected messages a second, a list of them, or saturate")
+    return Rate.poisson(value) if current.kind == "poisson" else Rate.fixed(value)
+
+
+
+
+def scenario_file(name: str) -> Path:
+    """The project's own scenario of this name; raises ScenarioError outside a checkout."""
+    path = SCENARIOS_DIR / f"{name}.py"
+    if not path.exists():
+        raise ScenarioError(f"{path}: not found; run this from the folder that holds scenarios/")
+    return path

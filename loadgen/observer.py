@@ -1,0 +1,296 @@
+"""What the machine and the broker did while a trial ran, sampled once a second from the parent process.
+
+Three threads, so that a slow answer never delays a sample: the sampler reads `/proc`; the depth thread asks
+how long the queue is; the watch thread looks now and then at alarms, GC logs, the disk and other programs.
+A process that ends keeps its last total, and what could not be read is None. Samples are taken at
+origin + k intervals without drift, so that a window of whole seconds begins and ends at samples.
+
+The cost is measured in each run (`observer_cores` of the summary): about 0.004 of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loadgen import host
+from loadgen.alarms import AlarmReader
+from loadgen.gclog import GcLogs
+from loadgen.observations import Columns, Observations, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from loadgen.alarms import AlarmReading
+    from loadgen.endpoint import Endpoint
+    from loadgen.gclog import Pause
+
+OWN_GROUP = "loadgen"  # the process that observes, steers and writes: neither client nor broker nor "other"
+AGENT_GROUPS = ("producers", "consumers")
+WATCH_INTERVAL_S = 5.0
+STOP_TIMEOUT_S = 5.0
+
+
+class _Group:
+    """Processes counted together; those that end keep their last totals."""
+
+    def __init__(self, name: str, pids: Iterable[int], *, with_threads: bool, proc: Path) -> None:
+        self.name = name
+        self.pids = list(dict.fromkeys(pids))
+        self._with_threads = with_threads
+        self._proc = proc
+        self._started_ticks: dict[int, int] = {}
+        self._first_s: dict[int, float] = {}
+        self._last_s: dict[int, float] = {}
+        self._threads: dict[int, dict[int, tuple[float, float]]] = {}
+        self._busiest_s: dict[int, float] = defaultdict(float)
+        self._waited_s = 0.0
+
+    def read(self) -> dict[str, float | None]:
+        """Counters since each process was first seen, and the memory held now."""
+        rss_bytes = 0
+        for pid in tuple(self.pids):
+            reading = host.read_process(pid, self._proc)
+            if (
+                reading is None
+                or self._started_ticks.setdefault(pid, reading.started_ticks) != reading.started_ticks
+            ):
+                continue  # gone, or its pid is another's by now
+            self._first_s.setdefault(pid, reading.cpu_s)
+            self._last_s[pid] = max(reading.cpu_s, self._last_s.get(pid, 0))
+            rss_bytes += reading.rss_bytes
+            if self._with_threads:
+                self._read_threads(pid)
+        if not self._last_s:
+            return {}
+        row: dict[str, float | None] = {
+            f"{self.name}_cpu_s": sum(self._last_s.values()) - sum(self._first_s.values()),
+            f"{self.name}_rss_bytes": rss_bytes,
+        }
+        if self._threads:
+            row[f"{self.name}_cpu_wait_s"] = self._waited_s
+            row |= {f"{self.name}_busiest_s:{pid}": self._busiest_s[pid] for pid in self._threads}
+        return row
+
+    def _read_threads(self, pid: int) -> None:
+        """Add up, interval by interval, what the busiest thread ran and how long all threads waited.
+
+        One counter, not one for each thread: threads come and go, and a run may last a day.
+        """
+        now = host.read_threads_s(pid, self._proc)
+        if not now:
+            return
+        before = self._threads.get(pid)
+        self._threads[pid] = now
+        if before is not None:
+            none = (0.0, 0.0)
+            self._busiest_s[pid] += max(run_s - before.get(tid, none)[0] for tid, (run_s, _) in now.items())
+            self._waited_s += sum(wait_s - before.get(tid, none)[1] for tid, (_, wait_s) in now.items())
+
+
+@dataclass(slots=True)
+class _Others:
+    """CPU seconds of kernel threads and of programs that are not ours, from whole process tables."""
+
+    kernel_s: float = 0.0
+    by_name_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _last: dict[tuple[int, int], float] | None = None
+
+    def read(self, table: Mapping[int, host.ProcessReading], ours: set[int]) -> None:
+        """Count what ran since the last table: all that a new process used, nothing of the first table."""
+        first = self._last is None
+        last = self._last or {}
+        now: dict[tuple[int, int], float] = {}
+        for pid, reading in table.items():
+            key = (pid, reading.started_ticks)
+            now[key] = reading.cpu_s
+            used_s = reading.cpu_s - last.get(key, reading.cpu_s if first else 0)
+            if reading.is_kernel:
+                self.kernel_s += used_s
+            elif pid not in ours:
+                self.by_name_s[reading.name] += used_s
+        self._last = now
+
+
+class Observer:
+    """Samples groups of processes, the host and a broker until it is stopped.
+
+    Args:
+        groups: Pids by name (`producers`, `consumers`, `broker`); processes on other machines are left out.
+        endpoint: The broker: where to ask for alarms, where its GC logs and its disk are. None: host only.
+        interval_s: Between samples. Windows should hold ten or more.
+        depth: Messages waiting; called from a thread of its own only, so give it an `Admin` of its own.
+        watch_interval_s: Between looks at what changes slowly or costs the broker something.
+        cpus: The CPUs that "host" means; by default those that this process may use.
+        proc: Where the kernel's readings are.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[int]],
+        endpoint: Endpoint | None = None,
+        interval_s: float = 1.0,
+        depth: Callable[[], int] | None = None,
+        *,
+        watch_interval_s: float = WATCH_INTERVAL_S,
+        cpus: Sequence[int] | None = None,
+        proc: Path = host.PROC,
+    ) -> None:
+        assert interval_s > 0
+        assert watch_interval_s > 0
+        self._proc = proc
+        self._interval_ns = round(interval_s * 1e9)
+        self._watch_interval_ns = round(watch_interval_s * 1e9)
+        self._cpus = tuple(host.allowed_cpus() if cpus is None else cpus)
+        everyone = dict(groups)
+        if not any(os.getpid() in pids for pids in groups.values()):
+            everyone[OWN_GROUP] = (os.getpid(),)
+        self._groups = {
+            name: _Group(name, pids, with_threads=name in AGENT_GROUPS, proc=proc)
+            for name, pids in everyone.items()
+        }
+        self._depth = depth
+        self._data_dir = endpoint.data_dir if endpoint else None
+        self._alarm_reader = AlarmReader(endpoint) if endpoint and endpoint.broker == "rabbitmq" else None
+        self._gc_logs: GcLogs | None = None
+        if endpoint and endpoint.broker == "kafka" and endpoint.log_dir and endpoint.log_dir.is_dir():
+            self._gc_logs = GcLogs(endpoint.log_dir, _started_ns(endpoint.pids, proc))
+        self._samples, self._watches, self._depths = Columns(), Columns(), Columns()
+        self._others = _Others()
+        self._pauses: list[Pause] = []
+        self._alarms: list[tuple[int, AlarmReading]] = []
+        self._errors: dict[str, int] = defaultdict(int)
+        self._cpu_s: dict[str, float] = {}
+        self._late_ns = 0
+        self._origin_ns = 0
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+
+    def add(self, group: str, pid: int) -> None:
+        """Count one more process into a group: a broker that was restarted."""
+        self._groups[group].pids.append(pid)
+
+    def start(self, origin_ns: int) -> None:
+        """Begin; rows count their time from `origin_ns` (CLOCK_MONOTONIC), which may still be to come."""
+        assert not self._threads, "an observer is started once"
+        self._origin_ns = origin_ns
+        work: list[tuple[str, Callable[[], None], int]] = [("sampler", self._sample, self._interval_ns)]
+        work.append(("watch", self._watch, self._watch_interval_ns))
+        if self._depth is not None:
+            work.append(("depth", self._ask_depth, self._interval_ns))
+        for name, step, interval_ns in work:
+            arguments = (name, step, interval_ns)
+            thread = threading.Thread(
+                target=self._repeat, args=arguments, name=f"observer-{name}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> Observations:
+        """End with a last sample and hand over what was seen; a defect of the sampler is raised here."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(STOP_TIMEOUT_S)  # a depth call that hangs is left behind: its thread is a daemon
+        if self._failure is not None:
+            raise self._failure
+        if self._threads:
+            self._sample()
+            self._watch()  # an alarm or a pause of the last seconds
+        return Observations(
+            origin_ns=self._origin_ns,
+            interval_ns=self._interval_ns,
+            watch_interval_ns=self._watch_interval_ns,
+            groups=tuple(self._groups),
+            cpu_limit_cores=host.cpu_limit_cores(self._proc),
+            samples=Series.of(self._samples),
+            watches=Series.of(self._watches),
+            depths=Series.of(self._depths),
+            pauses=tuple(self._pauses) if self._gc_logs is not None and self._gc_logs.found else None,
+            alarms=tuple(self._alarms),
+            others_s=dict(self._others.by_name_s),
+            errors=dict(self._errors),
+            own_cpu_s=sum(self._cpu_s.values()),
+            late_ns_max=self._late_ns,
+        )
+
+    def _repeat(self, name: str, step: Callable[[], None], interval_ns: int) -> None:
+        """Call `step` now and then at origin + k intervals; times that passed meanwhile are left out."""
+        try:
+            while True:
+                step()
+                self._cpu_s[name] = time.thread_time()
+                now_ns = time.monotonic_ns()
+                due_ns = self._origin_ns + ((now_ns - self._origin_ns) // interval_ns + 1) * interval_ns
+                if self._stopping.wait((due_ns - now_ns) / 1e9):
+                    return
+                if name == "sampler":
+                    self._late_ns = max(self._late_ns, time.monotonic_ns() - due_ns)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, `stop` raises it
+            self._failure = error
+
+    def _sample(self) -> None:
+        at_ns = time.monotonic_ns()
+        row: dict[str, float | None] = {}
+        for group in self._groups.values():
+            row |= group.read()
+        row |= {f"host_{name}_s": value for name, value in host.read_cpu_s(self._cpus, self._proc).items()}
+        row |= {f"psi_{name}_s": value for name, value in host.read_pressure_s(self._proc).items()}
+        memory = host.read_memory_bytes(self._proc)
+        row |= {
+            "load_1m": host.read_load_1m(self._proc),
+            "dirty_bytes": memory.get("Dirty"),
+            "writeback_bytes": memory.get("Writeback"),
+            "memory_available_bytes": memory.get("MemAvailable"),
+            "swap_used_bytes": memory["SwapTotal"] - memory["SwapFree"] if "SwapTotal" in memory else None,
+        }
+        self._samples.append(at_ns, row)
+
+    def _watch(self) -> None:
+        ours = {pid for group in self._groups.values() for pid in tuple(group.pids)}
+        row: dict[str, float | None] = {}
+        with self._tolerating("processes"):
+            self._others.read(host.read_processes(self._proc), ours)
+            row["kernel_cpu_s"] = self._others.kernel_s
+        if self._data_dir is not None:
+            with self._tolerating("disk"):
+                row["disk_free_bytes"] = host.disk_free(self._data_dir)
+        if self._gc_logs is not None:
+            with self._tolerating("gc"):
+                self._pauses += self._gc_logs.read()
+        self._watches.append(time.monotonic_ns(), row)
+        if self._alarm_reader is not None and self._alarm_reader.can_ask:
+            with self._tolerating("alarms"):
+                reading = self._alarm_reader.read()
+                self._alarms.append((time.monotonic_ns(), reading))
+
+    def _ask_depth(self) -> None:
+        assert self._depth is not None
+        with self._tolerating("depth"):
+            depth_msgs = self._depth()
+            self._depths.append(time.monotonic_ns(), {"depth_msgs": depth_msgs})
+
+    @contextlib.contextmanager
+    def _tolerating(self, what: str) -> Iterator[None]:
+        """Count what goes wrong with a side look, and go on: an observer must not fail a trial."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - brokers and clients raise all kinds
+            self._errors[f"{what}: {type(error).__name__}"] += 1
+
+
+def _started_ns(pids: Sequence[int], proc: Path) -> int | None:
+    """When the first of these processes began, on CLOCK_MONOTONIC."""
+    readings = (host.read_process(pid, proc) for pid in pids)
+    ticks = [reading.started_ticks for reading in readings if reading is not None]
+    if not ticks:
+        return None
+    # The kernel counts it since boot, suspended time included; CLOCK_MONOTONIC leaves that out.
+    suspended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return min(ticks) * 1_000_000_000 // host.TICKS_PER_S - suspended_ns

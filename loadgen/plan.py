@@ -1,0 +1,211 @@
+"""From scenarios to an ordered list of trials: sweep × repeats, interleaved between the brokers, with their cost.
+
+Repeats are the outermost loop and the brokers alternate within each point, so that a drift of the machine falls on
+both alike; which broker goes first changes from repeat to repeat, and the order of points within a repeat is shuffled
+by the plan's seed, which is recorded.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from loadgen.errors import HostError, ScenarioError
+from loadgen.knobs import Point, points
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.endpoint import BrokerName
+    from loadgen.scenario import Durability, Message, Rate, Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How long and how often each point is measured."""
+
+    name: str
+    warmup_s: float
+    duration_s: float
+    repeats: int
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("quick", warmup_s=2.0, duration_s=4.0, repeats=3),
+        Profile("standard", warmup_s=5.0, duration_s=20.0, repeats=7),
+        Profile("full", warmup_s=10.0, duration_s=60.0, repeats=10),
+    )
+}
+
+# Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 1.5 to 3 s).
+OVERHEAD_S = 2.5
+# A closed loop's rate is not known beforehand; these are over what either broker did on any machine we tried, so that
+# the plan's bytes are an upper bound.
+MAX_RATE_MSGS_PER_S: dict[BrokerName, float] = {"rabbitmq": 150_000, "kafka": 6_000_000}
+MAX_RATE_BYTES_PER_S: dict[BrokerName, float] = {"rabbitmq": 400e6, "kafka": 800e6}
+FRAMING_BYTES = 40  # what either broker stores beside a message's own bytes, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One measurement: one point of one scenario on one broker, once."""
+
+    id: str
+    scenario: str
+    broker: BrokerName
+    driver: str
+    durability: Durability
+    settings: dict[str, Any]
+    point: dict[str, Any]
+    message: Message
+    rate: Rate
+    producers: int
+    consumers: int
+    repeat: int
+    seed: int
+    warmup_s: float
+    duration_s: float
+
+    @property
+    def stored_bytes_max(self) -> float:
+        """Upper bound of what the broker keeps for this trial, in bytes."""
+        size = self.message.mean_size_bytes + FRAMING_BYTES
+        rate = self.rate.msgs_per_s
+        assert not isinstance(rate, list), "a plan's trials have one rate each"
+        if rate is None:
+            rate = min(MAX_RATE_MSGS_PER_S[self.broker], MAX_RATE_BYTES_PER_S[self.broker] / size)
+        rate = max(rate, self.rate.to_msgs_per_s or 0)
+        return rate * size * (self.warmup_s + self.duration_s)
+
+    @property
+    def expected_s(self) -> float:
+        """Roughly how long it takes, in seconds."""
+        return self.warmup_s + self.duration_s + OVERHEAD_S
+
+    def describe(self) -> str:
+        """One line for people."""
+        rate = "as fast as it goes" if self.rate.msgs_per_s is None else f"{self.rate.kind} {self.rate.msgs_per_s:g}/s"
+        return (
+            f"{self.id}: {rate}, {self.message.mean_size_bytes:g} B, class {self.durability}, {self.producers} → "
+            f"{self.consumers}, {self.warmup_s:g} + {self.duration_s:g} s, at most {self.stored_bytes_max / 1e9:.2f} GB"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Trials in the order they run, and the seed that gave the order."""
+
+    trials: tuple[Trial, ...]
+    scenarios: tuple[Scenario, ...]
+    profile: Profile
+    repeats: int
+    seed: int
+    brokers: tuple[BrokerName, ...] = field(default=("rabbitmq", "kafka"))
+
+    @property
+    def expected_s(self) -> float:
+        """Roughly how long all trials take, in seconds."""
+        return sum(trial.expected_s for trial in self.trials)
+
+    @property
+    def peak_bytes_max(self) -> float:
+        """Upper bound of the disk in use at once, in bytes: a trial's messages, and its forerunner's being removed."""
+        stored = [trial.stored_bytes_max for trial in self.trials]
+        return max(a + b for a, b in zip_longest(stored, stored[1:], fillvalue=0.0))
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for machines."""
+        return {
+            "trials": [{**asdict(trial), "message": trial.message.model_dump(), "rate": trial.rate.model_dump()}
+                       for trial in self.trials],
+            "expected_s": self.expected_s,
+            "peak_bytes_max": self.peak_bytes_max,
+            "profile": self.profile.name,
+            "repeats": self.repeats,
+            "seed": self.seed,
+        }  # fmt: skip
+
+    def refuse_over_half_of(self, free_bytes: int) -> None:
+        """Raise HostError when the trials could fill more than half of the free disk."""
+        if self.peak_bytes_max > free_bytes / 2:
+            worst = max(self.trials, key=lambda trial: trial.stored_bytes_max)
+            raise HostError(
+                f"disk: trial {worst.id} may store up to {self.peak_bytes_max / 1e9:.1f} GB, over half of the "
+                f"{free_bytes / 1e9:.1f} GB free; shorten it (--profile quick, --set duration_s=…) or free space"
+            )
+
+
+def make_plan(
+    scenarios: Sequence[Scenario],
+    profile: Profile,
+    *,
+    brokers: Sequence[BrokerName] = ("rabbitmq", "kafka"),
+    repeats: int | None = None,
+    seed: int = 1,
+) -> Plan:
+    """Order the trials of all scenarios; raises ScenarioError where nothing is left to run."""
+    count = profile.repeats if repeats is None else repeats
+    trials: list[Trial] = []
+    pairs = [pair for scenario in scenarios for pair in _pairs(scenario, brokers)]
+    if not pairs:
+        raise ScenarioError(f"nothing to run: no scenario here drives {' or '.join(brokers)}")
+    for repeat in range(1, count + 1):
+        shuffled = pairs.copy()
+        random.Random(f"{seed}/{repeat}").shuffle(shuffled)  # noqa: S311 - an order, not a secret
+        for scenario, pair in shuffled:
+            for point in pair if repeat % 2 else reversed(pair):
+                trials.append(_trial(scenario, point, profile, repeat, seed))
+    names = [trial.id for trial in trials]
+    assert len(set(names)) == len(names), "trial ids are unique"
+    return Plan(tuple(trials), tuple(scenarios), profile, count, seed, tuple(brokers))
+
+
+def _pairs(scenario: Scenario, brokers: Sequence[BrokerName]) -> list[tuple[Scenario, tuple[Point, ...]]]:
+    """The scenario's points, RabbitMQ's beside the Kafka point of the same shared values where there is one."""
+    by_broker = {broker: [p for p in points(scenario) if p.broker == broker] for broker in brokers}
+    waiting = {broker: list(found) for broker, found in by_broker.items()}
+    pairs = []
+    for first in by_broker.get("rabbitmq", []):
+        twin = next((p for p in waiting.get("kafka", []) if _shared(p) == _shared(first)), None)
+        if twin is not None:
+            waiting["kafka"].remove(twin)
+        pairs.append((scenario, (first,) if twin is None else (first, twin)))
+    pairs += [(scenario, (point,)) for point in waiting.get("kafka", [])]
+    return pairs
+
+
+def _shared(point: Point) -> tuple[Any, ...]:
+    return (point.durability, str(point.message.size_bytes), point.rate, point.producers, point.consumers)
+
+
+def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed: int) -> Trial:
+    swept = "-".join(f"{name.rpartition('.')[2]}={_plain(value)}" for name, value in point.swept.items())
+    identity = "/".join(part for part in (scenario.name, point.broker, point.driver, swept) if part)
+    return Trial(
+        id=f"{identity}/{repeat}",
+        scenario=scenario.name,
+        broker=point.broker,
+        driver=point.driver,
+        durability=point.durability,
+        settings=point.settings,
+        point=point.swept,
+        message=point.message,
+        rate=point.rate,
+        producers=point.producers,
+        consumers=point.consumers,
+        repeat=repeat,
+        # Both brokers get the same messages at the same times; repeats get others.
+        seed=zlib.crc32(f"{seed}/{scenario.name}/{repeat}".encode()),
+        warmup_s=profile.warmup_s if scenario.warmup_s is None else scenario.warmup_s,
+        duration_s=profile.duration_s if scenario.duration_s is None else scenario.duration_s,
+    )
+
+
+def _plain(value: Any) -> str:
+    """A swept value in a trial's id."""
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))

@@ -1,0 +1,66 @@
+"""A trial's record: the fields that every trial has, and what stands in them when nobody knows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Record = dict[str, Any]
+LATENCY_KINDS = ("e2e", "ack", "e2e_service", "ack_service", "schedule_lag")
+
+# What a trial's record holds when nobody says otherwise: every field is there, and null is unknown.
+_NULL_FIELDS = (
+    "scenario", "broker", "driver", "driver_kind", "durability", "repeat", "seed", "message", "rate",
+    "producers", "consumers", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
+    "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
+    "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
+    "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted",
+    "out_of_range", "blocked_share", "agent_cpu_share_max", "broker_configuration", "ledger_examples",
+    "hlog_start_s", "interval_s",
+)  # fmt: skip
+_EMPTY_FIELDS = ("settings", "point", "errors", "observer")
+_PARTS: dict[str, tuple[str, ...]] = {
+    "cpu_s": ("producers", "consumers", "broker"),
+    "rss_bytes": ("producers", "consumers", "broker"),
+    "resolution_ns": ("p50", "p99"),
+    "broker_counts": ("stored", "depth_at_end"),
+    "latency_ns": LATENCY_KINDS,
+}
+_DRIVER_KINDS = {
+    "amqp": "wire", "kafka": "wire", "stream": "wire", "memory": "memory",
+    "pika": "client", "pika-blocking": "client", "aio-pika": "client", "confluent": "client",
+}  # fmt: skip
+
+
+def completed(record: Mapping[str, Any]) -> Record:
+    """The record with every documented field present; what is not known is null."""
+    full: Record = {"id": record["id"], "status": "complete", **dict.fromkeys(_NULL_FIELDS)}
+    full |= {name: {} for name in _EMPTY_FIELDS}
+    full["verdict"] = {"status": "unknown", "bound_by": "unknown", "reasons": []}
+    full |= {key: value for key, value in record.items() if value is not None}
+    for name, parts in _PARTS.items():
+        full[name] = {**dict.fromkeys(parts), **(record.get(name) or {})}
+    full["driver_kind"] = full["driver_kind"] or _DRIVER_KINDS.get(full["driver"] or "")
+    return full
+
+
+def make_partial(record: Record, reason: str) -> None:
+    """Mark a trial that did not come to its end; what it measured stays, and nobody judges it."""
+    record["status"], record["error"] = "partial", record["error"] or reason
+    record["verdict"] = {"status": "unknown", "bound_by": "unknown", "reasons": [reason]}
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: numpy's numbers as Python's, infinity and NaN as null, the rest as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int)) else str(value)

@@ -1,0 +1,244 @@
+"""The report's first two sentences and its caveats, computed from the run: nothing here is written by hand."""
+
+# ruff: noqa: RUF001 - dashes and signs as people read them
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from loadgen.report import points as pt
+from loadgen.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loadgen.record import Record
+    from loadgen.report.table import Table
+    from loadgen.runs import Run
+
+FEW_REPEATS = 5
+LEADING_CLASSES = ("broker", "flushed", "none", "replicated", "replicated_flushed")
+
+
+def sentences(table: Table) -> list[str]:
+    """Throughput in one sentence and latency in another; what was not measured is said to be so."""
+    return [_throughput(table), _latency(table)]
+
+
+def _leading(comparisons: Sequence[pt.Comparison]) -> pt.Comparison | None:
+    """The comparison that answers first: both brokers there, the everyday class before the others."""
+    both = [each for each in comparisons if _has(each, "kafka") and _has(each, "rabbitmq")]
+    return min(both, key=lambda each: LEADING_CLASSES.index(each.durability), default=None)
+
+
+def _has(comparison: pt.Comparison, broker: str) -> bool:
+    point = comparison.one(broker, "wire")
+    return point is not None and bool(point.used)
+
+
+def _throughput(table: Table) -> str:
+    closed = [each for each in table.comparisons if each.shared["rate"].get("kind") == "saturate"]
+    leading = _leading([each for each in closed if each.scenario == "throughput"] or closed)
+    if leading is None:
+        return "This run has no throughput of both brokers in one class to compare."
+    kafka, rabbitmq = leading.one("kafka", "wire"), leading.one("rabbitmq", "wire")
+    assert kafka is not None
+    assert rabbitmq is not None
+    ratio = leading.ratio(pt.goodput)
+    pair = (
+        f"({words.rate(kafka.estimate(pt.goodput).median)} against {words.rate(rabbitmq.estimate(pt.goodput).median)}, "
+        f"{words.size(leading.shared['size_bytes'])}, class {leading.durability})"
+    )
+    where = _limits(kafka, rabbitmq)
+    if ratio.direction == "no difference shown":
+        return f"No difference in throughput is shown between Kafka and RabbitMQ {pair}{_few(ratio.pairs)}{where}."
+    if ratio.direction == "lower":
+        inverse = leading.ratio(lambda record: _inverse(pt.goodput(record)))
+        return f"RabbitMQ carried {words.times(inverse)} the messages of Kafka {pair}{where}."
+    return f"Kafka carried {words.times(ratio)} the messages of RabbitMQ {pair}{where}."
+
+
+def _latency(table: Table) -> str:
+    opened = [
+        each for each in table.comparisons
+        if each.shared["rate"].get("kind") in {"fixed", "poisson"}
+        and all(_measured(each.one(broker, "wire")) for broker in ("kafka", "rabbitmq"))
+    ]  # fmt: skip
+    leading = _leading([each for each in opened if each.scenario == "latency"] or opened)
+    if leading is None:
+        return "This run has no latency of both brokers at one rate to compare."
+    kafka, rabbitmq = leading.one("kafka", "wire"), leading.one("rabbitmq", "wire")
+    assert kafka is not None
+    assert rabbitmq is not None
+    parts = []
+    for percentile, name in (("p50", "half"), ("p99", "99 %")):
+        measure = pt.latency("e2e", percentile)
+        ratio = leading.ratio(measure)
+        figures = [words.duration(point.estimate(measure).median) for point in (rabbitmq, kafka)]
+        shown = {
+            "higher": "RabbitMQ is faster",
+            "lower": "Kafka is faster",
+            "no difference shown": "no difference shown" + _few(ratio.pairs),
+        }[ratio.direction]
+        parts.append(f"{name} within {figures[0]} by RabbitMQ and {figures[1]} by Kafka ({shown})")
+    offered = words.rate(leading.shared["rate"].get("msgs_per_s"))
+    return (
+        f"At {offered} of {words.size(leading.shared['size_bytes'])}, class {leading.durability}, messages arrived "
+        f"{parts[0]}, {parts[1]}{_limits(kafka, rabbitmq)}."
+    )
+
+
+def _measured(point: pt.Point | None) -> bool:
+    return point is not None and point.estimate(pt.latency("e2e", "p50")).n > 0
+
+
+def _inverse(value: float | None) -> float | None:
+    return 1 / value if value else None
+
+
+def _few(pairs: int) -> str:
+    return f" with {words.plural(pairs, 'repeat')}" if pairs < FEW_REPEATS else ""
+
+
+def _limits(*points: pt.Point) -> str:
+    host = [words.broker_name(point.broker) for point in points if "host" in point.bound_by]
+    client = [words.broker_name(point.broker) for point in points if "generator" in point.bound_by]
+    said = ""
+    if host:
+        said += f"; {' and '.join(host)} with this client on this host, which was used up"
+    if client:
+        said += f"; the client, not the broker, limited {' and '.join(client)}"
+    return said
+
+
+def caveats(run: Run, table: Table) -> list[str]:
+    """What a careful reader would ask: machine, guarantees, repeats, limits, what was left out."""
+    checks: tuple[Callable[[Run, Table], str | None], ...] = (
+        _incomplete, _machine, _same_machine, _repeats, _bound, _left_out, _unknown, _deviating,
+    )  # fmt: skip
+    return [said for said in (check(run, table) for check in checks) if said]
+
+
+def _incomplete(run: Run, table: Table) -> str | None:
+    del table
+    return None if run.status == "complete" else f"The run is {run.status}: {run.reason or 'it has not ended'}."
+
+
+def _machine(run: Run, table: Table) -> str | None:
+    del table
+    facts = dict(machine(run))
+    said = f"One machine: {facts.get('CPU', 'CPU unknown')}, {facts.get('Memory', 'memory unknown')}."
+    if (run.environment.get("virtualisation") or {}).get("hypervisor"):
+        said += " It is a virtual machine: its neighbours are part of every figure."
+    governor = (run.environment.get("cpu") or {}).get("governor") if isinstance(run.environment.get("cpu"), dict) else None
+    if governor and governor != "performance":
+        said += f" The CPU frequency governor is `{governor}`, not `performance`."
+    return f"{said} Ratios carry over to other machines better than absolute figures do."
+
+
+def _same_machine(run: Run, table: Table) -> str | None:
+    del table
+    sources = {broker.get("source") for broker in run.header["brokers"].values()}
+    if not sources & {"local", "docker"}:
+        return None
+    pins = run.header.get("pins") or {}
+    shared = "each kept to its own CPUs" if pins.get("broker") and pins.get("client") else "sharing its CPUs"
+    return f"Brokers and clients ran on this one machine, {shared}, over its loopback: no network is in the figures."
+
+
+def _repeats(run: Run, table: Table) -> str | None:
+    del run
+    counts = [len(point.used) for comparison in table.comparisons for point in comparison.points if point.used]
+    if not counts or min(counts) >= FEW_REPEATS:
+        return None
+    return (
+        f"Some points have only {words.plural(min(counts), 'repeat')}: their intervals are wide, and tails beyond p99 vary "
+        "up to tenfold from one repeat to the next."
+    )
+
+
+def _bound(run: Run, table: Table) -> str | None:
+    del run
+    counted = {
+        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials) for bound in ("host", "generator")
+    }
+    parts = []
+    if counted["host"]:
+        parts.append(
+            f"{words.plural(counted['host'], 'trial')} used up the machine: such a rate is what this client on this host "
+            "gets, and the CPU a message says more about the broker"
+        )
+    if counted["generator"]:
+        parts.append(f"{words.plural(counted['generator'], 'trial')} were limited by the client and say nothing of the broker")
+    return "; ".join(parts) + "." if parts else None
+
+
+def _left_out(run: Run, table: Table) -> str | None:
+    del run
+    if not table.struck:
+        return None
+    return (
+        f"{len(table.struck)} of {words.plural(len(table.trials), 'trial')} are invalid or incomplete: struck through below, "
+        "and in no figure."
+    )
+
+
+def _unknown(run: Run, table: Table) -> str | None:
+    del run
+    unknown = [each for each in table.trials if pt.enters(each) and each["verdict"]["status"] == "unknown"]
+    if not unknown:
+        return None
+    return f"{words.plural(len(unknown), 'trial')} could not be fully checked (verdict unknown) and are counted all the same."
+
+
+def _deviating(run: Run, table: Table) -> str | None:
+    del table
+    counts = [
+        f"{words.broker_name(name)} {len(broker['deviations'])}"
+        for name, broker in run.header["brokers"].items()
+        if broker.get("deviations")
+    ]
+    return f"Settings that differ from what is shipped: {', '.join(counts)}; listed below." if counts else None
+
+
+def machine(run: Run) -> list[tuple[str, str]]:
+    """The environment in a few lines, as far as it was recorded."""
+    environment = run.environment
+    given = environment.get("cpu")
+    cpu: Record = given if isinstance(given, dict) else {"model": given or environment.get("cpu_model")}
+    memory_bytes, disk = environment.get("memory_bytes"), environment.get("disk") or {}
+    facts: list[tuple[str, Any]] = [
+        ("CPU", _cpu(cpu, environment)),
+        ("Memory", f"{memory_bytes / (1 << 30):.1f} GiB" if memory_bytes else environment.get("memory")),
+        ("Kernel", environment.get("kernel")),
+        ("System", environment.get("os")),
+        ("Disk", _disk(disk) if isinstance(disk, dict) else disk),
+        ("Python", environment.get("python")),
+        ("Governor", cpu.get("governor") or environment.get("governor")),
+        ("Clock source", environment.get("clocksource")),
+        ("Packages", _pairs(environment.get("packages"))),
+        ("Kernel settings", _pairs(environment.get("sysctl"))),
+        ("Revision", _git(environment.get("git"))),
+    ]
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _cpu(cpu: Record, environment: Record) -> str | None:
+    cores = cpu.get("cores") or environment.get("cores")
+    model = cpu.get("model")
+    return None if not model and not cores else f"{model or 'unknown CPU'}, {words.plural(cores, 'core') if cores else ''}"
+
+
+def _disk(disk: Record) -> str:
+    kind = {True: "spinning", False: "solid state"}.get(disk.get("rotational"))  # type: ignore[arg-type]
+    return ", ".join(str(part) for part in (disk.get("device"), disk.get("filesystem"), kind) if part)
+
+
+def _git(git: Any) -> str | None:
+    if not isinstance(git, dict):
+        return git or None
+    text = str(git.get("revision") or git.get("commit") or "")
+    return (text + (" with local changes" if git.get("dirty") else "")) or None
+
+
+def _pairs(values: Any) -> str | None:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else values

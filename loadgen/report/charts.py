@@ -1,0 +1,320 @@
+"""The report's charts: what a performance engineer would print, drawn by matplotlib without its global state.
+
+Colours are told apart by all common kinds of colour vision (orange against dark blue differ in lightness too), and
+every series is named beside its line. Each chart shows every repeat, so that nobody has to trust a mean.
+"""
+
+# ruff: noqa: RUF001 - dashes and signs as people read them
+from __future__ import annotations
+
+import io
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from loadgen.histogram import Histogram
+from loadgen.report import points as pt
+from loadgen.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from matplotlib.axes import Axes
+
+    from loadgen.report.table import Table
+    from loadgen.runs import Run
+
+COLOURS = {"rabbitmq": "#e65c00", "kafka": "#1f3a6e"}
+OTHER_COLOUR = "#5b7f5b"
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5f6873", "#d5d9de", "#ffffff"
+# In the page these become variables, so that one drawing serves light and dark; see page.py.
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "loadgen",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.facecolor": PAPER,
+}
+PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
+CURVE_POINTS = 160
+PNG_DPI = 160
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One drawing in both formats, with the words that stand in for it where it cannot be seen."""
+
+    name: str
+    title: str
+    note: str
+    svg: str
+    png: bytes
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def draw(run: Run, table: Table) -> list[Chart]:
+    """Every chart that the run has data for."""
+    with _styled():
+        drawn = [
+            _latency_chart(run, table, is_open_loop=True),
+            _throughput_chart(table),
+            _cpu_chart(table),
+            _latency_chart(run, table, is_open_loop=False),
+        ]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _colour(broker: str) -> str:
+    return COLOURS.get(broker, OTHER_COLOUR)
+
+
+def _finish(figure: Figure, name: str, title: str, note: str) -> Chart:
+    FigureCanvasAgg(figure)
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    # Ids must stay apart when several drawings stand in one page.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg.getvalue())
+    return Chart(name, title, note, text[text.index("<svg") :], png.getvalue())
+
+
+# --- latency by percentile ---
+
+
+def _curve(histogram: Histogram) -> tuple[Any, Any]:
+    """1/(1 − p) and the latency in ms there, as far as there are messages behind a percentile."""
+    # The last point stands for one message: beyond it a curve would draw what nobody measured.
+    ends = max(histogram.count, 2)
+    x = np.geomspace(1.0, ends, CURVE_POINTS)
+    values = histogram.percentiles([round(100 * (1 - 1 / each), 9) for each in x])
+    return x, np.array(values) / 1e6
+
+
+def _latency_panels(table: Table, *, is_open_loop: bool) -> list[pt.Comparison]:
+    return [
+        comparison
+        for comparison in table.comparisons
+        if any(_is_drawn(point, is_open_loop=is_open_loop) for point in comparison.points)
+        and all(len([p for p in comparison.points if p.broker == b and _is_wire(p)]) <= 1 for b in pt.BROKER_ORDER)
+    ]
+
+
+def _is_wire(point: pt.Point) -> bool:
+    return point.driver_kind != "client"
+
+
+def _is_drawn(point: pt.Point, *, is_open_loop: bool) -> bool:
+    return _is_wire(point) and bool(point.used) and point.is_open_loop == is_open_loop
+
+
+def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | None:
+    panels = _latency_panels(table, is_open_loop=is_open_loop)
+    if not panels:
+        return None
+    kind = "e2e" if is_open_loop else "e2e_service"
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(9.2 if columns == 2 else 6.4, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    drawn = 0
+    for axes, comparison in zip(grid.flat, panels, strict=False):
+        drawn += _latency_panel(axes, run, comparison, kind)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    if not drawn:
+        return None
+    what = "response time, from the intended send" if is_open_loop else f"service time: {words.CLOSED_LOOP}"
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"end to end, ms\n({what.partition(':')[0].partition(',')[0]})")
+    if is_open_loop:
+        title = "Latency by percentile"
+    else:
+        title = f"Time from send to receipt under full load ({words.CLOSED_LOOP})"
+        figure.suptitle(words.CLOSED_LOOP, x=0.995, ha="right", fontsize=9, color=MUTED, style="italic")
+    note = f"End-to-end {what}, wire drivers. Thin: each repeat; bold: all repeats merged, message by message."
+    return _finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
+
+
+def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -> int:
+    drawn, longest, lowest = 0, 10.0, []
+    for point in comparison.points:
+        if not (_is_wire(point) and point.used):
+            continue
+        merged = Histogram()
+        for record in point.used:
+            histogram = run.histogram(record["id"], kind)
+            if histogram.count:
+                axes.plot(*_curve(histogram), color=_colour(point.broker), linewidth=0.7, alpha=0.45)
+                merged.merge(histogram)
+        if merged.count:
+            x, y = _curve(merged)
+            axes.plot(x, y, color=_colour(point.broker), linewidth=2.2, label=words.broker_name(point.broker))
+            longest, drawn = max(longest, float(merged.count)), drawn + 1
+            lowest.append(float(y[np.searchsorted(x, 1.2)]))
+    shared = comparison.shared
+    rate = "as fast as it goes" if kind != "e2e" else words.rate(shared["rate"].get("msgs_per_s"))
+    axes.set_title(f"{rate} × {words.size(shared['size_bytes'])}, class {comparison.durability}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    shown = [p for p in PERCENTILES if 1 / (1 - p / 100) <= longest * 1.001]
+    axes.xaxis.set_major_locator(FixedLocator([1 / (1 - p / 100) for p in shown]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * (1 - 1 / x), 4):g} %"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(1.2, longest)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if lowest:
+        axes.set_ylim(bottom=min(lowest) * 0.8)
+    axes.set_xlabel("percentile of messages")
+    axes.grid(visible=True, which="major")
+    axes.tick_params(labelleft=True)
+    if drawn:
+        axes.legend(frameon=False, loc="upper left", handlelength=1.4)
+    return drawn
+
+
+# --- one line a point: throughput and CPU ---
+
+
+def _saturated(table: Table) -> list[pt.Point]:
+    """The points that show what is possible: the throughput scenario and the client drivers; else all closed loops."""
+    closed = [point for comparison in table.comparisons for point in comparison.points if not point.is_open_loop]
+    closed = [point for point in closed if point.used]
+    asked = [point for point in closed if point.scenario in {"throughput", "clients"}]
+    return sorted(asked or closed, key=lambda point: _line_order(point, bool(asked)))
+
+
+def _line_order(point: pt.Point, is_by_class: bool) -> tuple[Any, ...]:
+    group = (pt.class_rank(point.durability), point.driver_kind == "client") if is_by_class else ()
+    return (*group, point.scenario if not is_by_class else "")
+
+
+def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
+    """Label the y axis with the points, grouped by class and kind of driver; the value is each one's height."""
+    heights: list[float] = []
+    height, group = 0.0, None
+    for point in points:
+        current = (point.scenario, point.durability, point.driver_kind)
+        if current != group:
+            height += 0.85 if group else 0.0
+            kind = "client drivers" if point.driver_kind == "client" else f"{point.scenario}"
+            axes.text(
+                0, height, f"class {point.durability} · {kind}", transform=axes.get_yaxis_transform(),
+                va="center", ha="left", fontsize=8.5, color=MUTED, style="italic",
+            )  # fmt: skip
+            height, group = height + 0.8, current
+        heights.append(height)
+        height += 1.0
+    axes.set_yticks(heights, [_line_label(point) for point in points])
+    axes.set_ylim(height - 0.3, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=True, axis="x")
+    axes.set_axisbelow(True)
+    return heights
+
+
+def _line_label(point: pt.Point) -> str:
+    own = f"{point.broker}."
+    swept = [f"{key.removeprefix(own)} {value}" for key, value in point.swept.items() if key.startswith(own)]
+    return " · ".join([f"{words.broker_name(point.broker)} ({point.driver})", *swept])
+
+
+def _throughput_chart(table: Table) -> Chart | None:
+    points = [point for point in _saturated(table) if point.estimate(pt.goodput).n]
+    if not points:
+        return None
+    figure = Figure(figsize=(9.2, 1.15 + 0.36 * len(points) + 0.4 * _groups(points)), layout="constrained")
+    axes = figure.subplots()
+    for point, height in zip(points, _lines(axes, points), strict=True):
+        estimate, colour = point.estimate(pt.goodput), _colour(point.broker)
+        if estimate.low is not None and estimate.high is not None and estimate.low > 0:
+            axes.plot([estimate.low, estimate.high], [height] * 2, color=colour, linewidth=7, alpha=0.28, solid_capstyle="butt")
+        face = "none" if point.driver_kind == "client" else colour
+        axes.scatter(estimate.values, [height] * estimate.n, s=20, facecolors=face, edgecolors=colour, linewidths=1.1, zorder=3)
+        assert estimate.median is not None
+        axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=1.6)
+        end = max(*estimate.values, estimate.high or 0.0, estimate.median)
+        caveat = f"  ({point.bound_by}-bound)" if point.bound_by in {"host", "generator"} else ""
+        axes.annotate(
+            words.rate(estimate.median) + caveat, (end, height), xytext=(7, 0), textcoords="offset points",
+            va="center", fontsize=8.5,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low * 0.8, high * 4)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.rate(x).removesuffix(" msg/s")))
+    axes.set_xlabel("goodput, messages a second (log scale)")
+    note = (
+        "Dots: each repeat; band: 95 % interval over repeats; tick: median. Filled: wire drivers, what the broker can do; "
+        "hollow: client libraries, what an application gets. Compare within one class only."
+    )
+    return _finish(figure, "throughput", "Throughput at equal guarantees", note)
+
+
+def _groups(points: Sequence[pt.Point]) -> int:
+    return len({(point.scenario, point.durability, point.driver_kind) for point in points})
+
+
+def _cpu_chart(table: Table) -> Chart | None:
+    roles = ("producers", "consumers", "broker")
+    points = [
+        point for point in _saturated(table)
+        if any(point.estimate(pt.cpu_us_per_msg(role)).n for role in roles)
+    ]  # fmt: skip
+    if not points:
+        return None
+    figure = Figure(figsize=(9.2, 1.3 + 0.36 * len(points) + 0.4 * _groups(points)), layout="constrained")
+    axes = figure.subplots()
+    shades = {"producers": 0.35, "consumers": 0.65, "broker": 1.0}
+    totals = []
+    for point, height in zip(points, _lines(axes, points), strict=True):
+        left, missing = 0.0, []
+        for role in roles:
+            median = point.estimate(pt.cpu_us_per_msg(role)).median
+            if median is None:
+                missing.append(role)
+                continue
+            axes.barh(height, median, left=left, height=0.62, color=_colour(point.broker), alpha=shades[role], linewidth=0)
+            left += median
+        totals.append(left)
+        text = words.micros(left) + (f" (without {', '.join(missing)})" if missing else "")
+        axes.annotate(text, (left, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
+    for role, shade in shades.items():
+        axes.bar(0, 0, color=MUTED, alpha=shade, label=role)
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=1.1)
+    axes.set_xlim(0, max(totals) * 1.18)
+    axes.set_xlabel("CPU time a message, µs")
+    note = "Medians over repeats at full load, clients and broker together; light to full: producers, consumers, broker."
+    return _finish(figure, "cpu", "CPU a message", note)

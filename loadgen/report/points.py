@@ -1,0 +1,225 @@
+"""Trials gathered into points: the repeats of one measurement, and the two brokers' points beside each other.
+
+Only complete trials whose verdict is valid or unknown enter a figure; the others stay in sight, struck through.
+"""
+
+# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loadgen.analysis.confidence import Estimate, Ratio, estimate, paired_ratio
+from loadgen.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from loadgen.record import Record
+
+CLASS_ORDER = ("none", "broker", "flushed", "replicated", "replicated_flushed")
+BROKER_ORDER = ("rabbitmq", "kafka")
+Value = float | None
+
+
+def enters(record: Record) -> bool:
+    """Whether a trial may enter a figure: it came to its end and nothing is known against it."""
+    return record["status"] == "complete" and record["verdict"]["status"] in {"valid", "unknown"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One broker, one driver, one combination of values: its repeats."""
+
+    scenario: str
+    durability: str
+    broker: str
+    driver: str
+    driver_kind: str
+    shared: dict[str, Any]
+    swept: dict[str, Any]
+    used: tuple[Record, ...]
+    struck: tuple[Record, ...]
+
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether a schedule existed, so that response times do."""
+        return bool(self.shared["rate"].get("kind") != "saturate")
+
+    @property
+    def label(self) -> str:
+        """What is particular to the point: `1 KiB, 1.00 k msg/s, 1 → 4, prefetch 10`."""
+        offered = self.shared["rate"].get("msgs_per_s")
+        kind = self.shared["rate"].get("kind")
+        open_loop = f"{offered or 0:,.0f} msg/s{'' if kind == 'fixed' else f' {kind}'}"
+        parts = [
+            words.size(self.shared["size_bytes"]),
+            open_loop if self.is_open_loop else "as fast as it goes",
+            f"{self.shared['producers']} → {self.shared['consumers']}",
+        ]
+        own = f"{self.broker}."
+        parts += [
+            f"{name.removeprefix(own)} {value}" for name, value in self.swept.items() if name.startswith(own)
+        ]
+        return ", ".join(parts)
+
+    @property
+    def bound_by(self) -> str:
+        """What set the limit, when the repeats agree; else all that did, the most frequent first."""
+        counted = Counter(record["verdict"]["bound_by"] for record in self.used)
+        return " / ".join(name for name, _ in counted.most_common())
+
+    @property
+    def verdicts(self) -> str:
+        """How many repeats are valid, unknown, invalid or not complete."""
+        records = (*self.used, *self.struck)
+        counted = Counter(
+            record["verdict"]["status"] if record["status"] == "complete" else record["status"]
+            for record in records
+        )
+        return ", ".join(f"{count} {name}" for name, count in counted.most_common())
+
+    def estimate(self, measure: Callable[[Record], Value]) -> Estimate:
+        """A quantity over the repeats that count."""
+        return estimate(measure(record) for record in self.used)
+
+    def by_repeat(self, measure: Callable[[Record], Value]) -> dict[int, Value]:
+        """A quantity by repeat, for pairing."""
+        return {record["repeat"]: measure(record) for record in self.used}
+
+
+@dataclass
+class Comparison:
+    """The points of both brokers that may be held against each other: one class, message and load."""
+
+    scenario: str
+    durability: str
+    shared: dict[str, Any]
+    points: list[Point] = field(default_factory=list)
+
+    def one(self, broker: str, driver_kind: str) -> Point | None:
+        """The broker's only point of that kind of driver; None where it has none or several (its own sweep)."""
+        found = [point for point in self.points if (point.broker, point.driver_kind) == (broker, driver_kind)]
+        return found[0] if len(found) == 1 else None
+
+    def ratio(self, measure: Callable[[Record], Value], driver_kind: str = "wire") -> Ratio:
+        """Kafka over RabbitMQ, paired by repeat; empty where either side is missing or swept by itself."""
+        kafka, rabbitmq = self.one("kafka", driver_kind), self.one("rabbitmq", driver_kind)
+        if kafka is None or rabbitmq is None:
+            return paired_ratio([])
+        theirs, ours = kafka.by_repeat(measure), rabbitmq.by_repeat(measure)
+        return paired_ratio((theirs[repeat], ours[repeat]) for repeat in sorted(theirs.keys() & ours.keys()))
+
+
+def latency(kind: str, percentile: str) -> Callable[[Record], Value]:
+    """A trial's percentile of one kind in ns; None where that kind does not exist in it."""
+
+    def measure(record: Record) -> Value:
+        summary = record["latency_ns"].get(kind)
+        return summary[percentile] if summary else None
+
+    return measure
+
+
+def goodput(record: Record) -> Value:
+    """Messages a second, received once and intact."""
+    value: Value = record["goodput_msgs_per_s"]
+    return value
+
+
+def offered(record: Record) -> Value:
+    """Messages a second that the schedule asked for."""
+    value: Value = record["offered_msgs_per_s"]
+    return value
+
+
+def cpu_us_per_msg(role: str) -> Callable[[Record], Value]:
+    """CPU time a message in µs, of the producers, the consumers or the broker."""
+
+    def measure(record: Record) -> Value:
+        spent_s, rate, window_s = record["cpu_s"].get(role), record["achieved_msgs_per_s"], record["window_s"]
+        return None if spent_s is None or not rate or not window_s else spent_s / (rate * window_s) * 1e6
+
+    return measure
+
+
+def comparisons(trials: Iterable[Record]) -> list[Comparison]:
+    """All points by scenario, class and load; wire drivers before client drivers."""
+    gathered: dict[str, Comparison] = {}
+    repeats: dict[str, list[Record]] = {}
+    homes: dict[str, Comparison] = {}
+    for record in trials:
+        if record["broker"] is None or record["rate"] is None:
+            continue  # a trial known only by its intervals: it is listed, and compared with nothing
+        shared = {
+            "size_bytes": (record["message"] or {}).get("size_bytes"),
+            "rate": record["rate"],
+            "producers": record["producers"],
+            "consumers": record["consumers"],
+        }
+        home = _key(record["scenario"], record["durability"], shared)
+        comparison = gathered.setdefault(
+            home, Comparison(record["scenario"], str(record["durability"]), shared)
+        )
+        point = _key(home, record["broker"], record["driver"], record["settings"])
+        repeats.setdefault(point, []).append(record)
+        homes[point] = comparison
+    for point, records in repeats.items():
+        homes[point].points.append(_point(homes[point], records))
+    for comparison in gathered.values():
+        comparison.points.sort(key=_point_order)
+    return sorted(gathered.values(), key=_comparison_order)
+
+
+def _point(home: Comparison, records: list[Record]) -> Point:
+    first = records[0]
+    return Point(
+        scenario=home.scenario,
+        durability=home.durability,
+        broker=first["broker"],
+        driver=first["driver"],
+        driver_kind=first["driver_kind"] or "unknown",
+        shared=home.shared,
+        swept=first["point"],
+        used=tuple(record for record in records if enters(record)),
+        struck=tuple(record for record in records if not enters(record)),
+    )
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _rank(name: str, order: tuple[str, ...]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _point_order(point: Point) -> tuple[Any, ...]:
+    swept = tuple(value for _, value in sorted(point.swept.items()))
+    return (point.driver_kind != "wire", _rank(point.broker, BROKER_ORDER), point.driver, _sortable(swept))
+
+
+def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
+    rate = comparison.shared["rate"]
+    return (
+        comparison.scenario,
+        _rank(comparison.durability, CLASS_ORDER),
+        rate.get("kind") or "",
+        rate.get("msgs_per_s") or 0.0,
+        _sortable((comparison.shared["size_bytes"],)),
+    )
+
+
+def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values of a sweep, which may be numbers or words, in an order that never fails."""
+    return tuple(
+        (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values
+    )
+
+
+def class_rank(durability: str) -> int:
+    """Where a durability class stands from weakest to strongest."""
+    return _rank(durability, CLASS_ORDER)

@@ -1,0 +1,164 @@
+"""The article's claims as rules: what a measurement would have to show to support or contradict each of them.
+
+A rule sees intervals over repeats, never single figures, and answers with a reason. Clients and broker share
+one machine here as a rule, and a crowded machine only ever makes a broker look slower. So a figure that is
+*better* than a claim allows may contradict it wherever it was measured, and one that is worse may not unless
+the broker itself was the limit; then it says "cannot tell here".
+"""
+
+# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from loadgen.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.analysis.confidence import Estimate
+
+Judgement = Literal["supports", "contradicts", "cannot tell here", "not measured"]
+Opinion = tuple[Judgement, str]
+NOT_MEASURED: Opinion = ("not measured", "no trial of this run answers it")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number over the repeats of one point, and the trials behind it."""
+
+    what: str
+    unit: Literal["ns", "msgs_per_s", "us", "count"]
+    point: str
+    durability: str
+    estimate: Estimate
+    trial_ids: tuple[str, ...]
+    struck_ids: tuple[str, ...]
+    bound_by: str
+
+    @property
+    def caveat(self) -> str:
+        """What a reader must know beside the number, or nothing."""
+        caveats = []
+        if "host" in self.bound_by:
+            caveats.append("with this client on this host")
+        if "generator" in self.bound_by:
+            caveats.append("generator-bound: the client's limit, not the broker's")
+        if self.estimate.n == 1:
+            caveats.append("one repeat, no interval")
+        return "; ".join(caveats)
+
+
+@dataclass(frozen=True)
+class LatencyClaim:
+    """`low (< 1 ms)`, `low (1-5 ms)`: the article names no percentile; its median is the kindest reading."""
+
+    low_ns: float
+    high_ns: float
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """Every measured point must agree; points that disagree cannot tell one answer."""
+        opinions = [self._judge_one(figure) for figure in figures if figure.what == "p50"]
+        return _together(opinions)
+
+    def _judge_one(self, figure: Figure) -> Opinion:
+        low, high = figure.estimate.low, figure.estimate.high
+        where = f"at {figure.point}"
+        if low is None or high is None:
+            return "cannot tell here", f"{where} one repeat has no interval"
+        seen = f"the median's interval {words.interval(figure.estimate, 'ns')}"
+        bounds = f"{words.duration(self.low_ns)}–{words.duration(self.high_ns)}" if self.low_ns else ""
+        claimed = bounds or f"under {words.duration(self.high_ns)}"
+        if high < self.low_ns:
+            return "contradicts", f"{where} {seen} lies below {claimed}: it is faster than claimed"
+        if low >= self.low_ns and high < self.high_ns:
+            return "supports", f"{where} {seen} lies within {claimed}"
+        if low >= self.high_ns:
+            if figure.bound_by in {"offered", "broker"}:
+                return "contradicts", f"{where} {seen} lies above {claimed}"
+            return (
+                "cannot tell here",
+                f"{where} {seen} lies above {claimed}, but bound by {figure.bound_by or 'unknown'}",
+            )
+        return "cannot tell here", f"{where} {seen} reaches over a bound of {claimed}"
+
+
+@dataclass(frozen=True)
+class CeilingClaim:
+    """`up to 100K msg/s`: more than that contradicts it; less says only that this machine carried less."""
+
+    ceiling_msgs_per_s: float
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """Judge the fastest point: the claim is an upper bound of what can be had."""
+        best = _best(figures)
+        if best is None or best.estimate.low is None:
+            return "cannot tell here", "one repeat has no interval"
+        claimed = words.rate(self.ceiling_msgs_per_s)
+        if best.estimate.low > self.ceiling_msgs_per_s:
+            return "contradicts", f"class {best.durability} carried more than {claimed} on this machine"
+        return "cannot tell here", _why_less(best, self.ceiling_msgs_per_s)
+
+
+@dataclass(frozen=True)
+class ReachClaim:
+    """`up to millions msg/s`: reaching the first million supports it; less says nothing about other machines."""
+
+    reach_msgs_per_s: float
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """Judge the fastest point."""
+        best = _best(figures)
+        if best is None or best.estimate.low is None:
+            return "cannot tell here", "one repeat has no interval"
+        claimed = words.rate(self.reach_msgs_per_s)
+        if best.estimate.low >= self.reach_msgs_per_s:
+            return "supports", f"class {best.durability} carried at least {claimed} on this machine"
+        return "cannot tell here", _why_less(best, self.reach_msgs_per_s)
+
+
+@dataclass(frozen=True)
+class OrderClaim:
+    """`per queue`, `per partition`: one message out of order contradicts it; none in many is as far as tests go."""
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """`figures` are the messages seen in order and the messages seen out of order."""
+        seen = {figure.what: sum(figure.estimate.values) for figure in figures}
+        broken = seen.get("out of order", 0)
+        if broken:
+            return (
+                "contradicts",
+                f"{broken:,.0f} of {seen['received']:,.0f} messages overtook another of their producer",
+            )
+        return "supports", "no message overtook another of its producer; redeliveries are counted apart"
+
+
+Claim = LatencyClaim | CeilingClaim | ReachClaim | OrderClaim
+
+
+def _best(figures: Sequence[Figure]) -> Figure | None:
+    return max(figures, key=lambda figure: figure.estimate.median or 0.0, default=None)
+
+
+def _why_less(best: Figure, claimed_msgs_per_s: float) -> str:
+    seen = words.interval(best.estimate, best.unit)
+    if best.estimate.high is not None and best.estimate.high >= claimed_msgs_per_s:
+        return f"class {best.durability} carried {seen}, too near to {words.rate(claimed_msgs_per_s)} to tell"
+    why = {
+        "broker": "the broker was the limit on this machine, and a larger one may carry more",
+        "host": "broker and clients used up this machine together",
+        "generator": "the client was the limit, not the broker",
+    }.get(best.bound_by, "what set the limit is not known")
+    return f"class {best.durability} carried {seen}: {why}"
+
+
+def _together(opinions: Sequence[Opinion]) -> Opinion:
+    if not opinions:
+        return NOT_MEASURED
+    judgements = {judgement for judgement, _ in opinions}
+    reason = "; ".join(reason for _, reason in opinions)
+    if len(judgements) == 1:
+        return opinions[0][0], reason
+    return "cannot tell here", f"points disagree: {reason}"

@@ -1,0 +1,195 @@
+"""The article's table as data: ten rows of claims, the measurements beside them, the comparison in detail.
+
+No measured cell is written by hand: each is the median over repeats of the trials that answer its row, with
+their interval, number and ids. A row that nothing answers yet says so.
+"""
+
+# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loadgen.analysis.confidence import Estimate
+from loadgen.report import points as pt
+from loadgen.report.rules import (
+    NOT_MEASURED,
+    CeilingClaim,
+    Claim,
+    Figure,
+    Judgement,
+    LatencyClaim,
+    OrderClaim,
+    ReachClaim,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loadgen.record import Record
+    from loadgen.runs import Run
+
+MS = 1e6
+BROKERS = ("rabbitmq", "kafka")
+LATENCY_SCENARIO, THROUGHPUT_SCENARIO = "latency", "throughput"
+THROUGHPUT_CLASSES = ("none", "broker", "flushed")
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A row of the article: its words for each broker, and the rules that stand for those words."""
+
+    feature: str
+    rabbitmq: str
+    kafka: str
+    measure: Callable[[Sequence[pt.Comparison], str], list[Figure]] | None = None
+    rules: tuple[Claim, Claim] | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One broker's side of a row."""
+
+    broker: str
+    claim: str
+    figures: tuple[Figure, ...]
+    judgement: Judgement
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    feature: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any trial of the run answers it."""
+        return any(cell.figures for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the run says to the article, and the comparison in detail."""
+
+    run_id: str
+    rows: tuple[Row, ...]
+    comparisons: tuple[pt.Comparison, ...]
+    trials: tuple[Record, ...]
+    struck: tuple[Record, ...] = field(default=())
+
+
+def _figure(
+    point: pt.Point, what: str, unit: str, measure: Callable[[Record], float | None], name: str | None = None
+) -> Figure:
+    return Figure(
+        what=what,
+        unit=unit,  # type: ignore[arg-type]
+        point=name or point.label,
+        durability=point.durability,
+        estimate=point.estimate(measure),
+        trial_ids=tuple(record["id"] for record in point.used),
+        struck_ids=tuple(record["id"] for record in point.struck),
+        bound_by=point.bound_by,
+    )
+
+
+def _wire_points(comparisons: Sequence[pt.Comparison], scenario: str, broker: str) -> list[pt.Point]:
+    return [
+        point
+        for comparison in comparisons
+        if comparison.scenario == scenario
+        for point in comparison.points
+        if point.broker == broker and point.driver_kind == "wire" and (point.used or point.struck)
+    ]
+
+
+def latency_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
+    """End-to-end response time, p50 and p99, at the fixed rates of the latency scenario, by the wire driver."""
+    found = [each for each in _wire_points(comparisons, LATENCY_SCENARIO, broker) if each.is_open_loop]
+    shown = [(point, percentile) for point in found for percentile in ("p50", "p99")]
+    return [_figure(point, percentile, "ns", pt.latency("e2e", percentile)) for point, percentile in shown]
+
+
+def throughput_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
+    """Goodput of the throughput scenario by the wire driver, in each class of one node."""
+    return [
+        _figure(point, f"class {point.durability}", "msgs_per_s", pt.goodput)
+        for point in _wire_points(comparisons, THROUGHPUT_SCENARIO, broker)
+        if point.durability in THROUGHPUT_CLASSES
+    ]
+
+
+def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
+    """Messages received, and those out of order, of all wire trials in which one consumer read a queue alone."""
+    records = [
+        record
+        for comparison in comparisons
+        for point in comparison.points
+        if point.broker == broker and point.driver_kind == "wire" and point.shared["consumers"] == 1
+        for record in point.used
+        if record["out_of_order"] is not None and record["received"]
+    ]
+    if not records:
+        return []
+    ids = tuple(record["id"] for record in records)
+
+    def total(what: str, key: str) -> Figure:
+        count = float(sum(record[key] for record in records))
+        estimate = Estimate((count,), count, None, None)
+        return Figure(what, "count", "all trials with one consumer", "all", estimate, ids, (), "")
+
+    return [total("received", "received"), total("out of order", "out_of_order")]
+
+
+ARTICLE = (
+    Claimed("Protocol", "AMQP, STOMP, MQTT", "Kafka protocol"),
+    Claimed("Message ordering", "per queue", "per partition", order_figures, (OrderClaim(), OrderClaim())),
+    Claimed("Message retention", "per queue (memory/disk)", "configurable (days/size)"),
+    Claimed("Delivery semantics", "at-least-once, at-most-once", "at-least-once, exactly-once"),
+    Claimed(
+        "Latency",
+        "low (< 1 ms)",
+        "low (1–5 ms)",
+        latency_figures,
+        (LatencyClaim(0, MS), LatencyClaim(MS, 5 * MS)),
+    ),
+    Claimed(
+        "Throughput",
+        "up to 100K msg/s",
+        "up to millions msg/s",
+        throughput_figures,
+        (CeilingClaim(100e3), ReachClaim(1e6)),
+    ),
+    Claimed("Message size", "up to 128 MB (default 64 MB)", "up to 10 MB (default 1 MB)"),
+    Claimed("Scaling", "queue partitioning", "partition scaling"),
+    Claimed("Use case", "task queues, RPC", "event streaming, log aggregation"),
+    Claimed("Complexity", "lower", "higher"),
+)
+
+
+def make_table(run: Run) -> Table:
+    """Answer the article's rows from a run; files only, never a broker."""
+    comparisons = pt.comparisons(run.trials)
+    rows = tuple(
+        Row(claimed.feature, tuple(_cell(claimed, comparisons, index) for index in range(len(BROKERS))))
+        for claimed in ARTICLE
+    )
+    struck = tuple(record for record in run.trials if not pt.enters(record))
+    return Table(run.id, rows, tuple(comparisons), tuple(run.trials), struck)
+
+
+def _cell(claimed: Claimed, comparisons: Sequence[pt.Comparison], index: int) -> Cell:
+    broker, claim = BROKERS[index], (claimed.rabbitmq, claimed.kafka)[index]
+    if claimed.measure is None or claimed.rules is None:
+        return Cell(broker, claim, (), *NOT_MEASURED)
+    figures = claimed.measure(comparisons, broker)
+    counted = [figure for figure in figures if figure.estimate.n]
+    if not counted:
+        reason = "every trial that would answer it is invalid or incomplete" if figures else NOT_MEASURED[1]
+        return Cell(broker, claim, tuple(figures), "not measured", reason)
+    judgement, reason = claimed.rules[index].judge(counted)
+    return Cell(broker, claim, tuple(figures), judgement, reason)

@@ -1,0 +1,98 @@
+"""Numbers and names as people read them, with their units; one place, so that all reports say the same."""
+
+# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loadgen.analysis.confidence import Estimate, Ratio
+
+BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
+CLOSED_LOOP = "closed loop, not latency"
+DIGITS = 3
+_DURATIONS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+_RATES = ((1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def broker_name(broker: str | None) -> str:
+    """The broker as its makers write it."""
+    return BROKER_NAMES.get(broker or "", broker or "unknown")
+
+
+def significant(value: float, digits: int = DIGITS) -> str:
+    """Three significant digits without an exponent: 1.23, 12.3, 123, 1,230."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "∞"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, decimals)
+    # Rounding may reach the next power of ten (9.999 is 10.0), which has one decimal fewer.
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}"
+
+
+def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
+    return next(((size, unit) for size, unit in scales if value >= size), scales[-1])
+
+
+def duration(value_ns: float | None) -> str:
+    """A duration with its unit."""
+    if value_ns is None:
+        return "–"
+    size, unit = _scaled(value_ns, _DURATIONS)
+    return f"{significant(value_ns / size)} {unit}"
+
+
+def rate(value_msgs_per_s: float | None) -> str:
+    """A rate with its unit."""
+    if value_msgs_per_s is None:
+        return "–"
+    size, unit = _scaled(value_msgs_per_s, _RATES)
+    return f"{significant(value_msgs_per_s / size)}{'' if not unit else f' {unit}'} msg/s"
+
+
+def micros(value_us: float | None) -> str:
+    """CPU time a message."""
+    return "–" if value_us is None else f"{significant(value_us)} µs"
+
+
+def size(value_bytes: Any) -> str:
+    """A message's size; a distribution by its bounds."""
+    if isinstance(value_bytes, dict):
+        return " ".join(f"{key.removesuffix('_bytes')} {value}" for key, value in value_bytes.items()) + " B"
+    if isinstance(value_bytes, (int, float)) and value_bytes >= 1024 and value_bytes % 1024 == 0:
+        return f"{value_bytes / 1024:g} KiB" if value_bytes < 1 << 20 else f"{value_bytes / (1 << 20):g} MiB"
+    return f"{value_bytes} B"
+
+
+def shown(value: float | None, unit: str) -> str:
+    """A value by the unit of its quantity."""
+    return {"ns": duration, "msgs_per_s": rate, "us": micros}[unit](value)
+
+
+def interval(estimate: Estimate, unit: str) -> str:
+    """The interval in the unit of the median: `0.31–0.37 ms`; with one repeat it says that there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    if unit == "us":
+        return f"{significant(estimate.low)}–{significant(estimate.high)} µs"
+    scales = _DURATIONS if unit == "ns" else _RATES
+    scale, name = _scaled(estimate.median or estimate.high, scales)
+    name = name if unit == "ns" else f"{name} msg/s".strip()
+    return f"{significant(estimate.low / scale)}–{significant(estimate.high / scale)} {name}"
+
+
+def times(ratio: Ratio) -> str:
+    """A ratio with its interval, or why there is none: `28.1× (26.0–30.4)`."""
+    if ratio.ratio is None:
+        return "–"
+    if ratio.low is None or ratio.high is None:
+        return f"{significant(ratio.ratio)}× (one repeat, no interval)"
+    return f"{significant(ratio.ratio)}× ({significant(ratio.low)}–{significant(ratio.high)})"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 trial`, `2 trials`, `3 repeats`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,474 @@
+"""Runs on disk: `results/<UTC time>-<name>/`, written while measuring, read by all that judges or reports.
+
+This is the only module that touches `results/`. A run is four files, each readable by itself:
+
+* `run.json`: what was asked, where it ran, one record a trial (`run.schema.json`, docs/results.md); replaced
+  as a whole, so that at any moment it is a valid document;
+* `histograms.hlog`: HdrHistogram interval log, one line for each trial, kind, agent and interval;
+* `series.parquet`: one row an interval and agent; while the run lasts, `series.jsonl`;
+* the report's files, which can be made again from the others.
+
+A writer that is killed leaves `status: running` and its process id: loaded, such a run is partial.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loadgen.errors import HostError, ScenarioError
+from loadgen.record import Record, completed, make_partial, plain
+from loadgen.redaction import refuse_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import pandas as pd
+
+    from loadgen.histogram import Histogram
+    from loadgen.hlog import HlogWriter
+    from loadgen.recorder import IntervalDelta
+
+SCHEMA_VERSION = 1
+RUN_FILE, HLOG_FILE, SERIES_FILE, SERIES_LIVE_FILE = (
+    "run.json",
+    "histograms.hlog",
+    "series.parquet",
+    "series.jsonl",
+)
+# Deltas of one interval come again with late messages; by then nearly all have come. A straggler gets a line
+# of its own, which a reader adds up just the same.
+HOLD_INTERVAL_S = 3.0
+WRITER_START_TOLERANCE_S = 2.0
+NAME_CHARS_MAX = 80  # many scenarios make a long name, and folders have a limit
+
+RunStatus = Literal["running", "complete", "partial"]
+
+
+class RunWriter:
+    """Writes one run; used by one thread of one process.
+
+    What it returns from is on disk as a valid run. When the disk is full or gone it raises HostError, and
+    what was there stays readable.
+    """
+
+    def __init__(self, root: Path, name: str, header: Mapping[str, Any]) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+            raise ScenarioError(f"run name {name!r}: expected lower case letters, digits and hyphens")
+        refuse_secrets(header, "header")
+        self._created_s = time.time()
+        created = datetime.fromtimestamp(self._created_s, UTC)
+        self.root = root
+        self.path = _fresh_folder(root, f"{created:%Y%m%dT%H%M%SZ}-{name[:NAME_CHARS_MAX]}")
+        self.id = self.path.name
+        self._header: Record = {
+            "schema_version": SCHEMA_VERSION,
+            "id": self.id,
+            "name": name,
+            "created_utc": _utc(created),
+            "finished_utc": None,
+            "status": "running",
+            "reason": None,
+            "writer": _writer_identity(),
+            **dict.fromkeys(("command", "profile", "repeats", "plan", "pins", "seed")),
+            "scenarios": [],
+            "environment": {},
+            "brokers": {},
+            **header,
+        }
+        self._trials: dict[str, Record] = {}
+        self._pending: dict[tuple[str, str, str], dict[int, Histogram]] = {}
+        self._newest: dict[str, int] = {}
+        self._placed: dict[str, Record] = {}
+        self._hlog: HlogWriter | None = None
+        self._write()
+
+    def begin_trial(self, record: Mapping[str, Any], started_s: float, interval_s: float = 1.0) -> None:
+        """Announce a trial before its first interval, so that a kill leaves its name and settings behind.
+
+        `started_s` (UNIX time) is where interval 0 and the measured window begin; warm-up lies before it.
+        """
+        self._placed[record["id"]] = {"hlog_start_s": started_s - self._created_s, "interval_s": interval_s}
+        self._keep({"started_utc": _utc(datetime.now(UTC)), **record, "status": "running"})
+
+    def add_trial(self, record: Mapping[str, Any]) -> None:
+        """Add a trial's final record (or replace the one begun), after its buffered intervals."""
+        trial_id = str(record["id"])
+        self._flush_intervals(trial_id)
+        self._newest.pop(trial_id, None)
+        begun = self._trials.get(trial_id) or {}
+        given = {key: value for key, value in record.items() if value is not None}
+        self._keep({"started_utc": begun.get("started_utc"), "status": "complete", **given})
+
+    def _keep(self, record: Mapping[str, Any]) -> None:
+        trial_id = str(record["id"])
+        assert not re.search(r"[,\s]", trial_id), (
+            f"trial id {trial_id!r}: the log's tags hold no comma or space"
+        )
+        refuse_secrets(record, f"trial {trial_id}")
+        self._trials[trial_id] = completed({**self._placed.get(trial_id, {}), **record})
+        self._write()
+
+    def add_intervals(self, trial_id: str, deltas: Iterable[IntervalDelta], agent: str = "all") -> None:
+        """Take an agent's interval histograms; each is written once it is 3 s old, or with `add_trial`."""
+        from loadgen.histogram import Histogram  # noqa: PLC0415 - reading run.json alone needs no numpy
+
+        assert "/" not in agent, f"agent {agent!r}: the slash separates the parts of the log's tags"
+        for delta in deltas:
+            waiting = self._pending.setdefault((trial_id, delta.kind, agent), {})
+            if delta.interval not in waiting:
+                waiting[delta.interval] = Histogram()
+            delta.add_to(waiting[delta.interval])
+            self._newest[trial_id] = max(self._newest.get(trial_id, delta.interval), delta.interval)
+        if trial_id in self._newest:
+            interval_s = self._place(trial_id)["interval_s"]
+            self._flush_intervals(trial_id, self._newest[trial_id] - math.ceil(HOLD_INTERVAL_S / interval_s))
+
+    def _place(self, trial_id: str) -> Record:
+        """Where the trial's interval 0 lies in the log; unannounced, its newest interval is just past."""
+        if trial_id not in self._placed:
+            start_s = time.time() - self._created_s - (self._newest.get(trial_id, 0) + 1)
+            self._placed[trial_id] = {"hlog_start_s": start_s, "interval_s": 1.0}
+        return self._placed[trial_id]
+
+    def _flush_intervals(self, trial_id: str, upto: int | None = None) -> None:
+        """Write the trial's buffered intervals (those up to index `upto`, included) and forget them."""
+        due = sorted(
+            (index, key)
+            for key, waiting in self._pending.items()
+            if key[0] == trial_id
+            for index in waiting
+            if upto is None or index <= upto
+        )
+        if not due:
+            return
+        place = self._place(trial_id)
+        with _appending(self.path / HLOG_FILE):
+            for index, key in due:
+                start_s = place["hlog_start_s"] + index * place["interval_s"]
+                self._hlog_writer().append(
+                    "/".join(key), start_s, place["interval_s"], self._pending[key][index]
+                )
+        for index, key in due:
+            del self._pending[key][index]
+
+    def _hlog_writer(self) -> HlogWriter:
+        if self._hlog is None:
+            from loadgen.hlog import HlogWriter  # noqa: PLC0415 - only a run with latencies needs it
+
+            self._hlog = HlogWriter(self.path / HLOG_FILE)
+        return self._hlog
+
+    def add_series(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows (one an interval and agent); numbers, strings, booleans or None by column."""
+        lines = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+        with _appending(self.path / SERIES_LIVE_FILE), (self.path / SERIES_LIVE_FILE).open("a") as file:
+            file.write(lines)
+
+    def finish(self, status: Literal["complete", "partial"], reason: str | None = None) -> Path:
+        """Close the run: remaining intervals, the parquet file, the status, and `latest` pointing here."""
+        for trial_id in {key[0] for key in self._pending}:
+            self._flush_intervals(trial_id)
+        with _as_host_error(self.path):
+            _to_parquet(self.path)
+        for record in self._trials.values():
+            if record["status"] == "running":
+                make_partial(record, reason or "the run ended before this trial did")
+        self._header |= {"status": status, "reason": reason, "finished_utc": _utc(datetime.now(UTC))}
+        self._write()
+        self._point_latest()
+        return self.path
+
+    def _write(self) -> None:
+        document = plain({**self._header, "trials": list(self._trials.values())})
+        _write_atomically(
+            self.path / RUN_FILE, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+        )
+
+    def _point_latest(self) -> None:
+        link, fresh = self.root / "latest", self.root / f".latest-{os.getpid()}"
+        with _as_host_error(link):
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(self.id)
+            fresh.replace(link)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One line of the histogram log; `start_s` counts from the measured window's beginning."""
+
+    trial_id: str
+    kind: str
+    agent: str
+    start_s: float
+    length_s: float
+    histogram: Histogram
+
+
+@dataclass
+class Run:
+    """A run as it was recorded; histograms and series are read when they are asked for."""
+
+    path: Path
+    header: Record
+    trials: list[Record]
+    status: RunStatus
+    reason: str | None = None
+    _lines: dict[tuple[str, str], list[tuple[str, float, float, str]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def id(self) -> str:
+        """The name of the run's folder when it was written."""
+        return str(self.header["id"])
+
+    @property
+    def environment(self) -> Record:
+        """Host, CPU, kernel, packages and what else the figures depend on."""
+        environment: Record = self.header["environment"]
+        return environment
+
+    def trial(self, trial_id: str) -> Record:
+        """One trial's record; raises ScenarioError for an id that is not here."""
+        for record in self.trials:
+            if record["id"] == trial_id:
+                return record
+        raise ScenarioError(f"{self.id}: no trial {trial_id}; there are {len(self.trials)}, see run.json")
+
+    def intervals(self, trial_id: str | None = None, kind: str | None = None) -> Iterator[Interval]:
+        """The histogram log's lines, warm-up and drain included."""
+        from loadgen.histogram import Histogram  # noqa: PLC0415 - reading run.json alone needs no numpy
+
+        records = {record["id"]: record for record in self.trials}
+        for (owner, line_kind), lines in self._lines.items():
+            if trial_id not in {None, owner} or kind not in {None, line_kind}:
+                continue
+            offset_s = (records.get(owner) or {}).get("hlog_start_s") or 0.0
+            for agent, start_s, length_s, payload in lines:
+                yield Interval(
+                    owner, line_kind, agent, start_s - offset_s, length_s, Histogram.decode(payload)
+                )
+
+    def histogram(self, trial_id: str, kind: str) -> Histogram:
+        """A trial's histogram of one kind, over all agents, of the measured window only."""
+        from loadgen.histogram import Histogram  # noqa: PLC0415
+
+        record = self.trial(trial_id)
+        window_s = math.inf if record["window_s"] is None else record["window_s"]
+        merged = Histogram()
+        for interval in self.intervals(trial_id, kind):
+            # The window begins with an interval; half of one absorbs the rounding of the log.
+            if 0 <= interval.start_s + interval.length_s / 2 < window_s:
+                merged.merge(interval.histogram)
+        exact = record["latency_ns"].get(kind)
+        if exact and exact.get("max") is not None and merged.count:
+            merged.limit_max(int(exact["max"]))
+        return merged
+
+    @cached_property
+    def series(self) -> pd.DataFrame:
+        """One row an interval and agent; empty where none were recorded."""
+        import pandas as pd  # noqa: PLC0415 - a second of import, for notebooks and reports only
+
+        if (self.path / SERIES_FILE).exists():
+            return pd.read_parquet(self.path / SERIES_FILE)
+        table = _live_series(self.path)
+        return pd.DataFrame() if table is None else table.to_pandas()
+
+
+def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
+    """Load a run by its folder, by its id under `root`, or `latest`; ScenarioError where there is none."""
+    folder = _locate(Path(path), root)
+    try:
+        document = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"{folder / RUN_FILE}: cannot be read as a run: {error}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int):
+        raise ScenarioError(f"{folder / RUN_FILE}: no schema_version; expected a run written by loadgen")
+    if version > SCHEMA_VERSION:
+        raise ScenarioError(
+            f"{folder / RUN_FILE}: schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; "
+            "upgrade loadgen"
+        )
+    trials = [completed(record) for record in document.pop("trials")]
+    run = Run(folder, document, trials, document["status"], document["reason"], _index(folder / HLOG_FILE))
+    if run.status == "running" and not _is_alive(document["writer"]):
+        _recover(run)
+    return run
+
+
+def _recover(run: Run) -> None:
+    """A killed writer's run: partial, with the trial in hand known by what it had written."""
+    why = "the run was killed before this trial ended"
+    run.status, run.reason = "partial", "the writer ended without closing the run"
+    run.header |= {"status": run.status, "reason": run.reason}
+    known = {record["id"] for record in run.trials}
+    strays = dict.fromkeys(owner for owner, _ in run._lines if owner not in known)  # noqa: SLF001 - own module
+    run.trials += [completed({"id": owner, "status": "running"}) for owner in strays]
+    for record in run.trials:
+        if record["status"] != "running":
+            continue
+        make_partial(record, why)
+        for owner, kind in run._lines:  # noqa: SLF001
+            if owner == record["id"] and record["latency_ns"].get(kind) is None:
+                histogram = run.histogram(owner, kind)
+                record["latency_ns"][kind] = histogram.summary() if histogram.count else None
+    try:
+        _to_parquet(run.path)
+    except OSError:
+        return  # a run on a read-only disk: `series` reads the lines instead
+
+
+def _locate(path: Path, root: Path) -> Path:
+    for candidate in (path, root / path):
+        if (candidate / RUN_FILE).is_file():
+            return candidate.resolve()
+    if path.name == RUN_FILE and path.is_file():
+        return path.parent.resolve()
+    where = root / path if len(path.parts) == 1 else path
+    hint = (
+        "run `loadgen run` or `loadgen compare` first"
+        if str(path) == "latest"
+        else f"`ls {root}` shows the runs"
+    )
+    raise ScenarioError(f"{where}: no run there; {hint}")
+
+
+def _index(path: Path) -> dict[tuple[str, str], list[tuple[str, float, float, str]]]:
+    """The log's lines by trial and kind, still encoded; a torn last line is left out."""
+    found: dict[tuple[str, str], list[tuple[str, float, float, str]]] = {}
+    if not path.exists():
+        return found
+    with path.open(encoding="ascii", errors="replace") as file:
+        for line in file:
+            if not line.startswith("Tag=") or not line.endswith("\n"):
+                continue
+            tag, start_s, length_s, _, payload = line[4:-1].split(",", 4)
+            trial_id, kind, agent = tag.rsplit("/", 2)
+            found.setdefault((trial_id, kind), []).append((agent, float(start_s), float(length_s), payload))
+    return found
+
+
+def _live_series(folder: Path) -> Any:
+    """The lines written so far as an Arrow table, without a torn last one; None where there are none."""
+    path = folder / SERIES_LIVE_FILE
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
+    if not content.strip():
+        return None
+    import pyarrow as pa  # noqa: PLC0415 - only at a run's end
+    from pyarrow import json as arrow_json  # noqa: PLC0415
+
+    return arrow_json.read_json(pa.BufferReader(content))
+
+
+def _to_parquet(folder: Path) -> None:
+    table = _live_series(folder)
+    if table is None:
+        return
+    from pyarrow import parquet  # noqa: PLC0415
+
+    draft = folder / f".{SERIES_FILE}"
+    parquet.write_table(table, draft)
+    draft.replace(folder / SERIES_FILE)
+    (folder / SERIES_LIVE_FILE).unlink()
+
+
+def _fresh_folder(root: Path, name: str) -> Path:
+    """Make a folder of its own for the run; runs that begin in the same second get a number."""
+    with _as_host_error(root):
+        root.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1_000):
+            path = root / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    raise HostError(f"{root / name}: a thousand runs in one second; choose another folder")
+
+
+@contextmanager
+def _as_host_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder"
+        ) from None
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[None]:
+    """Append lines to a file; when that fails, cut off the torn one, so that what was there stays valid."""
+    size_bytes = path.stat().st_size if path.exists() else 0
+    with _as_host_error(path):
+        try:
+            yield
+        except OSError:
+            if path.exists():
+                os.truncate(path, size_bytes)
+            raise
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old or the new one, also after a power cut."""
+    draft = path.with_name(f".{path.name}.tmp")
+    with _as_host_error(path):
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _writer_identity() -> Record:
+    """This process, told from a later one of the same number by its start and the machine's boot; no host name."""
+    import psutil  # noqa: PLC0415 - not needed by readers of finished runs
+
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "pid": os.getpid(),
+        "started_s": psutil.Process().create_time(),
+        "boot_id": boot_id.read_text().strip() if boot_id.exists() else None,
+    }
+
+
+def _is_alive(writer: Mapping[str, Any]) -> bool:
+    """Whether that very process still runs, on this machine and since this boot."""
+    import psutil  # noqa: PLC0415
+
+    boot_id = _writer_identity()["boot_id"]
+    if writer["boot_id"] != boot_id:
+        return False
+    try:
+        started_s = psutil.Process(writer["pid"]).create_time()
+    except psutil.Error:
+        return False
+    return abs(float(started_s) - float(writer["started_s"])) < WRITER_START_TOLERANCE_S
+
+
+def _utc(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,15 @@
+"""How many messages a second does an application get through the usual Python clients?"""
+
+from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
+
+scenario = Scenario(
+    name="clients",
+    question="How many messages a second does an application get through the usual Python clients?",
+    message=Message(size_bytes=100),
+    rate=Rate.saturate(),
+    durability=Durability.BROKER,
+    rabbitmq=RabbitMQ(driver="pika"),
+    kafka=Kafka(driver="confluent"),
+    preset="throughput",
+)
+globals().update(scenario.locust_users())
