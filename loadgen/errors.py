@@ -18,7 +18,7 @@ class LoadgenError(Exception):
     exit_status = EXIT_USAGE
 
 
-class ScenarioError(LoadgenError):
+class ScenarioError(LoadgenError, ValueError):
     """A scenario, a knob or a command line that cannot be run as it stands."""
 
 

@@ -14,9 +14,9 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
-from loadgen.agent import main as agent_main
 from loadgen.board import Board, Cell
 from loadgen.errors import TrialError
+from loadgen.process import main as agent_main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -186,11 +186,11 @@ class Fleet:
         else:
             self._fail(*what)
 
-    def _fail(self, name: str, message: str, kind: Any, text: str) -> None:
+    def _fail(self, name: str, message: str, expected: bool, text: str) -> None:
         self._done.add(name)
         self.outcome.traceback = self.outcome.traceback or text
         if self.outcome.error is None:
-            self.outcome.error = message if kind is not None else f"agent {name} failed: {message}"
+            self.outcome.error = message if expected else f"agent {name} failed: {message}"
         raise TrialError(self.outcome.error)
 
     def _wind_up(self, board: Board) -> None:

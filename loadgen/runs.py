@@ -275,6 +275,14 @@ class Run:
             merged.limit_max(int(exact["max"]))
         return merged
 
+    def save(self, name: str, content: str | bytes) -> Path:
+        """Put a file that was made from the run (a report, a chart) into its folder, whole or not at all."""
+        path = self.path / name
+        with _as_host_error(path):
+            path.parent.mkdir(exist_ok=True)
+        _write_atomically(path, content.encode() if isinstance(content, str) else content)
+        return path
+
     @cached_property
     def series(self) -> pd.DataFrame:
         """One row an interval and agent; empty where none were recorded."""
@@ -424,13 +432,13 @@ def _appending(path: Path) -> Iterator[None]:
             raise
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     """Replace a file as a whole: a reader sees the old or the new one, also after a power cut."""
     draft = path.with_name(f".{path.name}.tmp")
     with _as_host_error(path):
         try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with draft.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)

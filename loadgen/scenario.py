@@ -21,7 +21,9 @@ from loadgen.payload import STAMP_BYTES
 if TYPE_CHECKING:
     from loadgen.driver import Int64
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
+_Sweep = Annotated[list[_Item], Field(min_length=1)]
+
 MAX_MESSAGE_BYTES = 512 << 20
 MAX_PROCESSES = 256
 
@@ -122,7 +124,7 @@ SizeBytes = Annotated[int, Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)]
 class Message(Part):
     """What is sent: its size, how far a codec can compress it, and over how many keys it spreads."""
 
-    size_bytes: SizeBytes | list[SizeBytes] | Uniform | LogNormal | FromFile = 1024
+    size_bytes: SizeBytes | _Sweep[SizeBytes] | Uniform | LogNormal | FromFile = 1024
     """The whole message, stamp included: a number, a list (a sweep) or a distribution."""
     compressibility: float = Field(default=0.0, ge=0, le=0.95)
     """The share of each body that a codec can remove; 0 is random bytes."""
@@ -151,7 +153,7 @@ class Rate(Part):
     """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp` or `.saturate`."""
 
     kind: Literal["fixed", "poisson", "ramp", "saturate"]
-    msgs_per_s: RateMsgs | list[RateMsgs] | None = None
+    msgs_per_s: RateMsgs | _Sweep[RateMsgs] | None = None
     """All producers together; for a ramp, where it begins."""
     to_msgs_per_s: RateMsgs | None = None
     """Where a ramp ends."""
@@ -200,6 +202,7 @@ _Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 _QueueType = Literal["classic", "quorum"]
 _RabbitMQDriver = Literal["amqp", "pika", "pika-blocking"]
 _KafkaDriver = Literal["kafka", "confluent"]
+_Ack = Literal["automatic", "manual"]
 _InFlight = Annotated[int, Field(ge=1, le=1_000)]
 _Partitions = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -207,58 +210,58 @@ _Partitions = Annotated[int, Field(ge=1, le=10_000)]
 class RabbitMQ(Part):
     """RabbitMQ's knobs; a list is a sweep, None is what class and preset give."""
 
-    driver: _RabbitMQDriver | list[_RabbitMQDriver] = "amqp"
+    driver: _RabbitMQDriver | _Sweep[_RabbitMQDriver] = "amqp"
     """amqp: frames made by numpy, what the broker can do. pika, pika-blocking: what an application gets."""
-    queue_type: _QueueType | list[_QueueType] | None = None
+    queue_type: _QueueType | _Sweep[_QueueType] | None = None
     """x-queue-type; classes `none` and `broker` are classic, `flushed` is quorum."""
-    persistent: _Flag | list[_Flag] | None = None
+    persistent: _Flag | _Sweep[_Flag] | None = None
     """delivery_mode 2; only class `none` may be transient."""
-    confirms: _Flag | list[_Flag] | None = None
+    confirms: _Flag | _Sweep[_Flag] | None = None
     """Publisher confirms; every class but `none` has them."""
-    confirm_window: _Whole | list[_Whole] | None = None
+    confirm_window: _Whole | _Sweep[_Whole] | None = None
     """How many messages may be unconfirmed at once, per producer (without confirms: sent and not received)."""
-    prefetch: _Prefetch | list[_Prefetch] | None = None
+    prefetch: _Prefetch | _Sweep[_Prefetch] | None = None
     """basic.qos prefetch count per consumer; 0 is unlimited."""
-    ack: Literal["automatic", "manual"] | list[Literal["automatic", "manual"]] | None = None
+    ack: _Ack | _Sweep[_Ack] | None = None
     """Automatic acknowledges on delivery; manual after processing (every class but `none`)."""
-    ack_every: _Whole | list[_Whole] | None = None
+    ack_every: _Whole | _Sweep[_Whole] | None = None
     """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle)."""
-    heartbeat: Annotated[int, Field(ge=0, le=65_535)] | list[Annotated[int, Field(ge=0, le=65_535)]] | None = None
+    heartbeat: _Prefetch | _Sweep[_Prefetch] | None = None
     """AMQP heartbeat in seconds; 0 is off."""
 
 
 class Kafka(Part):
     """Apache Kafka's knobs; a list is a sweep, None is what class and preset give."""
 
-    driver: _KafkaDriver | list[_KafkaDriver] = "kafka"
+    driver: _KafkaDriver | _Sweep[_KafkaDriver] = "kafka"
     """kafka: record batches made by numpy, what the broker can do. confluent: what an application gets."""
-    partitions: _Partitions | list[_Partitions] | None = None
+    partitions: _Partitions | _Sweep[_Partitions] | None = None
     """Partitions of the topic."""
-    acks: _Acks | list[_Acks] | None = None
+    acks: _Acks | _Sweep[_Acks] | None = None
     """0, 1 or all; only class `none` has 0."""
-    enable_idempotence: _Flag | list[_Flag] | None = None
+    enable_idempotence: _Flag | _Sweep[_Flag] | None = None
     """No duplicates by the producer's own retries; needs acks=all and at most 5 requests in flight."""
-    linger_ms: _Millis | list[_Millis] | None = None
+    linger_ms: _Millis | _Sweep[_Millis] | None = None
     """How long a batch may wait for more messages."""
-    batch_size: _Whole | list[_Whole] | None = None
+    batch_size: _Whole | _Sweep[_Whole] | None = None
     """Upper bound of a batch, in bytes."""
-    max_in_flight_requests_per_connection: _InFlight | list[_InFlight] | None = None
+    max_in_flight_requests_per_connection: _InFlight | _Sweep[_InFlight] | None = None
     """Produce requests in flight at once."""
-    buffer_memory: _Whole | list[_Whole] | None = None
+    buffer_memory: _Whole | _Sweep[_Whole] | None = None
     """Upper bound of what a producer holds unsent and unconfirmed, in bytes."""
-    compression_type: _Codec | list[_Codec] | None = None
+    compression_type: _Codec | _Sweep[_Codec] | None = None
     """The producer's codec."""
-    max_poll_records: _Whole | list[_Whole] | None = None
+    max_poll_records: _Whole | _Sweep[_Whole] | None = None
     """How many records a consumer processes at most before it stores their offsets."""
-    fetch_min_bytes: _Whole | list[_Whole] | None = None
+    fetch_min_bytes: _Whole | _Sweep[_Whole] | None = None
     """How much the broker gathers before it answers a fetch."""
-    fetch_max_wait_ms: _Counted | list[_Counted] | None = None
+    fetch_max_wait_ms: _Counted | _Sweep[_Counted] | None = None
     """How long the broker waits for `fetch_min_bytes`."""
-    max_partition_fetch_bytes: _Whole | list[_Whole] | None = None
+    max_partition_fetch_bytes: _Whole | _Sweep[_Whole] | None = None
     """Upper bound of one partition's share of a fetch."""
-    auto_commit_interval_ms: _Whole | list[_Whole] | None = None
+    auto_commit_interval_ms: _Whole | _Sweep[_Whole] | None = None
     """How often the offsets of processed records are committed."""
-    flush_messages: _Whole | list[_Whole] | None = None
+    flush_messages: _Whole | _Sweep[_Whole] | None = None
     """The topic's flush.messages; class `flushed` sets 1, the others leave it unset."""
 
 
@@ -276,9 +279,9 @@ class Scenario(Part):
     """What the reader wants to know, in one sentence."""
     message: Message = Message()
     rate: Rate
-    producers: _Producers | list[_Producers] = 1
-    consumers: _Processes | list[_Processes] = 1
-    durability: Durability | list[Durability] = Durability.BROKER
+    producers: _Producers | _Sweep[_Producers] = 1
+    consumers: _Processes | _Sweep[_Processes] = 1
+    durability: Durability | _Sweep[Durability] = Durability.BROKER
     rabbitmq: RabbitMQ | None = None
     kafka: Kafka | None = None
     preset: Literal["default", "low_latency", "throughput"] = "default"
@@ -313,7 +316,8 @@ def _describe(part: type[BaseModel], error: ValidationError) -> str:
         knob = str(location[0]) if location else ""
         # A sweepable knob is a union (one value or a list), and pydantic tells the mistakes of every member:
         # keep the one about the shape that was given.
-        shape_fits = isinstance(given, list) == any("list" in str(step) for step in location[1:]) or "int" in each["type"]
+        in_list = any("list" in str(step) for step in location[1:])
+        shape_fits = each["type"] != "list_type" and (in_list or not isinstance(given, list))
         if knob in by_knob and (by_knob[knob][0] or not shape_fits):
             continue
         message = each["msg"].removeprefix("Value error, ")

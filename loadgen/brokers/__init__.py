@@ -102,7 +102,7 @@ def status(spec: str = "local", *, progress: Progress = _silent) -> list[dict[st
 
 def kill(endpoint: Endpoint, node_index: int = 1) -> None:
     """Kills a local broker's process as `kill -9` does; its data stays for `restart`."""
-    from loadgen.brokers import docker, local  # noqa: PLC0415
+    from loadgen.brokers import local  # noqa: PLC0415
 
     local.kill(endpoint, node_index)
 
@@ -123,7 +123,7 @@ def mark_warmed(endpoint: Endpoint) -> None:
 
 
 def is_warmed(endpoint: Endpoint) -> bool:
-    """Whether a broker has had its warm-up load since its start; never known of one that was not started here."""
+    """Whether a local broker has had its warm-up load since its start; of others that is not known."""
     if endpoint.source != "local":
         return False
     from loadgen.brokers import local  # noqa: PLC0415

@@ -28,7 +28,7 @@ SYSCTLS = (
 
 
 def memory_ceiling_bytes() -> int:
-    """The memory that each broker may think it has: one figure for both, or the machine's own if that is less."""
+    """The memory that each broker may think it has: one figure for both, never more than the machine's."""
     return min(MEMORY_CEILING_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 

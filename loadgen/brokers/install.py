@@ -78,6 +78,6 @@ def need_program(name: str, *, what: str, package: str) -> str:
     if path is None:
         raise HostError(
             f"{what} needs the program {name}, which is not on PATH: install it "
-            f"(Debian: apt-get install {package}), or use --brokers docker or the URL of a broker that runs already"
+            f"(Debian: apt-get install {package}), or use --brokers docker, or the URL of a running broker"
         )
     return path

@@ -163,7 +163,7 @@ def _debian_mirror() -> str:
     if not mirrors:
         raise HostError(
             "no Debian mirror among this machine's apt sources, so RabbitMQ cannot be installed: "
-            "use --brokers docker or the URL of a broker that runs already"
+            "use --brokers docker, or the URL of a running broker"
         )
     return mirrors[0]
 

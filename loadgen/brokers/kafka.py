@@ -1,4 +1,4 @@
-"""One Kafka of our own on the loopback interface (KRaft, combined mode): its settings, its start, its account."""
+"""One Kafka of our own on the loopback interface (KRaft, combined mode): its settings, start and account."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ logger.channel.level = WARN
 """
 
 LOOPBACK = "on the loopback interface only, on ports of its own"
+AS_SHIPPED = "the shipped server.properties has it so"
 ONE_NODE = "a single node cannot hold more replicas"
 
 
@@ -83,36 +84,26 @@ def launch(cluster: Cluster, node: Node) -> None:
     class_path = f"{cluster.installation / 'libs'}/*"
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": str(folder)}
     logging = f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"
+    common = (logging, "-cp", class_path)
     if not (folder / "data/meta.properties").exists():
+        # A short-lived JVM: what makes a server fast would only make it start later.
+        light = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+        tool = ("kafka.tools.StorageTool", "format", "-t", cluster.cluster_id)
         process.run(
-            # A short-lived JVM: what makes a server fast would only make it start later.
-            [
-                cluster.java,
-                "-Xmx256m",
-                "-XX:+UseSerialGC",
-                "-XX:TieredStopAtLevel=1",
-                logging,
-                "-cp",
-                class_path,
-            ]
-            + [
-                "kafka.tools.StorageTool",
-                "format",
-                "-t",
-                cluster.cluster_id,
-                "-c",
-                folder / "server.properties",
-            ],
+            [cluster.java, *light, *common, *tool, "-c", folder / "server.properties"],
             what="formatting Kafka's storage",
             timeout_s=FORMAT_TIMEOUT_S,
             environment=environment,
             cwd=folder,
         )
     process.put_aside(folder / "log/server.log")  # readiness is read from it: only this start's lines count
-    gc_log = f"-Xlog:gc*:file={folder / 'log'}/kafkaServer-gc.log:time,tags:filecount=10,filesize=100M"
+    logs = (
+        f"-Xlog:gc*:file={folder / 'log'}/kafkaServer-gc.log:time,tags:filecount=10,filesize=100M",
+        f"-Dkafka.logs.dir={folder / 'log'}",
+    )
+    flags = (*HEAP_FLAGS, *JVM_FLAGS, *logs)
     node.server = process.spawn(
-        [cluster.java, *HEAP_FLAGS, *JVM_FLAGS, gc_log, f"-Dkafka.logs.dir={folder / 'log'}", logging]
-        + ["-cp", class_path, "kafka.Kafka", folder / "server.properties"],
+        [cluster.java, *flags, *common, "kafka.Kafka", folder / "server.properties"],
         environment=environment,
         node_dir=folder,
         output=folder / "log/server.out",
@@ -171,13 +162,13 @@ def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
     replicas = str(min(3, len(cluster.nodes)))
     in_sync = str(max(1, int(replicas) - 1))
     return {
-        "process.roles": ("broker,controller", "KRaft in combined mode, as the shipped server.properties"),
-        "node.id": (str(node.index), "as the shipped server.properties"),
+        "process.roles": ("broker,controller", AS_SHIPPED),
+        "node.id": (str(node.index), AS_SHIPPED),
         "controller.quorum.voters": (voters, LOOPBACK),
         "listeners": (listeners, LOOPBACK),
         "advertised.listeners": (listeners.partition(",")[0], LOOPBACK),
-        "controller.listener.names": ("CONTROLLER", "as the shipped server.properties"),
-        "inter.broker.listener.name": ("PLAINTEXT", "as the shipped server.properties"),
+        "controller.listener.names": ("CONTROLLER", AS_SHIPPED),
+        "inter.broker.listener.name": ("PLAINTEXT", AS_SHIPPED),
         "log.dirs": (str(cluster.node_dir(node) / "data"), "the project's own folder"),
         "offsets.topic.replication.factor": (replicas, ONE_NODE),
         "transaction.state.log.replication.factor": (replicas, ONE_NODE),
@@ -199,10 +190,11 @@ FOUND = {
 
 
 def _deviations(cluster: Cluster, node: Node, changed: dict[str, str]) -> list[str]:
-    ours = _settings(cluster, node)
+    reasons = FOUND | {key: why for key, (_, why) in _settings(cluster, node).items()}
     lines = [
-        f"{key} = {value} ({ours[key][1] if key in ours else FOUND.get(key, 'found so on the running broker')})"
+        f"{key} = {value} ({reasons.get(key, 'found so on the running broker')})"
         for key, value in changed.items()
+        if reasons.get(key) != AS_SHIPPED
     ]
     lines += [
         "com.sun.management.jmxremote = unset (true as shipped: its local agent listens on all interfaces)",

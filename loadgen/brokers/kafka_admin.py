@@ -32,7 +32,7 @@ def describe_broker(settings: Mapping[str, Any], broker_id: int, timeout_s: floa
         timeout_s: For how long a broker that has just started may be asked again.
     """
     from confluent_kafka import KafkaException  # noqa: PLC0415  # a heavy import, for those who need it
-    from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource  # noqa: PLC0415
+    from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource  # type: ignore[attr-defined]  # noqa: PLC0415
 
     # The client is kept in a name until its future is done: a future that outlives it fails.
     admin = AdminClient({**settings, "socket.timeout.ms": 5000, "log_level": 2})

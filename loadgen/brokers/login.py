@@ -136,16 +136,14 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
     from confluent_kafka.admin import AdminClient  # noqa: PLC0415
 
     errors: list[KafkaError] = []
+    watched: dict[str, Any] = {
+        **settings,
+        "error_cb": errors.append,
+        "logger": _silent_logger(),
+        "socket.connection.setup.timeout.ms": 3000,
+    }
     try:
-        admin = AdminClient(
-            {
-                **settings,
-                "error_cb": errors.append,
-                "log_level": 0,
-                "socket.connection.setup.timeout.ms": 3000,
-            },
-            logger=_silent_logger(),
-        )
+        admin = AdminClient(watched)
     except KafkaException as error:
         raise BrokerError(f"kafka at {url}: {error.args[0].str()}") from error
     until_s = time.monotonic() + TIMEOUT_S
@@ -154,18 +152,16 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
             return sorted(admin.list_topics(timeout=1.0).brokers)
         except KafkaException:
             admin.poll(0.1)
-        codes = {error.code() for error in errors}
-        if KafkaError._AUTHENTICATION in codes or KafkaError.SASL_AUTHENTICATION_FAILED in codes:
+        names = [error.name() for error in errors]
+        if "_AUTHENTICATION" in names or "SASL_AUTHENTICATION_FAILED" in names:
             user = endpoint.credentials.username if endpoint.credentials else "nobody"
             raise BrokerError(refused(url, user, "KAFKA"))
-        if KafkaError._SSL in codes:
+        if "_SSL" in names:
             break
-    said = next(
-        (error.str() for error in errors if error.code() != KafkaError._ALL_BROKERS_DOWN), "no answer"
-    )
+    said = next((error.str()[:200] for error in errors if error.name() != "_ALL_BROKERS_DOWN"), "no answer")
+    hint = _about_tls(endpoint.tls, "kafka+tls") + ("" if endpoint.credentials else " or credentials")
     raise BrokerError(
-        f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s"
-        f"{_about_tls(endpoint.tls, 'kafka+tls')}{'' if endpoint.credentials else ' or credentials'}: {said[:200]}"
+        f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s{hint}: {said}"
     )
 
 

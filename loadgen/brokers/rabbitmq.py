@@ -133,10 +133,9 @@ def _settings(node: Node) -> list[tuple[str, str, str]]:
 def _deviations(cluster: Cluster, node: Node) -> list[str]:
     lines = [f"{key} = {value} ({why})" for key, value, why in _settings(node)]
     lines += [
-        f"enabled_plugins = {','.join(PLUGINS)} (none as shipped: the observer reads management and prometheus, "
-        "the stream protocol needs its plugin)",
+        f"enabled_plugins = {','.join(PLUGINS)} (none as shipped; for the observer and for streams)",
         "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: bound schedulers of two nodes on one host collide)",
-        f"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = {LOOPBACK_ARGUMENTS} (the distribution port, on loopback only)",
+        f"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = {LOOPBACK_ARGUMENTS} (the distribution port)",
         f"ERL_EPMD_ADDRESS = {ports.HOST} (epmd on loopback only, on a port of its own)",
     ]
     if cluster.cpus:
@@ -236,8 +235,8 @@ def _environment(cluster: Cluster, node: Node) -> dict[str, str]:
 def _write_cookie(path: Path) -> None:
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(16))
+        os.write(descriptor, secrets.token_hex(16).encode())
+        os.close(descriptor)
 
 
 def _wait_for_epmd(cluster: Cluster, folder: Path) -> None:

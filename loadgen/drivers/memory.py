@@ -1,4 +1,4 @@
-"""A broker in memory as a driver like any other: the whole flow can be run, and every fault made, without a broker.
+"""A broker in memory, a driver like any other: the whole flow, and every fault, without a broker.
 
 `Admin.create` starts the queue of a trial as a small process of its own behind a Unix socket
 (`loadgen.drivers.memory_hub`); producers and consumers may be any processes of the same user. With a
@@ -91,11 +91,11 @@ def _start_hub(target: Target, path: Path) -> None:
         try:
             listener.bind(str(path))
         except OSError as error:
-            raise BrokerError(f"queue {target.name}: cannot listen at {path}: {error.strerror}") from None
+            raise BrokerError(f"queue {target.name}: cannot listen at {path}: {error}") from None
         listener.listen(256)
         listener.set_inheritable(True)
-        command = [sys.executable, "-m", "loadgen.drivers.memory_hub", str(listener.fileno())]
-        command.append(json.dumps(asdict(_behaviour(target))))
+        command = [sys.executable, "-m", "loadgen.drivers.memory_hub"]
+        command += [str(listener.fileno()), json.dumps(asdict(_behaviour(target))), str(os.getpid())]
         # The socket listens already, so that nobody has to wait for the process; it ends when this one does.
         _hubs[str(path)] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[listener.fileno()]

@@ -1,12 +1,12 @@
-"""A broker in memory: one queue that confirms, delays, loses, doubles, swaps, damages and pauses as it is told.
+"""A queue in memory that confirms, delays, loses, doubles, swaps, damages and pauses as it is told.
 
-`Hub` is the broker without clock or socket; `serve` (``python -m loadgen.drivers.memory_hub PATH
-SETTINGS``) puts it behind a Unix socket. It knows exactly what harm it did (`Hub.harm`), which is what a
-ledger is tested against.
+`Hub` is the broker without clock or socket; run as a module, `Server` puts it behind a Unix socket. It
+knows exactly what harm it did (`Hub.harm`), which is what a ledger is tested against.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -25,7 +25,7 @@ from loadgen.errors import ScenarioError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from loadgen.driver import Int64, UInt8
+    from loadgen.driver import Bool, Int64, UInt8
 
 PREFIX = "memory."
 OUTBOX_MAX_BYTES = 1 << 20  # of deliveries under way to one consumer
@@ -103,7 +103,7 @@ class Harm:
 
 @dataclass(slots=True)
 class Chunk:
-    """Messages begin … end of a batch that wait, or wait to be acknowledged; ready from `ready_ns` (ascending) on."""
+    """Messages begin … end of a batch that wait for delivery or acknowledgement; `ready_ns` ascends."""
 
     data: UInt8
     offsets: Int64
@@ -277,7 +277,7 @@ class Hub:
         if not peer.automatic:
             ready_ns = now_ns + int(self.behaviour.confirm_delay_ms * NS_PER_MS)
             edges = [0, *(np.flatnonzero(np.diff(accepted)) + 1).tolist(), frame.count]
-            for begin, end in zip(edges[:-1], edges[1:], strict=True):
+            for begin, end in itertools.pairwise(edges):
                 kind = Kind.CONFIRM if accepted[begin] else Kind.REFUSE
                 self._confirms.append(
                     (ready_ns, peer, Frame(kind, count=end - begin, first=frame.first + begin))
@@ -302,8 +302,8 @@ class Hub:
         self.waiting_count += chunk.count
         self.waiting_bytes += chunk.bytes
 
-    def _harmed(self, rows: Int64, first: int) -> tuple[Int64, np.ndarray[Any, np.dtype[np.bool_]]]:
-        """Which rows are delivered, in which order, and which of these are damaged; the rows are numbered from first."""
+    def _harmed(self, rows: Int64, first: int) -> tuple[Int64, Bool]:
+        """Which rows, numbered from first, are delivered, in which order, and which of these are damaged."""
         count, how, harm = len(rows), self.behaviour, self.harm
         order = np.arange(count)
         late = np.flatnonzero(self._every(how.reorder_every, first, count)[1:]) + 1
@@ -320,7 +320,7 @@ class Hub:
         return rows[order], corrupted
 
     @staticmethod
-    def _every(number: int, first: int, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _every(number: int, first: int, count: int) -> Bool:
         """Which of messages first … first + count - 1, counted from 1, are a number-th: bool[count]."""
         which = np.zeros(count, np.bool_)
         if number:
@@ -338,7 +338,7 @@ class Hub:
         return ready
 
     def _deliver(self, now_ns: int) -> bool:
-        """Send one batch from the head of the queue to the next consumer in turn; False where that cannot be."""
+        """Send a batch from the head of the queue to the next consumer; False where that cannot be."""
         chunk = self._queue[0]
         ready = chunk.ready_count(now_ns)
         if ready <= 0:
@@ -388,15 +388,15 @@ def _gather(data: UInt8, offsets: Int64, rows: Int64) -> tuple[UInt8, Int64]:
 class Server:
     """A hub behind a Unix socket, for as long as its maker lives or until it is told to stop."""
 
-    def __init__(self, listener: socket.socket, behaviour: Behaviour) -> None:
+    def __init__(self, listener: socket.socket, behaviour: Behaviour, maker_pid: int) -> None:
+        self._maker_pid = maker_pid
         self.hub = Hub(behaviour, time.monotonic_ns())
         self._listener = listener
         self._clients: dict[FrameSocket, Peer] = {}
 
     def run(self) -> None:
         """Serve until told to stop."""
-        parent = os.getppid()
-        while not self.hub.stopped and os.getppid() == parent:
+        while not self.hub.stopped and os.getppid() == self._maker_pid:
             now = time.monotonic_ns()
             self.hub.advance(now)
             for client, peer in list(self._clients.items()):
@@ -410,7 +410,8 @@ class Server:
                 each for each, peer in self._clients.items() if not (full and peer.role is Kind.PRODUCE)
             ]
             writers = [each for each in self._clients if each.backlog_bytes]
-            readable, _, _ = select.select([self._listener, *readers], writers, [], wait_s)
+            waited: list[Any] = [self._listener, *readers]
+            readable, _, _ = select.select(waited, writers, [], wait_s)
             for each in readable:
                 if each is self._listener:
                     stream, _ = self._listener.accept()
@@ -443,9 +444,9 @@ class Server:
 
 
 def main() -> None:
-    """Serve one queue: the inherited listening socket's number and the settings as JSON are the arguments."""
+    """Serve one queue; arguments: number of the inherited socket, behaviour as JSON, pid of the maker."""
     with socket.socket(fileno=int(sys.argv[1])) as listener:
-        Server(listener, Behaviour(**json.loads(sys.argv[2]))).run()
+        Server(listener, Behaviour(**json.loads(sys.argv[2])), int(sys.argv[3])).run()
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Frame:
         return _HEAD.pack(self.kind, self.flags, self.size_bytes, self.count, self.first, len(self.body))
 
     def split(self) -> tuple[UInt8, Int64]:
-        """The messages end to end (uint8[m]) and where each begins, with the end of the last: int64[count + 1]."""
+        """The messages end to end (uint8[m]); where each begins, and the last ends (int64[count + 1])."""
         if self.size_bytes:
             return self.body, np.arange(self.count + 1) * self.size_bytes
         sizes = self.body[: 8 * self.count].view(np.int64)
@@ -78,7 +78,7 @@ class Frame:
 
 
 def batch(kind: Kind, first: int, data: UInt8, offsets: Int64, size_bytes: int = 0, flags: int = 0) -> Frame:
-    """A frame of messages that lie end to end in `data`, beginning at `offsets` (int64[n + 1]) less the first."""
+    """A frame of messages end to end in `data`; they begin at `offsets` (int64[n + 1]) less the first."""
     if not size_bytes:
         data = np.concatenate((np.diff(offsets).view(np.uint8), data))
     return Frame(kind, flags, size_bytes, len(offsets) - 1, first, data)
@@ -105,11 +105,10 @@ class FrameSocket:
 
     def write(self, frame: Frame) -> None:
         """Queue a frame; `push` sends it."""
-        for part in (frame.head(), frame.body):
-            view = memoryview(part).cast("B") if len(part) else memoryview(b"")
-            if len(view):
-                self._backlog.append(view)
-                self.backlog_bytes += len(view)
+        self._backlog.append(memoryview(frame.head()))
+        if len(frame.body):
+            self._backlog.append(frame.body.data)
+        self.backlog_bytes += _HEAD.size + len(frame.body)
 
     def push(self) -> None:
         """Send as much of the backlog as the socket takes now."""
@@ -135,7 +134,7 @@ class FrameSocket:
             partial = self._partial
             target = self._scratch[self._end :] if partial is None else partial.body[self._filled :]
             try:
-                got = self.stream.recv_into(target)
+                got = self.stream.recv_into(target.data)
             except BlockingIOError:
                 return frames
             if not got:
@@ -154,11 +153,11 @@ class FrameSocket:
         return frames
 
     def _parse(self, frames: list[Frame]) -> None:
-        """Cut frames out of the scratch; a body that has not come whole is received in its own place from now on."""
+        """Cut frames out of the scratch; of a body that has not come whole, the rest is received in place."""
         now = time.monotonic_ns()
         scratch = self._scratch
         while self._end - self._begin >= _HEAD.size:
-            kind, flags, size_bytes, count, first, length = _HEAD.unpack_from(scratch, self._begin)
+            kind, flags, size_bytes, count, first, length = _HEAD.unpack_from(scratch.data, self._begin)
             self._begin += _HEAD.size
             here = min(length, self._end - self._begin)
             body = np.empty(length, np.uint8)
@@ -191,7 +190,7 @@ class Link(Protocol):
         ...
 
     def receive(self, timeout_s: float) -> list[Frame]:
-        """Wait up to `timeout_s` for the first frame, then return all that are there; the backlog moves too."""
+        """Wait up to `timeout_s` for a first frame, return all that are there; the backlog moves too."""
         ...
 
     def close(self) -> None:
@@ -227,12 +226,12 @@ class SocketLink:
             self._frames.push()
 
     def receive(self, timeout_s: float) -> list[Frame]:
-        """Wait up to `timeout_s` for the first frame, then return all that are there; the backlog moves too."""
+        """Wait up to `timeout_s` for a first frame, return all that are there; the backlog moves too."""
         deadline_ns = time.monotonic_ns() + int(timeout_s * NS_PER_S)
         while True:
             left_s = max(0, deadline_ns - time.monotonic_ns()) / NS_PER_S
             writers = [self._frames] if self._frames.backlog_bytes else []
-            # select waits to the microsecond where epoll rounds up to whole milliseconds: pacing hangs on this wait.
+            # Pacing hangs on this wait: select is exact to the microsecond, epoll rounds up to milliseconds.
             readable, writable, _ = select.select([self._frames], writers, [], left_s)
             with self._alive():
                 if writable:
@@ -293,6 +292,7 @@ class SimulatedLink:
             if self._peer.outbox:
                 frames = list(self._peer.outbox)
                 self._peer.outbox.clear()
+                self._peer.outbox_bytes = 0
                 for frame in frames:
                     frame.read_ns = self._clock.now_ns
                 return frames

@@ -1,0 +1,30 @@
+"""Reports from runs on disk: the article's table, the comparison in detail, the charts, the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadgen.runs import Run
+
+__all__ = ["render_run", "write_report"]
+
+
+def write_report(run: Run) -> dict[str, Path]:
+    """Write report.html, report.md and charts/ into the run's folder; the values are their paths.
+
+    Keys: `html`, `markdown`, `charts` (the folder).
+    """
+    from loadgen.report.page import write_report as write  # noqa: PLC0415 - matplotlib takes a second to import
+
+    return write(run)
+
+
+def render_run(run: Run) -> str:
+    """The run's answer for a terminal."""
+    from loadgen.report.markdown import render_text  # noqa: PLC0415
+    from loadgen.report.table import make_table  # noqa: PLC0415
+
+    return render_text(make_table(run))

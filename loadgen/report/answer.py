@@ -120,7 +120,9 @@ def caveats(run: Run, table: Table) -> list[str]:
 
 def _incomplete(run: Run, table: Table) -> str | None:
     del table
-    return None if run.status == "complete" else f"The run is {run.status}: {run.reason or 'it has not ended'}."
+    return (
+        None if run.status == "complete" else f"The run is {run.status}: {run.reason or 'it has not ended'}."
+    )
 
 
 def _machine(run: Run, table: Table) -> str | None:
@@ -129,7 +131,11 @@ def _machine(run: Run, table: Table) -> str | None:
     said = f"One machine: {facts.get('CPU', 'CPU unknown')}, {facts.get('Memory', 'memory unknown')}."
     if (run.environment.get("virtualisation") or {}).get("hypervisor"):
         said += " It is a virtual machine: its neighbours are part of every figure."
-    governor = (run.environment.get("cpu") or {}).get("governor") if isinstance(run.environment.get("cpu"), dict) else None
+    governor = (
+        (run.environment.get("cpu") or {}).get("governor")
+        if isinstance(run.environment.get("cpu"), dict)
+        else None
+    )
     if governor and governor != "performance":
         said += f" The CPU frequency governor is `{governor}`, not `performance`."
     return f"{said} Ratios carry over to other machines better than absolute figures do."
@@ -147,7 +153,9 @@ def _same_machine(run: Run, table: Table) -> str | None:
 
 def _repeats(run: Run, table: Table) -> str | None:
     del run
-    counts = [len(point.used) for comparison in table.comparisons for point in comparison.points if point.used]
+    counts = [
+        len(point.used) for comparison in table.comparisons for point in comparison.points if point.used
+    ]
     if not counts or min(counts) >= FEW_REPEATS:
         return None
     return (
@@ -159,7 +167,8 @@ def _repeats(run: Run, table: Table) -> str | None:
 def _bound(run: Run, table: Table) -> str | None:
     del run
     counted = {
-        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials) for bound in ("host", "generator")
+        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials)
+        for bound in ("host", "generator")
     }
     parts = []
     if counted["host"]:
@@ -168,7 +177,9 @@ def _bound(run: Run, table: Table) -> str | None:
             "gets, and the CPU a message says more about the broker"
         )
     if counted["generator"]:
-        parts.append(f"{words.plural(counted['generator'], 'trial')} were limited by the client and say nothing of the broker")
+        parts.append(
+            f"{words.plural(counted['generator'], 'trial')} were limited by the client and say nothing of the broker"
+        )
     return "; ".join(parts) + "." if parts else None
 
 
@@ -197,7 +208,9 @@ def _deviating(run: Run, table: Table) -> str | None:
         for name, broker in run.header["brokers"].items()
         if broker.get("deviations")
     ]
-    return f"Settings that differ from what is shipped: {', '.join(counts)}; listed below." if counts else None
+    return (
+        f"Settings that differ from what is shipped: {', '.join(counts)}; listed below." if counts else None
+    )
 
 
 def machine(run: Run) -> list[tuple[str, str]]:
@@ -225,7 +238,11 @@ def machine(run: Run) -> list[tuple[str, str]]:
 def _cpu(cpu: Record, environment: Record) -> str | None:
     cores = cpu.get("cores") or environment.get("cores")
     model = cpu.get("model")
-    return None if not model and not cores else f"{model or 'unknown CPU'}, {words.plural(cores, 'core') if cores else ''}"
+    return (
+        None
+        if not model and not cores
+        else f"{model or 'unknown CPU'}, {words.plural(cores, 'core') if cores else ''}"
+    )
 
 
 def _disk(disk: Record) -> str:
@@ -241,4 +258,6 @@ def _git(git: Any) -> str | None:
 
 
 def _pairs(values: Any) -> str | None:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else values
+    return (
+        ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else values
+    )

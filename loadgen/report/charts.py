@@ -125,7 +125,9 @@ def _latency_panels(table: Table, *, is_open_loop: bool) -> list[pt.Comparison]:
         comparison
         for comparison in table.comparisons
         if any(_is_drawn(point, is_open_loop=is_open_loop) for point in comparison.points)
-        and all(len([p for p in comparison.points if p.broker == b and _is_wire(p)]) <= 1 for b in pt.BROKER_ORDER)
+        and all(
+            len([p for p in comparison.points if p.broker == b and _is_wire(p)]) <= 1 for b in pt.BROKER_ORDER
+        )
     ]
 
 
@@ -161,7 +163,9 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
     else:
         title = f"Time from send to receipt under full load ({words.CLOSED_LOOP})"
         figure.suptitle(words.CLOSED_LOOP, x=0.995, ha="right", fontsize=9, color=MUTED, style="italic")
-    note = f"End-to-end {what}, wire drivers. Thin: each repeat; bold: all repeats merged, message by message."
+    note = (
+        f"End-to-end {what}, wire drivers. Thin: each repeat; bold: all repeats merged, message by message."
+    )
     return _finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
 
 
@@ -209,7 +213,9 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
 
 def _saturated(table: Table) -> list[pt.Point]:
     """The points that show what is possible: the throughput scenario and the client drivers; else all closed loops."""
-    closed = [point for comparison in table.comparisons for point in comparison.points if not point.is_open_loop]
+    closed = [
+        point for comparison in table.comparisons for point in comparison.points if not point.is_open_loop
+    ]
     closed = [point for point in closed if point.used]
     asked = [point for point in closed if point.scenario in {"throughput", "clients"}]
     return sorted(asked or closed, key=lambda point: _line_order(point, bool(asked)))
@@ -260,9 +266,24 @@ def _throughput_chart(table: Table) -> Chart | None:
     for point, height in zip(points, _lines(axes, points), strict=True):
         estimate, colour = point.estimate(pt.goodput), _colour(point.broker)
         if estimate.low is not None and estimate.high is not None and estimate.low > 0:
-            axes.plot([estimate.low, estimate.high], [height] * 2, color=colour, linewidth=7, alpha=0.28, solid_capstyle="butt")
+            axes.plot(
+                [estimate.low, estimate.high],
+                [height] * 2,
+                color=colour,
+                linewidth=7,
+                alpha=0.28,
+                solid_capstyle="butt",
+            )
         face = "none" if point.driver_kind == "client" else colour
-        axes.scatter(estimate.values, [height] * estimate.n, s=20, facecolors=face, edgecolors=colour, linewidths=1.1, zorder=3)
+        axes.scatter(
+            estimate.values,
+            [height] * estimate.n,
+            s=20,
+            facecolors=face,
+            edgecolors=colour,
+            linewidths=1.1,
+            zorder=3,
+        )
         assert estimate.median is not None
         axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=1.6)
         end = max(*estimate.values, estimate.high or 0.0, estimate.median)
@@ -306,11 +327,21 @@ def _cpu_chart(table: Table) -> Chart | None:
             if median is None:
                 missing.append(role)
                 continue
-            axes.barh(height, median, left=left, height=0.62, color=_colour(point.broker), alpha=shades[role], linewidth=0)
+            axes.barh(
+                height,
+                median,
+                left=left,
+                height=0.62,
+                color=_colour(point.broker),
+                alpha=shades[role],
+                linewidth=0,
+            )
             left += median
         totals.append(left)
         text = words.micros(left) + (f" (without {', '.join(missing)})" if missing else "")
-        axes.annotate(text, (left, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.annotate(
+            text, (left, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
+        )
     for role, shade in shades.items():
         axes.bar(0, 0, color=MUTED, alpha=shade, label=role)
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=1.1)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
 CLOSED_LOOP = "closed loop, not latency"
 DIGITS = 3
+NOTHING = "–"
 _DURATIONS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 _RATES = ((1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -40,7 +41,7 @@ def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float,
 def duration(value_ns: float | None) -> str:
     """A duration with its unit."""
     if value_ns is None:
-        return "–"
+        return NOTHING
     size, unit = _scaled(value_ns, _DURATIONS)
     return f"{significant(value_ns / size)} {unit}"
 
@@ -48,14 +49,14 @@ def duration(value_ns: float | None) -> str:
 def rate(value_msgs_per_s: float | None) -> str:
     """A rate with its unit."""
     if value_msgs_per_s is None:
-        return "–"
+        return NOTHING
     size, unit = _scaled(value_msgs_per_s, _RATES)
     return f"{significant(value_msgs_per_s / size)}{'' if not unit else f' {unit}'} msg/s"
 
 
 def micros(value_us: float | None) -> str:
     """CPU time a message."""
-    return "–" if value_us is None else f"{significant(value_us)} µs"
+    return NOTHING if value_us is None else f"{significant(value_us)} µs"
 
 
 def size(value_bytes: Any) -> str:
@@ -87,7 +88,7 @@ def interval(estimate: Estimate, unit: str) -> str:
 def times(ratio: Ratio) -> str:
     """A ratio with its interval, or why there is none: `28.1× (26.0–30.4)`."""
     if ratio.ratio is None:
-        return "–"
+        return NOTHING
     if ratio.low is None or ratio.high is None:
         return f"{significant(ratio.ratio)}× (one repeat, no interval)"
     return f"{significant(ratio.ratio)}× ({significant(ratio.low)}–{significant(ratio.high)})"

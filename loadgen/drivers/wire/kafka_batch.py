@@ -29,7 +29,9 @@ MAX_RECORDS = 1 << 20  # offset deltas of at most three bytes
 KEY_BYTES = 8
 _DELTA_LIMITS = (64, 8192, MAX_RECORDS)  # from here on the offset delta takes one byte more
 _HEAD = struct.Struct(">qiibI")  # base offset, length, leader epoch, magic, CRC
-_BODY = struct.Struct(">hiqqqhii")  # attributes, last delta, two times, producer id and epoch, sequence, count
+_BODY = struct.Struct(
+    ">hiqqqhii"
+)  # attributes, last delta, two times, producer id and epoch, sequence, count
 _MURMUR_SEED = 0x9747B28C
 _MURMUR_M = 0x5BD1E995
 _U32 = 0xFFFFFFFF
@@ -116,7 +118,15 @@ class Layout:
         """The bytes before the offset delta, and where key and value begin."""
         key = zigzag_varint(KEY_BYTES) if self.keyed else zigzag_varint(-1)
         key_bytes = KEY_BYTES if self.keyed else 0
-        after_length = 2 + delta_bytes + len(key) + key_bytes + len(zigzag_varint(self.value_bytes)) + self.value_bytes + 1
+        after_length = (
+            2
+            + delta_bytes
+            + len(key)
+            + key_bytes
+            + len(zigzag_varint(self.value_bytes))
+            + self.value_bytes
+            + 1
+        )
         head = zigzag_varint(after_length) + b"\0\0"  # attributes and timestamp delta
         key_at = len(head) + delta_bytes + len(key)
         return head, key_at, key_at + key_bytes + len(zigzag_varint(self.value_bytes))
@@ -162,7 +172,9 @@ class RowBuffer:
         self.view = memoryview(flat)
         self._spans = []
         for group in layout.groups:
-            rows = flat[group.offset : group.offset + group.count * group.row_bytes].reshape(group.count, group.row_bytes)
+            rows = flat[group.offset : group.offset + group.count * group.row_bytes].reshape(
+                group.count, group.row_bytes
+            )
             values = rows[:, group.value_at : group.value_at + layout.value_bytes]
             keys = rows[:, group.key_at : group.key_at + KEY_BYTES] if layout.keyed else None
             self._spans.append((group.first, group.first + group.count, values, keys))
@@ -209,10 +221,21 @@ class Identity:
     sequence: int = -1
 
 
-def seal(view: memoryview, end: int, count: int, time_ms: int, identity: Identity, codec: int = 0) -> memoryview:
+def seal(
+    view: memoryview, end: int, count: int, time_ms: int, identity: Identity, codec: int = 0
+) -> memoryview:
     """Write the header of a batch of `count` records that ends at `end`, and return the batch."""
     _BODY.pack_into(
-        view, CRC_FROM, codec, count - 1, time_ms, time_ms, identity.producer_id, identity.epoch, identity.sequence, count
+        view,
+        CRC_FROM,
+        codec,
+        count - 1,
+        time_ms,
+        time_ms,
+        identity.producer_id,
+        identity.epoch,
+        identity.sequence,
+        count,
     )
     _HEAD.pack_into(view, 0, 0, end - 12, -1, 2, crc32c(view[CRC_FROM:end]))
     return view[:end]

@@ -226,7 +226,9 @@ def _list_offsets(topic: str, partitions: Iterable[int]) -> ListOffsetsRequest:
 def offset_commit(topic: str, group: str, offsets: Mapping[int, int]) -> OffsetCommitRequest:
     """A commit by a consumer that is no member of a group protocol (generation −1)."""
     partitions = tuple(
-        OffsetCommitRequestPartition(partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None)
+        OffsetCommitRequestPartition(
+            partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None
+        )
         for each, offset in sorted(offsets.items())
     )
     return OffsetCommitRequest(

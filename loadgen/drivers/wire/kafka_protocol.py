@@ -110,7 +110,9 @@ class Connection:
             return tls_context(endpoint.tls).wrap_socket(plain, server_hostname=host)
         except ssl.SSLCertVerificationError as error:
             plain.close()
-            raise BrokerError(f"kafka at {self.address}: its certificate is not trusted: {error.verify_message}") from None
+            raise BrokerError(
+                f"kafka at {self.address}: its certificate is not trusted: {error.verify_message}"
+            ) from None
         except (OSError, ValueError) as error:
             plain.close()
             raise LinkError(f"TLS: {_reason(error)}") from None
@@ -118,11 +120,15 @@ class Connection:
     def _authenticate(self, username: str, password: str) -> None:
         shake = self.call(SaslHandshakeRequest(mechanism="PLAIN"))
         if shake.error_code:
-            raise BrokerError(f"kafka at {self.address}: offers SASL {', '.join(shake.mechanisms)}; expected PLAIN")
+            raise BrokerError(
+                f"kafka at {self.address}: offers SASL {', '.join(shake.mechanisms)}; expected PLAIN"
+            )
         token = b"\0" + username.encode() + b"\0" + password.encode()
         answer = self.call(SaslAuthenticateRequest(auth_bytes=token))
         if answer.error_code:
-            raise BrokerError(f"kafka at {self.address}: user {username!r} was refused; check name and password")
+            raise BrokerError(
+                f"kafka at {self.address}: user {username!r} was refused; check name and password"
+            )
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -216,10 +222,16 @@ class Connection:
         self.buffer[: len(rest)] = rest.copy()
         self._begin, self._end = 0, len(rest)
 
-    def call(self, request: RequestPayload, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """Send a rare request and wait for its response; only while no other request is under way here."""
+    def post(self, request: RequestPayload) -> int:
+        """Begin to send a rare request; the number that its response will have."""
         correlation = self.next_correlation()
         self.queue([encode(request, correlation)])
+        self.write()
+        return correlation
+
+    def call(self, request: RequestPayload, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """Send a rare request and wait for its response; only while no other request is under way here."""
+        correlation = self.post(request)
         deadline = time.monotonic() + timeout_s
         while True:
             self.write()

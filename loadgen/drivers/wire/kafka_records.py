@@ -1,40 +1,32 @@
-"""Reading Kafka record batches (format v2) of any producer: uniform runs as matrices, the rest record by record.
+"""Reading Kafka record batches (format v2) of any producer: which there are, and where their values lie.
 
-The first record of a run is decoded byte by byte. The records after it are taken as rows of its length for as long as
-every byte that determines a row's shape (lengths, and whether a varint goes on) equals the first row's: by induction
-each of them then begins where the row begins. A batch shaped like an earlier one is only held against that one's
-shape, and batches of one shape that follow each other are checked all at once.
+Most batches are shaped like one read before (`kafka_shape`) and are only held against its shape, batches of one shape
+that follow each other all at once. Others are decoded record by record.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 from crc32c import crc32c
 
 from loadgen.drivers.wire.kafka_batch import CRC_FROM, HEADER_BYTES
 from loadgen.drivers.wire.kafka_codecs import CODEC_MASK, Codecs
+from loadgen.drivers.wire.kafka_shape import DamagedBatchError, Shape, decode_section, find_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy.typing as npt
 
     from loadgen.driver import Int64, UInt8
 
 CONTROL_BIT = 0x20
 LENGTH_FROM = 12  # a batch's length counts from here on
 _HEADER = struct.Struct(">qiibIhiqqqhii")
-_FIRST_CHUNK_ROWS, _CHUNK_GROWTH = 256, 8
-_SHORT_RUN_ROWS = 4
 _MAX_SHAPES = 256
-
-
-class DamagedBatchError(Exception):
-    """A record batch that is not as its own header or checksum says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +46,11 @@ class BatchHeader:
         return self.base_offset + self.last_delta + 1
 
     @property
+    def is_gapless(self) -> bool:
+        """Whether no record of it was taken out by compaction."""
+        return self.count == self.last_delta + 1
+
+    @property
     def codec(self) -> int:
         """The number of its codec."""
         return self.attributes & CODEC_MASK
@@ -68,9 +65,13 @@ def batch_headers(view: memoryview, begin: int, end: int) -> list[BatchHeader]:
     """The whole record batches in view[begin:end]; a fetch may end in a part of one, which is left out."""
     found = []
     while end - begin >= HEADER_BYTES:
-        offset, length, _, magic, checksum, attributes, last_delta, *_, count = _HEADER.unpack_from(view, begin)
+        offset, length, _, magic, checksum, attributes, last_delta, *_, count = _HEADER.unpack_from(
+            view, begin
+        )
         if magic != 2:
-            raise DamagedBatchError(f"record batch at offset {offset} has format {magic}; expected 2 (Kafka 0.11 and later)")
+            raise DamagedBatchError(
+                f"record batch at offset {offset} has format {magic}; expected 2 (Kafka 0.11 and later)"
+            )
         size_bytes = LENGTH_FROM + length
         if size_bytes < HEADER_BYTES:
             raise DamagedBatchError(f"record batch at offset {offset} says it has {length} bytes")
@@ -91,40 +92,6 @@ class Records:
     starts: Int64
     sizes: Int64 | int
     first_offset: int | None
-    next_offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """The shape of one record: its length in bytes, its value, and the bytes that must be so again, as words."""
-
-    row_bytes: int
-    value_at: int
-    value_bytes: int
-    words: tuple[tuple[int, np.uint64, np.uint64], ...]  # where, mask, expected
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """The shape of a whole records section: runs of rows, and where every value starts in it."""
-
-    runs: tuple[tuple[int, int, _Row], ...]  # where, how many rows, their shape
-    starts: Int64
-    sizes: Int64 | int
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """A zigzag varint and where it ends."""
-    raw = shift = 0
-    while True:
-        byte = view[at]
-        at += 1
-        raw |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return (raw >> 1) ^ -(raw & 1), at
-        shift += 7
-        if shift > 63:
-            raise DamagedBatchError("a varint of more than ten bytes")
 
 
 class RecordReader:
@@ -132,37 +99,127 @@ class RecordReader:
 
     def __init__(self) -> None:
         self._codecs = Codecs()
-        self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._shapes: dict[tuple[int, int], Shape] = {}
 
-    def read(self, buffer: UInt8, headers: list[BatchHeader]) -> Iterator[Records]:
+    def read(self, buffer: UInt8, headers: list[BatchHeader], from_offset: int = 0) -> Iterator[Records]:
         """The values of these batches of one partition, as few `Records` as buffers and gaps allow.
 
-        `buffer` must go on for eight bytes beyond the last batch.
+        `buffer` must go on for eight bytes beyond the last batch. Records before `from_offset` are left out: a fetch
+        from the middle of a batch brings all of it.
         """
         for group in _alike(headers):
             if group[0].is_control:
                 continue
-            if group[0].codec:
-                flat, groups = self._unpacked(buffer, group)
-            else:
-                flat, groups = buffer, [(each.at + HEADER_BYTES, each) for each in group]
-            yield self._read_group(flat, groups, [each.size_bytes for each in group])
+            flat, begins, ends = (
+                self._unpacked(buffer, group) if group[0].codec else _as_they_are(buffer, group)
+            )
+            if not group[0].is_gapless:
+                yield _read_gapped(flat, begins[0], ends[0], group[0], from_offset)
+                continue
+            starts, sizes = self._locate(flat, begins, ends, [each.count for each in group])
+            skip = max(0, from_offset - group[0].base_offset)
+            if skip:
+                starts, sizes = starts[skip:], sizes if isinstance(sizes, int) else sizes[skip:]
+            if len(starts):
+                yield Records(flat, starts, sizes, group[0].base_offset + skip)
 
-    def _unpacked(self, buffer: UInt8, headers: list[BatchHeader]) -> tuple[UInt8, list[tuple[int, BatchHeader]]]:
-        """The records of compressed batches, end to end in one buffer."""
+    def _unpacked(self, buffer: UInt8, headers: list[BatchHeader]) -> tuple[UInt8, list[int], list[int]]:
+        """The records of compressed batches, end to end in one buffer, and where each batch's begin and end."""
         view = memoryview(buffer)
-        parts, placed, at = [], [], 0
+        parts = []
         for each in headers:
             try:
-                part = self._codecs.decompress(each.codec, view[each.at + HEADER_BYTES : each.at + each.size_bytes])
+                parts.append(
+                    self._codecs.decompress(
+                        each.codec, view[each.at + HEADER_BYTES : each.at + each.size_bytes]
+                    )
+                )
             except ValueError as error:
                 raise DamagedBatchError(f"record batch at offset {each.base_offset}: {error}") from None
-            parts.append(part)
-            placed.append((at, each))
-            at += len(part)
-        return np.frombuffer(b"".join([*parts, bytes(8)]), np.uint8), placed
+        ends = list(accumulate(len(part) for part in parts))
+        return np.frombuffer(b"".join([*parts, bytes(8)]), np.uint8), [0, *ends[:-1]], ends
 
-    def _read_group(
-        self, flat: UInt8, placed: list[tuple[int, BatchHeader]], sizes_bytes: list[int]
-    ) -> Records:
-        raise NotImplementedError
+    def _locate(
+        self, flat: UInt8, begins: list[int], ends: list[int], counts: list[int]
+    ) -> tuple[Int64, Int64 | int]:
+        """Where the values of these batches begin in `flat`, and their sizes."""
+        starts: list[Int64] = []
+        sizes: list[Int64 | int] = []
+        first = 0
+        while first < len(begins):
+            past = first + 1
+            length, count = ends[first] - begins[first], counts[first]
+            stride = begins[past] - begins[first] if past < len(begins) else 0
+            while (
+                past < len(begins)
+                and counts[past] == count
+                and ends[past] - begins[past] == length
+                and begins[past] - begins[past - 1] == stride
+            ):
+                past += 1
+            shape = self._shape(flat, begins[first], length, count)
+            if shape is not None and shape.fits(flat, begins[first], past - first, stride):
+                each = np.asarray(begins[first:past])[:, None] + shape.starts
+                starts.append(each.reshape(-1))
+                sizes.append(
+                    shape.sizes if isinstance(shape.sizes, int) else np.tile(shape.sizes, past - first)
+                )
+            else:
+                # Not like the batch that had this length before, or not like each other: one by one, then.
+                self._shapes.pop((length, count), None)
+                for index in range(first, past):
+                    at, size, _ = decode_section(flat, begins[index], ends[index], count)
+                    starts.append(at)
+                    sizes.append(size)
+            first = past
+        return _joined(starts, sizes)
+
+    def _shape(self, flat: UInt8, begin: int, length: int, count: int) -> Shape | None:
+        shape = self._shapes.get((length, count))
+        if shape is None:
+            shape = find_shape(flat, begin, begin + length, count)
+            if shape is not None:
+                if len(self._shapes) >= _MAX_SHAPES:
+                    self._shapes.clear()
+                self._shapes[length, count] = shape
+        return shape
+
+
+def _as_they_are(buffer: UInt8, headers: list[BatchHeader]) -> tuple[UInt8, list[int], list[int]]:
+    return (
+        buffer,
+        [each.at + HEADER_BYTES for each in headers],
+        [each.at + each.size_bytes for each in headers],
+    )
+
+
+def _alike(headers: list[BatchHeader]) -> Iterator[list[BatchHeader]]:
+    """Batches that can be read together: all plain or all compressed, of offsets that follow each other."""
+    group: list[BatchHeader] = []
+    for each in headers:
+        if group:
+            last = group[-1]
+            alike = bool(last.codec) == bool(each.codec) and not (last.is_control or each.is_control)
+            if not (alike and last.is_gapless and each.is_gapless and last.next_offset == each.base_offset):
+                yield group
+                group = []
+        group.append(each)
+    if group:
+        yield group
+
+
+def _read_gapped(flat: UInt8, begin: int, end: int, header: BatchHeader, from_offset: int) -> Records:
+    """A compacted batch: its offsets must be read one by one."""
+    starts, sizes, deltas = decode_section(flat, begin, end, header.count)
+    wanted = deltas + header.base_offset >= from_offset
+    return Records(flat, starts[wanted], sizes[wanted], None)
+
+
+def _joined(starts: list[Int64], sizes: list[Int64 | int]) -> tuple[Int64, Int64 | int]:
+    if len(starts) == 1:
+        return starts[0], sizes[0]
+    first = sizes[0]
+    if isinstance(first, int) and all(isinstance(each, int) and each == first for each in sizes):
+        return np.concatenate(starts), first
+    every = [np.broadcast_to(np.asarray(each), len(at)) for each, at in zip(sizes, starts, strict=True)]
+    return np.concatenate(starts), np.concatenate(every)

@@ -228,7 +228,9 @@ class Sender:
             return seal(batch.view, batch.end, batch.count, time_ms, identity)
         if batch.is_packed:  # compressed before, under another identity
             return seal(batch.view, batch.end, batch.count, time_ms, identity, self._codec)
-        packed = seal_compressed(self._codecs, self._codec, batch.view, batch.end, batch.count, time_ms, identity)
+        packed = seal_compressed(
+            self._codecs, self._codec, batch.view, batch.end, batch.count, time_ms, identity
+        )
         _give_back(batch)
         batch.view, batch.end, batch.is_packed = packed, len(packed), True
         return packed
@@ -262,7 +264,9 @@ class Sender:
         by_partition = {queue.partition: (queue, batch) for queue, batch in request.batches}
         done: list[Batch] = []
         for index in range(count):
-            partition, code, *_ = _PARTITION_ANSWER.unpack_from(buffer, at + 4 + index * _PARTITION_ANSWER.size)
+            partition, code, *_ = _PARTITION_ANSWER.unpack_from(
+                buffer, at + 4 + index * _PARTITION_ANSWER.size
+            )
             queue, batch = by_partition[partition]
             queue.in_flight -= 1
             if queue.in_flight == 0:
@@ -361,7 +365,9 @@ class Sender:
             return self._pumped_ns + _RECOVERY_LOOK_NS
         times = []
         for queue in self.active.values():
-            due_ns = queue.open.created_ns + self._linger_ns if queue.open is not None and not queue.ready else 0
+            due_ns = (
+                queue.open.created_ns + self._linger_ns if queue.open is not None and not queue.ready else 0
+            )
             due_ns = max(due_ns, queue.retry_at_ns)
             if due_ns > self._pumped_ns:
                 times.append(due_ns)

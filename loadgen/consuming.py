@@ -1,0 +1,149 @@
+"""The consumer's loop: receive, stamp, acknowledge; check every byte and keep the books in bulk.
+
+A batch's time is taken by the driver when it is parsed. Small batches are copied and checked some hundreds at a time,
+since a check costs as much for one message as for fifty; large ones are checked where they lie.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadgen.agent import BOOK_MSGS, BOOK_NS, POLL_S, Agent
+from loadgen.board import Cell
+from loadgen.drivers import load_driver
+from loadgen.ledger import ReceivedBook
+
+if TYPE_CHECKING:
+    from loadgen.driver import Bool, Consumer, Int64, Received, UInt8
+
+LARGE_MSGS = 128  # from here on, a batch is checked at once
+
+
+@dataclass(slots=True)
+class Kept:
+    """A small batch copied out of the driver's buffer; `starts` count from the beginning of `data`."""
+
+    data: UInt8
+    starts: Int64
+    sizes: Int64 | int
+    source: int
+    at_ns: int
+    redelivered: Bool | None
+
+
+class ConsumerAgent(Agent):
+    """Receives, checks every byte, records when it was read, and acknowledges."""
+
+    def run(self) -> None:
+        """Connect, wait for the start, and receive until the fleet says that it is over."""
+        spec = self.spec
+        consumer = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
+        self.book = ReceivedBook()
+        self.received = 0
+        self.open_loop = spec.rate.is_open_loop
+        self._kept: list[Kept] = []
+        self._kept_msgs = 0
+        self._spans: list[tuple[int, int]] = []
+        self._booked_ns = 0
+        try:
+            kinds = ("e2e", "e2e_service", "resolution") if self.open_loop else ("e2e_service", "resolution")
+            self.begin(kinds)
+            self._receive_all(consumer)
+            self.keep_books()
+            self.result.received_book = self.book
+            self.finish()
+        finally:
+            consumer.close()
+
+    def _receive_all(self, consumer: Consumer) -> None:
+        while not self.board.ordered(Cell.STOP_CONSUMING):
+            for batch in consumer.receive(POLL_S):
+                self.take(batch)
+            consumer.settle()
+            self.row[Cell.RECEIVED] = self.received
+            now = time.monotonic_ns()
+            if self._kept_msgs >= BOOK_MSGS or (self._kept and now - self._booked_ns > BOOK_NS):
+                self.keep_books()
+                self._booked_ns = now
+            self.heartbeat(now)
+
+    def take(self, batch: Received) -> None:
+        """Count a batch; check it now, or keep a copy for the next bulk."""
+        number = len(batch.starts)
+        self.received += number
+        self._spans.append((batch.parsed_ns, batch.parsed_ns - batch.read_ns))
+        if number >= LARGE_MSGS:
+            self.keep_books()  # in the order of arrival
+            self._check(batch.buffer, batch.starts, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
+            return
+        first = int(batch.starts[0])
+        last = int(batch.starts[-1]) + (batch.sizes if isinstance(batch.sizes, int) else int(batch.sizes[-1]))
+        copied = batch.buffer[first:last].copy()
+        self._kept.append(
+            Kept(copied, batch.starts - first, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
+        )
+        self._kept_msgs += number
+
+    def keep_books(self) -> None:
+        """Check and record the small batches that have gathered, as one batch for each source."""
+        if self._spans:
+            spans = np.array(self._spans, np.int64)
+            self.recorder.record("resolution", spans[:, 0], spans[:, 1])
+            self._spans.clear()
+        if not self._kept:
+            return
+        kept, self._kept, self._kept_msgs = self._kept, [], 0
+        for source in dict.fromkeys(each.source for each in kept):
+            self._check_together([each for each in kept if each.source == source])
+
+    def _check_together(self, kept: list[Kept]) -> None:
+        data = np.concatenate([each.data for each in kept])
+        counts = [len(each.starts) for each in kept]
+        bases = np.cumsum([0] + [len(each.data) for each in kept[:-1]])
+        starts = np.concatenate([each.starts for each in kept]) + np.repeat(bases, counts)
+        sizes: Int64 | int = kept[0].sizes
+        if not isinstance(sizes, int) or any(each.sizes != sizes for each in kept):
+            sizes = np.concatenate([np.broadcast_to(each.sizes, len(each.starts)) for each in kept])
+        redelivered = None
+        if any(each.redelivered is not None for each in kept):
+            redelivered = np.concatenate(
+                [np.zeros(len(e.starts), np.bool_) if e.redelivered is None else e.redelivered for e in kept]
+            )
+        at_ns = np.repeat([each.at_ns for each in kept], counts)
+        self._check(data, starts, sizes, kept[0].source, at_ns, redelivered)
+
+    def _check(
+        self, buffer: UInt8, starts: Int64, sizes: Int64 | int, source: int, at_ns: Int64 | int, redelivered: Bool | None
+    ) -> None:
+        """Compare every byte with what was sent, enter the ledger, record the latencies."""
+        parsed = self.payloads.parse(buffer, starts, sizes)
+        self.book.receive(parsed, source, redelivered)
+        number = len(starts)
+        self.add("received", number)
+        size_bytes = sizes * number if isinstance(sizes, int) else int(sizes.sum())
+        self.add("received_bytes", size_bytes)
+        intended, sent = parsed.intended_ns, parsed.sent_ns
+        if not parsed.intact.all():
+            intended, sent = intended[parsed.intact], sent[parsed.intact]
+            at_ns = at_ns if isinstance(at_ns, int) else at_ns[parsed.intact]
+        self._count_in_window(len(intended), size_bytes, at_ns)
+        if not len(intended):
+            return
+        if self.open_loop:
+            self.recorder.record("e2e", intended, at_ns - intended)
+            self.recorder.record("e2e_service", intended, at_ns - sent)
+        else:
+            self.recorder.record("e2e_service", sent, at_ns - sent)
+
+    def _count_in_window(self, number: int, size_bytes: int, at_ns: Int64 | int) -> None:
+        if isinstance(at_ns, int):
+            self.clock.count("received", number, at_ns)
+            self.clock.count("received_bytes", size_bytes, at_ns)
+        elif number:
+            inside = int(((at_ns >= self.clock.window_start_ns) & (at_ns < self.clock.window_end_ns)).sum())
+            self.clock.add("received", inside)
+            self.clock.add("received_bytes", round(size_bytes * inside / number))

@@ -1,0 +1,109 @@
+"""Offset commits of a consumer that is no member of a group: now and then while it reads, and once at its end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, offset_commit
+from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable
+from loadgen.errors import LoadgenError, TrialError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kio.static.protocol import RequestPayload
+
+_CLOSE_S = 5.0
+
+
+class Commits:
+    """The committed offsets of one group on one topic, written by one consumer."""
+
+    def __init__(self, cluster: Cluster, group: str, interval_ms: int) -> None:
+        self._cluster = cluster
+        self._group = group
+        self._interval_s = interval_ms / 1000
+        self._connection: Connection | None = None
+        self._processed: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+        self._under_way: tuple[RequestPayload, int, dict[int, int]] | None = None
+        self._due_s = time.monotonic() + self._interval_s
+
+    def start(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Find the coordinator; the offsets that are committed already."""
+        self._connection = self._cluster.coordinator(self._group)
+        self._committed = self._cluster.committed(self._connection, self._group, partitions)
+        return dict(self._committed)
+
+    def processed(self, offsets: dict[int, int]) -> None:
+        """Everything before these offsets may be committed."""
+        self._processed = dict(offsets)
+        self.poll()
+
+    def poll(self) -> None:
+        """Hear of the commit under way, or begin one when it is time; never waits unless a coordinator is lost."""
+        try:
+            if self._under_way is not None:
+                self._hear()
+            elif time.monotonic() >= self._due_s:
+                self._due_s = time.monotonic() + self._interval_s
+                self._begin()
+        except LinkError as error:
+            self._cluster.trouble(str(error))
+            self._lose()
+
+    def _lose(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._under_way = None
+        self._due_s = time.monotonic() + BACKOFF_S
+
+    def _changed(self) -> dict[int, int]:
+        return {
+            each: offset for each, offset in self._processed.items() if self._committed.get(each, 0) != offset
+        }
+
+    def _begin(self) -> None:
+        changed = self._changed()
+        if not changed:
+            return
+        if self._connection is None:
+            self._connection = self._cluster.coordinator(self._group)
+        request = offset_commit(self._cluster.topic, self._group, changed)
+        correlation = self._connection.post(request)
+        self._under_way = (request, correlation, changed)
+
+    def _hear(self) -> None:
+        assert self._connection is not None
+        assert self._under_way is not None
+        self._connection.write()
+        found = None
+        while found is None and self._connection.read():
+            found = self._connection.frame()
+        if found is None:
+            return
+        request, correlation, changed = self._under_way
+        self._under_way = None
+        answer = self._connection.decode(request, correlation, found)
+        for each in answer.topics[0].partitions:
+            if not each.error_code:
+                continue
+            if not is_retriable(each.error_code):
+                where = f"kafka at {self._cluster.endpoint.address}: group {self._group}"
+                raise TrialError(f"{where}: offsets were refused: {error_name(each.error_code)}")
+            raise LinkError(f"offsets were refused: {error_name(each.error_code)}")
+        self._committed |= changed
+
+    def close(self) -> None:
+        """Commit what was processed and close; never raises."""
+        deadline_s = time.monotonic() + _CLOSE_S
+        try:
+            while (self._under_way is not None or self._changed()) and time.monotonic() < deadline_s:
+                self._due_s = 0.0 if self._under_way is None else self._due_s
+                self.poll()
+                time.sleep(0.001)
+        except LoadgenError:
+            pass  # the broker is gone: what is not committed will be read again
+        if self._connection is not None:
+            self._connection.close()

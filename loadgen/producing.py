@@ -1,0 +1,206 @@
+"""The producer's loop: send what is due, observe every confirmation as it comes, keep the books in bulk."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadgen.agent import BOOK_MSGS, BOOK_NS, POLL_S, SECOND_NS, Agent, AgentSpec
+from loadgen.board import Cell
+from loadgen.drivers import load_driver
+from loadgen.ledger import SentBook
+from loadgen.pacer import make_pacer
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from loadgen.driver import Int64, Producer, Settled
+
+SEND_BYTES = {"rabbitmq": 16 << 10, "kafka": 256 << 10}  # of payload handed over in one call of a closed loop
+FLUSH_S = 30.0  # how long confirmations may be awaited after the last message
+LATE_S = 1.0  # how long an open loop may go on sending what was due, once its time is over
+FORGIVE_S = 0.5  # without confirms: messages unseen for this long count as lost, so that the window opens again
+UNCONFIRMED_POLL_S = 0.0005  # how often a full window without confirms looks at what consumers have received
+
+
+class ProducerAgent(Agent):
+    """Sends what the pacer says is due, and observes every confirmation as it comes."""
+
+    def __init__(self, spec: AgentSpec, pipe: Connection) -> None:
+        super().__init__(spec, pipe)
+        self.pacer = make_pacer(spec.rate, spec.index, spec.count, spec.warmup_s + spec.duration_s, spec.seed)
+        self.open_loop = spec.rate.is_open_loop
+        self.sent = 0
+        self.settled = 0
+        settings = spec.target.settings
+        self.confirms = bool(settings.get("confirms", settings.get("acks") != "0"))
+        self.book = SentBook(spec.index, confirms=self.confirms)
+        mean_bytes = self.payloads.mean_size_bytes
+        self.window_msgs = int(settings.get("confirm_window") or settings.get("buffer_memory", 32 << 20) / mean_bytes)
+        self.window_msgs = max(1, self.window_msgs)
+        self.send_msgs = max(1, int(SEND_BYTES[spec.target.endpoint.broker] / mean_bytes))
+        if not self.open_loop:
+            self.send_msgs = min(self.send_msgs, max(1, self.window_msgs // 4))
+        ring_msgs = 1 << (4 * (self.window_msgs + self.send_msgs)).bit_length()
+        self.mask = ring_msgs - 1
+        self.sent_ns = np.zeros(ring_msgs, np.int64)
+        self.intended_ns = self.sent_ns if not self.open_loop else np.zeros(ring_msgs, np.int64)
+        self.ring_seq = np.full(ring_msgs, -1, np.int64)
+        self.forgiven = 0
+        self.last_progress = (0, 0)
+        self._unbooked: list[Settled] = []
+        self._unbooked_msgs = 0
+        self._lags: list[tuple[Int64, int]] = []
+        self._booked_sent = 0
+        self._booked_ns = 0
+
+    def run(self) -> None:
+        """Connect, wait for the start, send until the trial's time is over, and wait for the last confirmation."""
+        producer = load_driver(self.spec.driver).producer(self.spec.target, self.payloads)
+        try:
+            self.begin(("ack", "ack_service", "schedule_lag") if self.open_loop else ("ack_service",))
+            self._send_all(producer)
+            self.observe(producer.flush(FLUSH_S))
+            self.keep_books()
+            self.row[Cell.FINISHED_PRODUCING] = 1
+            self.result.sent_book = self.book
+            self.finish()
+        finally:
+            producer.close()
+
+    def _send_all(self, producer: Producer) -> None:
+        start_ns, end_ns = self.clock.start_ns, self.clock.window_end_ns
+        while (now := time.monotonic_ns()) < start_ns:
+            self.row[Cell.HEARTBEAT_NS] = now
+            time.sleep(max(0.0, min(POLL_S, (start_ns - now) / SECOND_NS)))
+        blocked_ns = 0
+        while not self.board.ordered(Cell.STOP_PRODUCING):
+            due = self._due(now)
+            if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_S * SECOND_NS):
+                break
+            number = min(due - self.sent, producer.room_msgs, self.send_msgs)
+            # A closed loop waits until a whole batch has room: single messages would cost more than they carry.
+            if number > 0 and (self.open_loop or number == self.send_msgs):
+                self.hand_over(producer, number)
+                self.observe(producer.poll(0))
+            else:
+                self.observe(producer.poll(self._wait_s(due, now)))
+                if due > self.sent:  # something was due, and the driver had no room for it
+                    blocked_ns += time.monotonic_ns() - now
+            now = time.monotonic_ns()
+            if now - self._booked_ns > BOOK_NS or self._unbooked_msgs >= BOOK_MSGS:
+                self.keep_books()
+                self._booked_ns = now
+            self.heartbeat(now)
+        self.clock.tick(now)
+        self.result.due = due if self.open_loop else self.sent
+        self.result.blocked_share = blocked_ns / max(1, end_ns - start_ns)
+
+    def _due(self, now_ns: int) -> int:
+        """How many messages should have been sent by now; an open loop's time ends, and what was due before does not."""
+        clock = self.clock
+        if self.open_loop:
+            return self.pacer.due(min(now_ns, clock.window_end_ns - 1) - clock.start_ns)
+        return self.sent + (self._allowed(now_ns) if now_ns < clock.window_end_ns else 0)
+
+    def _wait_s(self, due: int, now_ns: int) -> float:
+        """How long to wait for confirmations: until the next message is due, or a moment where room is what lacks."""
+        if not self.open_loop or due > self.sent:
+            return POLL_S if self.confirms else UNCONFIRMED_POLL_S
+        next_ns = self.clock.start_ns + self.pacer.next_due_ns(self.sent)
+        return min(POLL_S, max(0.0, (min(next_ns, self.clock.window_end_ns) - now_ns) / SECOND_NS))
+
+    def _allowed(self, now_ns: int) -> int:
+        """How many more a closed loop may send; the driver bounds the unconfirmed, here the unseen are bounded."""
+        if self.confirms or self.spec.consumers == 0:
+            return self.send_msgs
+        sent, received = self.board.total(Cell.SENT), self.board.total(Cell.RECEIVED)
+        if received != self.last_progress[0]:
+            self.last_progress = (received, now_ns)
+        unseen = sent - received - self.forgiven
+        window = self.window_msgs * self.spec.count
+        if unseen + self.send_msgs > window and now_ns - self.last_progress[1] > FORGIVE_S * SECOND_NS:
+            self.forgiven += unseen
+            return self.send_msgs
+        return max(0, (window - unseen) // self.spec.count)
+
+    def _intended(self, first: int, number: int) -> Int64:
+        offsets = self.pacer.intended(first, number)
+        assert offsets is not None, "only an open loop has intended times"
+        return offsets + self.clock.start_ns
+
+    def hand_over(self, producer: Producer, number: int) -> None:
+        """Send `number` messages now, remembering when each was intended and sent."""
+        first = self.sent
+        if self.open_loop:
+            intended = self._intended(first, number)
+            now = time.monotonic_ns()
+            self._lags.append((intended, now))
+        else:
+            now = time.monotonic_ns()
+            intended = np.full(number, now)
+        producer.send(first, intended, now)
+        begin = first & self.mask
+        if begin + number <= self.mask + 1:
+            where: slice | Int64 = slice(begin, begin + number)
+        else:
+            where = np.arange(first, first + number) & self.mask
+        self.sent_ns[where] = now
+        if self.open_loop:
+            self.intended_ns[where] = intended
+        self.ring_seq[where] = np.arange(first, first + number)
+        self.sent += number
+        self.row[Cell.SENT] = self.sent
+        self.clock.count("sent", number, now)
+
+    def observe(self, settled: list[Settled]) -> None:
+        """Take what the broker said; it is recorded in bulk, long before the ring comes round."""
+        for each in settled:
+            number = len(each.seqs)
+            self._unbooked_msgs += number
+            self.settled += number
+            if each.error is None:
+                self.clock.count("acked", number, each.at_ns)
+        if settled:
+            self._unbooked += settled
+            self.row[Cell.SETTLED] = self.settled
+
+    def keep_books(self) -> None:
+        """Record the confirmations and lags that have gathered."""
+        gained = self.sent - self._booked_sent
+        self.book.sent(gained)
+        self.add("sent", gained)
+        self._booked_sent = self.sent
+        if self._lags:
+            intended = np.concatenate([times for times, _ in self._lags])
+            sent = np.repeat([at_ns for _, at_ns in self._lags], [len(times) for times, _ in self._lags])
+            self.recorder.record("schedule_lag", intended, sent - intended)
+            self._lags.clear()
+        if not self._unbooked:
+            return
+        for each in self._unbooked:
+            if each.error is not None:
+                self.book.failed(each.seqs, each.error)
+                self.add("errors", len(each.seqs))
+        confirmed = [each for each in self._unbooked if each.error is None]
+        self._unbooked = []
+        self._unbooked_msgs = 0
+        if confirmed:
+            seqs = np.concatenate([each.seqs for each in confirmed])
+            at_ns = np.repeat([each.at_ns for each in confirmed], [len(each.seqs) for each in confirmed])
+            self._confirmed(seqs, at_ns)
+
+    def _confirmed(self, seqs: Int64, at_ns: Int64) -> None:
+        self.book.confirmed(seqs)
+        self.add("acked", len(seqs))
+        slots = seqs & self.mask
+        assert (self.ring_seq[slots] == seqs).all(), "a confirmation came for a message long overwritten"
+        sent = self.sent_ns[slots]
+        if self.open_loop:
+            intended = self.intended_ns[slots]
+            self.recorder.record("ack", intended, at_ns - intended)
+            self.recorder.record("ack_service", intended, at_ns - sent)
+        else:
+            self.recorder.record("ack_service", sent, at_ns - sent)

@@ -1,0 +1,127 @@
+"""report.html: one file that needs no network, from a run's files only; report.md and charts/ are written beside it."""
+
+# ruff: noqa: RUF001 - dashes and signs as people read them
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from loadgen.report import answer, charts, detail, words
+from loadgen.report import points as pt
+from loadgen.report.markdown import by_point, render_markdown
+from loadgen.report.table import make_table
+
+if TYPE_CHECKING:
+    from loadgen.record import Record
+    from loadgen.report.charts import Chart
+    from loadgen.report.table import Table
+    from loadgen.runs import Run
+
+# The drawings' colours become the page's variables, so that one drawing serves light and dark.
+VARIABLES = {
+    charts.COLOURS["rabbitmq"]: "var(--rabbitmq)",
+    charts.COLOURS["kafka"]: "var(--kafka)",
+    charts.OTHER_COLOUR: "var(--other)",
+    charts.INK: "var(--ink)",
+    charts.MUTED: "var(--muted)",
+    charts.GRID: "var(--grid)",
+    charts.PAPER: "var(--paper)",
+    "'DejaVu Sans'": "system-ui, 'DejaVu Sans', sans-serif",
+}
+COUNTS = ("sent", "acked", "received", "lost", "duplicated", "out_of_order", "corrupted")
+CONFIGURATION_CHARS_MAX = 400  # of one value: lists of features run to pages
+
+
+def write_report(run: Run) -> dict[str, Path]:
+    """Write the page, its Markdown and the charts into the run's folder."""
+    table = make_table(run)
+    drawn = charts.draw(run, table)
+    for chart in drawn:
+        run.save(f"charts/{chart.name}.svg", _standalone(chart))
+        run.save(f"charts/{chart.name}.png", chart.png)
+    links = [(chart.title, f"charts/{chart.name}.svg") for chart in drawn]
+    return {
+        "html": run.save("report.html", render_html(run, table, drawn)),
+        "markdown": run.save("report.md", render_markdown(table, answer.caveats(run, table), links)),
+        "charts": run.path / "charts",
+    }
+
+
+def _standalone(chart: Chart) -> str:
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{chart.svg}'
+
+
+def render_html(run: Run, table: Table, drawn: list[Chart]) -> str:
+    """The page's text. Everything from the run is escaped; only our own drawings are markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
+    anchors = {record["id"]: f"trial-{number}" for number, record in enumerate(table.trials, 1)}
+    return environment.get_template("page.html.jinja").render(
+        run=run,
+        table=table,
+        sentences=answer.sentences(table),
+        caveats=answer.caveats(run, table),
+        machine=answer.machine(run),
+        by_point=by_point,
+        words=words,
+        charts=[{"chart": chart, "svg": _inline(chart)} for chart in drawn],
+        blocks=detail.blocks(table.comparisons),
+        anchors=anchors,
+        trials=[_trial_row(record, anchors[record["id"]]) for record in table.trials],
+        brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
+        command=_command(run.header.get("command")),
+    )
+
+
+def _inline(chart: Chart) -> Markup:
+    svg = chart.svg
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    # The drawing's own size in points would not shrink on a phone; its viewBox does.
+    head, end, rest = svg.partition(">")
+    words_of_head = [part for part in head.split() if not part.startswith(("width=", "height="))]
+    label = Markup.escape(f"{chart.title}. {chart.note}")
+    return Markup(f'{" ".join(words_of_head)} role="img" aria-label="{label}"{end}{rest}')  # noqa: S704 - our own drawing
+
+
+def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
+    """A trial as its line shows it."""
+    e2e = record["latency_ns"].get("e2e")
+    service = record["latency_ns"].get("e2e_service")
+    return {
+        "anchor": anchor,
+        "record": record,
+        "is_struck": not pt.enters(record),
+        "latency": e2e or service,
+        "is_closed_loop": not e2e and bool(service),
+        "counts": [(name.replace("_", " "), record[name]) for name in COUNTS if record[name] is not None],
+        "status": record["verdict"]["status"] if record["status"] == "complete" else record["status"],
+        "reasons": [*([record["error"]] if record["error"] else []), *record["verdict"]["reasons"]],
+        "settings": ", ".join(
+            f"{name} {value}" for name, value in record["settings"].items() if value is not None
+        ),
+    }
+
+
+def _broker(name: str, broker: Record) -> dict[str, Any]:
+    configuration = [
+        (key, str(value)[:CONFIGURATION_CHARS_MAX])
+        for key, value in sorted((broker.get("configuration") or {}).items())
+    ]
+    return {
+        "name": words.broker_name(name),
+        "version": broker.get("version"),
+        "source": broker.get("source"),
+        "deviations": broker.get("deviations") or [],
+        "configuration": configuration,
+    }
+
+
+def _command(command: Any) -> str:
+    return " ".join(str(word) for word in command) if isinstance(command, list) else str(command or "")

@@ -1,0 +1,310 @@
+"""Local brokers, on real ones: alone on the loopback interface, side by side, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from loadgen import brokers
+from loadgen.brokers import host, local, process, state
+from loadgen.brokers.process import ProcessId
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+PROJECT = Path(__file__).parents[1]
+CACHE = Path(os.environ.get("LOADGEN_CACHE_DIR", PROJECT / ".brokers/install")).absolute()
+WAIT_S = 60.0
+LISTEN = "0A"  # in /proc/net/tcp
+
+
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Brokers of their own in a folder, with the session's installations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOADGEN_BROKERS_DIR", str(path))
+        patch.setenv("LOADGEN_CACHE_DIR", str(CACHE))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which both brokers are up, as after `loadgen up`; after the module nothing of it runs."""
+    path = tmp_path_factory.mktemp("home")
+    with folder(path):
+        brokers.up()
+    yield path
+    with folder(path):
+        brokers.down()
+    assert not list(process.find_marked(path))
+
+
+@pytest.fixture(scope="module")
+def pair(home: Path) -> dict[BrokerName, Endpoint]:
+    """The two endpoints of `home`, found by a second `up`."""
+    with folder(home):
+        return brokers.up()
+
+
+@pytest.fixture(autouse=True)
+def _here(home: Path) -> Iterator[None]:
+    """Every test of this module works in `home` unless it says otherwise."""
+    with folder(home):
+        yield
+
+
+def listening_sockets(processes: list[ProcessId]) -> set[tuple[str, int]]:
+    """Address (hexadecimal, as the kernel writes it) and port of all that these processes listen on."""
+    inodes = set()
+    for found in processes:
+        for link in Path(f"/proc/{found.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTEN and fields[9] in inodes:
+                address, _, port = fields[1].rpartition(":")
+                sockets.add((address, int(port, 16)))
+    return sockets
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address of /proc/net/tcp or tcp6 is 127.0.0.1, that mapped into IPv6 (Java's), or ::1 (epmd's)."""
+    return address in {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_all_sockets_listen_on_the_loopback_interface_alone(home: Path, pair: dict[BrokerName, Endpoint]) -> None:
+    """Clients, controller, distribution, epmd and all else: nothing can be reached from another machine."""
+    sockets = listening_sockets(list(process.find_marked(home)))
+    expected = {port for record in brokers.status() for port in record["ports"].values()}
+    assert {port for _, port in sockets} == expected
+    assert all(is_loopback(address) for address, _ in sockets), sockets
+    assert pair["rabbitmq"].hosts[0][1] in expected
+    assert pair["kafka"].hosts[0][1] in expected
+
+
+def test_both_brokers_are_recent_enough_and_their_versions_are_recorded(pair: dict[BrokerName, Endpoint]) -> None:
+    """RabbitMQ is at least 4.3 and Kafka at least 4.3.1, and each installation lists what it consists of."""
+    versions = {name: tuple(map(int, endpoint.version.split("."))) for name, endpoint in pair.items()}
+    assert versions["rabbitmq"] >= (4, 3)
+    assert versions["kafka"] >= (4, 3, 1)
+    records = {path.parent.name: json.loads(path.read_text()) for path in CACHE.glob("*/installed.json")}
+    assert records["kafka-4.3.1"]["versions"]["kafka"] == pair["kafka"].version
+    assert "erlang-base" in records["rabbitmq-forky"]["versions"]
+
+
+def test_the_configuration_is_read_back_and_every_deviation_holds_in_it(pair: dict[BrokerName, Endpoint]) -> None:
+    """What a broker says of itself agrees with the list of what was changed; no flush setting is among it."""
+    kafka = pair["kafka"].configuration
+    assert not [key for key in kafka["broker_not_default"] if key.startswith("log.flush")]
+    assert kafka["broker"]["group.initial.rebalance.delay.ms"] == "0"
+    assert any(line.startswith("group.initial.rebalance.delay.ms = 0 (") for line in pair["kafka"].deviations)
+    assert {"-Xmx1g", "-Xms1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"} <= set(kafka["command_line"])
+    rabbitmq = pair["rabbitmq"].configuration
+    ceiling = host.memory_ceiling_bytes()
+    assert rabbitmq["environment"]["rabbit"]["total_memory_available_override_value"] == ceiling
+    assert rabbitmq["status"]["vm_memory_high_watermark_limit"] == int(ceiling * 0.6)
+    assert "net.core.rmem_max" in rabbitmq["host"]
+    assert all(re.fullmatch(r"[\w.]+ = .+ \(.+\)", line) for end in pair.values() for line in end.deviations)
+
+
+def test_no_secret_is_in_a_configuration(pair: dict[BrokerName, Endpoint]) -> None:
+    """Neither the Erlang cookie nor a password can be found in what is recorded of the brokers."""
+    written = json.dumps([endpoint.configuration for endpoint in pair.values()])
+    cookie = (pair["rabbitmq"].log_dir or Path()).parent / "home/.erlang.cookie"
+    assert cookie.read_text() not in written
+    environment = pair["rabbitmq"].configuration["environment"]["rabbit"]
+    assert environment["default_pass"] == "[redacted]"  # noqa: S105
+    assert "guest" not in repr(pair["rabbitmq"].credentials).replace("username='guest'", "")
+
+
+def test_status_is_plain_data(pair: dict[BrokerName, Endpoint]) -> None:
+    """`status` says of each broker what runs where, in a form that JSON can carry."""
+    records = {record["broker"]: record for record in json.loads(json.dumps(brokers.status()))}
+    for name, endpoint in pair.items():
+        record = records[name]
+        assert record["running"]
+        assert record["kept"]
+        assert (record["pid"],) == endpoint.pids
+        assert record["uptime_s"] > 0
+        assert Path(record["data_dir"]) == endpoint.data_dir
+
+
+def test_brokers_that_are_up_are_used_and_left_up(pair: dict[BrokerName, Endpoint]) -> None:
+    """`open_brokers` after `loadgen up` neither starts nor ends anything."""
+    with brokers.open_brokers() as opened:
+        assert {name: endpoint.pids for name, endpoint in opened.items()} == {
+            name: endpoint.pids for name, endpoint in pair.items()
+        }
+    assert all(record["running"] for record in brokers.status())
+
+
+def test_two_folders_run_side_by_side_without_sharing_a_port(home: Path, tmp_path: Path) -> None:
+    """A second checkout starts its own broker beside the first, and ending it leaves the first alone."""
+    with folder(tmp_path), brokers.open_brokers(brokers=["rabbitmq"]) as opened:
+        other = listening_sockets(list(process.find_marked(tmp_path)))
+        assert opened["rabbitmq"].stream_port in {port for _, port in other}
+        assert not other & listening_sockets(list(process.find_marked(home)))
+    assert not list(process.find_marked(tmp_path))
+    assert all(record["running"] for record in brokers.status())
+
+
+def test_nested_users_share_a_broker_and_the_last_one_ends_it(tmp_path: Path) -> None:
+    """A broker that two runs use ends with the second of them."""
+    with folder(tmp_path):
+        with brokers.open_brokers(brokers=["kafka"]) as outer:
+            with brokers.open_brokers(brokers=["kafka"]) as inner:
+                assert inner["kafka"].pids == outer["kafka"].pids
+            assert brokers.status()[1]["running"]
+        assert not brokers.status()[1]["running"]
+    assert not list(process.find_marked(tmp_path))
+
+
+def test_warmth_is_remembered_until_the_broker_is_started_anew(pair: dict[BrokerName, Endpoint]) -> None:
+    """`mark_warmed` holds for other commands too."""
+    assert not brokers.is_warmed(pair["rabbitmq"])
+    brokers.mark_warmed(pair["rabbitmq"])
+    assert brokers.is_warmed(pair["rabbitmq"])
+    assert not brokers.is_warmed(pair["kafka"])
+
+
+def test_a_killed_kafka_comes_back_with_its_data(pair: dict[BrokerName, Endpoint]) -> None:
+    """After kill -9 and `restart` a confirmed message is there, at the same address, from a new process."""
+    producer = Producer({"bootstrap.servers": pair["kafka"].address, "acks": "all"})
+    producer.produce("survives", b"kill -9")
+    assert producer.flush(20) == 0
+    before = pair["kafka"].pids
+    brokers.kill(pair["kafka"])
+    assert not brokers.status()[1]["running"]
+    after = brokers.restart(pair["kafka"])
+    assert after.hosts == pair["kafka"].hosts
+    assert after.pids != before
+    consumer = Consumer({"bootstrap.servers": after.address, "group.id": "g", "allow.auto.create.topics": False})
+    consumer.assign([TopicPartition("survives", 0, 0)])
+    message = consumer.poll(20)
+    consumer.close()
+    assert message is not None
+    assert message.value() == b"kill -9"
+
+
+OWNER = """
+import sys, time
+from loadgen import brokers
+with brokers.open_brokers(brokers=[sys.argv[1]]) as opened:
+    print("open", flush=True)
+    time.sleep(600)
+"""
+
+
+def start_owner(path: Path, broker: str) -> subprocess.Popen[str]:
+    """Another program that opens a broker and would hold it for ten minutes."""
+    environment = {**os.environ, "LOADGEN_BROKERS_DIR": str(path), "LOADGEN_CACHE_DIR": str(CACHE)}
+    return subprocess.Popen(
+        [sys.executable, "-c", OWNER, broker], env=environment, cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(condition: Any) -> None:
+    """Waits for something that another process does."""
+    until_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < until_s, "did not happen"
+        time.sleep(0.05)
+
+
+def test_the_next_command_ends_what_a_killed_run_left(tmp_path: Path) -> None:
+    """A run that is killed with SIGKILL leaves its broker; `status`, of all commands, ends it."""
+    with start_owner(tmp_path, "rabbitmq") as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "open\n"
+        owner.kill()
+    assert list(process.find_marked(tmp_path))
+    told: list[str] = []
+    with folder(tmp_path):
+        assert not any(record["running"] for record in brokers.status(progress=told.append))
+    assert not list(process.find_marked(tmp_path))
+    assert any("killed" in line for line in told)
+
+
+def test_a_run_killed_while_it_starts_a_broker_leaves_nothing_for_long(tmp_path: Path) -> None:
+    """Killed in the middle of a start, whether or not the state names a process yet: `down` ends all of it."""
+    with start_owner(tmp_path, "rabbitmq") as owner:
+        wait_until(lambda: list(process.find_marked(tmp_path)))
+        owner.kill()
+    with folder(tmp_path):
+        brokers.down()
+    assert not list(process.find_marked(tmp_path))
+    assert not (tmp_path / "run/rabbitmq/state.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_its_brokers(number: signal.Signals, tmp_path: Path) -> None:
+    """After Ctrl-C, or when it is asked to terminate, a run ends its brokers itself."""
+    with start_owner(tmp_path, "rabbitmq") as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "open\n"
+        owner.send_signal(number)
+        assert owner.wait(WAIT_S) != 0
+    assert not list(process.find_marked(tmp_path))
+
+
+def test_a_later_process_with_a_recorded_pid_is_not_touched(tmp_path: Path) -> None:
+    """A state file that names a pid which now belongs to somebody else does that process no harm."""
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        now = ProcessId.of(stranger.pid)
+        assert now is not None
+        for earlier in (
+            ProcessId(now.pid, now.start_ticks - 1, now.boot_id),
+            ProcessId(now.pid, now.start_ticks, "another-boot"),
+        ):
+            cluster = state.Cluster("kafka", state.cluster_dir("kafka", tmp_path), CACHE, "4.3.1", ready=True)
+            cluster.folder.mkdir(parents=True, exist_ok=True)
+            cluster.nodes = [state.Node(1, {"kafka": 1}, earlier)]
+            cluster.save()
+            with folder(tmp_path):
+                assert brokers.down() == []
+            assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_down_ends_everything_and_says_what(tmp_path: Path) -> None:
+    """After `down` no process, no state and no data are left; a second `down` has nothing to do."""
+    with folder(tmp_path):
+        server = brokers.up(brokers=["rabbitmq"])["rabbitmq"].pids[0]
+        ended = brokers.down()
+        assert {"broker": "rabbitmq", "pid": server, "how": "ended"} in ended
+        assert brokers.down() == []
+    assert not list(process.find_marked(tmp_path))
+    assert not list(tmp_path.glob("run/*/state.json"))
+    assert not list(tmp_path.glob("run/*/node*/data"))
+
+
+def test_three_nodes_are_refused_in_one_line() -> None:
+    """A cluster size that does not exist yet is told, not ignored."""
+    with pytest.raises(BrokerError, match="three nodes come later"):
+        brokers.up(nodes=3)
+
+
+def test_an_endpoint_that_is_gone_is_told(pair: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
+    """Asking for the warmth of a broker that was ended says that it was."""
+    gone = type(pair["kafka"])(
+        "kafka", pair["kafka"].hosts, data_dir=tmp_path / "run/kafka/node1/data", source="local"
+    )
+    with pytest.raises(BrokerError, match="no longer up"):
+        local.mark_warmed(gone)

@@ -1,0 +1,138 @@
+"""Plans and scenario files: order, cost, and what `--set` changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
+from loadgen.errors import HostError, ScenarioError
+from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
+from loadgen.plan import PROFILES, make_plan
+
+BOTH = Scenario(
+    name="both",
+    question="How fast?",
+    rate=Rate.fixed([100, 200, 300]),
+    rabbitmq=RabbitMQ(),
+    kafka=Kafka(),
+)
+
+
+def test_the_brokers_alternate_within_each_point_and_take_turns_at_being_first() -> None:
+    """Neighbours in the order are the two brokers at one point, and repeats swap who begins."""
+    trials = make_plan([BOTH], PROFILES["quick"]).trials
+    pairs = list(zip(trials[::2], trials[1::2], strict=True))
+    for first, second in pairs:
+        assert {first.broker, second.broker} == {"rabbitmq", "kafka"}
+        assert first.rate == second.rate
+        assert (first.repeat, first.seed) == (second.repeat, second.seed)
+    assert {first.broker for first, _ in pairs if first.repeat == 1} == {"rabbitmq"}
+    assert {first.broker for first, _ in pairs if first.repeat == 2} == {"kafka"}
+
+
+def test_the_order_is_the_seeds_and_every_point_is_run_in_every_repeat() -> None:
+    """One seed gives one order; the set of trials does not depend on it."""
+    plans = [make_plan([BOTH], PROFILES["standard"], seed=seed) for seed in (1, 1, 2)]
+    ids = [[trial.id for trial in plan.trials] for plan in plans]
+    assert ids[0] == ids[1]
+    assert ids[0] != ids[2]
+    assert sorted(ids[0]) == sorted(ids[2])
+    assert len(ids[0]) == 3 * 2 * PROFILES["standard"].repeats
+
+
+def test_repeats_have_messages_of_their_own() -> None:
+    """The seed of a trial's messages differs from repeat to repeat."""
+    trials = make_plan([BOTH], PROFILES["quick"]).trials
+    assert len({trial.seed for trial in trials}) == PROFILES["quick"].repeats
+
+
+def test_a_plan_refuses_over_half_of_the_free_disk() -> None:
+    """The error names the worst trial and what to do."""
+    big = Scenario(name="big", question="?", message=Message(size_bytes=1_000_000), rate=Rate.fixed(10_000), kafka=Kafka())
+    plan = make_plan([big], PROFILES["quick"])
+    plan.refuse_over_half_of(int(plan.peak_bytes_max * 2) + 1)
+    with pytest.raises(HostError, match=r"big/kafka.*half.*shorten"):
+        plan.refuse_over_half_of(int(plan.peak_bytes_max * 2) - 1)
+
+
+def test_a_plan_without_the_broker_asked_for_says_so() -> None:
+    """Asking for a broker that no scenario drives is an error, not an empty run."""
+    only_kafka = Scenario(name="k", question="?", rate=Rate.saturate(), kafka=Kafka())
+    with pytest.raises(ScenarioError, match="no scenario here drives rabbitmq"):
+        make_plan([only_kafka], PROFILES["quick"], brokers=("rabbitmq",))
+
+
+def test_every_scenario_of_the_project_loads_and_is_short() -> None:
+    """Each file in scenarios/ asks one question in under 40 lines."""
+    files = scenario_files()
+    assert len(files) >= 3
+    for path in files:
+        assert len(load_scenarios(path)) == 1
+        assert len(path.read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        ("x = 1", "defines no Scenario"),
+        ("import nothing_of_that_name", ":1: ModuleNotFoundError"),
+        ("x = (", ":1: SyntaxError"),
+        ("from loadgen import *\n\nKafka(acks=9)", "acks = 9"),
+    ],
+)
+def test_a_scenario_file_that_cannot_be_used_is_one_line(tmp_path: Path, content: str | None, words: str) -> None:
+    """The error names the file, the line where there is one, and the mistake."""
+    path = tmp_path / "mine.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ScenarioError) as caught:
+        load_scenarios(path)
+    assert words in str(caught.value)
+    assert "mine.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1", ("a", 1)),
+        ("a=1,2.5", ("a", [1, 2.5])),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=zstd", ("a", "zstd")),
+        ("a=none,lz4", ("a", ["none", "lz4"])),
+        ("a=true", ("a", True)),
+        ("a=False", ("a", False)),
+    ],
+)
+def test_set_values_are_read_as_a_person_means_them(text: str, expected: tuple[str, object]) -> None:
+    """Numbers, booleans and words, with commas for a sweep."""
+    assert parse_set(text) == expected
+
+
+def test_set_changes_the_knob_and_keeps_the_rest() -> None:
+    """A replaced knob is checked like any other; what was given before stays."""
+    changed = apply_sets(BOTH, [("kafka.linger_ms", 3), ("prefetch", [1, 2]), ("rate", 50), ("size_bytes", 64)])
+    assert changed.kafka == Kafka(linger_ms=3)
+    assert changed.rabbitmq == RabbitMQ(prefetch=[1, 2])
+    assert changed.rate == Rate.fixed(50)
+    assert changed.message.size_bytes == 64
+    assert changed.consumers == BOTH.consumers
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (("bogus", 1), "no such knob"),
+        (("driver", "x"), "rabbitmq.driver or kafka.driver"),
+        (("kafka.acks", 7), "acks = 7"),
+        (("rate", "fast"), "messages a second"),
+        (("durability", "flushd"), "flushd"),
+    ],
+)
+def test_a_set_that_cannot_be_is_one_line(pair: tuple[str, object], words: str) -> None:
+    """A wrong `--set` says what is wrong with it."""
+    with pytest.raises(ScenarioError, match=words):
+        apply_sets(BOTH, [pair])

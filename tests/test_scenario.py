@@ -1,0 +1,133 @@
+"""Scenarios: frozen, checked when they are built, each mistake one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadgen import Durability, FromFile, Kafka, LogNormal, Message, RabbitMQ, Rate, Scenario, Uniform
+from loadgen.errors import ScenarioError
+from loadgen.knobs import points
+
+
+def scenario(**changes: object) -> Scenario:
+    """A small valid scenario, changed."""
+    values: dict[str, object] = {
+        "name": "some-thing",
+        "question": "How fast?",
+        "rate": Rate.saturate(),
+        "rabbitmq": RabbitMQ(),
+        "kafka": Kafka(),
+    }
+    return Scenario(**{**values, **changes})
+
+
+MISTAKES = [
+    (lambda: RabbitMQ(prefetch=-1), ("RabbitMQ", "prefetch", "-1", "0")),
+    (lambda: RabbitMQ(prefetch=[1, 70_000]), ("prefetch", "70000", "65535")),
+    (lambda: RabbitMQ(prefech=1), ("prefech", "no such knob", "prefetch")),
+    (lambda: RabbitMQ(prefetch=[]), ("prefetch", "at least 1 item")),
+    (lambda: RabbitMQ(queue_type="quorumm"), ("queue_type", "quorumm", "classic", "quorum")),
+    (lambda: Kafka(acks=2), ("Kafka", "acks", "2", "all")),
+    (lambda: Kafka(linger_ms="soon"), ("linger_ms", "soon", "number")),
+    (lambda: Kafka(compression_type=["zst"]), ("compression_type", "zst", "zstd")),
+    (lambda: Message(size_bytes=3), ("size_bytes", "3", "24")),
+    (lambda: Message(compressibility=2), ("compressibility", "0.95")),
+    (lambda: Rate.fixed(-1), ("msgs_per_s", "-1", "greater than 0")),
+    (lambda: Uniform(min_bytes=100, max_bytes=50), ("min_bytes 100", "max_bytes 50")),
+    (lambda: FromFile(path=Path("no-such-file")), ("no-such-file", "one size in bytes a line")),
+    (lambda: scenario(name="Not A Name"), ("name", "Not A Name")),
+    (lambda: scenario(durability="flushd"), ("durability", "flushd", "flushed")),
+    (lambda: scenario(rabbitmq=None, kafka=None), ("rabbitmq=RabbitMQ", "kafka=Kafka")),
+    (lambda: scenario(durability="replicated"), ("replicated", "three nodes")),
+    (lambda: scenario(kafka=Kafka(acks=0)), ("kafka.acks", "'0'", "class `broker`")),
+    (lambda: scenario(rabbitmq=RabbitMQ(confirms=False)), ("rabbitmq.confirms", "class `broker`")),
+    (
+        lambda: scenario(durability="flushed", rabbitmq=RabbitMQ(persistent=False)),
+        ("rabbitmq.persistent", "class `flushed`"),
+    ),
+    (lambda: scenario(durability="flushed", rabbitmq=RabbitMQ(prefetch=0)), ("prefetch", "quorum", "2000")),
+    (
+        lambda: scenario(kafka=Kafka(max_in_flight_requests_per_connection=6, enable_idempotence=True)),
+        ("max_in_flight", "at most 5"),
+    ),
+    (lambda: scenario(kafka=Kafka(acks=1, enable_idempotence=True)), ("enable_idempotence", "acks = all")),
+    (lambda: scenario(rabbitmq=RabbitMQ(prefetch=5, ack_every=50)), ("ack_every", "50", "prefetch")),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), MISTAKES)
+def test_each_mistake_is_one_line_that_names_knob_value_and_what_is_allowed(make: object, words: tuple[str, ...]) -> None:
+    """A mistake raises ScenarioError in one line with the knob, the value and the alternatives."""
+    with pytest.raises(ScenarioError) as caught:
+        make()  # type: ignore[operator]
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_a_scenario_cannot_be_changed() -> None:
+    """A scenario that was checked stays as it was."""
+    with pytest.raises(ValueError, match="frozen"):
+        scenario().producers = 5  # type: ignore[misc]
+
+
+def test_lists_are_sweeps_over_their_whole_product() -> None:
+    """Every combination of the lists is one point, and names the values that vary."""
+    swept = scenario(durability=["none", "broker"], rabbitmq=RabbitMQ(prefetch=[1, 10, 100]), kafka=Kafka(acks=None))
+    found = list(points(swept))
+    rabbitmq = [point for point in found if point.broker == "rabbitmq"]
+    assert len(rabbitmq) == 6
+    assert {(str(p.durability), p.settings["prefetch"]) for p in rabbitmq} == {
+        (d, n) for d in ("none", "broker") for n in (1, 10, 100)
+    }
+    assert all(set(point.swept) == {"durability", "rabbitmq.prefetch"} for point in rabbitmq)
+    assert len([point for point in found if point.broker == "kafka"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("durability", "rabbitmq", "kafka"),
+    [
+        ("none", {"confirms": False, "persistent": False, "ack": "automatic"}, {"acks": "0", "flush_messages": None}),
+        ("broker", {"confirms": True, "persistent": True, "queue_type": "classic"}, {"acks": "all"}),
+        ("flushed", {"confirms": True, "queue_type": "quorum"}, {"acks": "all", "flush_messages": 1}),
+    ],
+)
+def test_a_class_sets_what_it_promises(durability: str, rabbitmq: dict[str, object], kafka: dict[str, object]) -> None:
+    """The durability class decides the knobs that carry its promise, on both brokers."""
+    by_broker = {point.broker: point.settings for point in points(scenario(durability=Durability(durability)))}
+    assert rabbitmq.items() <= by_broker["rabbitmq"].items()
+    assert kafka.items() <= by_broker["kafka"].items()
+
+
+def test_a_knob_wins_over_the_preset() -> None:
+    """A preset fills only the knobs that the scenario leaves open."""
+    found = {p.broker: p.settings for p in points(scenario(preset="throughput", kafka=Kafka(linger_ms=1)))}
+    assert found["kafka"]["linger_ms"] == 1
+    assert found["kafka"]["batch_size"] == 262_144
+
+
+@pytest.mark.parametrize("distribution", [Uniform(min_bytes=30, max_bytes=300), LogNormal(median_bytes=200, sigma=0.5)])
+def test_sizes_follow_their_distribution_within_its_bounds(distribution: Uniform | LogNormal) -> None:
+    """Drawn sizes have the stated mean and never leave the bounds."""
+    sizes = Message(size_bytes=distribution).draw_sizes(np.random.default_rng(1), 20_000)
+    assert sizes.min() >= 24
+    assert sizes.max() <= distribution.max_bytes
+    assert abs(sizes.mean() / distribution.mean_bytes - 1) < 0.03
+
+
+def test_sizes_from_a_file_are_those_in_the_file(tmp_path: Path) -> None:
+    """A file's sizes are drawn, and no others."""
+    path = tmp_path / "sizes.txt"
+    path.write_text("30\n40\n1000\n")
+    sizes = Message(size_bytes=FromFile(path=path)).draw_sizes(np.random.default_rng(1), 1_000)
+    assert set(sizes.tolist()) == {30, 40, 1000}
+
+
+def test_a_scenario_survives_json() -> None:
+    """What a run keeps of a scenario builds the same scenario again."""
+    first = scenario(durability=["none", "broker"], message=Message(size_bytes=LogNormal(median_bytes=200, sigma=1)))
+    assert Scenario(**first.model_dump(mode="json", exclude_none=True)) == first

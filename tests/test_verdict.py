@@ -1,0 +1,247 @@
+"""Tests of loadgen.verdict: one table a rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from loadgen import verdict
+from loadgen.verdict import Check, Facts, bound, judge, observed_facts
+
+GOOD = Facts(
+    durability="broker",
+    rate_kind="saturate",
+    consumers=1,
+    window_s=10.0,
+    sent=100_000,
+    acked=100_000,
+    received=100_000,
+    achieved_msgs_per_s=10_000,
+    goodput_msgs_per_s=10_000,
+    agent_core_share_max=0.4,
+    producers_held_back_share=0.6,
+    host_busy_share=0.7,
+    psi_cpu_some_share=0.1,
+    steal_share=0.0,
+    others_cores=0.02,
+    samples=10,
+)
+OPEN = {"rate_kind": "fixed", "offered_msgs_per_s": 10_000, "lag_p99_ns": 200_000, "e2e_p50_ns": 300_000}
+SHORT = {**OPEN, "achieved_msgs_per_s": 8_000, "goodput_msgs_per_s": 8_000}
+
+
+def facts(**changes: Any) -> Facts:
+    """The good trial with changes."""
+    return dataclasses.replace(GOOD, **changes)
+
+
+def found(name: str, **changes: Any) -> Check:
+    """What the checker of this name says of the good trial with changes."""
+    return next(each for each in judge(facts(**changes)).checks if each.name == name)
+
+
+TABLE = [
+    ("traffic", {}, True),
+    ("traffic", {"sent": 0}, False),
+    ("traffic", {"received": 0}, False),
+    ("traffic", {"received": 0, "consumers": 0}, True),
+    ("integrity", {}, True),
+    ("integrity", {"corrupted": 1}, False),
+    ("integrity", {"corrupted": 1, "durability": "none"}, False),
+    ("loss", {}, True),
+    ("loss", {"lost": 5}, True),  # never confirmed: the producer knows
+    ("loss", {"lost": 5, "confirmed_lost": 1}, False),
+    ("loss", {"confirmed_lost": 1, "durability": "flushed"}, False),
+    ("loss", {"confirmed_lost": 1, "drained": False}, None),
+    ("loss", {"confirmed_lost": 1, "consumers": 0}, True),
+    ("loss", {"lost": 9, "durability": "none", "acked": None}, True),
+    ("loss", {"lost": 9, "durability": "none", "acked": None, "drained": False}, None),
+    ("drained", {}, True),
+    ("drained", {"drained": False}, None),
+    ("drained", {"drained": False, "consumers": 0}, True),
+    ("duplicates", {}, True),
+    ("duplicates", {"duplicated": 3, "explained_duplicates": 3}, True),
+    ("duplicates", {"duplicated": 3, "explained_duplicates": 2}, False),
+    ("order", {}, True),
+    ("order", {"out_of_order": 1}, None),
+    ("order", {"out_of_order": 1, "order_promised": False}, True),
+    ("broker's count", {}, True),
+    ("broker's count", {"stored": 100_000}, True),
+    ("broker's count", {"stored": 99_999}, False),
+    ("broker's count", {"stored": 99_999, "acked": 99_999, "received": 99_998}, True),
+    ("broker's count", {"stored": 99_999, "acked": None}, False),  # received more than it stored
+    ("broker's count", {"stored": 99_999, "acked": None, "duplicated": 1}, True),
+    ("broker's count", {"stored": 100_001}, None),
+    ("errors", {}, True),
+    ("errors", {"errors": {"nack": 0}}, True),
+    ("errors", {"errors": {"nack": 2}}, None),
+    ("errors", {"errors": {"unsent": 2}}, True),
+    ("schedule lag", {}, True),  # a closed loop
+    ("schedule lag", OPEN, True),
+    ("schedule lag", {**OPEN, "lag_p99_ns": None}, None),
+    ("schedule lag", {**OPEN, "lag_p99_ns": 999_999}, True),
+    ("schedule lag", {**OPEN, "lag_p99_ns": 1_000_000, "producers_held_back_share": 0.0}, None),
+    ("schedule lag", {**OPEN, "lag_p99_ns": 10_000_000, "producers_held_back_share": 0.0}, None),
+    ("schedule lag", {**OPEN, "lag_p99_ns": 10_000_001, "producers_held_back_share": 0.0}, False),
+    ("schedule lag", {**OPEN, "lag_p99_ns": 10_000_001, "producers_held_back_share": None}, False),
+    ("schedule lag", {**OPEN, "lag_p99_ns": 4_000_000, "e2e_p50_ns": 50_000_000}, True),
+    ("schedule lag", {**SHORT, "lag_p99_ns": 10**10, "producers_held_back_share": 0.2}, True),
+    ("schedule lag", {**SHORT, "lag_p99_ns": 10**10, "agent_core_share_max": 1.0}, False),
+    ("rate", {}, True),
+    ("rate", OPEN, True),
+    ("rate", SHORT, True),
+    ("rate", {**OPEN, "offered_msgs_per_s": None}, None),
+    ("histogram range", {}, True),
+    ("histogram range", {"out_of_range": 1}, False),
+    ("generator CPU", {}, True),
+    ("generator CPU", {"agent_core_share_max": None}, None),
+    ("generator CPU", {"agent_core_share_max": 0.99}, True),  # it bounds the rate, and bound_by says so
+    ("generator CPU", {**OPEN, "agent_core_share_max": 0.99}, None),
+    ("generator CPU", {**SHORT, "agent_core_share_max": 0.99}, True),
+    ("host CPU", {}, True),
+    ("host CPU", {"host_busy_share": None}, None),
+    ("host CPU", {"host_busy_share": 0.99}, True),
+    ("host CPU", {**OPEN, "host_busy_share": 0.99}, None),
+    ("host CPU", {**OPEN, "psi_cpu_some_share": 0.5}, None),
+    ("host CPU", {**OPEN, "psi_cpu_some_share": None}, True),
+    ("other programs", {}, True),
+    ("other programs", {"others_cores": 0.2}, True),
+    ("other programs", {"others_cores": 0.21}, None),
+    ("other programs", {"others_cores": None}, None),
+    ("stolen CPU", {}, True),
+    ("stolen CPU", {"steal_share": 0.05}, True),
+    ("stolen CPU", {"steal_share": 0.051}, None),
+    ("stolen CPU", {"steal_share": None}, None),
+    ("alarms", {}, True),
+    ("alarms", {"alarms": ()}, True),
+    ("alarms", {"alarms": ("memory",)}, False),
+    ("alarms", {"alarms": (), "blocked_connections": 1}, False),
+    ("disk", {}, True),
+    ("disk", {"disk_full": False}, True),
+    ("disk", {"disk_full": True}, False),
+    ("observation", {}, True),
+    ("observation", {"samples": None}, True),
+    ("observation", {"samples": 1}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "passed"), TABLE)
+def test_each_checker_tells_true_false_and_unknown_apart(
+    name: str, changes: dict[str, Any], passed: bool | None
+) -> None:
+    """A checker passes, fails or cannot tell exactly as its thresholds say, with a reason."""
+    check = found(name, **changes)
+    assert check.passed is passed
+    assert check.reason
+
+
+def test_every_checker_is_in_the_table() -> None:
+    """No checker is without a passing case and one that does not pass, but for the rate (`bound_by` judges it)."""
+    names = {each.name for each in judge(GOOD).checks}
+    assert len(names) == len(verdict.CHECKERS)
+    assert names == {name for name, _, passed in TABLE if passed is True}
+    assert names == {name for name, _, passed in TABLE if passed is not True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "broker"),
+        ({"producers_held_back_share": None}, "broker"),
+        ({"producers_held_back_share": 0.01}, "unknown"),
+        ({"agent_core_share_max": 0.95}, "generator"),
+        ({"host_busy_share": 0.95}, "host"),
+        ({"psi_cpu_some_share": 0.5}, "host"),
+        ({"agent_core_share_max": 0.95, "host_busy_share": 1.0}, "generator"),
+        ({"agent_core_share_max": None}, "unknown"),
+        ({"host_busy_share": None}, "unknown"),
+        (OPEN, "offered"),
+        ({**OPEN, "agent_core_share_max": 1.0, "host_busy_share": 1.0}, "offered"),
+        ({**OPEN, "achieved_msgs_per_s": 9_900, "goodput_msgs_per_s": 9_900}, "offered"),
+        ({**OPEN, "achieved_msgs_per_s": 9_899, "goodput_msgs_per_s": 9_899}, "broker"),
+        ({**OPEN, "goodput_msgs_per_s": 8_000}, "broker"),  # accepted but not delivered in time
+        ({**OPEN, "goodput_msgs_per_s": 0, "consumers": 0}, "offered"),
+        (SHORT, "broker"),
+        ({**SHORT, "producers_held_back_share": None}, "unknown"),
+        ({**SHORT, "producers_held_back_share": 0.0}, "unknown"),
+        ({**SHORT, "agent_core_share_max": 0.97}, "generator"),
+        ({**SHORT, "host_busy_share": 0.97}, "host"),
+        ({**OPEN, "offered_msgs_per_s": None}, "broker"),
+    ],
+)
+def test_bound_by_follows_the_words_of_the_design(changes: dict[str, Any], expected: str) -> None:
+    """Offered when carried, else a full core, else a full host, else the broker if producers were held back."""
+    bound_by, why = bound(facts(**changes))
+    assert bound_by == expected
+    assert why
+
+
+@pytest.mark.parametrize(
+    ("kind", "offered", "achieved", "carried"),
+    [
+        ("fixed", 10, 9.8, True),  # two messages of a hundred: the window's edges
+        ("fixed", 10, 9.7, False),
+        ("poisson", 10, 7.0, True),  # three deviations of a hundred random arrivals
+        ("poisson", 10, 6.9, False),
+        ("poisson", 100_000, 98_999, False),  # where one per cent is more than chance
+        ("ramp", 1_000, 1_200, True),
+        ("saturate", None, 1_000, None),
+    ],
+)
+def test_a_rate_is_carried_within_one_per_cent_or_chance(
+    kind: Any, offered: float | None, achieved: float, carried: bool | None
+) -> None:
+    """Few messages and random arrivals are given their chance; many are held to 1 %."""
+    changes = {"rate_kind": kind, "offered_msgs_per_s": offered}
+    seen = facts(**changes, achieved_msgs_per_s=achieved, goodput_msgs_per_s=achieved)
+    assert seen.is_carried is carried
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "first_reason"),
+    [
+        ({}, "valid", "bound by broker"),
+        ({"steal_share": 0.2}, "unknown", "stolen CPU"),
+        ({"steal_share": 0.2, "corrupted": 1}, "invalid", "integrity"),
+        ({"agent_core_share_max": 1.0}, "valid", "bound by generator"),
+        (SHORT, "valid", "bound by broker"),
+    ],
+)
+def test_the_worst_finding_is_the_verdict(changes: dict[str, Any], status: str, first_reason: str) -> None:
+    """One False is invalid, else one None is unknown, else valid; the reasons begin with the worst."""
+    judged = judge(facts(**changes))
+    assert judged.status == status
+    assert judged.reasons[0].startswith(first_reason)
+    assert judged.reasons[-1].startswith("bound by")
+
+
+def test_a_verdict_can_be_written_to_disk() -> None:
+    """The record is plain JSON with the design's three fields and every check."""
+    record = json.loads(json.dumps(judge(GOOD).record()))
+    assert record["status"] == "valid"
+    assert record["bound_by"] == "broker"
+    assert [each["name"] for each in record["checks"]] == [each.name for each in judge(GOOD).checks]
+
+
+def test_what_was_not_observed_is_left_to_the_facts_own_default() -> None:
+    """Of an observer's summary only known values become facts, and they are all fields of Facts."""
+    summary: dict[str, Any] = {
+        "agent_core_share_max": {"producers": 0.5, "consumers": 0.7, "broker": None},
+        "host_busy_share": 0.5,
+        "psi_cpu_some_share": None,
+        "host_steal_share": 0.0,
+        "others_cores": 0.1,
+        "others_names": ["cc1"],
+        "alarms": ["disk"],
+        "blocked_connections_max": None,
+        "disk_full": None,
+        "samples": 9,
+    }
+    observed = observed_facts(summary)
+    assert observed["agent_core_share_max"] == 0.7
+    assert observed["alarms"] == ("disk",)
+    assert not {"psi_cpu_some_share", "blocked_connections", "disk_full"} & observed.keys()
+    assert dataclasses.replace(GOOD, **observed).others_names == ("cc1",)
