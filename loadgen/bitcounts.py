@@ -49,10 +49,10 @@ class BitCounts:
             Which of them (bool[n]) had been counted before, earlier in this batch included; None for none.
         """
         count = len(numbers)
-        if not count:
-            return None
+        if count <= _FEW:
+            return self._add_few(numbers.tolist())
         first, last = int(numbers[0]), int(numbers[-1])
-        if last - first == count - 1 and first >= 0 and bool((numbers[1:] > numbers[:-1]).all()):
+        if last - first == count - 1 and np.count_nonzero(numbers[1:] > numbers[:-1]) == count - 1:
             _demand_within(first, last)
             self.total_count += count
             return self._add_run(first, last + 1)
@@ -144,8 +144,6 @@ class BitCounts:
     def _add_scattered(self, lowest: int, highest: int, numbers: Int64) -> Bool | None:
         """Count numbers of one page, in any order, once more each."""
         page = lowest >> PAGE_SHIFT
-        if len(numbers) <= _FEW:
-            return self._add_few(page, numbers)
         floor = lowest & ~7
         seen = np.zeros((highest | 7) + 1 - floor, np.bool_)
         places = numbers - floor
@@ -168,20 +166,25 @@ class BitCounts:
         self._add_scattered(int(rest.min()), int(rest.max()), rest)
         return repeated
 
-    def _add_few(self, page: int, numbers: Int64) -> Bool | None:
-        planes = self._planes(page)
-        repeated = np.zeros(len(numbers), np.bool_)
-        for row, number in enumerate(numbers.tolist()):
-            at, bit = (number & (PAGE_BITS - 1)) >> 3, 1 << (number & 7)
-            repeated[row] = any(plane[at] & bit for plane in planes)
-            for plane in planes:
-                plane[at] ^= bit
-                if plane[at] & bit:
-                    break
-            else:
-                planes.append(np.zeros(_PAGE_BYTES, np.uint8))
-                planes[-1][at] = bit
-        return repeated if repeated.any() else None
+    def _add_few(self, numbers: list[int]) -> Bool | None:
+        repeated = []
+        for row, number in enumerate(numbers):
+            _demand_within(number, number)
+            page, at, bit = number >> PAGE_SHIFT, (number & (PAGE_BITS - 1)) >> 3, 1 << (number & 7)
+            planes = self._planes(page)
+            first = planes[0]
+            if len(planes) == 1 and not first[at] & bit:
+                first[at] |= bit
+            elif self._add_mask(page, at, np.array([bit], np.uint8)) is not None:
+                repeated.append(row)
+            if number & (PAGE_BITS - 1) == PAGE_BITS - 1:
+                self._compact_page(page)
+        self.total_count += len(numbers)
+        if not repeated:
+            return None
+        which = np.zeros(len(numbers), np.bool_)
+        which[repeated] = True
+        return which
 
     def _add_mask(self, page: int, at: int, mask: UInt8) -> UInt8 | None:
         """Add 1 to the counts whose bits are set in `mask` (uint8[m], the page's bytes at …).

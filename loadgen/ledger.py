@@ -135,17 +135,15 @@ class ReceivedBook:
         """
         producer, seq = parsed.producer, parsed.seq
         self.received_count += len(seq)
-        if not parsed.intact.all():
-            intact = parsed.intact
+        intact = parsed.intact
+        if np.count_nonzero(intact) < len(seq):
             self._count_corrupted(producer[~intact], seq[~intact])
             producer, seq = producer[intact], seq[intact]
             redelivered = None if redelivered is None else redelivered[intact]
         if not len(seq):
             return
-        if redelivered is not None and not redelivered.any():
-            redelivered = None
         first = int(producer[0])
-        if (producer == first).all():
+        if np.count_nonzero(producer == first) == len(seq):
             self._receive_of(first, seq, source, redelivered)
             return
         order = np.argsort(producer.astype(np.uint16), kind="stable")
@@ -178,7 +176,7 @@ class ReceivedBook:
     def _late(self, producer: int, source: int, seq: Int64) -> Bool | None:
         """Which messages are lower than the highest before them, or None where none is."""
         highest = self._highest.get((producer, source), -1)
-        if int(seq[0]) > highest and (len(seq) == 1 or bool((seq[1:] > seq[:-1]).all())):
+        if int(seq[0]) > highest and np.count_nonzero(seq[1:] > seq[:-1]) == len(seq) - 1:
             self._highest[producer, source] = int(seq[-1])
             return None
         before = np.maximum.accumulate(np.concatenate(([highest], seq)))

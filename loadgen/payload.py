@@ -201,6 +201,8 @@ class Payloads:
     def parse(self, buffer: UInt8, starts: Int64, sizes: Int64 | int) -> Parsed:
         """Read n received messages (as in `Received`) and compare each of their bytes with what was sent."""
         count = len(starts)
+        if count and (sizes if isinstance(sizes, int) else int(sizes.min())) < STAMP_BYTES:
+            return self._parse_long_enough(buffer, starts, sizes)
         if count <= SCALAR_MSGS and isinstance(sizes, int) and self.pool.matrix is not None:
             return self._parse_few(buffer, starts, sizes)
         stamps = _gather(buffer, starts, STAMP_BYTES).view(STAMP).reshape(count)
@@ -217,12 +219,29 @@ class Payloads:
         intact &= self._bodies_match(buffer, starts, sizes, producer, seq)
         return Parsed(intended, sent, producer, seq, intact)
 
+    def _parse_long_enough(self, buffer: UInt8, starts: Int64, sizes: Int64 | int) -> Parsed:
+        """The same where some messages are too short to hold a stamp: they are nobody's and not intact."""
+        each = np.broadcast_to(np.asarray(sizes), len(starts))
+        rows = np.flatnonzero(each >= STAMP_BYTES)
+        parsed = self.parse(buffer, starts[rows], each[rows])
+        producer, seq = (np.full(len(starts), UNKNOWN, np.int64) for _ in range(2))
+        intended_ns, sent_ns = (np.zeros(len(starts), np.int64) for _ in range(2))
+        intact = np.zeros(len(starts), np.bool_)
+        producer[rows], seq[rows], intact[rows] = parsed.producer, parsed.seq, parsed.intact
+        intended_ns[rows], sent_ns[rows] = parsed.intended_ns, parsed.sent_ns
+        return Parsed(intended_ns, sent_ns, producer, seq, intact)
+
     def _parse_few(self, buffer: UInt8, starts: Int64, size_bytes: int) -> Parsed:
         """The same for a few messages of one size, in Python's own integers."""
         rows = [self._parse_one(buffer, start, size_bytes) for start in starts.tolist()]
         intended_ns, sent_ns, producer, seq, intact = zip(*rows, strict=True) if rows else ((),) * 5
-        whole = (np.array(column, np.int64) for column in (intended_ns, sent_ns, producer, seq))
-        return Parsed(*whole, np.array(intact, np.bool_))
+        return Parsed(
+            np.array(intended_ns, np.int64),
+            np.array(sent_ns, np.int64),
+            np.array(producer, np.int64),
+            np.array(seq, np.int64),
+            np.array(intact, np.bool_),
+        )
 
     def _parse_one(self, buffer: UInt8, start: int, size_bytes: int) -> tuple[int, int, int, int, bool]:
         """One message: intended and sent time, producer, sequence number, whether it is intact."""
@@ -241,11 +260,9 @@ class Payloads:
         self, buffer: UInt8, starts: Int64, sizes: Int64 | int, producer: Int64, seq: Int64
     ) -> npt.NDArray[np.bool_]:
         pool = self.pool
-        # Of one producer (nearly always) the wide product and its remainder need no array.
-        first = int(producer[0])
-        shifts = producer * 7919 % pool.count
-        if np.count_nonzero(producer == first) == len(producer):
-            shifts = self._shift_of(first)
+        # Nearly always all are of one producer, and one remainder does for all.
+        is_one = len(producer) > 0 and np.count_nonzero(producer == producer[0]) == len(producer)
+        shifts = self._shift_of(int(producer[0])) if is_one else producer * 7919 % pool.count
         indices = (seq + shifts) % pool.count
         if pool.matrix is not None and isinstance(sizes, int):
             if sizes != self.size_bytes:

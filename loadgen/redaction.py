@@ -8,8 +8,8 @@ from typing import Any
 
 from loadgen.errors import ScenarioError
 
-# By the end of a key, since brokers name what is no secret in the same words (`delegation.token.expiry.time.ms`,
-# `password.encoder.iterations`); `sasl.jaas.config` carries a password in its text.
+# By the end of a key, since brokers name what is no secret in the same words: `password.encoder.iterations`,
+# `delegation.token.expiry.time.ms`. `sasl.jaas.config` carries a password in its text.
 _SECRET_KEY = re.compile(
     r"(passw(or)?d|passphrase|pass|secret|token|cookie|credentials?"
     r"|(secret|master|private|api)[._-]?key"

@@ -18,19 +18,19 @@ import math
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loadgen.errors import HostError, ScenarioError
 from loadgen.record import Record, completed, make_partial, plain
 from loadgen.redaction import refuse_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import pandas as pd
 
@@ -90,6 +90,7 @@ class RunWriter:
         self._newest: dict[str, int] = {}
         self._placed: dict[str, Record] = {}
         self._hlog: HlogWriter | None = None
+        self._is_log_lost = False
         self._write()
 
     def begin_trial(self, record: Mapping[str, Any], started_s: float, interval_s: float = 1.0) -> None:
@@ -152,12 +153,11 @@ class RunWriter:
         if not due:
             return
         place = self._place(trial_id)
-        with _appending(self.path / HLOG_FILE):
+        log = self._hlog_writer()
+        with _appending(self.path / HLOG_FILE, undo=self._give_up_log):
             for index, key in due:
-                start_s = place["hlog_start_s"] + index * place["interval_s"]
-                self._hlog_writer().append(
-                    "/".join(key), start_s, place["interval_s"], self._pending[key][index]
-                )
+                start_s = max(0.0, place["hlog_start_s"] + index * place["interval_s"])
+                log.append("/".join(key), start_s, place["interval_s"], self._pending[key][index])
         for index, key in due:
             del self._pending[key][index]
 
@@ -165,8 +165,20 @@ class RunWriter:
         if self._hlog is None:
             from loadgen.hlog import HlogWriter  # noqa: PLC0415 - only a run with latencies needs it
 
-            self._hlog = HlogWriter(self.path / HLOG_FILE)
+            if self._is_log_lost:
+                raise HostError(f"{self.path / HLOG_FILE}: no longer written, since an earlier write failed")
+            with _as_host_error(self.path / HLOG_FILE):
+                self._hlog = HlogWriter(self.path / HLOG_FILE, self._created_s, f"loadgen {self.id}")
         return self._hlog
+
+    def _give_up_log(self) -> None:
+        """After a failed write: close the log before it is cut back, so that no buffer follows later."""
+        self._is_log_lost = True
+        self._pending.clear()
+        if self._hlog is not None:
+            with suppress(OSError):
+                self._hlog.close()
+            self._hlog = None
 
     def add_series(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows (one an interval and agent); numbers, strings, booleans or None by column."""
@@ -178,6 +190,8 @@ class RunWriter:
         """Close the run: remaining intervals, the parquet file, the status, and `latest` pointing here."""
         for trial_id in {key[0] for key in self._pending}:
             self._flush_intervals(trial_id)
+        if self._hlog is not None:
+            self._hlog.close()
         with _as_host_error(self.path):
             _to_parquet(self.path)
         for record in self._trials.values():
@@ -190,9 +204,8 @@ class RunWriter:
 
     def _write(self) -> None:
         document = plain({**self._header, "trials": list(self._trials.values())})
-        _write_atomically(
-            self.path / RUN_FILE, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-        )
+        text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+        _write_atomically(self.path / RUN_FILE, text.encode())
 
     def _point_latest(self) -> None:
         link, fresh = self.root / "latest", self.root / f".latest-{os.getpid()}"
@@ -214,6 +227,16 @@ class Interval:
     histogram: Histogram
 
 
+class _Line(NamedTuple):
+    """One line of the log, still encoded: a run has thousands, and a reader wants a few."""
+
+    agent: str
+    start_s: float
+    length_s: float
+    max_ms: float
+    encoded: str
+
+
 @dataclass
 class Run:
     """A run as it was recorded; histograms and series are read when they are asked for."""
@@ -223,9 +246,7 @@ class Run:
     trials: list[Record]
     status: RunStatus
     reason: str | None = None
-    _lines: dict[tuple[str, str], list[tuple[str, float, float, str]]] = field(
-        default_factory=dict, repr=False
-    )
+    _lines: dict[tuple[str, str], list[_Line]] = field(default_factory=dict, repr=False)
 
     @property
     def id(self) -> str:
@@ -254,9 +275,11 @@ class Run:
             if trial_id not in {None, owner} or kind not in {None, line_kind}:
                 continue
             offset_s = (records.get(owner) or {}).get("hlog_start_s") or 0.0
-            for agent, start_s, length_s, payload in lines:
+            for line in lines:
+                histogram = Histogram.decode(line.encoded)
+                histogram.limit_max(round(line.max_ms * 1e6))
                 yield Interval(
-                    owner, line_kind, agent, start_s - offset_s, length_s, Histogram.decode(payload)
+                    owner, line_kind, line.agent, line.start_s - offset_s, line.length_s, histogram
                 )
 
     def histogram(self, trial_id: str, kind: str) -> Histogram:
@@ -270,9 +293,6 @@ class Run:
             # The window begins with an interval; half of one absorbs the rounding of the log.
             if 0 <= interval.start_s + interval.length_s / 2 < window_s:
                 merged.merge(interval.histogram)
-        exact = record["latency_ns"].get(kind)
-        if exact and exact.get("max") is not None and merged.count:
-            merged.limit_max(int(exact["max"]))
         return merged
 
     def save(self, name: str, content: str | bytes) -> Path:
@@ -353,18 +373,19 @@ def _locate(path: Path, root: Path) -> Path:
     raise ScenarioError(f"{where}: no run there; {hint}")
 
 
-def _index(path: Path) -> dict[tuple[str, str], list[tuple[str, float, float, str]]]:
+def _index(path: Path) -> dict[tuple[str, str], list[_Line]]:
     """The log's lines by trial and kind, still encoded; a torn last line is left out."""
-    found: dict[tuple[str, str], list[tuple[str, float, float, str]]] = {}
+    found: dict[tuple[str, str], list[_Line]] = {}
     if not path.exists():
         return found
     with path.open(encoding="ascii", errors="replace") as file:
         for line in file:
             if not line.startswith("Tag=") or not line.endswith("\n"):
                 continue
-            tag, start_s, length_s, _, payload = line[4:-1].split(",", 4)
+            tag, start_s, length_s, max_ms, encoded = line[4:-1].split(",", 4)
             trial_id, kind, agent = tag.rsplit("/", 2)
-            found.setdefault((trial_id, kind), []).append((agent, float(start_s), float(length_s), payload))
+            whole = _Line(agent, float(start_s), float(length_s), float(max_ms), encoded)
+            found.setdefault((trial_id, kind), []).append(whole)
     return found
 
 
@@ -420,13 +441,15 @@ def _as_host_error(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _appending(path: Path) -> Iterator[None]:
+def _appending(path: Path, undo: Callable[[], None] | None = None) -> Iterator[None]:
     """Append lines to a file; when that fails, cut off the torn one, so that what was there stays valid."""
     size_bytes = path.stat().st_size if path.exists() else 0
     with _as_host_error(path):
         try:
             yield
         except OSError:
+            if undo is not None:
+                undo()
             if path.exists():
                 os.truncate(path, size_bytes)
             raise
@@ -453,7 +476,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def _writer_identity() -> Record:
-    """This process, told from a later one of the same number by its start and the machine's boot; no host name."""
+    """This process, told from a later one of its number by its start and the machine's boot."""
     import psutil  # noqa: PLC0415 - not needed by readers of finished runs
 
     boot_id = Path("/proc/sys/kernel/random/boot_id")

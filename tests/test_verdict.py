@@ -139,7 +139,7 @@ def test_each_checker_tells_true_false_and_unknown_apart(
 
 
 def test_every_checker_is_in_the_table() -> None:
-    """No checker is without a passing case and one that does not pass, but for the rate (`bound_by` judges it)."""
+    """No checker is without a case that passes and one that does not."""
     names = {each.name for each in judge(GOOD).checks}
     assert len(names) == len(verdict.CHECKERS)
     assert names == {name for name, _, passed in TABLE if passed is True}
@@ -173,7 +173,7 @@ def test_every_checker_is_in_the_table() -> None:
     ],
 )
 def test_bound_by_follows_the_words_of_the_design(changes: dict[str, Any], expected: str) -> None:
-    """Offered when carried, else a full core, else a full host, else the broker if producers were held back."""
+    """Offered when carried, else a full core, a full host, or the broker if it held producers back."""
     bound_by, why = bound(facts(**changes))
     assert bound_by == expected
     assert why

@@ -1,9 +1,9 @@
 """RabbitMQ with its own Erlang and C library in one private folder, without root.
 
 The packages come from a newer Debian suite than the machine's, by an apt configuration that reads and writes
-only inside the folder. Each ELF program is moved to `.elf/` beside itself and replaced by a two-line script that
-runs it with the dynamic loader and the libraries that were downloaded with it. All paths in these scripts are
-relative, so the folder can be renamed when it is finished.
+only inside the folder. Each ELF program is moved to `.elf/` beside itself and replaced by a two-line script
+that runs it with the dynamic loader and the libraries that were downloaded with it. All paths in these scripts
+are relative, so the folder can be renamed when it is finished.
 """
 
 from __future__ import annotations

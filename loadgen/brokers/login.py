@@ -23,6 +23,7 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
     """Logs in over AMQP 0-9-1 and returns the endpoint with what the server said of itself."""
     import pika  # noqa: PLC0415  # needed for external brokers only
     from pika import exceptions  # noqa: PLC0415
+    from pika.adapters.utils.connection_workflow import AMQPConnectorException  # noqa: PLC0415
 
     assert endpoint.credentials is not None
     user, (host, port) = endpoint.credentials.username, endpoint.hosts[0]
@@ -50,7 +51,7 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
         ) from None
     except exceptions.AuthenticationError:
         raise BrokerError(refused(url, user, "RABBITMQ")) from None
-    except (exceptions.AMQPError, ssl.SSLError, OSError) as error:
+    except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         raise BrokerError(
             f"rabbitmq at {url} does not answer as an AMQP 0-9-1 broker{_about_tls(endpoint.tls, 'amqps')}: "
             f"{type(error).__name__}"

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from loadgen.brokers import host, install_rabbitmq, ports, process
@@ -144,16 +145,18 @@ def _deviations(cluster: Cluster, node: Node) -> list[str]:
 
 
 def _configuration(cluster: Cluster) -> dict[str, Any]:
-    def ask(node: Node, tool: str, question: str) -> dict[str, Any]:
+    def ask(question: tuple[str, str]) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(
-            control(cluster, node, tool, question, "--quiet", "--formatter", "json")
+            control(cluster, cluster.nodes[0], *question, "--quiet", "--formatter", "json")
         )
         return answer
 
-    first = cluster.nodes[0]
+    questions = (("rabbitmqctl", "environment"), ("rabbitmq-diagnostics", "status"))
+    with ThreadPoolExecutor(len(questions)) as pool:  # each takes most of a second, for starting an Erlang
+        environment, status = pool.map(ask, questions)
     return described(
-        environment=ask(first, "rabbitmqctl", "environment"),
-        status=ask(first, "rabbitmq-diagnostics", "status"),
+        environment=environment,
+        status=status,
         command_lines=[
             process.command_line(node.server.pid) for node in cluster.nodes if node.server is not None
         ],

@@ -75,13 +75,13 @@ class Behaviour:
         known = {each.name for each in fields(cls)}
         for name, value in given.items():
             if name not in known:
-                raise ScenarioError(f"{PREFIX}{name}: no such setting; there are {', '.join(sorted(known))}")
+                raise ScenarioError(f"{PREFIX}{name}: no such setting; expected {', '.join(sorted(known))}")
             if name != "delay_distribution" and not (isinstance(value, int | float) and value >= 0):
                 raise ScenarioError(f"{PREFIX}{name} = {value!r}: expected a number of at least 0")
         behaviour = cls(**given)
         if behaviour.delay_distribution not in {"fixed", "exponential"}:
             raise ScenarioError(
-                f"{PREFIX}delay_distribution = {behaviour.delay_distribution!r}: expected fixed or exponential"
+                f"{PREFIX}delay_distribution = {behaviour.delay_distribution}: expected fixed or exponential"
             )
         if behaviour.pause_ms and behaviour.pause_every_ms <= behaviour.pause_ms:
             raise ScenarioError(
@@ -180,6 +180,10 @@ class Hub:
         self.stopped = False
         self.waiting_count = 0
         self.waiting_bytes = 0
+        how = behaviour
+        self._is_harmless = not any(
+            (how.loss_every, how.duplicate_every, how.reorder_every, how.corrupt_every, how.refuse_every)
+        )
         self._start_ns = start_ns
         self._offered = 0
         self._queue: deque[Chunk] = deque()
@@ -272,10 +276,17 @@ class Hub:
 
     def _publish(self, peer: Peer, frame: Frame, now_ns: int) -> None:
         """Take a batch, and say when each part of it will have been confirmed."""
+        ready_ns = now_ns + int(self.behaviour.confirm_delay_ms * NS_PER_MS)
+        if self._is_harmless:
+            if not peer.automatic:
+                confirm = Frame(Kind.CONFIRM, count=frame.count, first=frame.first)
+                self._confirms.append((ready_ns, peer, confirm))
+            self.taken += frame.count
+            self._enqueue(*frame.split(), frame.size_bytes, now_ns)
+            return
         accepted = ~self._every(self.behaviour.refuse_every, self._offered, frame.count)
         self._offered += frame.count
         if not peer.automatic:
-            ready_ns = now_ns + int(self.behaviour.confirm_delay_ms * NS_PER_MS)
             edges = [0, *(np.flatnonzero(np.diff(accepted)) + 1).tolist(), frame.count]
             for begin, end in itertools.pairwise(edges):
                 kind = Kind.CONFIRM if accepted[begin] else Kind.REFUSE
@@ -295,11 +306,14 @@ class Hub:
         if not np.array_equal(kept, np.arange(frame.count)) or corrupted.any():
             data, offsets = _gather(data, offsets, kept)
             data[offsets[1:][corrupted] - 1] ^= 0xFF
-        if not len(kept):
-            return
-        chunk = Chunk(data, offsets, frame.size_bytes, self._ready_ns(len(kept), now_ns), 0, len(kept))
+        if len(kept):
+            self._enqueue(data, offsets, frame.size_bytes, now_ns)
+
+    def _enqueue(self, data: UInt8, offsets: Int64, size_bytes: int, now_ns: int) -> None:
+        count = len(offsets) - 1
+        chunk = Chunk(data, offsets, size_bytes, self._ready_ns(count, now_ns), 0, count)
         self._queue.append(chunk)
-        self.waiting_count += chunk.count
+        self.waiting_count += count
         self.waiting_bytes += chunk.bytes
 
     def _harmed(self, rows: Int64, first: int) -> tuple[Int64, Bool]:
@@ -351,10 +365,11 @@ class Hub:
         else:
             return False
         self._turn = (self._turn + step + 1) % len(self._peers)
-        limit = (
-            int(np.searchsorted(chunk.offsets, chunk.offsets[chunk.begin] + DELIVERY_MAX_BYTES)) - chunk.begin
-        )
-        part = chunk.take(min(ready, room, max(1, limit)))
+        count = min(ready, room)
+        if chunk.bytes > DELIVERY_MAX_BYTES:
+            limit = int(chunk.offsets[chunk.begin]) + DELIVERY_MAX_BYTES
+            count = min(count, max(1, int(np.searchsorted(chunk.offsets, limit)) - chunk.begin))
+        part = chunk.take(count)
         if not chunk.count:
             self._queue.popleft()
         self.waiting_count -= part.count

@@ -1,6 +1,5 @@
-"""The report's first two sentences and its caveats, computed from the run: nothing here is written by hand."""
+"""The report's first two sentences and its caveats, computed from the run: none is written by hand."""
 
-# ruff: noqa: RUF001 - dashes and signs as people read them
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -44,17 +43,26 @@ def _throughput(table: Table) -> str:
     assert kafka is not None
     assert rabbitmq is not None
     ratio = leading.ratio(pt.goodput)
-    pair = (
-        f"({words.rate(kafka.estimate(pt.goodput).median)} against {words.rate(rabbitmq.estimate(pt.goodput).median)}, "
-        f"{words.size(leading.shared['size_bytes'])}, class {leading.durability})"
-    )
+    theirs, ours = (words.rate(point.estimate(pt.goodput).median) for point in (kafka, rabbitmq))
+    what = f"{words.size(leading.shared['size_bytes'])}, class {leading.durability}"
     where = _limits(kafka, rabbitmq)
     if ratio.direction == "no difference shown":
-        return f"No difference in throughput is shown between Kafka and RabbitMQ {pair}{_few(ratio.pairs)}{where}."
+        return (
+            f"No difference in throughput is shown between Kafka and RabbitMQ "
+            f"({theirs} against {ours}, {what}){_few(ratio.pairs)}{where}."
+        )
     if ratio.direction == "lower":
         inverse = leading.ratio(lambda record: _inverse(pt.goodput(record)))
-        return f"RabbitMQ carried {words.times(inverse)} the messages of Kafka {pair}{where}."
-    return f"Kafka carried {words.times(ratio)} the messages of RabbitMQ {pair}{where}."
+        said, pair = (
+            f"RabbitMQ carried {words.times(inverse)} the messages of Kafka",
+            f"{ours} against {theirs}",
+        )
+    else:
+        said, pair = (
+            f"Kafka carried {words.times(ratio)} the messages of RabbitMQ",
+            f"{theirs} against {ours}",
+        )
+    return f"{said} ({pair}, {what}){where}."
 
 
 def _latency(table: Table) -> str:
@@ -80,10 +88,11 @@ def _latency(table: Table) -> str:
             "no difference shown": "no difference shown" + _few(ratio.pairs),
         }[ratio.direction]
         parts.append(f"{name} within {figures[0]} by RabbitMQ and {figures[1]} by Kafka ({shown})")
-    offered = words.rate(leading.shared["rate"].get("msgs_per_s"))
+    shared = leading.shared
+    load = f"{words.offered(shared['rate'].get('msgs_per_s'))} of {words.size(shared['size_bytes'])}"
     return (
-        f"At {offered} of {words.size(leading.shared['size_bytes'])}, class {leading.durability}, messages arrived "
-        f"{parts[0]}, {parts[1]}{_limits(kafka, rabbitmq)}."
+        f"At {load}, class {leading.durability}, messages arrived {parts[0]}, {parts[1]}"
+        f"{_limits(kafka, rabbitmq)}."
     )
 
 
@@ -104,7 +113,7 @@ def _limits(*points: pt.Point) -> str:
     client = [words.broker_name(point.broker) for point in points if "generator" in point.bound_by]
     said = ""
     if host:
-        said += f"; {' and '.join(host)} with this client on this host, which was used up"
+        said += f"; {' and '.join(host)} with this client on this host, whose CPUs were used up"
     if client:
         said += f"; the client, not the broker, limited {' and '.join(client)}"
     return said
@@ -131,11 +140,7 @@ def _machine(run: Run, table: Table) -> str | None:
     said = f"One machine: {facts.get('CPU', 'CPU unknown')}, {facts.get('Memory', 'memory unknown')}."
     if (run.environment.get("virtualisation") or {}).get("hypervisor"):
         said += " It is a virtual machine: its neighbours are part of every figure."
-    governor = (
-        (run.environment.get("cpu") or {}).get("governor")
-        if isinstance(run.environment.get("cpu"), dict)
-        else None
-    )
+    governor = facts.get("Governor")
     if governor and governor != "performance":
         said += f" The CPU frequency governor is `{governor}`, not `performance`."
     return f"{said} Ratios carry over to other machines better than absolute figures do."
@@ -148,7 +153,9 @@ def _same_machine(run: Run, table: Table) -> str | None:
         return None
     pins = run.header.get("pins") or {}
     shared = "each kept to its own CPUs" if pins.get("broker") and pins.get("client") else "sharing its CPUs"
-    return f"Brokers and clients ran on this one machine, {shared}, over its loopback: no network is in the figures."
+    return (
+        f"Brokers and clients ran on one machine, {shared}, over its loopback: no network is in the figures."
+    )
 
 
 def _repeats(run: Run, table: Table) -> str | None:
@@ -159,8 +166,8 @@ def _repeats(run: Run, table: Table) -> str | None:
     if not counts or min(counts) >= FEW_REPEATS:
         return None
     return (
-        f"Some points have only {words.plural(min(counts), 'repeat')}: their intervals are wide, and tails beyond p99 vary "
-        "up to tenfold from one repeat to the next."
+        f"Some points have only {words.plural(min(counts), 'repeat')}: their intervals are wide, and tails "
+        "beyond p99 vary up to tenfold from one repeat to the next."
     )
 
 
@@ -173,12 +180,13 @@ def _bound(run: Run, table: Table) -> str | None:
     parts = []
     if counted["host"]:
         parts.append(
-            f"{words.plural(counted['host'], 'trial')} used up the machine: such a rate is what this client on this host "
-            "gets, and the CPU a message says more about the broker"
+            f"{words.plural(counted['host'], 'trial')} used up the machine: such a rate is what this client "
+            "on this host gets, and the CPU a message says more about the broker"
         )
     if counted["generator"]:
         parts.append(
-            f"{words.plural(counted['generator'], 'trial')} were limited by the client and say nothing of the broker"
+            f"in {words.plural(counted['generator'], 'trial')} the client was the limit, and the rate is not "
+            "the broker's"
         )
     return "; ".join(parts) + "." if parts else None
 
@@ -188,8 +196,8 @@ def _left_out(run: Run, table: Table) -> str | None:
     if not table.struck:
         return None
     return (
-        f"{len(table.struck)} of {words.plural(len(table.trials), 'trial')} are invalid or incomplete: struck through below, "
-        "and in no figure."
+        f"{len(table.struck)} of {words.plural(len(table.trials), 'trial')}, invalid or incomplete, are "
+        "struck through below and enter no figure."
     )
 
 
@@ -198,7 +206,8 @@ def _unknown(run: Run, table: Table) -> str | None:
     unknown = [each for each in table.trials if pt.enters(each) and each["verdict"]["status"] == "unknown"]
     if not unknown:
         return None
-    return f"{words.plural(len(unknown), 'trial')} could not be fully checked (verdict unknown) and are counted all the same."
+    count = words.plural(len(unknown), "trial")
+    return f"{count} could not be checked in every respect (verdict unknown); their figures are used."
 
 
 def _deviating(run: Run, table: Table) -> str | None:

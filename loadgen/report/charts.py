@@ -1,10 +1,10 @@
 """The report's charts: what a performance engineer would print, drawn by matplotlib without its global state.
 
-Colours are told apart by all common kinds of colour vision (orange against dark blue differ in lightness too), and
-every series is named beside its line. Each chart shows every repeat, so that nobody has to trust a mean.
+Orange and dark blue are told apart by all common kinds of colour vision, as they differ in lightness too, and
+each series is named beside it. Latency and throughput show every repeat, so that nobody has to trust a mean.
 """
 
-# ruff: noqa: RUF001 - dashes and signs as people read them
+# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
 from __future__ import annotations
 
 import io
@@ -78,7 +78,7 @@ class Chart:
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs want literal keys
         yield
 
 
@@ -186,7 +186,7 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
             longest, drawn = max(longest, float(merged.count)), drawn + 1
             lowest.append(float(y[np.searchsorted(x, 1.2)]))
     shared = comparison.shared
-    rate = "as fast as it goes" if kind != "e2e" else words.rate(shared["rate"].get("msgs_per_s"))
+    rate = "as fast as it goes" if kind != "e2e" else words.offered(shared["rate"].get("msgs_per_s"))
     axes.set_title(f"{rate} × {words.size(shared['size_bytes'])}, class {comparison.durability}")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -212,7 +212,7 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
 
 
 def _saturated(table: Table) -> list[pt.Point]:
-    """The points that show what is possible: the throughput scenario and the client drivers; else all closed loops."""
+    """The throughput scenario's points and the client drivers' beside them; else all closed loops'."""
     closed = [
         point for comparison in table.comparisons for point in comparison.points if not point.is_open_loop
     ]
@@ -227,7 +227,7 @@ def _line_order(point: pt.Point, is_by_class: bool) -> tuple[Any, ...]:
 
 
 def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
-    """Label the y axis with the points, grouped by class and kind of driver; the value is each one's height."""
+    """Label the y axis with the points, grouped by class and kind of driver; return each one's height."""
     heights: list[float] = []
     height, group = 0.0, None
     for point in points:
@@ -298,8 +298,8 @@ def _throughput_chart(table: Table) -> Chart | None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.rate(x).removesuffix(" msg/s")))
     axes.set_xlabel("goodput, messages a second (log scale)")
     note = (
-        "Dots: each repeat; band: 95 % interval over repeats; tick: median. Filled: wire drivers, what the broker can do; "
-        "hollow: client libraries, what an application gets. Compare within one class only."
+        "Dots: each repeat; band: 95 % interval over repeats; tick: median. Filled: wire drivers, what "
+        "the broker can do; hollow: client libraries, what an application gets. Compare within one class only."
     )
     return _finish(figure, "throughput", "Throughput at equal guarantees", note)
 
@@ -347,5 +347,5 @@ def _cpu_chart(table: Table) -> Chart | None:
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=1.1)
     axes.set_xlim(0, max(totals) * 1.18)
     axes.set_xlabel("CPU time a message, µs")
-    note = "Medians over repeats at full load, clients and broker together; light to full: producers, consumers, broker."
+    note = "Medians over repeats at full load; from light to full: producers, consumers, broker."
     return _finish(figure, "cpu", "CPU a message", note)

@@ -101,7 +101,7 @@ def _ratios(comparison: pt.Comparison) -> list[tuple[str, str, str]]:
     if is_open_loop:
         measures = [("e2e p50", pt.latency("e2e", "p50")), ("e2e p99", pt.latency("e2e", "p99"))]
     measures.append(("broker CPU a message", pt.cpu_us_per_msg("broker")))
-    found = []
+    found: list[tuple[str, str, str]] = []
     for driver_kind in ("wire", "client"):
         for what, measure in measures:
             ratio = comparison.ratio(measure, driver_kind)

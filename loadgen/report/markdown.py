@@ -1,6 +1,6 @@
 """The report for a terminal and as Markdown: the same data as the page, without its drawings."""
 
-# ruff: noqa: RUF001 - dashes and signs as people read them
+# ruff: noqa: RUF002 - dashes and signs as people read them
 from __future__ import annotations
 
 import textwrap
@@ -15,17 +15,22 @@ if TYPE_CHECKING:
     from loadgen.report.table import Cell, Table
 
 WIDTH_CHARS = 110
-LABEL_CHARS = 18
+_DETAIL_HEADS = (
+    "point", "goodput", "e2e p50", "e2e p99", "e2e p99.9", "ack p50", "ack p99", "ack p99.9",
+    "CPU producers", "CPU consumers", "CPU broker", "verdicts", "bound by",
+)  # fmt: skip
 
 
 def figure_text(figure: Figure) -> str:
     """`p50 0.34 ms (0.31–0.37 ms, n 7)`, with its caveat."""
     estimate = figure.estimate
     if figure.unit == "count":
-        return f"{figure.what}: {estimate.median or 0:,.0f} messages in {words.plural(len(figure.trial_ids), 'trial')}"
+        trials = words.plural(len(figure.trial_ids), "trial")
+        return f"{figure.what}: {estimate.median or 0:,.0f} messages in {trials}"
     if not estimate.n:
         return f"{figure.what}: no valid trial"
-    text = f"{figure.what}: {words.shown(estimate.median, figure.unit)} ({words.interval(estimate, figure.unit)}, n {estimate.n})"
+    interval = words.interval(estimate, figure.unit)
+    text = f"{figure.what}: {words.shown(estimate.median, figure.unit)} ({interval}, n {estimate.n})"
     return f"{text} [{figure.caveat}]" if figure.caveat else text
 
 
@@ -140,7 +145,8 @@ def render_markdown(table: Table, caveats: Iterable[str], charts: Iterable[tuple
         why = record["error"] or "; ".join(verdict["reasons"])
         goodput = words.rate(record["goodput_msgs_per_s"])
         lines.append(
-            f"| {mark}`{record['id']}`{mark} | {mark}{goodput}{mark} | {verdict['status']} | {verdict['bound_by']} | {_escaped(why)} |"
+            f"| {mark}`{record['id']}`{mark} | {mark}{goodput}{mark} | {verdict['status']} "
+            f"| {verdict['bound_by']} | {_escaped(why)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -158,9 +164,8 @@ def _block_markdown(block: detail.Block) -> list[str]:
     kind = "response times" if block.lines[0].is_open_loop else f"service times: {words.CLOSED_LOOP}"
     lines = [f"### {block.scenario}, class {block.durability}", "", f"Times are {kind}.", ""]
     lines += [
-        "| point | goodput | e2e p50 | e2e p99 | e2e p99.9 | ack p50 | ack p99 | ack p99.9 "
-        "| CPU producers | CPU consumers | CPU broker | verdicts | bound by |",
-        "|" + " --- |" * 13,
+        f"| {' | '.join(_DETAIL_HEADS)} |",
+        f"| {' | '.join('---' for _ in _DETAIL_HEADS)} |",
     ]
     for line in block.lines:
         quantities = (line.rate, *line.e2e, *line.ack, *line.cpu)

@@ -1,6 +1,5 @@
-"""report.html: one file that needs no network, from a run's files only; report.md and charts/ are written beside it."""
+"""report.html: one file that needs no network, made from a run's files; report.md and charts/ beside it."""
 
-# ruff: noqa: RUF001 - dashes and signs as people read them
 from __future__ import annotations
 
 from pathlib import Path
@@ -57,9 +56,12 @@ def _standalone(chart: Chart) -> str:
 def render_html(run: Run, table: Table, drawn: list[Chart]) -> str:
     """The page's text. Everything from the run is escaped; only our own drawings are markup."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
     anchors = {record["id"]: f"trial-{number}" for number, record in enumerate(table.trials, 1)}
     return environment.get_template("page.html.jinja").render(

@@ -1,9 +1,7 @@
 """Trials gathered into points: the repeats of one measurement, and the two brokers' points beside each other.
 
-Only complete trials whose verdict is valid or unknown enter a figure; the others stay in sight, struck through.
+Only complete trials whose verdict is valid or unknown enter a figure; others stay in sight, struck through.
 """
-
-# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
 
 from __future__ import annotations
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from loadgen.record import Record
 
+SCENARIO_ORDER = ("throughput", "latency", "clients")  # those of the article's table come first
 CLASS_ORDER = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 BROKER_ORDER = ("rabbitmq", "kafka")
 Value = float | None
@@ -101,12 +100,12 @@ class Comparison:
     points: list[Point] = field(default_factory=list)
 
     def one(self, broker: str, driver_kind: str) -> Point | None:
-        """The broker's only point of that kind of driver; None where it has none or several (its own sweep)."""
+        """The broker's only point of that kind of driver; None where it has none, or a sweep of its own."""
         found = [point for point in self.points if (point.broker, point.driver_kind) == (broker, driver_kind)]
         return found[0] if len(found) == 1 else None
 
     def ratio(self, measure: Callable[[Record], Value], driver_kind: str = "wire") -> Ratio:
-        """Kafka over RabbitMQ, paired by repeat; empty where either side is missing or swept by itself."""
+        """Kafka over RabbitMQ, paired by repeat; empty where a side is missing or swept by itself."""
         kafka, rabbitmq = self.one("kafka", driver_kind), self.one("rabbitmq", driver_kind)
         if kafka is None or rabbitmq is None:
             return paired_ratio([])
@@ -205,6 +204,7 @@ def _point_order(point: Point) -> tuple[Any, ...]:
 def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
     rate = comparison.shared["rate"]
     return (
+        _rank(comparison.scenario, SCENARIO_ORDER),
         comparison.scenario,
         _rank(comparison.durability, CLASS_ORDER),
         rate.get("kind") or "",

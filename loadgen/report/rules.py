@@ -6,7 +6,7 @@ one machine here as a rule, and a crowded machine only ever makes a broker look 
 the broker itself was the limit; then it says "cannot tell here".
 """
 
-# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
+# ruff: noqa: RUF001 - dashes and signs as people read them
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from loadgen.analysis.confidence import Estimate
 
+MS = 1e6
 Judgement = Literal["supports", "contradicts", "cannot tell here", "not measured"]
 Opinion = tuple[Judgement, str]
 NOT_MEASURED: Opinion = ("not measured", "no trial of this run answers it")
@@ -69,8 +70,7 @@ class LatencyClaim:
         if low is None or high is None:
             return "cannot tell here", f"{where} one repeat has no interval"
         seen = f"the median's interval {words.interval(figure.estimate, 'ns')}"
-        bounds = f"{words.duration(self.low_ns)}–{words.duration(self.high_ns)}" if self.low_ns else ""
-        claimed = bounds or f"under {words.duration(self.high_ns)}"
+        claimed = f"{self.low_ns / MS:g}–{self.high_ns / MS:g} ms"
         if high < self.low_ns:
             return "contradicts", f"{where} {seen} lies below {claimed}: it is faster than claimed"
         if low >= self.low_ns and high < self.high_ns:
@@ -104,7 +104,7 @@ class CeilingClaim:
 
 @dataclass(frozen=True)
 class ReachClaim:
-    """`up to millions msg/s`: reaching the first million supports it; less says nothing about other machines."""
+    """`up to millions msg/s`: reaching the first million supports it; less says nothing of other machines."""
 
     reach_msgs_per_s: float
 
@@ -121,7 +121,7 @@ class ReachClaim:
 
 @dataclass(frozen=True)
 class OrderClaim:
-    """`per queue`, `per partition`: one message out of order contradicts it; none in many is as far as tests go."""
+    """`per queue`, `per partition`: one message out of order contradicts it; none in many supports it."""
 
     def judge(self, figures: Sequence[Figure]) -> Opinion:
         """`figures` are the messages seen in order and the messages seen out of order."""

@@ -4,7 +4,7 @@ No measured cell is written by hand: each is the median over repeats of the tria
 their interval, number and ids. A row that nothing answers yet says so.
 """
 
-# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
+# ruff: noqa: RUF001 - dashes and signs as people read them
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from loadgen.analysis.confidence import Estimate
 from loadgen.report import points as pt
 from loadgen.report.rules import (
+    MS,
     NOT_MEASURED,
     CeilingClaim,
     Claim,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from loadgen.record import Record
     from loadgen.runs import Run
 
-MS = 1e6
 BROKERS = ("rabbitmq", "kafka")
 LATENCY_SCENARIO, THROUGHPUT_SCENARIO = "latency", "throughput"
 THROUGHPUT_CLASSES = ("none", "broker", "flushed")
@@ -108,7 +108,7 @@ def _wire_points(comparisons: Sequence[pt.Comparison], scenario: str, broker: st
 
 
 def latency_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """End-to-end response time, p50 and p99, at the fixed rates of the latency scenario, by the wire driver."""
+    """End-to-end response time, p50 and p99, at the latency scenario's fixed rates, by the wire driver."""
     found = [each for each in _wire_points(comparisons, LATENCY_SCENARIO, broker) if each.is_open_loop]
     shown = [(point, percentile) for point in found for percentile in ("p50", "p99")]
     return [_figure(point, percentile, "ns", pt.latency("e2e", percentile)) for point, percentile in shown]
@@ -124,7 +124,7 @@ def throughput_figures(comparisons: Sequence[pt.Comparison], broker: str) -> lis
 
 
 def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """Messages received, and those out of order, of all wire trials in which one consumer read a queue alone."""
+    """Messages received, and those out of order, of all wire trials in which one consumer read alone."""
     records = [
         record
         for comparison in comparisons

@@ -14,8 +14,9 @@ BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
 CLOSED_LOOP = "closed loop, not latency"
 DIGITS = 3
 NOTHING = "–"
-_DURATIONS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
-_RATES = ((1e6, "M"), (1e3, "k"), (1.0, ""))
+# Milliseconds wherever they can be read, so that figures compare at a glance and with the claims.
+_DURATIONS = ((1e10, 1e9, "s"), (1e4, 1e6, "ms"), (0.0, 1e3, "µs"))
+_RATES = ((1e6, 1e6, "M"), (1e3, 1e3, "k"), (0.0, 1.0, ""))
 
 
 def broker_name(broker: str | None) -> str:
@@ -34,8 +35,9 @@ def significant(value: float, digits: int = DIGITS) -> str:
     return f"{rounded:,.{decimals}f}"
 
 
-def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
-    return next(((size, unit) for size, unit in scales if value >= size), scales[-1])
+def _scaled(value: float, scales: tuple[tuple[float, float, str], ...]) -> tuple[float, str]:
+    """The size and the name of the unit for a value: the first scale whose lower bound it reaches."""
+    return next((size, unit) for least, size, unit in scales if value >= least or least == 0)
 
 
 def duration(value_ns: float | None) -> str:
@@ -52,6 +54,11 @@ def rate(value_msgs_per_s: float | None) -> str:
         return NOTHING
     size, unit = _scaled(value_msgs_per_s, _RATES)
     return f"{significant(value_msgs_per_s / size)}{'' if not unit else f' {unit}'} msg/s"
+
+
+def offered(value_msgs_per_s: float | None) -> str:
+    """A rate that a schedule asked for, which is a round number: `5,000 msg/s`."""
+    return NOTHING if value_msgs_per_s is None else f"{value_msgs_per_s:,.10g} msg/s"
 
 
 def micros(value_us: float | None) -> str:

@@ -29,6 +29,7 @@ CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 BUFFER_BYTES = 512 << 10
 _SECOND_NS = 1_000_000_000
+_NEVER_NS = 1 << 62
 _SELECT_MAX_FD = 1024  # select's own limit (FD_SETSIZE)
 _HEARTBEAT: bytes = frame.Heartbeat().marshal()
 
@@ -48,31 +49,33 @@ class LostError(TrialError):
 class Connection:
     """A connection whose received bytes lie in `buffer[begin:end]` until they have been parsed.
 
+    `raw` and `buffer` are the same bytes, for struct and for numpy. From `beat_due_ns` on, `beat` has something to do.
     `blocked` is whether the broker asked to publish no more (connection.blocked or channel.flow). `has_unsent` is
     whether bytes wait for the socket: until they have left, nothing more may be written.
     """
 
     def __init__(self, endpoint: Endpoint, heartbeat_s: int) -> None:
         self.blocked = False
-        self.buffer: UInt8 = np.empty(BUFFER_BYTES, np.uint8)
-        self.buffer[RESERVE_BYTES - 1] = FRAME_END  # what every frame finds before it
+        self._own(bytearray(BUFFER_BYTES))
         self.begin = self.end = RESERVE_BYTES
         self.frame_max = 0
-        self._view = self.buffer.data
         self._endpoint = endpoint
         self._unsent: memoryview | None = None
         self._heartbeat_ns = 0
-        self._heartbeat_due_ns = self._silent_since_ns = 0
+        self._has_heard = True
+        self._silent_since_ns = 0
+        self.beat_due_ns = _NEVER_NS
         self._is_tls = endpoint.tls is not None
         self._address = endpoint.address
         self._socket = self._connect()
+        self._reads = (self._socket.fileno(),)
         try:
             self._handshake(heartbeat_s)
         except BaseException:
             self._socket.close()
             raise
 
-    # --- opening -----------------------------------------------------------------------------------------------
+    # --- opening ---
 
     def _connect(self) -> socket.socket:
         failure: OSError | None = None
@@ -121,7 +124,7 @@ class Connection:
         except TrialError as error:  # nothing runs yet: what went wrong is for the person who set it up
             raise BrokerError(str(error)) from None
         self._silent_since_ns = time.monotonic_ns()
-        self._heartbeat_due_ns = self._silent_since_ns + self._heartbeat_ns // 2
+        self.beat_due_ns = self._silent_since_ns + self._heartbeat_ns // 2 if heartbeat_s else _NEVER_NS
 
     def _login(self, start: Any, deadline: float) -> Any:
         """Log in by SASL PLAIN; the broker's tuning."""
@@ -138,7 +141,7 @@ class Connection:
         except (ClosedByBrokerError, LostError):  # a brokers refuses by a close, an old one by hanging up
             raise BrokerError(refused_text(self._endpoint, self._address)) from None
 
-    # --- control plane -----------------------------------------------------------------------------------------
+    # --- control plane ---
 
     def call(self, method: Any, answer: type[Any], timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
         """Send one method on the channel and wait for its answer; raises BrokerError in one line."""
@@ -166,13 +169,13 @@ class Connection:
         waiting = self.end - self.begin
         if waiting < FRAME_HEAD.size:
             return None
-        kind, _, length = FRAME_HEAD.unpack_from(self._view, self.begin)
+        kind, _, length = FRAME_HEAD.unpack_from(self.raw, self.begin)
         if kind not in {1, 2, 3, 8} or length > MAX_FRAME_BYTES:
             raise TrialError(f"{self._address} does not speak AMQP 0-9-1; is it RabbitMQ's AMQP port?")
         frame_end = self.begin + FRAME_HEAD.size + length + 1
         if frame_end > self.end:
             return None
-        found = decode(self._view[self.begin : frame_end])
+        found = decode(self.raw[self.begin : frame_end])
         self.begin = frame_end
         return found
 
@@ -214,7 +217,7 @@ class Connection:
             )
         self.wait(left_s)
 
-    # --- data plane --------------------------------------------------------------------------------------------
+    # --- data plane ---
 
     @property
     def has_unsent(self) -> bool:
@@ -241,8 +244,7 @@ class Connection:
         if self._is_tls:  # one record a call: take the others too, select does not see them
             while count < space and (more := self._read_record()):
                 count += more
-        if self._heartbeat_ns:
-            self._silent_since_ns = time.monotonic_ns()
+        self._has_heard = True
         return count
 
     def _read_record(self) -> int:
@@ -258,14 +260,20 @@ class Connection:
     def make_room(self, need_bytes: int) -> None:
         """Move what is not parsed to the buffer's front, and grow it where so many bytes do not fit."""
         rest = self.end - self.begin
-        if need_bytes + RESERVE_BYTES > len(self._view):
-            grown = np.empty(2 * need_bytes + RESERVE_BYTES, np.uint8)
-            grown[RESERVE_BYTES - 1] = FRAME_END
-            grown[RESERVE_BYTES : RESERVE_BYTES + rest] = self.buffer[self.begin : self.end]
-            self.buffer, self._view = grown, grown.data
+        if need_bytes + RESERVE_BYTES > len(self.raw):
+            grown = bytearray(2 * need_bytes + RESERVE_BYTES)
+            grown[RESERVE_BYTES : RESERVE_BYTES + rest] = self._view[self.begin : self.end]
+            self._own(grown)
         elif rest and self.begin != RESERVE_BYTES:
             self._view[RESERVE_BYTES : RESERVE_BYTES + rest] = self._view[self.begin : self.end]
         self.begin, self.end = RESERVE_BYTES, RESERVE_BYTES + rest
+
+    def _own(self, raw: bytearray) -> None:
+        """Receive into these bytes from now on."""
+        raw[RESERVE_BYTES - 1] = FRAME_END  # what every frame finds before it
+        self.raw = raw
+        self.buffer: UInt8 = np.frombuffer(raw, np.uint8)
+        self._view = memoryview(raw)
 
     def write(self, encoded: memoryview) -> None:
         """Write frames; what the socket does not take is kept (not copied) and goes first from then on."""
@@ -294,26 +302,38 @@ class Connection:
         self._unsent = self._unsent[count:] if count < len(self._unsent) else None
         return self._unsent is None
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until bytes can be read (or, where some are unsent, written), at most `timeout_s`."""
-        reads, writes = (self._socket,), (self._socket,) if self._unsent is not None else ()
-        if self._socket.fileno() < _SELECT_MAX_FD:
-            select.select(reads, writes, (), timeout_s)
-            return
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until bytes can be read (or, where some are unsent, written), at most so long; whether they can."""
+        (number,) = self._reads
+        writes = self._reads if self._unsent is not None else ()
+        if number < _SELECT_MAX_FD:
+            readable, writable, _ = select.select(self._reads, writes, (), timeout_s)
+            return bool(readable or writable)
         poller = select.poll()
-        poller.register(self._socket, select.POLLIN | (select.POLLOUT if writes else 0))
-        poller.poll(timeout_s * 1000)
+        poller.register(number, select.POLLIN | (select.POLLOUT if writes else 0))
+        return bool(poller.poll(timeout_s * 1000))
+
+    def read_within(self, timeout_s: float) -> int:
+        """Read once something has arrived, at most so much later; how many bytes, 0 if none.
+
+        Asking first is cheaper than an exception for each time that there is nothing.
+        """
+        if self._is_tls and (count := self.read()):  # what the TLS layer holds, select does not see
+            return count
+        return self.read() if self.wait(timeout_s) else 0
 
     def beat(self, now_ns: int) -> None:
         """Send a heartbeat if one is due; raises TrialError if the broker has been silent for two of them."""
-        if not self._heartbeat_ns or now_ns < self._heartbeat_due_ns:
+        if now_ns < self.beat_due_ns:
             return
-        self._heartbeat_due_ns = now_ns + self._heartbeat_ns // 2
+        self.beat_due_ns = now_ns + self._heartbeat_ns // 2
         if self._unsent is None:
             self.write(memoryview(_HEARTBEAT))
-        if now_ns - self._silent_since_ns > 2 * self._heartbeat_ns and not self.read():
+        if self._has_heard:
+            self._has_heard, self._silent_since_ns = False, now_ns
+        elif now_ns - self._silent_since_ns > 2 * self._heartbeat_ns and not self.read():
             raise TrialError(
-                f"rabbitmq at {self._address} has been silent for more than two heartbeats of {self.heartbeat_s:.0f} s"
+                f"rabbitmq at {self._address} has been silent for two heartbeats of {self.heartbeat_s:.0f} s"
             )
 
     def _lost(self, error: OSError | None) -> TrialError:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from loadgen.driver import Target
     from loadgen.drivers.wire.amqp_deliveries import Deliveries
 
+IDLE_S = 0.001  # nothing to read for so long is idle: under load, acks keep to `ack_every`
+
 _ACK_END = struct.Struct(">QBB")
 _ACK_HEAD = encode(spec.Basic.Ack(), CHANNEL)[: -_ACK_END.size]
 
@@ -25,8 +27,7 @@ _ACK_HEAD = encode(spec.Basic.Ack(), CHANNEL)[: -_ACK_END.size]
 class AmqpConsumer:
     """One consumer of the target's queue; acknowledges after processing, or has the broker do so on delivery.
 
-    An ack with `multiple` is sent for each `ack_every` settled messages, and for the rest as soon as the socket has
-    nothing more to read.
+    An ack with `multiple` is sent for each `ack_every` settled messages, and for the rest when idle.
     """
 
     def __init__(self, target: Target, index: int) -> None:
@@ -50,27 +51,31 @@ class AmqpConsumer:
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait for the first message and return all that one read brought; what is left over stays for the next."""
         connection = self._connection
-        read_ns = deadline_ns = 0
+        read_ns = 0
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         connection.make_room(self._need_bytes)
+        # Deliveries may have come with the answer to basic.consume: then there is enough before the first read.
+        count = connection.end - connection.begin >= self._need_bytes
         while True:
-            # Deliveries may have come with the answer to basic.consume: then there is enough before the first read.
-            if connection.read() or connection.end - connection.begin >= self._need_bytes:
+            unacked = self._is_manual and self._settled_tag > self._acked_tag
+            if count or (count := connection.read_within(min(timeout_s, IDLE_S) if unacked else timeout_s)):
                 read_ns = read_ns or time.monotonic_ns()
+                if read_ns > connection.beat_due_ns:
+                    connection.beat(read_ns)
                 if connection.end - connection.begin >= self._need_bytes:
-                    found = self._parser.parse(connection.buffer, connection.begin, connection.end)
+                    found = self._parser.parse(connection.raw, connection.begin, connection.end)
                     connection.begin, self._need_bytes = self._parser.begin, self._parser.need_bytes
                     if found is not None:
                         return [self._hand_out(found, read_ns)]
                     connection.make_room(self._need_bytes)
-                continue
+                count = 0
+            elif unacked:
+                self._acknowledge(self._settled_tag)
             now_ns = time.monotonic_ns()
-            self._acknowledge(self._settled_tag)
             connection.beat(now_ns)
-            if not deadline_ns:
-                deadline_ns = now_ns + int(timeout_s * 1e9)
-            if now_ns >= deadline_ns:
+            timeout_s = (deadline_ns - now_ns) / 1e9
+            if timeout_s <= 0:
                 return []
-            connection.wait((deadline_ns - now_ns) / 1e9)
 
     def settle(self) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""

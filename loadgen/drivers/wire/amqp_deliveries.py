@@ -29,6 +29,7 @@ RESERVE_BYTES = (
 )
 _FEW_ROWS = 4  # below this, comparing one by one costs less than numpy's dozen calls
 _HEAD_BYTES = FRAME_HEAD.size
+_WORD_BYTES = 8
 _INDEX = struct.Struct(">I")
 _TAG = struct.Struct(">QB")
 _SIZE = struct.Struct(">Q")
@@ -50,40 +51,56 @@ class _Likeness:
 
     def __init__(self, delivery: bytes, tag_at: int, size_at: int, body_at: int) -> None:
         self.tag_at, self.size_at, self.body_at = tag_at, size_at, body_at
-        self.before_tag = delivery[:tag_at]
-        self.before_size = delivery[tag_at + _TAG.size : size_at]
-        self.before_body = delivery[size_at + _SIZE.size : body_at - _HEAD_BYTES]
-        self.size = -1
-        self.row_bytes = 0
-        self._words: npt.NDArray[np.uint64]
-        self._mask: npt.NDArray[np.uint64]
-        self._mask_redelivered: npt.NDArray[np.uint64]
+        self.size = self.last_size = -1
+        self.row_bytes = MAX_FRAME_BYTES
+        self._before_tag = delivery[:tag_at]
+        self._before_size = delivery[tag_at + _TAG.size : size_at]
+        self._before_body = delivery[size_at + _SIZE.size : body_at - _HEAD_BYTES]
+        self._size_end = size_at + _SIZE.size
+        self._body_head_at = body_at - _HEAD_BYTES
         # Words of a row begin up to eight bytes early, in the end mark of the frame before, so that they end with
         # the last byte before the body.
         self._early = 8 - body_at % 8
+        self._words: npt.NDArray[np.uint64]
+        self._mask: npt.NDArray[np.uint64]
+        self._mask_redelivered: npt.NDArray[np.uint64]
+        self._expected = b""
 
-    def size_of(self, view: memoryview, at: int) -> int:
-        """The body size of the delivery at `at` if it is of this likeness with one body frame, else −1."""
-        tag_end, size_end = at + self.tag_at + _TAG.size, at + self.size_at + _SIZE.size
-        body_head = at + self.body_at - _HEAD_BYTES
-        if (
-            view[at : at + self.tag_at] != self.before_tag
-            or view[tag_end : at + self.size_at] != self.before_size
-            or view[size_end:body_head] != self.before_body
+    def size_of(self, raw: bytearray, at: int) -> int:
+        """The body size of the delivery at `at` if it is of this likeness with one body frame, else -1."""
+        if not (
+            raw.startswith(self._before_tag, at)
+            and raw.startswith(self._before_size, at + self.tag_at + _TAG.size)
+            and raw.startswith(self._before_body, at + self._size_end)
         ):
             return -1
-        (size,) = _SIZE.unpack_from(view, at + self.size_at)
-        kind, channel, length = FRAME_HEAD.unpack_from(view, body_head)
-        return size if (kind, channel, length) == (spec.FRAME_BODY, CHANNEL, size) else -1
+        (size,) = _SIZE.unpack_from(raw, at + self.size_at)
+        if size == self.size:
+            return size if raw.startswith(self._body_head, at + self._body_head_at) else -1
+        head = FRAME_HEAD.unpack_from(raw, at + self._body_head_at)
+        return size if head == (spec.FRAME_BODY, CHANNEL, size) else -1
 
-    def run(self, buffer: UInt8, at: int, end: int, size: int) -> tuple[int, Bool | None]:
-        """How many deliveries of this size follow each other from `at` (the first is known), with their flags."""
-        if size != self.size:
-            self._become(size)
+    def fill(self, raw: bytearray, at: int, end: int) -> int:
+        """How many deliveries fit from `at` on if all are of the last size and delivered for the first time, else 0.
+
+        One masking and one comparison of bytes: most reads cost no more than this.
+        """
         count = (end - at) // self.row_bytes
-        shape = (count, len(self._words))
-        words: npt.NDArray[np.uint64] = np.ndarray(
-            shape, np.uint64, buffer, at - self._early, (self.row_bytes, 8)
+        words = np.ndarray(
+            (count, len(self._words)), np.uint64, raw, at - self._early, (self.row_bytes, _WORD_BYTES)
+        )
+        masked = (words & self._mask).tobytes()
+        if len(self._expected) < len(masked):
+            self._expected = self._words.tobytes() * (2 * count)
+        if masked != self._expected[: len(masked)] or raw[at + count * self.row_bytes - 1] != FRAME_END:
+            return 0
+        return count
+
+    def run(self, raw: bytearray, at: int, end: int) -> tuple[int, Bool | None]:
+        """How many deliveries of the same size follow each other from `at` (the first is known), with their flags."""
+        count = (end - at) // self.row_bytes
+        words = np.ndarray(
+            (count, len(self._words)), np.uint64, raw, at - self._early, (self.row_bytes, _WORD_BYTES)
         )
         flags = None
         differs = (words & self._mask) != self._words
@@ -92,30 +109,25 @@ class _Likeness:
             wrong = differs.any(axis=1)
             count = int(wrong.argmax()) if wrong.any() else count
             flag_at = at + self.tag_at + _TAG.size - 1
-            flags = (buffer[flag_at : flag_at + count * self.row_bytes : self.row_bytes] & 1).astype(np.bool_)
-        if count and buffer[at + count * self.row_bytes - 1] != FRAME_END:
+            flags = (np.ndarray((count,), np.uint8, raw, flag_at, (self.row_bytes,)) & 1).astype(np.bool_)
+        if count and raw[at + count * self.row_bytes - 1] != FRAME_END:
             count -= 1
         return count, None if flags is None else flags[:count]
 
-    def _become(self, size: int) -> None:
+    def become(self, size: int) -> None:
         """Render words and masks for deliveries of this body size."""
         self.size = size
         self.row_bytes = self.body_at + size + 1
-        body_head = FRAME_HEAD.pack(spec.FRAME_BODY, CHANNEL, size)
-        row = (
-            self.before_tag
-            + bytes(_TAG.size)
-            + self.before_size
-            + _SIZE.pack(size)
-            + self.before_body
-            + body_head
-        )
+        self._body_head = FRAME_HEAD.pack(spec.FRAME_BODY, CHANNEL, size)
+        row = self._before_tag + bytes(_TAG.size) + self._before_size + _SIZE.pack(size)
+        row += self._before_body + self._body_head
         mask = bytearray(b"\xff" * len(row))
         mask[self.tag_at : self.tag_at + _TAG.size - 1] = bytes(_TAG.size - 1)
         self._words = self._as_words(row, FRAME_END)
         self._mask = self._as_words(mask, 0xFF)
         mask[self.tag_at + _TAG.size - 1] = 0xFE
         self._mask_redelivered = self._as_words(mask, 0xFF)
+        self._expected = b""
 
     def _as_words(self, row: bytes | bytearray, end_before: int) -> npt.NDArray[np.uint64]:
         return np.frombuffer(bytes(self._early - 1) + bytes([end_before]) + row, np.uint64)
@@ -133,16 +145,27 @@ class DeliveryParser:
         self._flags: list[tuple[int, Bool | bool]] = []  # (how many messages before, flags) where any is set
         self._last_tag = 0
 
-    def parse(self, buffer: UInt8, begin: int, end: int) -> Deliveries | None:
+    def parse(self, raw: bytearray, begin: int, end: int) -> Deliveries | None:
         """All complete deliveries between `begin` and `end`; None if there is none.
 
         A body that came in several frames is moved together within the buffer.
         """
-        self._runs, self._flags, self._begin, self._need_end = [], [], begin, 0
-        view = buffer.data
-        found = 0
+        self._need_end = 0
+        like, found = self._likeness, 0
+        if like is not None and end - begin >= _FEW_ROWS * like.row_bytes and (found := like.fill(raw, begin, end)):
+            begin += found * like.row_bytes
+            (self._last_tag,) = _SIZE.unpack_from(raw, begin - like.row_bytes + like.tag_at)
+            first = begin - found * like.row_bytes + like.body_at
+            if begin == end:
+                self._begin = begin
+                starts = np.arange(first, end, like.row_bytes)
+                return Deliveries(starts, like.size, None, self._last_tag)
+            self._runs, self._flags = [(first, like.row_bytes, found, like.size)], []
+        else:
+            self._runs, self._flags = [], []
+        self._begin = begin
         while end - self._begin > _HEAD_BYTES:
-            count = self._next_run(buffer, view, end, found)
+            count = self._next_run(raw, end, found)
             if count < 0:
                 break
             found += count
@@ -158,54 +181,59 @@ class DeliveryParser:
         """How many bytes there must be from `begin` on for another pass to be of use."""
         return max(1, self._need_end - self._begin)
 
-    def _next_run(self, buffer: UInt8, view: memoryview, end: int, found: int) -> int:
-        """Take the next run of deliveries or one other frame; how many deliveries, −1 if incomplete."""
+    def _next_run(self, raw: bytearray, end: int, found: int) -> int:
+        """Take the next run of deliveries or one other frame; how many deliveries, -1 if incomplete."""
         at, like = self._begin, self._likeness
-        if like is not None and end - at >= like.body_at and (size := like.size_of(view, at)) >= 0:
-            row_bytes = like.body_at + size + 1
-            if end - at < row_bytes:
-                self._need_end = at + row_bytes
-                return -1
-            if end - at >= _FEW_ROWS * row_bytes:
-                count, flags = like.run(buffer, at, end, size)
-            else:
-                count, flags = int(view[at + row_bytes - 1] == FRAME_END), None
-            if count:
-                last = at + (count - 1) * row_bytes
-                self._last_tag, bits = _TAG.unpack_from(view, last + like.tag_at)
-                self._runs.append((at + like.body_at, row_bytes, count, size))
-                self._begin = last + row_bytes
-                if flags is not None:
-                    self._flags.append((found, flags))
-                elif bits & 1:
-                    self._flags.append((found, True))
-                return count
-        return self._general(view, at, end, found)
+        if like is None or end - at < like.body_at or (size := like.size_of(raw, at)) < 0:
+            return self._general(raw, at, end, found)
+        row_bytes = like.body_at + size + 1
+        if end - at < row_bytes:
+            self._need_end = at + row_bytes
+            return -1
+        if size != like.size and size == like.last_size:  # two of a size: more are likely
+            like.become(size)
+        like.last_size = size
+        flags = None
+        if size == like.size and end - at >= _FEW_ROWS * row_bytes:
+            count, flags = like.run(raw, at, end)
+        else:
+            count = int(raw[at + row_bytes - 1] == FRAME_END)
+        if not count:
+            return self._general(raw, at, end, found)
+        last = at + (count - 1) * row_bytes
+        self._last_tag, bits = _TAG.unpack_from(raw, last + like.tag_at)
+        self._runs.append((at + like.body_at, row_bytes, count, size))
+        self._begin = last + row_bytes
+        if flags is not None:
+            self._flags.append((found, flags))
+        elif bits & 1:
+            self._flags.append((found, True))
+        return count
 
-    def _general(self, view: memoryview, at: int, end: int, found: int) -> int:
+    def _general(self, raw: bytearray, at: int, end: int, found: int) -> int:
         """One delivery or one other frame, with nothing taken for granted."""
-        frame_end = self._frame_end(view, at, end)
+        frame_end = self._frame_end(raw, at, end)
         if frame_end < 0:
             return -1
-        kind, channel, _ = FRAME_HEAD.unpack_from(view, at)
+        kind, channel, _ = FRAME_HEAD.unpack_from(raw, at)
         is_method = kind == spec.FRAME_METHOD and frame_end - at > _HEAD_BYTES + _INDEX.size
         if not is_method or channel != CHANNEL:
-            self._other(view[at:frame_end])
+            self._handle(decode(raw[at:frame_end]))
             self._begin = frame_end
             return 0
-        if _INDEX.unpack_from(view, at + _HEAD_BYTES)[0] != spec.Basic.Deliver.INDEX:
-            self._other(view[at:frame_end])
+        if _INDEX.unpack_from(raw, at + _HEAD_BYTES)[0] != spec.Basic.Deliver.INDEX:
+            self._handle(decode(raw[at:frame_end]))
             self._begin = frame_end
             return 0
-        return self._delivery(view, at, frame_end, end, found)
+        return self._delivery(raw, at, frame_end, end, found)
 
-    def _delivery(self, view: memoryview, at: int, method_end: int, end: int, found: int) -> int:
+    def _delivery(self, raw: bytearray, at: int, method_end: int, end: int, found: int) -> int:
         """The delivery whose method frame is at `at`: find its header and bodies, move the bodies together."""
-        header = self._content_frame(view, method_end, end, spec.FRAME_HEADER)
+        header = self._content_frame(raw, method_end, end, spec.FRAME_HEADER)
         if header is None:
             return -1
         header_at, header_end = header
-        (size,) = _SIZE.unpack_from(view, header_at + _HEAD_BYTES + 4)
+        (size,) = _SIZE.unpack_from(raw, header_at + _HEAD_BYTES + 4)
         if size > MAX_FRAME_BYTES:
             raise TrialError(
                 f"rabbitmq announced a message of {size} bytes; expected at most {MAX_FRAME_BYTES}"
@@ -213,7 +241,7 @@ class DeliveryParser:
         pieces: list[tuple[int, int]] = []
         missing, body_end = size, header_end
         while missing:
-            body = self._content_frame(view, body_end, end, spec.FRAME_BODY)
+            body = self._content_frame(raw, body_end, end, spec.FRAME_BODY)
             if body is None:
                 self._need_end = max(self._need_end, body_end + missing + _HEAD_BYTES + 1)
                 return -1
@@ -222,16 +250,16 @@ class DeliveryParser:
             missing -= body_end - body_at - _HEAD_BYTES - 1
         if missing < 0:
             raise TrialError("rabbitmq sent a message whose body is longer than its header says")
-        tag_at = at + _HEAD_BYTES + _INDEX.size + 1 + view[at + _HEAD_BYTES + _INDEX.size]
-        self._last_tag, bits = _TAG.unpack_from(view, tag_at)
+        tag_at = at + _HEAD_BYTES + _INDEX.size + 1 + raw[at + _HEAD_BYTES + _INDEX.size]
+        self._last_tag, bits = _TAG.unpack_from(raw, tag_at)
         start = pieces[0][0] if pieces else header_end
         if len(pieces) == 1 and header_at == method_end and start == header_end + _HEAD_BYTES:
             size_at = header_at + _HEAD_BYTES + 4
-            self._likeness = _Likeness(bytes(view[at:start]), tag_at - at, size_at - at, start - at)
+            self._likeness = _Likeness(bytes(raw[at:start]), tag_at - at, size_at - at, start - at)
         filled = start
         for first, last in pieces:
             if first != filled:
-                view[filled : filled + last - first] = view[first:last]
+                raw[filled : filled + last - first] = raw[first:last]
             filled += last - first
         if bits & 1:
             self._flags.append((found, True))
@@ -239,66 +267,54 @@ class DeliveryParser:
         self._begin = body_end
         return 1
 
-    def _content_frame(self, view: memoryview, at: int, end: int, kind: int) -> tuple[int, int] | None:
+    def _content_frame(self, raw: bytearray, at: int, end: int, kind: int) -> tuple[int, int] | None:
         """The next frame of the content being read; frames of the connection may stand before it."""
-        while (frame_end := self._frame_end(view, at, end)) >= 0:
-            found, channel, _ = FRAME_HEAD.unpack_from(view, at)
+        while (frame_end := self._frame_end(raw, at, end)) >= 0:
+            found, channel, _ = FRAME_HEAD.unpack_from(raw, at)
             if channel == CHANNEL:
                 if found != kind:
                     raise TrialError(
                         f"rabbitmq sent a frame of type {found} within a message; expected type {kind}"
                     )
                 return at, frame_end
-            self._other(view[at:frame_end])
+            self._handle(decode(raw[at:frame_end]))
             at = frame_end
         return None
 
-    def _frame_end(self, view: memoryview, at: int, end: int) -> int:
-        """Where the frame at `at` ends, −1 if it is incomplete; raises TrialError if it is none."""
+    def _frame_end(self, raw: bytearray, at: int, end: int) -> int:
+        """Where the frame at `at` ends, -1 if it is incomplete; raises TrialError if it is none."""
         if end - at < _HEAD_BYTES:
             self._need_end = at + _HEAD_BYTES + 1
             return -1
-        kind, _, length = FRAME_HEAD.unpack_from(view, at)
+        kind, _, length = FRAME_HEAD.unpack_from(raw, at)
         frame_end = at + _HEAD_BYTES + length + 1
         if kind not in _FRAME_TYPES or length > MAX_FRAME_BYTES:
             raise TrialError("rabbitmq sent bytes that are no AMQP frame; the connection cannot be trusted")
         if frame_end > end:
             self._need_end = frame_end
             return -1
-        if view[frame_end - 1] != FRAME_END:
+        if raw[frame_end - 1] != FRAME_END:
             raise TrialError("rabbitmq sent a frame without its end mark; the connection cannot be trusted")
         return int(frame_end)
 
-    def _other(self, encoded: memoryview) -> None:
-        self._handle(decode(encoded))
-
     def _collect(self, found: int) -> Deliveries:
-        starts: list[Int64] = []
-        sizes: Int64 | int = self._runs[0][3]
-        if len(self._runs) == 1:
-            first, distance, count, _ = self._runs[0]
-            all_starts = (
-                np.arange(first, first + count * distance, distance) if count > 1 else np.array([first])
-            )
+        runs = self._runs
+        sizes: Int64 | int = runs[0][3]
+        if len(runs) == found:
+            starts = np.array([first for first, _, _, _ in runs])
         else:
-            runs = self._runs
-            starts = [np.arange(run[2]) * run[1] + run[0] for run in runs if run[2] > 1]
-            if starts:
-                starts = [np.arange(run[2]) * run[1] + run[0] for run in runs]
-                all_starts = np.concatenate(starts)
-            else:
-                all_starts = np.array([run[0] for run in runs])
-            if any(run[3] != sizes for run in runs):
-                sizes = np.repeat([run[3] for run in runs], [run[2] for run in runs])
+            starts = np.concatenate([np.arange(count) * distance + first for first, distance, count, _ in runs])
+        if any(size != sizes for _, _, _, size in runs):
+            sizes = np.repeat([size for _, _, _, size in runs], [count for _, _, count, _ in runs])
         redelivered = None
         if self._flags:
             redelivered = np.zeros(found, np.bool_)
             for place, flags in self._flags:
                 redelivered[place : place + (1 if isinstance(flags, bool) else len(flags))] = flags
-        return Deliveries(all_starts, sizes, redelivered, self._last_tag)
+        return Deliveries(starts, sizes, redelivered, self._last_tag)
 
 
-def decode(encoded: memoryview) -> Frame:
+def decode(encoded: bytearray) -> Frame:
     """One whole frame by pika's codec."""
     try:
         return frame.decode_frame(bytes(encoded))[1]

@@ -93,20 +93,18 @@ class AmqpProducer:
         """Move bytes in both directions; also returns early when there is room again."""
         connection = self._connection
         had_room = self.room_msgs > 0
-        deadline_ns = 0
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         while True:
+            settled = self._take(time.monotonic_ns()) if connection.read_within(timeout_s) else []
             if connection.has_unsent:
                 connection.write_on()
-            settled = self._take(time.monotonic_ns()) if connection.read() else []
             now_ns = time.monotonic_ns()
             connection.beat(now_ns)
-            if settled or timeout_s <= 0 or (not had_room and self.room_msgs > 0):
+            if settled or (not had_room and self.room_msgs > 0):
                 return settled
-            if not deadline_ns:
-                deadline_ns = now_ns + int(timeout_s * 1e9)
-            elif now_ns >= deadline_ns:
+            timeout_s = (deadline_ns - now_ns) / 1e9
+            if timeout_s <= 0:
                 return settled
-            connection.wait((deadline_ns - now_ns) / 1e9)
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is written and, with confirms, settled, at most `timeout_s`."""

@@ -169,7 +169,7 @@ class RowBuffer:
 
     def __init__(self, layout: Layout, flat: UInt8) -> None:
         self.layout = layout
-        self.view = memoryview(flat)
+        self.view = flat.data
         self._spans = []
         for group in layout.groups:
             rows = flat[group.offset : group.offset + group.count * group.row_bytes].reshape(

@@ -242,7 +242,7 @@ class KafkaConsumer:
     def _answered(self, link: Link, begin: int, end: int) -> list[Piece]:
         """Note what a fetch brought: errors at once, records as pieces to be parsed later."""
         buffer = link.connection.buffer
-        view = memoryview(buffer)
+        view = buffer.data
         correlation, _, error, _, topics = struct.unpack_from(">iihii", view, begin)
         if correlation != link.correlation:
             raise LinkError(f"an answer to request {correlation} came out of turn")
@@ -272,7 +272,7 @@ class KafkaConsumer:
     def _piece(self, link: Link, partition: int, begin: int, end: int) -> list[Piece]:
         buffer = link.connection.buffer
         try:
-            headers = batch_headers(memoryview(buffer), begin, end)
+            headers = batch_headers(buffer.data, begin, end)
         except DamagedBatchError as error:
             raise self._damaged(partition, error) from None
         if not headers:

@@ -156,7 +156,7 @@ class KafkaProducer:
     def _send_mixed(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Messages of any sizes, record by record."""
         flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
-        values, bounds = memoryview(flat), offsets.tolist()
+        values, bounds = flat.data, offsets.tolist()
         indices = self._payloads.key_indices(first_seq, len(intended_ns))
         for row, (begin, end) in enumerate(pairwise(bounds)):
             if indices is None or self._keys is None or self._partition_of is None:

@@ -125,7 +125,7 @@ class RecordReader:
 
     def _unpacked(self, buffer: UInt8, headers: list[BatchHeader]) -> tuple[UInt8, list[int], list[int]]:
         """The records of compressed batches, end to end in one buffer, and where each batch's begin and end."""
-        view = memoryview(buffer)
+        view = buffer.data
         parts = []
         for each in headers:
             try:

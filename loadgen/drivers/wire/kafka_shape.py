@@ -70,7 +70,7 @@ def find_shape(flat: UInt8, begin: int, end: int, count: int) -> Shape | None:
 
     `flat` must go on for eight bytes beyond `end`.
     """
-    view = memoryview(flat)
+    view = flat.data
     runs: list[Run] = []
     at, done = begin, 0
     while done < count:
@@ -152,7 +152,7 @@ def decode_section(flat: UInt8, begin: int, end: int, count: int) -> tuple[Int64
 
     Only the chain of lengths is followed in a loop; what stands in the records is read from all of them at once.
     """
-    view = memoryview(flat)
+    view = flat.data
     bodies, ends = [], []
     at = begin
     for _ in range(count):

@@ -1,0 +1,193 @@
+"""The command line as a person meets it: what it prints, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from loadgen.endpoint import BrokerName, Endpoint
+
+
+def loadgen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the tool to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "loadgen.cli", *arguments],
+        check=False, capture_output=True, text=True, timeout=110, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def only_line(text: str) -> str:
+    """The one line that an error is."""
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    """`--help` needs neither numpy nor pydantic nor a client library."""
+    done = loadgen("--help")
+    assert done.returncode == 0
+    for command in ("up", "down", "status", "list", "run", "plan", "compare", "rerun", "report", "doctor"):
+        assert command in done.stdout
+    probe = "import sys; from loadgen.cli import _parser; _parser(); print([m for m in ('numpy','pydantic','pika') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+USAGE_ERRORS = [
+    (["frobnicate"], "frobnicate"),
+    (["run"], "SCENARIO"),
+    (["run", "scenarios/nope.py"], "scenarios/nope.py: no such file"),
+    (["run", "throughput.py"], "did you mean scenarios/throughput.py?"),
+    (["run", "scenarios/latency.py", "--set", "bogus=1"], "bogus: no such knob"),
+    (["run", "scenarios/latency.py", "--set", "kafka.acks=7"], "acks = 7"),
+    (["run", "scenarios/latency.py", "--set", "durability=flushed", "--set", "kafka.acks=1"], "class `flushed`"),
+    (["plan", "scenarios/latency.py", "--repeats", "0"], "expected 1"),
+    (["plan", "scenarios/latency.py", "--profile", "hasty"], "hasty"),
+    (["report", "no-such-run"], "no run there"),
+    (["run", "scenarios/latency.py", "--cpus-client", "77"], "--cpus 77"),
+    (["status", "--brokers", "http://127.0.0.1"], "http"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), USAGE_ERRORS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_usage_error_is_one_line_and_64(arguments: list[str], words: str) -> None:
+    """A mistake on the command line names itself and exits with 64, before any broker is touched."""
+    done = loadgen(*arguments)
+    assert done.returncode == 64, done.stderr
+    assert words in only_line(done.stderr)
+
+
+def test_an_unreachable_broker_is_one_line_and_69(tmp_path: Path) -> None:
+    """Nobody listens on the port: the error names broker and address."""
+    for url in ("amqp://127.0.0.1:1/", "kafka://127.0.0.1:1"):
+        broker = "kafka" if url.startswith("kafka") else "rabbitmq"
+        done = loadgen("run", "scenarios/latency.py", "--brokers", url, "--broker", broker, "--results", str(tmp_path))
+        assert done.returncode == 69, done.stderr
+        assert "127.0.0.1:1" in only_line(done.stderr)
+
+
+def test_a_wrong_password_is_one_line_without_the_password(rabbitmq_endpoint: Endpoint, tmp_path: Path) -> None:
+    """Refused credentials name the user, and the password appears nowhere."""
+    url = f"amqp://guest:s3cr3t-wrong@{rabbitmq_endpoint.address}/"
+    done = loadgen("run", "scenarios/latency.py", "--brokers", url, "--broker", "rabbitmq", "--results", str(tmp_path))
+    assert done.returncode == 69, done.stderr
+    assert "guest" in only_line(done.stderr)
+    assert "s3cr3t" not in done.stdout + done.stderr
+    assert not [path for path in tmp_path.rglob("*.json") if "s3cr3t" in path.read_text()]
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    """A results folder that is a file is refused with what to do."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    done = loadgen("run", "scenarios/latency.py", "--results", str(blocked))
+    assert done.returncode == 71
+    assert "choose another folder" in only_line(done.stderr)
+
+
+def test_a_plan_says_what_a_run_will_do() -> None:
+    """Trials, minutes and bytes, for people and for machines."""
+    done = loadgen("plan", "scenarios/task_queue.py")
+    assert done.returncode == 0
+    assert "24 trials, about" in done.stdout
+    assert "GB on disk" in done.stdout
+    plan = json.loads(loadgen("plan", "scenarios/task_queue.py", "--json").stdout)
+    assert len(plan["trials"]) == 24
+    assert plan["trials"][0]["settings"]["prefetch"] in {1, 10, 100, 1000}
+
+
+def test_list_shows_each_scenario_with_its_question() -> None:
+    """One line a scenario."""
+    rows = json.loads(loadgen("list", "--json").stdout)
+    assert {"throughput", "latency", "task-queue"} <= {row["name"] for row in rows}
+    assert all(row["question"].endswith("?") for row in rows)
+
+
+def test_status_tells_versions_and_ports(endpoints: dict[BrokerName, Endpoint]) -> None:
+    """Both running brokers, with what a person needs to reach them."""
+    rows = {row["broker"]: row for row in json.loads(loadgen("status", "--json").stdout)}
+    for name, endpoint in endpoints.items():
+        assert rows[name]["running"]
+        assert rows[name]["version"] == endpoint.version
+
+
+SHORT = ("--set", "duration_s=1", "--set", "warmup_s=0", "--set", "rate=300", "--repeats", "1")
+
+
+def test_a_run_prints_its_result_and_writes_its_report(endpoints: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
+    """`run` ends with 0, JSON on stdout where asked, and a report that `report` can write again."""
+    del endpoints
+    done = loadgen("run", "scenarios/latency.py", *SHORT, "--results", str(tmp_path), "--json")
+    assert done.returncode in {0, 2}, done.stderr
+    result = json.loads(done.stdout)
+    assert {trial["broker"] for trial in result["trials"]} == {"rabbitmq", "kafka"}
+    report = Path(result["path"]) / "report.html"
+    assert "RabbitMQ" in report.read_text()
+    report.unlink()
+    again = loadgen("report", "latest", "--results", str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert report.exists()
+
+
+def test_ctrl_c_ends_a_run_in_order(endpoints: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
+    """SIGINT to the whole group: exit status 130, no traceback, the partial run kept."""
+    del endpoints
+    tool = subprocess.Popen(
+        [sys.executable, "-m", "loadgen.cli", "run", "scenarios/latency.py", *SHORT, "--set", "duration_s=60",
+         "--results", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/series.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(tool.pid, signal.SIGINT)
+    _, errors = tool.communicate(timeout=60)
+    assert tool.returncode == 130, errors
+    assert "Traceback" not in errors
+    document = json.loads(next(tmp_path.glob("*/run.json")).read_text())
+    assert document["status"] == "partial"
+    assert document["trials"][0]["sent"] > 0
+
+
+def test_a_broker_that_dies_in_mid_run_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    """kill -9 of the broker under load: one line naming it, exit status 2, the measured seconds kept."""
+    private = {"LOADGEN_BROKERS_DIR": str(tmp_path / "brokers"), "LOADGEN_CACHE_DIR": _cache()}
+    up = loadgen("up", "--broker", "kafka", "--json", **private)
+    assert up.returncode == 0, up.stderr
+    try:
+        results = tmp_path / "results"
+        tool = subprocess.Popen(
+            [sys.executable, "-m", "loadgen.cli", "run", "scenarios/latency.py", *SHORT, "--set", "duration_s=60",
+             "--broker", "kafka", "--results", str(results)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **private},
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not list(results.glob("*/histograms.hlog")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        row = next(row for row in json.loads(up.stdout) if row["broker"] == "kafka")
+        os.kill(row["pid"], signal.SIGKILL)
+        _, errors = tool.communicate(timeout=100)
+        assert tool.returncode == 2, errors
+        assert "Traceback" not in errors
+        assert "kafka at 127.0.0.1" in errors
+        record = json.loads(next(results.glob("*/run.json")).read_text())["trials"][0]
+        assert record["status"] == "failed"
+        assert list(results.glob("*/histograms.hlog"))[0].stat().st_size > 0
+    finally:
+        loadgen("down", **private)
+
+
+def _cache() -> str:
+    from loadgen.brokers.state import cache_dir
+
+    return str(cache_dir().resolve())

@@ -1,0 +1,260 @@
+"""Whole trials on real brokers: what is counted is what was sent, and what goes wrong is told and kept."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, engine, trial
+from loadgen.board import Board, Cell
+from loadgen.engine import Options, execute, exit_status, plan_of
+from loadgen.plan import Plan, Profile, make_plan
+from loadgen.runs import Run, load
+from loadgen.trial import Setting, run_trial
+
+if TYPE_CHECKING:
+    from loadgen.endpoint import BrokerName, Endpoint
+
+SHORT = Profile("test", warmup_s=0.5, duration_s=1.0, repeats=1)
+KNOBS: dict[str, dict[str, Any]] = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
+
+
+class Quiet:
+    """A listener that only keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self.lines.append(text)
+
+    def progress(self, text: str) -> None:
+        """A line that the next one replaces."""
+
+
+def plan_for(brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka"), **changes: Any) -> Plan:
+    """A short plan for these brokers."""
+    values: dict[str, Any] = {"name": "short", "question": "?", "rate": Rate.fixed(500), "message": Message(size_bytes=200)}
+    for broker in brokers:
+        values |= KNOBS[broker]
+    return make_plan([Scenario(**{**values, **changes})], SHORT, brokers=brokers)
+
+
+def run_once(endpoint: Endpoint, **changes: Any) -> dict[str, Any]:
+    """One short trial's record."""
+    plan = plan_for((endpoint.broker,), **changes)
+    record, outcome = run_trial(plan.trials[0], Setting(endpoint, lambda _: None))
+    assert outcome.error is None, outcome.traceback
+    return record
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+@pytest.mark.parametrize("durability", [Durability.NONE, Durability.BROKER, Durability.FLUSHED])
+def test_in_an_open_loop_every_message_due_is_sent_received_and_timed(
+    endpoints: dict[BrokerName, Endpoint], broker: BrokerName, durability: Durability
+) -> None:
+    """At a fixed rate the counts are the schedule's, and each message of the window has its latencies."""
+    record = run_once(endpoints[broker], durability=durability)
+    assert record["sent"] == record["received"] == 750
+    assert record["acked"] == (None if durability == Durability.NONE else 750)
+    assert [record[each] for each in ("lost", "duplicated", "corrupted", "out_of_order")] == [0, 0, 0, 0]
+    latency = record["latency_ns"]
+    assert latency["e2e"]["count"] == latency["e2e_service"]["count"] == latency["schedule_lag"]["count"] == 500
+    assert latency["e2e"]["min"] > 0
+    assert latency["e2e"]["p50"] >= latency["e2e_service"]["p50"]
+    if durability != Durability.NONE:
+        assert latency["ack"]["count"] == 500
+    assert record["broker_counts"]["depth_at_end"] == 0
+    # Not the status: a busy machine may make the schedule late, and that is no defect of ours.
+    checks = {check["name"]: check["passed"] for check in record["verdict"]["checks"]}
+    for name in ("traffic", "integrity", "loss", "drained", "duplicates", "order", "broker's count", "errors"):
+        assert checks[name] is True, record["verdict"]["reasons"]
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+@pytest.mark.parametrize("durability", [Durability.NONE, Durability.BROKER])
+def test_a_closed_loop_has_no_response_time_and_loses_nothing_confirmed(
+    endpoints: dict[BrokerName, Endpoint], broker: BrokerName, durability: Durability
+) -> None:
+    """Saturated, the ledger is exact, response times are null and service times are there."""
+    record = run_once(endpoints[broker], rate=Rate.saturate(), durability=durability, preset="throughput")
+    assert record["sent"] > 1_000
+    assert record["confirmed_lost"] == record["corrupted"] == record["duplicated"] == 0
+    assert record["latency_ns"]["e2e"] is None
+    assert record["latency_ns"]["ack"] is None
+    assert record["latency_ns"]["e2e_service"]["count"] > 0
+    assert record["verdict"]["bound_by"] in {"broker", "host", "generator", "unknown"}
+    if broker == "kafka" and durability == Durability.BROKER:
+        assert record["broker_counts"]["stored"] == record["sent"]
+
+
+@pytest.mark.parametrize("driver", ["pika", "pika-blocking", "confluent"])
+def test_client_drivers_carry_a_trial(endpoints: dict[BrokerName, Endpoint], driver: str) -> None:
+    """The client libraries run the same trial with the same exact ledger."""
+    broker: BrokerName = "kafka" if driver == "confluent" else "rabbitmq"
+    part = Kafka(driver=driver) if broker == "kafka" else RabbitMQ(driver=driver)
+    record = run_once(endpoints[broker], rate=Rate.fixed(200), **{broker: part})
+    assert record["sent"] == record["acked"] == record["received"] == 300
+    assert record["driver_kind"] == "client"
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+def test_several_producers_and_consumers_share_the_rate_and_the_messages(
+    endpoints: dict[BrokerName, Endpoint], broker: BrokerName
+) -> None:
+    """Two producers offer the rate together, and two consumers receive each message once."""
+    knobs = {"kafka": Kafka(partitions=2)} if broker == "kafka" else {}
+    record = run_once(endpoints[broker], rate=Rate.poisson(600), producers=2, consumers=2, **knobs)
+    assert record["sent"] == record["acked"] == record["received"]
+    assert 700 < record["sent"] < 1_100
+    assert record["duplicated"] == record["lost"] == 0
+
+
+def test_acks_at_a_low_rate_are_observed_when_they_come(endpoints: dict[BrokerName, Endpoint]) -> None:
+    """At 100 msg/s nobody waits for the next send to see a confirmation: the median is far below the 10 ms gap."""
+    for broker, endpoint in endpoints.items():
+        for driver in ("amqp", "pika") if broker == "rabbitmq" else ("kafka", "confluent"):
+            part = RabbitMQ(driver=driver) if broker == "rabbitmq" else Kafka(driver=driver)
+            record = run_once(endpoint, rate=Rate.fixed(100), **{broker: part})
+            # Were acks seen at sends only, the median would be the gap, 10 ms (measured: 10.1).
+            assert record["latency_ns"]["ack"]["p50"] < 8_000_000, driver
+
+
+@pytest.fixture
+def complete_run(endpoints: dict[BrokerName, Endpoint], tmp_path: Path) -> Run:
+    """A run of one short trial on each broker."""
+    del endpoints  # they run, so `local` finds them
+    return execute(plan_for(), Options("short", ["loadgen"], results=tmp_path), Quiet())
+
+
+def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
+    """The folder holds both trials with exact histograms, the series, versions and configuration, and no secret."""
+    run = load(complete_run.path)
+    assert run.status == "complete"
+    assert exit_status(run) in {0, 2}
+    assert [trial["broker"] for trial in run.trials] == ["rabbitmq", "kafka"]
+    for record in run.trials:
+        histogram = run.histogram(record["id"], "e2e")
+        assert histogram.count == record["latency_ns"]["e2e"]["count"] == 500
+        assert histogram.percentile(99) == record["latency_ns"]["e2e"]["p99"]
+    series = run.series
+    assert series[series["agent"] == "consumer0"]["received"].sum() == 2 * 750
+    brokers = run.header["brokers"]
+    assert brokers["kafka"]["version"].startswith("4.")
+    assert brokers["rabbitmq"]["version"].startswith("4.")
+    assert brokers["kafka"]["configuration"]
+    assert brokers["rabbitmq"]["deviations"]
+    assert (run.path.parent / "latest").resolve() == run.path
+
+
+def test_a_rerun_is_the_same_plan(complete_run: Run) -> None:
+    """What a run keeps gives the same trials, in the same order, with the same seeds."""
+    again = plan_of(complete_run, ("rabbitmq", "kafka"))
+    kept = [(record["id"], record["seed"], record["settings"]) for record in complete_run.trials]
+    assert [(each.id, each.seed, each.settings) for each in again.trials] == kept
+
+
+class Interrupting(Quiet):
+    """A listener at which Ctrl-C arrives, as it would in the main thread, while the first trial runs."""
+
+    def progress(self, text: str) -> None:
+        """Interrupt once load flows."""
+        if "msg/s" in text and "backlog" in text and " 0 msg/s" not in text:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_keeps_what_was_measured(endpoints: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
+    """An interrupted run is partial, says so, and has the seconds that were measured."""
+    del endpoints
+    plan = plan_for(("rabbitmq",), duration_s=30.0)
+    run = execute(plan, Options("short", ["loadgen"], results=tmp_path), Interrupting())
+    assert run.status == "partial"
+    assert run.header["reason"] == "interrupted"
+    assert exit_status(run) == 130
+    assert run.trials[0]["status"] == "partial"
+    assert run.trials[0]["sent"] > 0
+    assert run.trials[0]["sent"] == run.trials[0]["received"] + run.trials[0]["lost"]
+
+
+def test_a_trial_stops_before_the_disk_is_full(
+    endpoints: dict[BrokerName, Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the reserve the trial ends with one line, and what was measured is in its record."""
+    monkeypatch.setattr(trial, "MIN_FREE_BYTES", 1 << 60)
+    plan = plan_for(("kafka",), duration_s=20.0)
+    record, outcome = run_trial(plan.trials[0], Setting(endpoints["kafka"], lambda _: None))
+    assert outcome.error is not None
+    assert "disk" in outcome.error
+    assert record["status"] == "failed"
+    assert record["verdict"]["status"] == "invalid"
+
+
+def test_a_dead_agent_fails_the_trial_with_its_name(
+    endpoints: dict[BrokerName, Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that is killed is noticed at once; its trial is invalid and names it."""
+    killed: list[int] = []
+
+    def kill_consumer(self: trial.Live, board: Board) -> None:
+        if board.total(Cell.RECEIVED) and not killed:
+            killed.append(1)
+            for process in __import__("multiprocessing").active_children():
+                if process.name == "consumer0":
+                    process.kill()
+        del self
+
+    monkeypatch.setattr(trial.Live, "turned", kill_consumer)
+    plan = plan_for(("kafka",), duration_s=20.0)
+    record, outcome = run_trial(plan.trials[0], Setting(endpoints["kafka"], lambda _: None))
+    assert killed
+    assert outcome.error is not None
+    assert "consumer0 died" in outcome.error
+    assert record["verdict"]["status"] == "invalid"
+
+
+def test_agents_end_when_the_tool_is_killed(endpoints: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
+    """After kill -9 of the tool no agent goes on sending, and the run on disk is partial with what was written."""
+    del endpoints
+    command = [sys.executable, "-m", "loadgen.cli", "run", "scenarios/latency.py", "--set", "duration_s=60",
+               "--set", "rate=200", "--broker", "rabbitmq", "--repeats", "1", "--results", str(tmp_path)]  # fmt: skip
+    tool = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/histograms.hlog")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        agents = _children(tool.pid)
+        assert agents
+    finally:
+        tool.send_signal(signal.SIGKILL)
+        tool.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in agents) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in agents if Path(f"/proc/{pid}/exe").exists()]
+    run = load(next(path for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()))
+    assert run.status == "partial"
+    assert run.trials[0]["status"] == "partial"
+    assert run.trials[0]["latency_ns"]["e2e"]["count"] > 0
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+def test_pins_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs are pinned apart by default from four cores on, and a list that cannot be is refused."""
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert engine._pins(Options("x", [])) == engine.Pins((0, 1, 2, 3), (4, 5, 6, 7))
+    assert engine._pins(Options("x", [], cpus_client="1,4-5")) == engine.Pins((), (1, 4, 5))
+    with pytest.raises(engine.ScenarioError, match="may use 0, 1"):
+        engine._pins(Options("x", [], cpus_broker="8"))
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0, 1})
+    assert engine._pins(Options("x", [])) == engine.Pins()
