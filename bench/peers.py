@@ -13,11 +13,16 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loadgen.brokers import install, install_kafka, java, process
 from loadgen.brokers.state import cache_dir
-from loadgen.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadgen.brokers.state import Progress
+    from loadgen.endpoint import Endpoint
 
 PERF_TEST_VERSION = "2.22.1"
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -53,7 +58,7 @@ class Measured:
 
 
 def _perf_test_libs() -> Path:
-    def build(folder: Path, progress: install.Progress) -> dict[str, str]:
+    def build(folder: Path, progress: Progress) -> dict[str, str]:
         progress(f"fetching PerfTest {PERF_TEST_VERSION} with Maven")
         (folder / "pom.xml").write_text(POM, encoding="utf-8")
         process.run(
@@ -125,7 +130,9 @@ def kafka_tools(endpoint: Endpoint, topic: str, settings: dict[str, object], rec
     )
 
 
-def kafka_producer(endpoint: Endpoint, topic: str, settings: dict[str, object], records: int, size_bytes: int) -> Measured:
+def kafka_producer(
+    endpoint: Endpoint, topic: str, settings: dict[str, object], records: int, size_bytes: int
+) -> Measured:
     """kafka-producer-perf-test alone."""
     libs = install_kafka.ensure(cache_dir(), print).folder / "libs"
     command = _java(

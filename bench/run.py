@@ -30,9 +30,9 @@ from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from loadgen.endpoint import Endpoint
+    from loadgen.endpoint import BrokerName, Endpoint
 
 # What both sides of the Kafka comparisons are told, in the Java client's own names.
 KAFKA_SETTINGS: dict[str, object] = {
@@ -110,9 +110,9 @@ def compare(title: str, pairs: int, ours: Callable[[], Ours], theirs: Callable[[
         rates.append((a.slower_msgs_per_s, b.slower_msgs_per_s))
         costs.append((a.cpu_us_per_msg, b.cpu_us_per_msg))
         print(
-            f"  {pair}: ours {a.produced_msgs_per_s:,.0f} + {a.consumed_msgs_per_s:,.0f} msg/s {a.cpu_us_per_msg:.2f} µs "
-            f"({a.verdict}) · theirs {b.produced_msgs_per_s:,.0f} + {b.consumed_msgs_per_s:,.0f} msg/s "
-            f"{b.cpu_us_per_msg:.2f} µs · ratio {a.slower_msgs_per_s / b.slower_msgs_per_s:.2f}",
+            f"  {pair}: ours {a.produced_msgs_per_s:,.0f} + {a.consumed_msgs_per_s:,.0f} msg/s "
+            f"{a.cpu_us_per_msg:.2f} µs ({a.verdict}) · theirs {b.produced_msgs_per_s:,.0f} + "
+            f"{b.consumed_msgs_per_s:,.0f} msg/s {b.cpu_us_per_msg:.2f} µs · ratio {a.slower_msgs_per_s / b.slower_msgs_per_s:.2f}",
             flush=True,
         )
     for name, values in (("rate", rates), ("client CPU a message", costs)):
@@ -185,10 +185,10 @@ def rabbitmq(pairs: int, endpoint: Endpoint) -> None:
     )  # fmt: skip
 
 
-def pacing(endpoints: dict[str, Endpoint]) -> None:
+def pacing(endpoints: Mapping[BrokerName, Endpoint]) -> None:
     """10,000 messages a second, five times on each driver: achieved rate and schedule lag."""
     print("\n## Pacing at 10,000 msg/s, 100 B, median of 5")
-    knobs = {"amqp": ("rabbitmq", RabbitMQ), "kafka": ("kafka", Kafka), "pika": ("rabbitmq", RabbitMQ),
+    knobs: dict[str, tuple[BrokerName, Any]] = {"amqp": ("rabbitmq", RabbitMQ), "kafka": ("kafka", Kafka), "pika": ("rabbitmq", RabbitMQ),
              "confluent": ("kafka", Kafka)}  # fmt: skip
     for driver, (broker, part) in knobs.items():
         scenario = Scenario(
@@ -199,7 +199,7 @@ def pacing(endpoints: dict[str, Endpoint]) -> None:
             preset="low_latency",
             **{broker: part(driver=driver)},
         )
-        plan = make_plan([scenario], Profile("bench", 2, 10, 5), brokers=(broker,))  # type: ignore[arg-type]
+        plan = make_plan([scenario], Profile("bench", 2, 10, 5), brokers=(broker,))
         achieved, lag = [], []
         for each in plan.trials:
             record, _ = run_trial(each, Setting(endpoints[broker], quiet))
@@ -248,7 +248,7 @@ def main() -> None:
         if "rabbitmq" in wanted:
             rabbitmq(arguments.pairs, endpoints["rabbitmq"])
         if "pacing" in wanted:
-            pacing(dict(endpoints))
+            pacing(endpoints)
     if "recording" in wanted:
         recording()
     if "startup" in wanted:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SCENARIO_WORDS = (
     "Durability", "FromFile", "Kafka", "LogNormal", "Message", "RabbitMQ", "Rate", "Scenario", "Uniform",
 )  # fmt: skip
-__all__ = [  # noqa: PLE0604 - loaded on first use, so that `loadgen --help` does not import pydantic and numpy
+__all__ = [
     "Durability", "FromFile", "Kafka", "LogNormal", "Message", "RabbitMQ", "Rate", "Scenario", "Uniform",
 ]  # fmt: skip
 

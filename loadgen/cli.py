@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName
 
 COMPARE_SCENARIOS = ("throughput", "clients", "latency")
+PROFILE_NAMES = ("quick", "standard", "full")
 BROKER_NAMES = ("rabbitmq", "kafka")
 
 
@@ -89,7 +90,9 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
     command.add_argument(
         "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="change a knob; commas sweep"
     )
-    command.add_argument("--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often")
+    command.add_argument(
+        "--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often"
+    )
     command.add_argument("--repeats", type=_positive, help="in place of the profile's")
     command.add_argument("--seed", type=int, default=1, help="of messages, arrivals and the order of trials")
     command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
@@ -221,7 +224,9 @@ def _make_plan(arguments: argparse.Namespace) -> Any:
 
     paths = getattr(arguments, "scenarios", None) or [scenario_file(name) for name in COMPARE_SCENARIOS]
     sets = [parse_set(text) for text in arguments.sets]
-    scenarios = [apply_sets(scenario, sets) if sets else scenario for path in paths for scenario in load_scenarios(path)]
+    scenarios = [
+        apply_sets(scenario, sets) if sets else scenario for path in paths for scenario in load_scenarios(path)
+    ]
     return make_plan(
         scenarios,
         PROFILES[arguments.profile],

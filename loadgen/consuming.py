@@ -117,7 +117,13 @@ class ConsumerAgent(Agent):
         self._check(data, starts, sizes, kept[0].source, at_ns, redelivered)
 
     def _check(
-        self, buffer: UInt8, starts: Int64, sizes: Int64 | int, source: int, at_ns: Int64 | int, redelivered: Bool | None
+        self,
+        buffer: UInt8,
+        starts: Int64,
+        sizes: Int64 | int,
+        source: int,
+        at_ns: Int64 | int,
+        redelivered: Bool | None,
     ) -> None:
         """Compare every byte with what was sent, enter the ledger, record the latencies."""
         parsed = self.payloads.parse(buffer, starts, sizes)

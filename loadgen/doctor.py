@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 Finding = dict[str, str]
 Status = Literal["ok", "missing", "warning"]
 MIN_FREE_BYTES = 20 << 30
@@ -51,8 +53,6 @@ def _packages() -> list[Finding]:
 
 
 def _resources() -> list[Finding]:
-    import psutil
-
     free, memory = shutil.disk_usage(Path()).free, psutil.virtual_memory().available
     return [
         _finding("ok" if free > MIN_FREE_BYTES else "warning", "disk", f"{free / 1e9:.0f} GB free; a trial may use 5"),
@@ -68,8 +68,6 @@ def _cores_text(cores: int) -> str:
 
 
 def _quiet() -> list[Finding]:
-    import psutil
-
     busy = psutil.cpu_percent(interval=1.0)
     steal = getattr(psutil.cpu_times_percent(interval=0.2), "steal", 0.0)
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -154,7 +154,7 @@ class Admin(Protocol):
         ...
 
     def stored(self, target: Target) -> int | None:
-        """The broker's own count of the messages it accepted (sum of end offsets); None where it keeps no such count."""
+        """The broker's own count of the messages it accepted (end offsets); None where it keeps none."""
         ...
 
     def effective(self, target: Target) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen import host
 from loadgen.brokers import is_warmed, mark_warmed, open_brokers
-from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, LoadgenError, ScenarioError
+from loadgen.drivers import load_driver
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.plan import Plan, Profile, Trial, make_plan
 from loadgen.runs import Run, RunWriter, load
@@ -105,8 +106,6 @@ def _run_trials(
 
 def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
     """After a failed trial: raise BrokerError where its broker no longer answers, so that the rest is not tried."""
-    from loadgen.drivers import load_driver
-
     try:
         load_driver(trial.driver).admin(endpoint).close()
     except LoadgenError as error:
@@ -172,7 +171,7 @@ def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
 
 def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins) -> None:
     """Give each broker a fixed load once per start, so that the first trial does not measure its compiler."""
-    knobs = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
+    knobs: dict[str, dict[str, Any]] = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
     for name, endpoint in endpoints.items():
         if is_warmed(endpoint):
             continue
@@ -240,8 +239,6 @@ def _pinned(endpoints: dict[BrokerName, Endpoint], pins: Pins) -> Any:
 
 def _refuse_unwritable(results: Path) -> None:
     """Raise before any broker is touched where the run could not be written."""
-    from loadgen.errors import HostError
-
     try:
         results.mkdir(parents=True, exist_ok=True)
         probe = results / f".loadgen-{os.getpid()}"
@@ -257,5 +254,3 @@ def exit_status(run: Run) -> int:
         return EXIT_INTERRUPTED
     bad = any(trial["verdict"]["status"] == "invalid" or trial["status"] != "complete" for trial in run.trials)
     return EXIT_INVALID if bad or run.status != "complete" else EXIT_OK
-
-

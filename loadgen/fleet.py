@@ -173,7 +173,7 @@ class Fleet:
             if name not in self._done:
                 self._processes[name].join(5)
                 raise TrialError(
-                    f"agent {name} died: exit status {self._processes[name].exitcode}; its messages are not accounted for"
+                    f"agent {name} died: exit status {self._processes[name].exitcode}; its messages cannot be told"
                 ) from None
             return
         if kind == "ready":

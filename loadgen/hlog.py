@@ -26,7 +26,7 @@ VERSION = "1.3"
 NS_PER_MS = 1_000_000
 LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
 
-_TAG = re.compile(r"[^\s,]+")
+_TAG = re.compile(r"[!-+\--~]+")  # printable ASCII without the comma
 _LINE = re.compile(r"(?:Tag=([^\s,]+),)?(\d+\.\d+),(\d+\.\d+),(\d+\.\d+),([A-Za-z0-9+/=]+)\n")
 _BASE_TIME = re.compile(r"#\[BaseTime: (\d+\.\d+) ")
 
@@ -84,7 +84,7 @@ class HlogWriter:
             ValueError: the tag or the start cannot be written.
         """
         if not _TAG.fullmatch(tag):
-            raise ValueError(f"tag {tag!r}: expected at least one character, and no blank, comma or line end")
+            raise ValueError(f"tag {tag!r}: expected printable ASCII without blanks and commas")
         if start_s < 0:
             raise ValueError(f"start {start_s} s: before the log's own start")
         largest_ns = histogram.max if histogram.count else 0

@@ -94,7 +94,7 @@ def points(scenario: Scenario) -> Iterator[Point]:
     """Every point of the scenario, RabbitMQ's first; raises ScenarioError on the first impossible one."""
     for broker in ("rabbitmq", "kafka"):
         if getattr(scenario, broker) is not None:
-            yield from _points_of(scenario, broker)  # type: ignore[arg-type]
+            yield from _points_of(scenario, broker)
 
 
 def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
@@ -154,7 +154,7 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
 def _allowed(broker: BrokerName, durability: str, knob: str, value: Any) -> bool:
     """Exceptions: on one replica acks=1 and acks=all take one path; class `none` may promise less than it keeps."""
     if broker == "kafka" and durability == "broker" and knob == "acks":
-        return value == "1"
+        return bool(value == "1")
     return durability == "none" and knob in {"persistent", "ack"}
 
 

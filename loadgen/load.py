@@ -80,7 +80,7 @@ _OWN = ("producers", "consumers", "durability", "preset", "warmup_s", "duration_
 
 
 def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:
-    """The scenario with knobs replaced, checked again; `part.knob`, or a knob's name alone where only one part has it."""
+    """The scenario with knobs replaced and checked again; a key is `part.knob`, or a knob that only one part has."""
     values: dict[str, Any] = {name: getattr(scenario, name) for name in type(scenario).model_fields}
     for key, value in sets:
         part, knob = _locate(scenario, key)
@@ -122,8 +122,6 @@ def _rate(value: Any, current: Rate) -> Rate:
     if isinstance(value, str):
         raise ScenarioError(f"--set rate={value}: expected messages a second, a list of them, or saturate")
     return Rate.poisson(value) if current.kind == "poisson" else Rate.fixed(value)
-
-
 
 
 def scenario_file(name: str) -> Path:

@@ -5,7 +5,8 @@ how long the queue is; the watch thread looks now and then at alarms, GC logs, t
 A process that ends keeps its last total, and what could not be read is None. Samples are taken at
 origin + k intervals without drift, so that a window of whole seconds begins and ends at samples.
 
-The cost is measured in each run (`observer_cores` of the summary): about 0.004 of one.
+The cost is measured in each run (`observer_cores` of the summary): 0.003 of a core with four agents
+and a broker, half of it for the sampler and half for the list of all processes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from loadgen.alarms import AlarmReading
     from loadgen.endpoint import Endpoint
     from loadgen.gclog import Pause
+
+__all__ = ["Observations", "Observer"]
 
 OWN_GROUP = "loadgen"  # the process that observes, steers and writes: neither client nor broker nor "other"
 AGENT_GROUPS = ("producers", "consumers")

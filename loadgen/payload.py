@@ -31,6 +31,7 @@ SEQUENCE_BITS = 48
 UNKNOWN = -1
 POOL_BYTES = 16 << 20  # over the 8 MiB window of zstd's default levels and any batch a broker takes by default
 MIN_POOL_BODIES = 64
+MATCH_BYTES = 256 << 10  # bodies compared at once: more would leave the cache, and cost fresh pages each time
 
 STAMP = np.dtype([("intended_ns", "<i8"), ("identity", "<u8"), ("lag", "<u4"), ("check", "<u4")])
 _STAMP_STRUCT = struct.Struct("<qQII")
@@ -193,7 +194,9 @@ class Payloads:
             self.write_bodies(rows[:, STAMP_BYTES:], first_seq)
             return flat, offsets
         bodies, starts = self.pool.data, self.pool.offsets
-        for row, (index, begin, end) in enumerate(zip(indices.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        for row, (index, begin, end) in enumerate(
+            zip(indices.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        ):
             flat[begin : begin + STAMP_BYTES] = stamps[row]
             flat[begin + STAMP_BYTES : end] = bodies[starts[index] : starts[index + 1]]
         return flat, offsets
@@ -281,6 +284,10 @@ def _rows_match(buffer: UInt8, starts: Int64, matrix: UInt8, indices: Int64) -> 
     count, width = len(starts), matrix.shape[1]
     if width == 0 or count == 0:
         return np.ones(count, np.bool_)
+    step = max(1, MATCH_BYTES // width)
+    if count > step:
+        parts = [slice(at, at + step) for at in range(0, count, step)]
+        return np.concatenate([_rows_match(buffer, starts[part], matrix, indices[part]) for part in parts])
     got = _gather(buffer, starts + STAMP_BYTES, width)
     first = int(indices[0])
     # Nearly always the messages of a batch follow each other, and so do their bodies in the pool: no copy.

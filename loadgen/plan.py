@@ -158,8 +158,8 @@ def make_plan(
         shuffled = pairs.copy()
         random.Random(f"{seed}/{repeat}").shuffle(shuffled)  # noqa: S311 - an order, not a secret
         for scenario, pair in shuffled:
-            for point in pair if repeat % 2 else reversed(pair):
-                trials.append(_trial(scenario, point, profile, repeat, seed))
+            order = pair if repeat % 2 else tuple(reversed(pair))
+            trials += [_trial(scenario, point, profile, repeat, seed) for point in order]
     names = [trial.id for trial in trials]
     assert len(set(names)) == len(names), "trial ids are unique"
     return Plan(tuple(trials), tuple(scenarios), profile, count, seed, tuple(brokers))
@@ -169,7 +169,7 @@ def _pairs(scenario: Scenario, brokers: Sequence[BrokerName]) -> list[tuple[Scen
     """The scenario's points, RabbitMQ's beside the Kafka point of the same shared values where there is one."""
     by_broker = {broker: [p for p in points(scenario) if p.broker == broker] for broker in brokers}
     waiting = {broker: list(found) for broker, found in by_broker.items()}
-    pairs = []
+    pairs: list[tuple[Scenario, tuple[Point, ...]]] = []
     for first in by_broker.get("rabbitmq", []):
         twin = next((p for p in waiting.get("kafka", []) if _shared(p) == _shared(first)), None)
         if twin is not None:

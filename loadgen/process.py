@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from loadgen.agent import AgentSpec
 
-ROLES = {"producer": ProducerAgent, "consumer": ConsumerAgent}
+ROLES: dict[str, type[ProducerAgent | ConsumerAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
 
 
 def main(spec: AgentSpec, pipe: Connection) -> None:

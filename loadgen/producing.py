@@ -99,7 +99,7 @@ class ProducerAgent(Agent):
         self.result.blocked_share = blocked_ns / max(1, end_ns - start_ns)
 
     def _due(self, now_ns: int) -> int:
-        """How many messages should have been sent by now; an open loop's time ends, and what was due before does not."""
+        """How many messages should have been sent by now; also after the end, what was due before it."""
         clock = self.clock
         if self.open_loop:
             return self.pacer.due(min(now_ns, clock.window_end_ns - 1) - clock.start_ns)

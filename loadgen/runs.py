@@ -112,9 +112,7 @@ class RunWriter:
 
     def _keep(self, record: Mapping[str, Any]) -> None:
         trial_id = str(record["id"])
-        assert not re.search(r"[,\s]", trial_id), (
-            f"trial id {trial_id!r}: the log's tags hold no comma or space"
-        )
+        assert not re.search(r"[,\s]", trial_id), f"trial id {trial_id!r}: the log's tags hold no comma or space"
         refuse_secrets(record, f"trial {trial_id}")
         self._trials[trial_id] = completed({**self._placed.get(trial_id, {}), **record})
         self._write()
@@ -278,9 +276,7 @@ class Run:
             for line in lines:
                 histogram = Histogram.decode(line.encoded)
                 histogram.limit_max(round(line.max_ms * 1e6))
-                yield Interval(
-                    owner, line_kind, line.agent, line.start_s - offset_s, line.length_s, histogram
-                )
+                yield Interval(owner, line_kind, line.agent, line.start_s - offset_s, line.length_s, histogram)
 
     def histogram(self, trial_id: str, kind: str) -> Histogram:
         """A trial's histogram of one kind, over all agents, of the measured window only."""
@@ -365,11 +361,7 @@ def _locate(path: Path, root: Path) -> Path:
     if path.name == RUN_FILE and path.is_file():
         return path.parent.resolve()
     where = root / path if len(path.parts) == 1 else path
-    hint = (
-        "run `loadgen run` or `loadgen compare` first"
-        if str(path) == "latest"
-        else f"`ls {root}` shows the runs"
-    )
+    hint = "run `loadgen run` or `loadgen compare` first" if str(path) == "latest" else f"`ls {root}` shows the runs"
     raise ScenarioError(f"{where}: no run there; {hint}")
 
 

@@ -20,7 +20,7 @@ from loadgen.host import disk_free
 from loadgen.ledger import settle
 from loadgen.observer import Observer
 from loadgen.record import LATENCY_KINDS
-from loadgen.verdict import Facts, judge
+from loadgen.verdict import Facts, judge, observed_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,8 +105,8 @@ class Live:
         data_dir = self.endpoint.data_dir
         if data_dir is not None and disk_free(data_dir) < MIN_FREE_BYTES:
             raise TrialError(
-                f"disk: under {MIN_FREE_BYTES / 1e9:.0f} GB free where {self.endpoint.broker} keeps its data; free space "
-                "or shorten the trial (--set duration_s=…)"
+                f"disk: under {MIN_FREE_BYTES / 1e9:.0f} GB free where {self.endpoint.broker} keeps its data; free "
+                "space or shorten the trial (--set duration_s=…)"
             )
 
 
@@ -343,9 +343,7 @@ def _facts(record: Record, outcome: Outcome, observed: Record) -> Facts:
         goodput_msgs_per_s=record["goodput_msgs_per_s"],
         lag_p99_ns=lag["p99"] if lag else None,
         e2e_p50_ns=e2e["p50"] if e2e else None,
-        cpu_cores={
-            name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()
-        },
+        cpu_cores={name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()},
         producers_held_back_share=record["blocked_share"],
         **observed,
     )
@@ -356,23 +354,5 @@ def _verdict(record: Record, outcome: Outcome, observations: Observations | None
         why = outcome.error or "interrupted: what was measured is kept, and not judged"
         status = "invalid" if outcome.error else "unknown"
         return {"status": status, "bound_by": "unknown", "reasons": [why], "checks": []}
-    return judge(_facts(record, outcome, _observed(record) if observations is not None else {})).record()
-
-
-def _observed(record: Record) -> Record:
-    """The facts that the observer saw, under the verdict's names."""
-    summary = record["observer"]
-    shares = [share for share in summary["agent_core_share_max"].values() if share is not None]
-    shares.append(record["agent_cpu_share_max"])
-    return {
-        "agent_core_share_max": max(shares),
-        "host_busy_share": summary["host_busy_share"],
-        "psi_cpu_some_share": summary["psi_cpu_some_share"],
-        "steal_share": summary["host_steal_share"],
-        "others_cores": summary["others_cores"],
-        "others_names": tuple(summary["others_names"]),
-        "alarms": None if summary["alarms"] is None else tuple(summary["alarms"]),
-        "blocked_connections": summary["blocked_connections_max"],
-        "disk_full": summary["disk_full"],
-        "samples": summary["samples"],
-    }
+    observed = observed_facts(record["observer"]) if observations is not None else {}
+    return judge(_facts(record, outcome, observed)).record()

@@ -110,9 +110,7 @@ def write_trial(
         recorder.record(kind, when, values.astype(np.int64))
     deltas = recorder.take()
     writer.add_intervals(record["id"], deltas, agent="consumer0")
-    writer.add_series(
-        [{"trial": record["id"], "agent": "consumer0", "interval": i, "received": 1} for i in range(4)]
-    )
+    writer.add_series([{"trial": record["id"], "agent": "consumer0", "interval": i, "received": 1} for i in range(4)])
     from loadgen.histogram import Histogram  # noqa: PLC0415
 
     summaries = {}

@@ -99,7 +99,8 @@ def test_two_urls_are_two_brokers() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "locl", f"http://u:{QUOTED}@a", f"u:{QUOTED}@host", "amqp://", "kafka://a:0", "kafka://a kafka://b"]
+    "spec",
+    ["", "locl", f"http://u:{QUOTED}@a", f"u:{QUOTED}@host", "amqp://", "kafka://a:0", "kafka://a kafka://b"],
 )
 def test_a_spec_that_cannot_be_read_says_what_was_expected(spec: str) -> None:
     """A mistake in a URL is one line that shows an example and not the URL, which may hold a password."""

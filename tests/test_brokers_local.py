@@ -17,7 +17,7 @@ import pika
 import pytest
 
 from loadgen import brokers
-from loadgen.brokers import host, local, process, state
+from loadgen.brokers import host, local, process, redact, state
 from loadgen.brokers.process import ProcessId
 from loadgen.errors import BrokerError
 
@@ -73,7 +73,7 @@ def listening_sockets(processes: list[ProcessId]) -> set[tuple[str, int]]:
     for found in processes:
         for link in Path(f"/proc/{found.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+                inodes.update(re.findall(r"socket:\[(\d+)\]", str(link.readlink())))
     sockets = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
@@ -99,7 +99,9 @@ def test_all_sockets_listen_on_the_loopback_interface_alone(home: Path, pair: di
     assert pair["kafka"].hosts[0][1] in expected
 
 
-def test_both_brokers_are_recent_enough_and_their_versions_are_recorded(pair: dict[BrokerName, Endpoint]) -> None:
+def test_both_brokers_are_recent_enough_and_their_versions_are_recorded(
+    pair: dict[BrokerName, Endpoint],
+) -> None:
     """RabbitMQ is at least 4.3 and Kafka at least 4.3.1, and each installation lists what it consists of."""
     versions = {name: tuple(map(int, endpoint.version.split("."))) for name, endpoint in pair.items()}
     assert versions["rabbitmq"] >= (4, 3)
@@ -109,7 +111,9 @@ def test_both_brokers_are_recent_enough_and_their_versions_are_recorded(pair: di
     assert "erlang-base" in records["rabbitmq-forky"]["versions"]
 
 
-def test_the_configuration_is_read_back_and_every_deviation_holds_in_it(pair: dict[BrokerName, Endpoint]) -> None:
+def test_the_configuration_is_read_back_and_every_deviation_holds_in_it(
+    pair: dict[BrokerName, Endpoint],
+) -> None:
     """What a broker says of itself agrees with the list of what was changed; no flush setting is among it."""
     kafka = pair["kafka"].configuration
     assert not [key for key in kafka["broker_not_default"] if key.startswith("log.flush")]
@@ -130,7 +134,7 @@ def test_no_secret_is_in_a_configuration(pair: dict[BrokerName, Endpoint]) -> No
     cookie = (pair["rabbitmq"].log_dir or Path()).parent / "home/.erlang.cookie"
     assert cookie.read_text() not in written
     environment = pair["rabbitmq"].configuration["environment"]["rabbit"]
-    assert environment["credentials_obfuscation_fallback_secret"] == "[redacted]"
+    assert environment["credentials_obfuscation_fallback_secret"] == redact.BLANK
 
 
 def test_status_is_plain_data(pair: dict[BrokerName, Endpoint]) -> None:
@@ -186,10 +190,12 @@ def test_warmth_is_remembered_until_the_broker_is_started_anew(pair: dict[Broker
 def test_a_killed_rabbitmq_comes_back_with_its_data(pair: dict[BrokerName, Endpoint]) -> None:
     """After kill -9 and `restart` a confirmed message is there, at the same address, from a new process."""
     parameters = pika.ConnectionParameters(*pair["rabbitmq"].hosts[0])
-    channel = pika.BlockingConnection(parameters).channel()
+    connection = pika.BlockingConnection(parameters)
+    channel = connection.channel()
     channel.confirm_delivery()
     channel.queue_declare("survives", durable=True)
     channel.basic_publish("", "survives", b"kill -9", pika.BasicProperties(delivery_mode=2))
+    connection.close()
     before = pair["rabbitmq"].pids
     brokers.kill(pair["rabbitmq"])
     assert not brokers.status()[0]["running"]
@@ -301,8 +307,6 @@ def test_three_nodes_are_refused_in_one_line() -> None:
 
 def test_an_endpoint_that_is_gone_is_told(pair: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
     """Asking for the warmth of a broker that was ended says that it was."""
-    gone = type(pair["kafka"])(
-        "kafka", pair["kafka"].hosts, data_dir=tmp_path / "run/kafka/node1/data", source="local"
-    )
+    gone = type(pair["kafka"])("kafka", pair["kafka"].hosts, data_dir=tmp_path / "run/kafka/node1/data", source="local")
     with pytest.raises(BrokerError, match="no longer up"):
         local.mark_warmed(gone)

@@ -41,7 +41,12 @@ class Quiet:
 
 def plan_for(brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka"), **changes: Any) -> Plan:
     """A short plan for these brokers."""
-    values: dict[str, Any] = {"name": "short", "question": "?", "rate": Rate.fixed(500), "message": Message(size_bytes=200)}
+    values: dict[str, Any] = {
+        "name": "short",
+        "question": "?",
+        "rate": Rate.fixed(500),
+        "message": Message(size_bytes=200),
+    }
     for broker in brokers:
         values |= KNOBS[broker]
     return make_plan([Scenario(**{**values, **changes})], SHORT, brokers=brokers)

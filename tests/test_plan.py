@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +10,9 @@ from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.errors import HostError, ScenarioError
 from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
 from loadgen.plan import PROFILES, make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BOTH = Scenario(
     name="both",
@@ -50,7 +53,9 @@ def test_repeats_have_messages_of_their_own() -> None:
 
 def test_a_plan_refuses_over_half_of_the_free_disk() -> None:
     """The error names the worst trial and what to do."""
-    big = Scenario(name="big", question="?", message=Message(size_bytes=1_000_000), rate=Rate.fixed(10_000), kafka=Kafka())
+    big = Scenario(
+        name="big", question="?", message=Message(size_bytes=1_000_000), rate=Rate.fixed(10_000), kafka=Kafka()
+    )
     plan = make_plan([big], PROFILES["quick"])
     plan.refuse_over_half_of(int(plan.peak_bytes_max * 2) + 1)
     with pytest.raises(HostError, match=r"big/kafka.*half.*shorten"):

@@ -59,7 +59,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("make", "words"), MISTAKES)
-def test_each_mistake_is_one_line_that_names_knob_value_and_what_is_allowed(make: object, words: tuple[str, ...]) -> None:
+def test_each_mistake_is_one_line_that_names_knob_value_and_what_is_allowed(
+    make: object, words: tuple[str, ...]
+) -> None:
     """A mistake raises ScenarioError in one line with the knob, the value and the alternatives."""
     with pytest.raises(ScenarioError) as caught:
         make()  # type: ignore[operator]

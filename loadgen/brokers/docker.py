@@ -96,9 +96,7 @@ def _start(
     brokers: Sequence[BrokerName], *, owner: ProcessId | None, nodes: int, progress: Progress
 ) -> list[BrokerName]:
     if nodes != 1:
-        raise BrokerError(
-            f"brokers in Docker have one node for now, {nodes} were asked for: three nodes come later"
-        )
+        raise BrokerError(f"brokers in Docker have one node for now, {nodes} were asked for: three nodes come later")
     running = _running()
     missing: list[BrokerName] = [broker for broker in brokers if broker not in running]
     owners = _owners()
@@ -183,11 +181,7 @@ def _kafka(container: dict[str, Any]) -> Endpoint:
 def _running() -> dict[BrokerName, dict[str, Any]]:
     # Compose prints one JSON object a line; before 2.21 it was one list.
     printed = _compose("ps", "--format", "json").strip()
-    records = (
-        json.loads(printed)
-        if printed.startswith("[")
-        else [json.loads(line) for line in printed.splitlines()]
-    )
+    records = json.loads(printed) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
     return {record["Service"]: record for record in records if record.get("State") == "running"}
 
 
@@ -212,9 +206,7 @@ def _pid(container: dict[str, Any]) -> int | None:
 
 def _check_docker() -> None:
     if shutil.which("docker") is None:
-        raise HostError(
-            "--brokers docker needs the program docker, which is not on PATH: install it or use local"
-        )
+        raise HostError("--brokers docker needs the program docker, which is not on PATH: install it or use local")
     for command, problem in (
         (
             ["docker", "version", "--format", "{{.Server.Version}}"],

@@ -57,9 +57,7 @@ class Address:
     @property
     def public(self) -> str:
         """The URL as it may be shown and recorded."""
-        scheme = next(
-            s for s, (name, tls, _) in SCHEMES.items() if (name, tls) == (self.broker, self.with_tls)
-        )
+        scheme = next(s for s, (name, tls, _) in SCHEMES.items() if (name, tls) == (self.broker, self.with_tls))
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         path = "" if self.broker == "kafka" or self.virtual_host == "/" else f"/{self.virtual_host}"
         return f"{scheme}://{hosts}{path}"
@@ -71,18 +69,14 @@ def parse(spec: str) -> dict[BrokerName, Address]:
     for text in re.split(r"[\s,]+(?=[a-z+]+://)", spec.strip()):
         address = _parse_url(text)
         if address.broker in addresses:
-            raise LoadgenError(
-                f"two URLs for {address.broker} were given: one broker (or cluster) of a kind at a time"
-            )
+            raise LoadgenError(f"two URLs for {address.broker} were given: one broker (or cluster) of a kind at a time")
         addresses[address.broker] = address
     return addresses
 
 
 def public_spec(spec: str) -> str:
     """A spec as it may be shown and recorded: URLs without user and password."""
-    return (
-        spec if spec in {"local", "docker"} else " ".join(address.public for address in parse(spec).values())
-    )
+    return spec if spec in {"local", "docker"} else " ".join(address.public for address in parse(spec).values())
 
 
 def connect(spec: str, brokers: Sequence[BrokerName]) -> dict[BrokerName, Endpoint]:
@@ -140,9 +134,7 @@ def _parse_url(text: str) -> Address:
     if not separator or scheme not in SCHEMES:
         # What is shown is the scheme alone: the rest may hold a password.
         shown = f"{scheme}://..." if separator else "a text without ://"
-        raise LoadgenError(
-            f"brokers: expected local, docker, or the URL of a broker like {EXAMPLE}, not {shown}"
-        )
+        raise LoadgenError(f"brokers: expected local, docker, or the URL of a broker like {EXAMPLE}, not {shown}")
     broker, with_tls, port_default = SCHEMES[scheme]
     userinfo, at, location = rest.rpartition("@")
     authority, _, path = location.partition("/")
@@ -173,9 +165,7 @@ def _settings(broker: BrokerName) -> dict[str, str]:
             raise LoadgenError(f"LOADGEN_CREDENTIALS_FILE {path} cannot be read: {error.strerror}") from error
         except tomllib.TOMLDecodeError as error:
             # The parser's message may quote the text around the mistake.
-            raise LoadgenError(
-                f"LOADGEN_CREDENTIALS_FILE {path} is no TOML: expected [{broker}] tables"
-            ) from error
+            raise LoadgenError(f"LOADGEN_CREDENTIALS_FILE {path} is no TOML: expected [{broker}] tables") from error
         if unknown := sorted(set(table) - set(SETTINGS)):
             raise LoadgenError(
                 f"LOADGEN_CREDENTIALS_FILE {path}: unknown {unknown[0]}, known are {', '.join(SETTINGS)}"
@@ -195,10 +185,7 @@ def _credentials(settings: dict[str, str], broker: BrokerName) -> Credentials | 
 
 
 def _tls(settings: dict[str, str]) -> Tls:
-    files = {
-        name: Path(settings[name]) if name in settings else None
-        for name in ("ca_file", "cert_file", "key_file")
-    }
+    files = {name: Path(settings[name]) if name in settings else None for name in ("ca_file", "cert_file", "key_file")}
     for name, path in files.items():
         if path is not None and not path.is_file():
             raise LoadgenError(f"the TLS {name} {path} does not exist")

@@ -62,9 +62,7 @@ def ensure(
         partial = cache / f"{name}.partial-{os.getpid()}"
         partial.mkdir()
         versions = build(partial, progress)
-        write_json(
-            partial / RECORD, {"versions": versions, "install_s": round(time.monotonic() - began_s, 1)}
-        )
+        write_json(partial / RECORD, {"versions": versions, "install_s": round(time.monotonic() - began_s, 1)})
         shutil.rmtree(cache / name, ignore_errors=True)
         os.sync()  # the record must not reach the disk before what it vouches for
         partial.rename(cache / name)

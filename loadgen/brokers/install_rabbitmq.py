@@ -2,8 +2,8 @@
 
 The packages come from a newer Debian suite than the machine's, by an apt configuration that reads and writes
 only inside the folder. Each ELF program is moved to `.elf/` beside itself and replaced by a two-line script
-that runs it with the dynamic loader and the libraries that were downloaded with it. All paths in these scripts
-are relative, so the folder can be renamed when it is finished.
+that runs it with the dynamic loader and the libraries that were downloaded with it. All paths in these are
+relative, so the folder can be renamed when it is finished.
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ def _build(folder: Path, progress: Progress) -> dict[str, str]:
     version = home(folder).name.partition("-")[2]
     if tuple(int(part) for part in version.split(".")[:2]) < VERSION_MIN:
         needed = ".".join(map(str, VERSION_MIN))
-        raise BrokerError(
-            f"Debian {SUITE} on this machine's mirror has RabbitMQ {version}, >= {needed} is needed"
-        )
+        raise BrokerError(f"Debian {SUITE} on this machine's mirror has RabbitMQ {version}, >= {needed} is needed")
     progress(f"RabbitMQ: {version}, Erlang {versions.get('erlang-base', '?')}")
     return {"rabbitmq": version, **versions}
 
@@ -221,11 +219,7 @@ def _check_libraries(loader: Path, files: list[Path]) -> None:
             what=f"looking for the libraries of {file.name}",
             timeout_s=30,
         )
-        outside = [
-            line.strip()
-            for line in listed.splitlines()
-            if "=>" in line and f"=> {loader.parent}/" not in line
-        ]
+        outside = [line.strip() for line in listed.splitlines() if "=>" in line and f"=> {loader.parent}/" not in line]
         if outside:
             raise BrokerError(f"{file.name} needs libraries that were not downloaded: {', '.join(outside)}")
 

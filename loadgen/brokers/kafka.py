@@ -75,9 +75,7 @@ def launch(cluster: Cluster, node: Node) -> None:
     for name in ("data", "log"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     cluster.java = str(java.find_java(cluster.installation.parent, lambda _: None))
-    cluster.cluster_id = cluster.cluster_id or base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip(
-        "="
-    )
+    cluster.cluster_id = cluster.cluster_id or base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     lines = [f"{key}={value}" for key, (value, _) in _settings(cluster, node).items()]
     (folder / "server.properties").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "log4j2.properties").write_text(LOG4J.format(log=folder / "log"), encoding="utf-8")
@@ -130,9 +128,7 @@ def endpoint(cluster: Cluster) -> Endpoint:
     """The running cluster as drivers and observer see it, its configuration read back from it."""
     first = cluster.nodes[0]
     hosts = tuple((ports.HOST, node.ports["kafka"]) for node in cluster.nodes)
-    described = describe_broker(
-        {"bootstrap.servers": ",".join(f"{name}:{port}" for name, port in hosts)}, first.index
-    )
+    described = describe_broker({"bootstrap.servers": ",".join(f"{name}:{port}" for name, port in hosts)}, first.index)
     command_line = process.command_line(first.server.pid) if first.server is not None else []
     return Endpoint(
         broker="kafka",
@@ -155,9 +151,7 @@ def endpoint(cluster: Cluster) -> Endpoint:
 
 def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
     # Everything else, among it all of log.flush.* and the socket buffers, is left as it comes.
-    listeners = (
-        f"PLAINTEXT://{ports.HOST}:{node.ports['kafka']},CONTROLLER://{ports.HOST}:{node.ports['controller']}"
-    )
+    listeners = f"PLAINTEXT://{ports.HOST}:{node.ports['kafka']},CONTROLLER://{ports.HOST}:{node.ports['controller']}"
     voters = ",".join(f"{other.index}@{ports.HOST}:{other.ports['controller']}" for other in cluster.nodes)
     replicas = str(min(3, len(cluster.nodes)))
     in_sync = str(max(1, int(replicas) - 1))

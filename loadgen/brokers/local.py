@@ -144,17 +144,13 @@ def cluster_of(endpoint: Endpoint) -> Cluster:
     """The remembered cluster behind a local endpoint."""
     cluster = state.load(endpoint.broker, _root_of(endpoint))
     if cluster is None:
-        raise BrokerError(
-            f"{endpoint.broker} at {endpoint.address} is no longer up: it was ended by another command"
-        )
+        raise BrokerError(f"{endpoint.broker} at {endpoint.address} is no longer up: it was ended by another command")
     return cluster
 
 
 def _root_of(endpoint: Endpoint) -> Path:
     if endpoint.source != "local" or endpoint.data_dir is None:
-        raise BrokerError(
-            f"{endpoint.broker} at {endpoint.address} was not started by loadgen: it is left alone"
-        )
+        raise BrokerError(f"{endpoint.broker} at {endpoint.address} was not started by loadgen: it is left alone")
     return endpoint.data_dir.parents[3]  # <root>/run/<broker>/node1/data
 
 
@@ -174,9 +170,7 @@ def _acquire(
 ) -> dict[BrokerName, Endpoint]:
     # token: the run that wants them; None: they are to stay.
     if nodes != 1:
-        raise BrokerError(
-            f"local brokers have one node for now, {nodes} were asked for: three nodes come later"
-        )
+        raise BrokerError(f"local brokers have one node for now, {nodes} were asked for: three nodes come later")
     root = state.make_dir(state.brokers_dir())
     installations = {broker: kind_of(broker).install(state.cache_dir(), progress) for broker in brokers}
     taken: list[Cluster] = []
@@ -187,9 +181,7 @@ def _acquire(
             for broker in brokers:
                 cluster = _running(broker, root, nodes=nodes, cpus=cpus, progress=progress)
                 if cluster is None:
-                    cluster = _planned(
-                        broker, root, installations[broker], nodes=nodes, cpus=cpus, held=held_ports
-                    )
+                    cluster = _planned(broker, root, installations[broker], nodes=nodes, cpus=cpus, held=held_ports)
                     begun.append(cluster)
                 taken.append(cluster)
                 _own(cluster, token)
@@ -224,15 +216,11 @@ def _serving(cluster: Cluster, progress: Progress) -> Endpoint:
             kind.wait_ready(cluster, node)
         cluster.ready = True
         cluster.save()
-        progress(
-            f"{cluster.broker} {cluster.version}: ready after {time.time() - cluster.started_unix_s:.1f} s"
-        )
+        progress(f"{cluster.broker} {cluster.version}: ready after {time.time() - cluster.started_unix_s:.1f} s")
     return kind.endpoint(cluster)
 
 
-def _running(
-    broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int], progress: Progress
-) -> Cluster | None:
+def _running(broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int], progress: Progress) -> Cluster | None:
     cluster = state.load(broker, root)
     if cluster is None:
         return None
@@ -249,9 +237,7 @@ def _running(
     if len(cluster.nodes) != nodes or (cpus and sorted(cpus) != cluster.cpus):
         raise BrokerError(f"{broker} is up with other nodes or CPUs than asked for: run `loadgen down` first")
     if owners:
-        progress(
-            f"{broker}: also used by pid {', '.join(map(str, owners))}; the two disturb each other's figures"
-        )
+        progress(f"{broker}: also used by pid {', '.join(map(str, owners))}; the two disturb each other's figures")
     return cluster
 
 
@@ -274,9 +260,7 @@ def _planned(
         installation=installation.folder,
         version=installation.versions[broker],
         ports=held.enter_context(ports.reserve(kind.CLUSTER_PORTS)),
-        nodes=[
-            Node(index, held.enter_context(ports.reserve(kind.NODE_PORTS))) for index in range(1, nodes + 1)
-        ],
+        nodes=[Node(index, held.enter_context(ports.reserve(kind.NODE_PORTS))) for index in range(1, nodes + 1)],
         cpus=sorted(cpus),
         started_unix_s=time.time(),
     )

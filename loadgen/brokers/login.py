@@ -91,8 +91,7 @@ def librdkafka_settings(endpoint: Endpoint) -> dict[str, Any]:
     """How librdkafka is told to reach an endpoint (user and password by SASL PLAIN)."""
     settings: dict[str, Any] = {
         "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in endpoint.hosts),
-        "security.protocol": ("SASL_" if endpoint.credentials else "")
-        + ("SSL" if endpoint.tls else "PLAINTEXT"),
+        "security.protocol": ("SASL_" if endpoint.credentials else "") + ("SSL" if endpoint.tls else "PLAINTEXT"),
     }
     if endpoint.credentials:
         settings |= {
@@ -161,9 +160,7 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
             break
     said = next((error.str()[:200] for error in errors if error.name() != "_ALL_BROKERS_DOWN"), "no answer")
     hint = _about_tls(endpoint.tls, "kafka+tls") + ("" if endpoint.credentials else " or credentials")
-    raise BrokerError(
-        f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s{hint}: {said}"
-    )
+    raise BrokerError(f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s{hint}: {said}")
 
 
 def _silent_logger() -> logging.Logger:

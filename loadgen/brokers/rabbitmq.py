@@ -157,15 +157,11 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
     return described(
         environment=environment,
         status=status,
-        command_lines=[
-            process.command_line(node.server.pid) for node in cluster.nodes if node.server is not None
-        ],
+        command_lines=[process.command_line(node.server.pid) for node in cluster.nodes if node.server is not None],
     )
 
 
-def described(
-    *, environment: dict[str, Any], status: dict[str, Any], command_lines: list[list[str]]
-) -> dict[str, Any]:
+def described(*, environment: dict[str, Any], status: dict[str, Any], command_lines: list[list[str]]) -> dict[str, Any]:
     """What a running node says of its settings, without what changes by the moment and without secrets."""
     names = (
         "rabbitmq_version",

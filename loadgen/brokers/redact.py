@@ -6,9 +6,7 @@ import re
 from typing import Any
 
 SECRET_KEY = re.compile(r"pass(word|phrase|wd)?$|passcode|secret|token|cookie|jaas|credential", re.IGNORECASE)
-HARMLESS_KEY = re.compile(
-    r"interval|timeout|lifetime|enabled|max|expiry|credentials_obfuscation_algo", re.IGNORECASE
-)
+HARMLESS_KEY = re.compile(r"interval|timeout|lifetime|enabled|max|expiry|credentials_obfuscation_algo", re.IGNORECASE)
 BLANK = "[redacted]"
 
 

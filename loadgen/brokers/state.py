@@ -122,14 +122,11 @@ def load(broker: BrokerName, root: Path) -> Cluster | None:
     except json.JSONDecodeError as error:
         raise BrokerError(f"{path} is damaged ({error}): delete it and run `loadgen down`") from error
     if record.pop("schema") != SCHEMA:
-        raise BrokerError(
-            f"{path} was written by another version of loadgen: run `loadgen down` with that one"
-        )
+        raise BrokerError(f"{path} was written by another version of loadgen: run `loadgen down` with that one")
     record["folder"] = path.parent  # the project may have been moved
     record["installation"] = Path(record["installation"])
     record["nodes"] = [
-        Node(node["index"], node["ports"], _process(node["server"]))
-        for node in cast("list[Any]", record["nodes"])
+        Node(node["index"], node["ports"], _process(node["server"])) for node in cast("list[Any]", record["nodes"])
     ]
     for name in ("helpers", "owners"):
         record[name] = {key: ProcessId(**value) for key, value in record[name].items()}
@@ -181,8 +178,7 @@ def locked(path: Path, *, what: str, progress: Progress) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > until_s:
                     raise BrokerError(
-                        f"{what} has been under way elsewhere for {LOCK_WAIT_S:.0f} s ({path}): "
-                        "end that loadgen first"
+                        f"{what} has been under way elsewhere for {LOCK_WAIT_S:.0f} s ({path}): end that loadgen first"
                     ) from None
             if not told:
                 told = True

@@ -47,11 +47,7 @@ CLIENT_PROPERTIES = {
 def credentials_of(endpoint: Endpoint) -> pika.PlainCredentials:
     """The endpoint's user and password, or the broker's own default user."""
     given = endpoint.credentials
-    return (
-        pika.PlainCredentials(given.username, given.password)
-        if given
-        else pika.PlainCredentials("guest", "guest")
-    )
+    return pika.PlainCredentials(given.username, given.password) if given else pika.PlainCredentials("guest", "guest")
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -61,9 +57,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         if tls.cert_file is not None:
             context.load_cert_chain(tls.cert_file, tls.key_file)
     except OSError as error:
-        files = ", ".join(
-            str(file) for file in (tls.ca_file, tls.cert_file, tls.key_file) if file is not None
-        )
+        files = ", ".join(str(file) for file in (tls.ca_file, tls.cert_file, tls.key_file) if file is not None)
         raise BrokerError(f"TLS files {files} cannot be used: {error.strerror or error}") from None
     if not tls.verify:
         context.check_hostname = False
@@ -72,7 +66,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 
 def parameters_of(endpoint: Endpoint, heartbeat_s: int) -> list[pika.ConnectionParameters]:
-    """pika's parameters for each of the endpoint's hosts."""
+    """Pika's parameters for each of the endpoint's hosts."""
     context = None if endpoint.tls is None else tls_context(endpoint.tls)
     return [
         pika.ConnectionParameters(
@@ -98,7 +92,7 @@ def refused_text(endpoint: Endpoint, address: str) -> str:
 
 
 def describe(endpoint: Endpoint, error: BaseException) -> str:
-    """pika's errors as one line for people."""
+    """Pika's errors as one line for people."""
     if isinstance(error, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
         return refused_text(endpoint, endpoint.address)
     if isinstance(error, exceptions.ConnectionClosedByBroker | exceptions.ChannelClosedByBroker):
@@ -142,9 +136,7 @@ class RabbitMQAdmin:
                 f"rabbitmq at {self._endpoint.address} has a queue {target.name} already; delete it first"
             )
         self._call(
-            lambda channel: channel.queue_declare(
-                target.name, durable=True, arguments=declared_arguments(target)
-            )
+            lambda channel: channel.queue_declare(target.name, durable=True, arguments=declared_arguments(target))
         )
 
     def delete(self, target: Target) -> None:
@@ -161,6 +153,7 @@ class RabbitMQAdmin:
     def stored(self, target: Target) -> int | None:
         """None: RabbitMQ keeps no count of all that a queue ever took."""
         del target
+        return None
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The queue as the management API tells it, else as it was declared."""

@@ -78,7 +78,7 @@ def _latency(table: Table) -> str:
     assert kafka is not None
     assert rabbitmq is not None
     parts = []
-    for percentile, name in (("p50", "half"), ("p99", "99 %")):
+    for percentile, name in (("p50", "half of the messages"), ("p99", "99 %")):
         measure = pt.latency("e2e", percentile)
         ratio = leading.ratio(measure)
         figures = [words.duration(point.estimate(measure).median) for point in (rabbitmq, kafka)]
@@ -87,13 +87,11 @@ def _latency(table: Table) -> str:
             "lower": "Kafka is faster",
             "no difference shown": "no difference shown" + _few(ratio.pairs),
         }[ratio.direction]
-        parts.append(f"{name} within {figures[0]} by RabbitMQ and {figures[1]} by Kafka ({shown})")
+        parts.append(f"{name} within {figures[0]} from RabbitMQ and {figures[1]} from Kafka ({shown})")
     shared = leading.shared
     load = f"{words.offered(shared['rate'].get('msgs_per_s'))} of {words.size(shared['size_bytes'])}"
-    return (
-        f"At {load}, class {leading.durability}, messages arrived {parts[0]}, {parts[1]}"
-        f"{_limits(kafka, rabbitmq)}."
-    )
+    first = parts[0].replace(" within", " arrived within", 1)
+    return f"At {load}, class {leading.durability}, {first}, and {parts[1]}{_limits(kafka, rabbitmq)}."
 
 
 def _measured(point: pt.Point | None) -> bool:
@@ -129,9 +127,7 @@ def caveats(run: Run, table: Table) -> list[str]:
 
 def _incomplete(run: Run, table: Table) -> str | None:
     del table
-    return (
-        None if run.status == "complete" else f"The run is {run.status}: {run.reason or 'it has not ended'}."
-    )
+    return None if run.status == "complete" else f"The run is {run.status}: {run.reason or 'it has not ended'}."
 
 
 def _machine(run: Run, table: Table) -> str | None:
@@ -153,16 +149,12 @@ def _same_machine(run: Run, table: Table) -> str | None:
         return None
     pins = run.header.get("pins") or {}
     shared = "each kept to its own CPUs" if pins.get("broker") and pins.get("client") else "sharing its CPUs"
-    return (
-        f"Brokers and clients ran on one machine, {shared}, over its loopback: no network is in the figures."
-    )
+    return f"Brokers and clients ran on one machine, {shared}, over its loopback: no network is in the figures."
 
 
 def _repeats(run: Run, table: Table) -> str | None:
     del run
-    counts = [
-        len(point.used) for comparison in table.comparisons for point in comparison.points if point.used
-    ]
+    counts = [len(point.used) for comparison in table.comparisons for point in comparison.points if point.used]
     if not counts or min(counts) >= FEW_REPEATS:
         return None
     return (
@@ -174,8 +166,7 @@ def _repeats(run: Run, table: Table) -> str | None:
 def _bound(run: Run, table: Table) -> str | None:
     del run
     counted = {
-        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials)
-        for bound in ("host", "generator")
+        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials) for bound in ("host", "generator")
     }
     parts = []
     if counted["host"]:
@@ -217,9 +208,7 @@ def _deviating(run: Run, table: Table) -> str | None:
         for name, broker in run.header["brokers"].items()
         if broker.get("deviations")
     ]
-    return (
-        f"Settings that differ from what is shipped: {', '.join(counts)}; listed below." if counts else None
-    )
+    return f"Settings that differ from what is shipped: {', '.join(counts)}; listed below." if counts else None
 
 
 def machine(run: Run) -> list[tuple[str, str]]:
@@ -248,9 +237,7 @@ def _cpu(cpu: Record, environment: Record) -> str | None:
     cores = cpu.get("cores") or environment.get("cores")
     model = cpu.get("model")
     return (
-        None
-        if not model and not cores
-        else f"{model or 'unknown CPU'}, {words.plural(cores, 'core') if cores else ''}"
+        None if not model and not cores else f"{model or 'unknown CPU'}, {words.plural(cores, 'core') if cores else ''}"
     )
 
 
@@ -267,6 +254,4 @@ def _git(git: Any) -> str | None:
 
 
 def _pairs(values: Any) -> str | None:
-    return (
-        ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else values
-    )
+    return ", ".join(f"{name} {value}" for name, value in values.items()) if isinstance(values, dict) else values

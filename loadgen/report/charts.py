@@ -4,7 +4,6 @@ Orange and dark blue are told apart by all common kinds of colour vision, as the
 each series is named beside it. Latency and throughput show every repeat, so that nobody has to trust a mean.
 """
 
-# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
 from __future__ import annotations
 
 import io
@@ -125,9 +124,7 @@ def _latency_panels(table: Table, *, is_open_loop: bool) -> list[pt.Comparison]:
         comparison
         for comparison in table.comparisons
         if any(_is_drawn(point, is_open_loop=is_open_loop) for point in comparison.points)
-        and all(
-            len([p for p in comparison.points if p.broker == b and _is_wire(p)]) <= 1 for b in pt.BROKER_ORDER
-        )
+        and all(len([p for p in comparison.points if p.broker == b and _is_wire(p)]) <= 1 for b in pt.BROKER_ORDER)
     ]
 
 
@@ -163,9 +160,7 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
     else:
         title = f"Time from send to receipt under full load ({words.CLOSED_LOOP})"
         figure.suptitle(words.CLOSED_LOOP, x=0.995, ha="right", fontsize=9, color=MUTED, style="italic")
-    note = (
-        f"End-to-end {what}, wire drivers. Thin: each repeat; bold: all repeats merged, message by message."
-    )
+    note = f"End-to-end {what}, wire drivers. Thin: each repeat; bold: all repeats merged, message by message."
     return _finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
 
 
@@ -213,9 +208,7 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
 
 def _saturated(table: Table) -> list[pt.Point]:
     """The throughput scenario's points and the client drivers' beside them; else all closed loops'."""
-    closed = [
-        point for comparison in table.comparisons for point in comparison.points if not point.is_open_loop
-    ]
+    closed = [point for comparison in table.comparisons for point in comparison.points if not point.is_open_loop]
     closed = [point for point in closed if point.used]
     asked = [point for point in closed if point.scenario in {"throughput", "clients"}]
     return sorted(asked or closed, key=lambda point: _line_order(point, bool(asked)))
@@ -233,8 +226,8 @@ def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
     for point in points:
         current = (point.scenario, point.durability, point.driver_kind)
         if current != group:
-            height += 0.85 if group else 0.0
-            kind = "client drivers" if point.driver_kind == "client" else f"{point.scenario}"
+            height += 0.35 if group else 0.0
+            kind = "client drivers" if point.driver_kind == "client" else point.scenario
             axes.text(
                 0, height, f"class {point.durability} · {kind}", transform=axes.get_yaxis_transform(),
                 va="center", ha="left", fontsize=8.5, color=MUTED, style="italic",
@@ -243,7 +236,7 @@ def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
         heights.append(height)
         height += 1.0
     axes.set_yticks(heights, [_line_label(point) for point in points])
-    axes.set_ylim(height - 0.3, -0.6)
+    axes.set_ylim(height - 0.35, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=True, axis="x")
@@ -261,7 +254,7 @@ def _throughput_chart(table: Table) -> Chart | None:
     points = [point for point in _saturated(table) if point.estimate(pt.goodput).n]
     if not points:
         return None
-    figure = Figure(figsize=(9.2, 1.15 + 0.36 * len(points) + 0.4 * _groups(points)), layout="constrained")
+    figure = Figure(figsize=(9.2, 1.15 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
     axes = figure.subplots()
     for point, height in zip(points, _lines(axes, points), strict=True):
         estimate, colour = point.estimate(pt.goodput), _colour(point.broker)
@@ -294,14 +287,20 @@ def _throughput_chart(table: Table) -> Chart | None:
         )  # fmt: skip
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xlim(low * 0.8, high * 4)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.rate(x).removesuffix(" msg/s")))
+    axes.set_xlim(low * 0.8, high * 5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
     axes.set_xlabel("goodput, messages a second (log scale)")
     note = (
-        "Dots: each repeat; band: 95 % interval over repeats; tick: median. Filled: wire drivers, what "
-        "the broker can do; hollow: client libraries, what an application gets. Compare within one class only."
+        "Dots: each repeat; band: 95 % interval over repeats; tick: median. "
+        "Filled: wire drivers, what the broker can do; hollow: client libraries, what an application gets. Compare within one class only."
     )
     return _finish(figure, "throughput", "Throughput at equal guarantees", note)
+
+
+def _tick(rate: float) -> str:
+    """A power of ten on a rate's axis: 10 k, 1 M."""
+    scale, unit = next((each for each in ((1e6, " M"), (1e3, " k")) if rate >= each[0]), (1.0, ""))
+    return f"{rate / scale:g}{unit}"
 
 
 def _groups(points: Sequence[pt.Point]) -> int:
@@ -316,7 +315,7 @@ def _cpu_chart(table: Table) -> Chart | None:
     ]  # fmt: skip
     if not points:
         return None
-    figure = Figure(figsize=(9.2, 1.3 + 0.36 * len(points) + 0.4 * _groups(points)), layout="constrained")
+    figure = Figure(figsize=(9.2, 1.3 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
     axes = figure.subplots()
     shades = {"producers": 0.35, "consumers": 0.65, "broker": 1.0}
     totals = []
@@ -339,9 +338,7 @@ def _cpu_chart(table: Table) -> Chart | None:
             left += median
         totals.append(left)
         text = words.micros(left) + (f" (without {', '.join(missing)})" if missing else "")
-        axes.annotate(
-            text, (left, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
-        )
+        axes.annotate(text, (left, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     for role, shade in shades.items():
         axes.bar(0, 0, color=MUTED, alpha=shade, label=role)
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=1.1)

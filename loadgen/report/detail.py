@@ -58,9 +58,7 @@ class Block:
 def blocks(comparisons: Sequence[pt.Comparison]) -> list[Block]:
     """Every comparison of the run."""
     return [
-        Block(
-            each.scenario, each.durability, tuple(_line(point) for point in each.points), tuple(_ratios(each))
-        )
+        Block(each.scenario, each.durability, tuple(_line(point) for point in each.points), tuple(_ratios(each)))
         for each in comparisons
     ]
 

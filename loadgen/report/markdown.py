@@ -1,6 +1,5 @@
 """The report for a terminal and as Markdown: the same data as the page, without its drawings."""
 
-# ruff: noqa: RUF002 - dashes and signs as people read them
 from __future__ import annotations
 
 import textwrap
@@ -48,13 +47,9 @@ def render_text(table: Table) -> str:
     measured = [row for row in table.rows if row.is_measured]
     for row in measured:
         for cell in row.cells:
-            lines.append(
-                f"{row.feature} · {words.broker_name(cell.broker)}: claimed “{cell.claim}” → {cell.judgement}"
-            )
+            lines.append(f"{row.feature} · {words.broker_name(cell.broker)}: claimed “{cell.claim}” → {cell.judgement}")
             for point, figures in by_point(cell):
-                lines.append(
-                    _wrapped(f"{point}: " + "; ".join(figure_text(figure) for figure in figures), "    ")
-                )
+                lines.append(_wrapped(f"{point}: " + "; ".join(figure_text(figure) for figure in figures), "    "))
             lines.append(_wrapped(f"because {cell.reason}", "    "))
     silent = len(table.rows) - len(measured)
     if silent:
@@ -76,9 +71,7 @@ def _why(record: dict[str, object]) -> str:
 
 
 def _wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(
-        text, WIDTH_CHARS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )
+    return textwrap.fill(text, WIDTH_CHARS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _block_text(block: detail.Block) -> list[str]:
@@ -110,8 +103,7 @@ def _block_text(block: detail.Block) -> list[str]:
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
 
 
@@ -169,10 +161,7 @@ def _block_markdown(block: detail.Block) -> list[str]:
     ]
     for line in block.lines:
         quantities = (line.rate, *line.e2e, *line.ack, *line.cpu)
-        shown = [
-            f"{each.text}<br><sub>{each.interval}</sub>" if each.interval else each.text
-            for each in quantities
-        ]
+        shown = [f"{each.text}<br><sub>{each.interval}</sub>" if each.interval else each.text for each in quantities]
         name = f"{line.broker} ({line.driver}), {_escaped(line.label)}"
         lines.append(f"| {name} | {' | '.join(shown)} | {line.verdicts} | {line.bound_by} |")
     lines.append("")
@@ -182,10 +171,4 @@ def _block_markdown(block: detail.Block) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Text that cannot break a table or become markup."""
-    return (
-        text.replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("<", "&lt;")
-        .replace("\n", " ")
-        .replace("*", "\\*")
-    )
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ").replace("*", "\\*")

@@ -105,9 +105,7 @@ def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
         "counts": [(name.replace("_", " "), record[name]) for name in COUNTS if record[name] is not None],
         "status": record["verdict"]["status"] if record["status"] == "complete" else record["status"],
         "reasons": [*([record["error"]] if record["error"] else []), *record["verdict"]["reasons"]],
-        "settings": ", ".join(
-            f"{name} {value}" for name, value in record["settings"].items() if value is not None
-        ),
+        "settings": ", ".join(f"{name} {value}" for name, value in record["settings"].items() if value is not None),
     }
 
 

@@ -57,12 +57,11 @@ class Point:
         parts = [
             words.size(self.shared["size_bytes"]),
             open_loop if self.is_open_loop else "as fast as it goes",
-            f"{self.shared['producers']} → {self.shared['consumers']}",
+            words.plural(self.shared["producers"], "producer"),
+            words.plural(self.shared["consumers"], "consumer"),
         ]
         own = f"{self.broker}."
-        parts += [
-            f"{name.removeprefix(own)} {value}" for name, value in self.swept.items() if name.startswith(own)
-        ]
+        parts += [f"{name.removeprefix(own)} {value}" for name, value in self.swept.items() if name.startswith(own)]
         return ", ".join(parts)
 
     @property
@@ -76,8 +75,7 @@ class Point:
         """How many repeats are valid, unknown, invalid or not complete."""
         records = (*self.used, *self.struck)
         counted = Counter(
-            record["verdict"]["status"] if record["status"] == "complete" else record["status"]
-            for record in records
+            record["verdict"]["status"] if record["status"] == "complete" else record["status"] for record in records
         )
         return ", ".join(f"{count} {name}" for name, count in counted.most_common())
 
@@ -160,9 +158,7 @@ def comparisons(trials: Iterable[Record]) -> list[Comparison]:
             "consumers": record["consumers"],
         }
         home = _key(record["scenario"], record["durability"], shared)
-        comparison = gathered.setdefault(
-            home, Comparison(record["scenario"], str(record["durability"]), shared)
-        )
+        comparison = gathered.setdefault(home, Comparison(record["scenario"], str(record["durability"]), shared))
         point = _key(home, record["broker"], record["driver"], record["settings"])
         repeats.setdefault(point, []).append(record)
         homes[point] = comparison
@@ -215,9 +211,7 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
 
 def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Values of a sweep, which may be numbers or words, in an order that never fails."""
-    return tuple(
-        (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values
-    )
+    return tuple((0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values)
 
 
 def class_rank(durability: str) -> int:

@@ -6,8 +6,6 @@ one machine here as a rule, and a crowded machine only ever makes a broker look 
 the broker itself was the limit; then it says "cannot tell here".
 """
 
-# ruff: noqa: RUF001 - dashes and signs as people read them
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -47,7 +45,7 @@ class Figure:
             caveats.append("with this client on this host")
         if "generator" in self.bound_by:
             caveats.append("generator-bound: the client's limit, not the broker's")
-        if self.estimate.n == 1:
+        if self.estimate.n == 1 and self.unit != "count":
             caveats.append("one repeat, no interval")
         return "; ".join(caveats)
 
@@ -61,28 +59,28 @@ class LatencyClaim:
 
     def judge(self, figures: Sequence[Figure]) -> Opinion:
         """Every measured point must agree; points that disagree cannot tell one answer."""
-        opinions = [self._judge_one(figure) for figure in figures if figure.what == "p50"]
-        return _together(opinions)
+        return _together([self._judge_one(figure) for figure in figures if figure.what == "p50"])
 
-    def _judge_one(self, figure: Figure) -> Opinion:
+    def _judge_one(self, figure: Figure) -> tuple[Judgement, str, str]:
+        """The judgement, the point, and what is true there."""
         low, high = figure.estimate.low, figure.estimate.high
-        where = f"at {figure.point}"
         if low is None or high is None:
-            return "cannot tell here", f"{where} one repeat has no interval"
-        seen = f"the median's interval {words.interval(figure.estimate, 'ns')}"
+            return "cannot tell here", figure.point, "one repeat has no interval"
         claimed = f"{self.low_ns / MS:g}–{self.high_ns / MS:g} ms"
         if high < self.low_ns:
-            return "contradicts", f"{where} {seen} lies below {claimed}: it is faster than claimed"
-        if low >= self.low_ns and high < self.high_ns:
-            return "supports", f"{where} {seen} lies within {claimed}"
-        if low >= self.high_ns:
-            if figure.bound_by in {"offered", "broker"}:
-                return "contradicts", f"{where} {seen} lies above {claimed}"
             return (
-                "cannot tell here",
-                f"{where} {seen} lies above {claimed}, but bound by {figure.bound_by or 'unknown'}",
+                "contradicts",
+                figure.point,
+                f"the median's interval lies below {claimed}: faster than claimed",
             )
-        return "cannot tell here", f"{where} {seen} reaches over a bound of {claimed}"
+        if low >= self.low_ns and high < self.high_ns:
+            return "supports", figure.point, f"the median's interval lies within {claimed}"
+        if low >= self.high_ns:
+            said = f"the median's interval lies above {claimed}"
+            if figure.bound_by in {"offered", "broker"}:
+                return "contradicts", figure.point, said
+            return "cannot tell here", figure.point, f"{said}, but bound by {figure.bound_by or 'unknown'}"
+        return "cannot tell here", figure.point, f"the median's interval reaches over a bound of {claimed}"
 
 
 @dataclass(frozen=True)
@@ -154,11 +152,15 @@ def _why_less(best: Figure, claimed_msgs_per_s: float) -> str:
     return f"class {best.durability} carried {seen}: {why}"
 
 
-def _together(opinions: Sequence[Opinion]) -> Opinion:
+def _together(opinions: Sequence[tuple[Judgement, str, str]]) -> Opinion:
+    """One answer of all points, or that they disagree."""
     if not opinions:
         return NOT_MEASURED
-    judgements = {judgement for judgement, _ in opinions}
-    reason = "; ".join(reason for _, reason in opinions)
+    judgements = {judgement for judgement, _, _ in opinions}
+    said = {text for _, _, text in opinions}
+    if len(judgements) == 1 and len(said) == 1:
+        return opinions[0][0], f"{said.pop()}{', at every rate' if len(opinions) > 1 else ''}"
+    reason = "; ".join(f"at {point} {text}" for _, point, text in opinions)
     if len(judgements) == 1:
         return opinions[0][0], reason
     return "cannot tell here", f"points disagree: {reason}"

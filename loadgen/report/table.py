@@ -4,8 +4,6 @@ No measured cell is written by hand: each is the median over repeats of the tria
 their interval, number and ids. A row that nothing answers yet says so.
 """
 
-# ruff: noqa: RUF001 - dashes and signs as people read them
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

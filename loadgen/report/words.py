@@ -1,7 +1,5 @@
 """Numbers and names as people read them, with their units; one place, so that all reports say the same."""
 
-# ruff: noqa: RUF001, RUF002 - dashes and signs as people read them
-
 from __future__ import annotations
 
 import math
@@ -101,6 +99,6 @@ def times(ratio: Ratio) -> str:
     return f"{significant(ratio.ratio)}× ({significant(ratio.low)}–{significant(ratio.high)})"
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int | None, noun: str) -> str:
     """`1 trial`, `2 trials`, `3 repeats`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count or 0:,} {noun}{'' if count == 1 else 's'}"

@@ -130,12 +130,8 @@ class Connection:
         """Log in by SASL PLAIN; the broker's tuning."""
         mechanism, response = credentials_of(self._endpoint).response_for(start)
         if mechanism is None:
-            raise BrokerError(
-                f"rabbitmq at {self._address} offers no login with user and password (SASL PLAIN)"
-            )
-        self._send_all(
-            encode(spec.Connection.StartOk(CLIENT_PROPERTIES, mechanism, response, "en_US"), 0), deadline
-        )
+            raise BrokerError(f"rabbitmq at {self._address} offers no login with user and password (SASL PLAIN)")
+        self._send_all(encode(spec.Connection.StartOk(CLIENT_PROPERTIES, mechanism, response, "en_US"), 0), deadline)
         try:
             return self._expect(spec.Connection.Tune, deadline)
         except (ClosedByBrokerError, LostError):  # a brokers refuses by a close, an old one by hanging up

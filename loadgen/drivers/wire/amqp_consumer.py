@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from pika import spec
 
 from loadgen.driver import Received
+from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
 from loadgen.drivers.wire.amqp_connection import Connection
 from loadgen.drivers.wire.amqp_deliveries import DeliveryParser
 from loadgen.drivers.wire.amqp_frames import CHANNEL, encode
@@ -17,8 +19,6 @@ from loadgen.errors import LoadgenError, TrialError
 if TYPE_CHECKING:
     from loadgen.driver import Target
     from loadgen.drivers.wire.amqp_deliveries import Deliveries
-
-IDLE_S = 0.001  # nothing to read for so long is idle: under load, acks keep to `ack_every`
 
 _ACK_END = struct.Struct(">QBB")
 _ACK_HEAD = encode(spec.Basic.Ack(), CHANNEL)[: -_ACK_END.size]
@@ -32,14 +32,12 @@ class AmqpConsumer:
 
     def __init__(self, target: Target, index: int) -> None:
         settings = target.settings
-        self._is_manual = settings["ack"] == "manual"
-        self._ack_every = settings["ack_every"]
-        self._handed_tag = self._settled_tag = self._acked_tag = 0
+        self._acks = Acks(target)
         self._need_bytes = 1
         self._connection = Connection(target.endpoint, settings["heartbeat"])
         self._parser = DeliveryParser(self._connection.handle)
         consume = spec.Basic.Consume(
-            queue=target.name, consumer_tag=f"loadgen-{index}", no_ack=not self._is_manual
+            queue=target.name, consumer_tag=f"loadgen-{index}", no_ack=not self._acks.is_manual
         )
         try:
             self._connection.call(spec.Basic.Qos(prefetch_count=settings["prefetch"]), spec.Basic.QosOk)
@@ -55,10 +53,10 @@ class AmqpConsumer:
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         connection.make_room(self._need_bytes)
         # Deliveries may have come with the answer to basic.consume: then there is enough before the first read.
-        count = connection.end - connection.begin >= self._need_bytes
+        has_new = connection.end - connection.begin >= self._need_bytes
         while True:
-            unacked = self._is_manual and self._settled_tag > self._acked_tag
-            if count or (count := connection.read_within(min(timeout_s, IDLE_S) if unacked else timeout_s)):
+            has_rest = self._acks.has_rest
+            if has_new or connection.read_within(min(timeout_s, IDLE_S) if has_rest else timeout_s):
                 read_ns = read_ns or time.monotonic_ns()
                 if read_ns > connection.beat_due_ns:
                     connection.beat(read_ns)
@@ -68,9 +66,11 @@ class AmqpConsumer:
                     if found is not None:
                         return [self._hand_out(found, read_ns)]
                     connection.make_room(self._need_bytes)
-                count = 0
-            elif unacked:
-                self._acknowledge(self._settled_tag)
+                has_new = False
+            elif has_rest:
+                self._acknowledge(self._acks.rest())
+            if connection.has_unsent:
+                connection.write_on()
             now_ns = time.monotonic_ns()
             connection.beat(now_ns)
             timeout_s = (deadline_ns - now_ns) / 1e9
@@ -79,27 +79,21 @@ class AmqpConsumer:
 
     def settle(self) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
-        self._settled_tag = self._handed_tag
-        if self._is_manual and self._settled_tag - self._acked_tag >= self._ack_every:
-            rest = (self._settled_tag - self._acked_tag) % self._ack_every
-            self._acknowledge(self._settled_tag - rest)
+        if due := self._acks.settle():
+            self._acknowledge(due)
 
     def close(self) -> None:
         """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
-        try:
-            self._acknowledge(self._settled_tag)
-        except LoadgenError:
-            pass
-        finally:
-            self._connection.close()
+        with contextlib.suppress(LoadgenError):
+            if tags := self._acks.rest():
+                self._acknowledge(tags)
+        self._connection.close()
 
     def _hand_out(self, found: Deliveries, read_ns: int) -> Received:
-        count = len(found.starts)
-        self._handed_tag += count
-        if self._handed_tag != found.last_tag:
-            raise TrialError(
-                f"rabbitmq gave delivery tag {found.last_tag} to delivery number {self._handed_tag}"
-            )
+        acks = self._acks
+        acks.handed += len(found.starts)
+        if acks.handed != found.last_tag:
+            raise TrialError(f"rabbitmq gave delivery tag {found.last_tag} to delivery {acks.handed}")
         return Received(
             buffer=self._connection.buffer,
             starts=found.starts,
@@ -110,11 +104,7 @@ class AmqpConsumer:
             redelivered=found.redelivered,
         )
 
-    def _acknowledge(self, through_tag: int) -> None:
-        """One ack for each `ack_every` messages up to this tag, and one for the rest; all in one write."""
-        if not self._is_manual or through_tag <= self._acked_tag:
-            return
-        tags = [*range(self._acked_tag + self._ack_every, through_tag, self._ack_every), through_tag]
-        self._acked_tag = through_tag
+    def _acknowledge(self, tags: list[int]) -> None:
+        """One ack with `multiple` for each of these tags, all in one write."""
         end = spec.FRAME_END
         self._connection.write_small(b"".join([_ACK_HEAD + _ACK_END.pack(tag, 1, end) for tag in tags]))

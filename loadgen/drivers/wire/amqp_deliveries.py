@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from loadgen.driver import Bool, Int64, UInt8
+    from loadgen.driver import Bool, Int64
 
-RESERVE_BYTES = (
-    8  # a buffer's deliveries begin here or later: words of a row may begin in the bytes before it
-)
+RESERVE_BYTES = 8  # a buffer's deliveries begin here or later: words of a row may begin in the bytes before it
 _FEW_ROWS = 4  # below this, comparing one by one costs less than numpy's dozen calls
 _HEAD_BYTES = FRAME_HEAD.size
 _WORD_BYTES = 8
@@ -86,9 +84,7 @@ class _Likeness:
         One masking and one comparison of bytes: most reads cost no more than this.
         """
         count = (end - at) // self.row_bytes
-        words = np.ndarray(
-            (count, len(self._words)), np.uint64, raw, at - self._early, (self.row_bytes, _WORD_BYTES)
-        )
+        words = np.ndarray((count, len(self._words)), np.uint64, raw, at - self._early, (self.row_bytes, _WORD_BYTES))
         masked = (words & self._mask).tobytes()
         if len(self._expected) < len(masked):
             self._expected = self._words.tobytes() * (2 * count)
@@ -99,9 +95,7 @@ class _Likeness:
     def run(self, raw: bytearray, at: int, end: int) -> tuple[int, Bool | None]:
         """How many deliveries of the same size follow each other from `at` (the first is known), with their flags."""
         count = (end - at) // self.row_bytes
-        words = np.ndarray(
-            (count, len(self._words)), np.uint64, raw, at - self._early, (self.row_bytes, _WORD_BYTES)
-        )
+        words = np.ndarray((count, len(self._words)), np.uint64, raw, at - self._early, (self.row_bytes, _WORD_BYTES))
         flags = None
         differs = (words & self._mask) != self._words
         if differs.any():
@@ -235,9 +229,7 @@ class DeliveryParser:
         header_at, header_end = header
         (size,) = _SIZE.unpack_from(raw, header_at + _HEAD_BYTES + 4)
         if size > MAX_FRAME_BYTES:
-            raise TrialError(
-                f"rabbitmq announced a message of {size} bytes; expected at most {MAX_FRAME_BYTES}"
-            )
+            raise TrialError(f"rabbitmq announced a message of {size} bytes; expected at most {MAX_FRAME_BYTES}")
         pieces: list[tuple[int, int]] = []
         missing, body_end = size, header_end
         while missing:
@@ -273,9 +265,7 @@ class DeliveryParser:
             found, channel, _ = FRAME_HEAD.unpack_from(raw, at)
             if channel == CHANNEL:
                 if found != kind:
-                    raise TrialError(
-                        f"rabbitmq sent a frame of type {found} within a message; expected type {kind}"
-                    )
+                    raise TrialError(f"rabbitmq sent a frame of type {found} within a message; expected type {kind}")
                 return at, frame_end
             self._handle(decode(raw[at:frame_end]))
             at = frame_end

@@ -8,6 +8,7 @@ the hot frames are byte matrices; pika's codec makes the templates, and reads ev
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pika import frame, spec
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from loadgen.driver import Int64, UInt8
+    from loadgen.driver import Bool, Int64, UInt8
     from loadgen.payload import Payloads
 
 CHANNEL = 1
@@ -52,7 +53,7 @@ class PublishTemplate:
             row += frame.Body(CHANNEL, bytes(end - begin)).marshal()
         self.row_bytes = len(row)
         self._matrix = np.tile(np.frombuffer(row, np.uint8), (rows, 1))
-        self._flat = memoryview(self._matrix.reshape(-1))
+        self._flat = self._matrix.reshape(-1).data
         self._bodies = self._matrix[:, self._pieces[0][0] : self._pieces[0][0] + self._pieces[0][2]]
         self._scratch = np.empty((rows, size_bytes), np.uint8) if len(self._pieces) > 1 else None
 
@@ -88,11 +89,11 @@ class PublishPacker:
     def fill(self, payloads: Payloads, first_seq: int, intended_ns: Int64, sent_ns: int) -> memoryview:
         """The frames of messages first_seq …."""
         flat, offsets = payloads.pack(first_seq, intended_ns, sent_ns)
-        bodies = memoryview(flat)
+        bodies = flat.data
         end_mark = bytes([FRAME_END])
         pieces: list[bytes | memoryview] = []
         bounds = offsets.tolist()
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(bounds):
             pieces += (self._before, _BODY_SIZE.pack(end - begin), self._after)
             for first in range(begin, end, self._largest):
                 last = min(end, first + self._largest)
@@ -177,9 +178,7 @@ class Unconfirmed:
 
     def _expect(self, tag: int) -> None:
         if tag > self.high:
-            raise TrialError(
-                f"rabbitmq confirmed delivery tag {tag}, but only {self.high} messages were published"
-            )
+            raise TrialError(f"rabbitmq confirmed delivery tag {tag}, but only {self.high} messages were published")
 
 
 def parse_confirms(
@@ -232,21 +231,23 @@ def _parse_many_confirms(
     good &= rows[:, -1] == FRAME_END
     if not good.all():
         count = int(good.argmin())
+    if not count:
+        return begin, []
     tags = rows[:count, 11:19].copy().view(">i8")[:, 0].astype(np.int64)
     multiple = (rows[:count, 19] & 1).astype(np.bool_)
     refused = indices[:count] == _NACK
-    # Within one kind the order is of no consequence: all up to the highest `multiple`, and each single one.
-    edges = [0, *(np.flatnonzero(np.diff(refused)) + 1).tolist(), count]
+    return begin + count * size, settle_confirms(tags, multiple, refused, unconfirmed)
+
+
+def settle_confirms(tags: Int64, multiple: Bool, refused: Bool, unconfirmed: Unconfirmed) -> list[tuple[Int64, bool]]:
+    """Settle confirms in the order they came; the tags settled, with whether they were refused."""
+    edges = [0, *(np.flatnonzero(np.diff(refused)) + 1).tolist(), len(tags)]
     settled: list[tuple[Int64, bool]] = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
-        if first == last:
-            continue
+    for first, last in pairwise(edges):
+        # Within one kind the order is of no consequence: all up to the highest `multiple`, and each single one.
         wide = tags[first:last][multiple[first:last]]
         single = tags[first:last][~multiple[first:last]]
-        for new in (
-            unconfirmed.through(int(wide.max())) if len(wide) else wide,
-            unconfirmed.each(single) if len(single) else single,
-        ):
-            if len(new):
-                settled.append((new, bool(refused[first])))
-    return begin + count * size, settled
+        news = [unconfirmed.through(int(wide.max()))] if len(wide) else []
+        news += [unconfirmed.each(single)] if len(single) else []
+        settled += [(new, bool(refused[first])) for new in news if len(new)]
+    return settled

@@ -30,7 +30,7 @@ NACK = "nack"
 
 
 class AmqpProducer:
-    """One producer: sequence number s has the delivery tag s − (first sequence number) + 1.
+    """One producer: sequence number s has the delivery tag s - (first sequence number) + 1.
 
     The knob `mandatory` (off unless set) has the broker return what it cannot route; a returned message is known by
     the stamp in its own body.
@@ -130,9 +130,9 @@ class AmqpProducer:
                 connection.begin, found = parse_confirms(
                     connection.buffer, connection.begin, connection.end, self._unconfirmed
                 )
-                for tags, refused in found:
-                    tags += self._seq_of_tag_0
-                    settled.append(Settled(tags, at_ns, NACK if refused else None))
+                settled += [
+                    Settled(tags + self._seq_of_tag_0, at_ns, NACK if refused else None) for tags, refused in found
+                ]
             if connection.begin == connection.end or (other := connection.take_frame()) is None:
                 break
             self._other(other, at_ns, settled)
@@ -179,5 +179,10 @@ class _Return:
 
     def seq(self) -> int:
         """The sequence number in the stamp."""
-        stamp = np.frombuffer(self._body[:STAMP_BYTES], STAMP)
-        return int(stamp["identity"][0]) & ((1 << SEQUENCE_BITS) - 1)
+        return seq_of(self._body)
+
+
+def seq_of(body: bytes | bytearray) -> int:
+    """The sequence number in the stamp of a message that came back."""
+    stamp = np.frombuffer(body[:STAMP_BYTES], STAMP)
+    return int(stamp["identity"][0]) & ((1 << SEQUENCE_BITS) - 1)

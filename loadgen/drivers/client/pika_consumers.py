@@ -1,0 +1,183 @@
+"""Consumers through pika: every message is one callback."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadgen.driver import Received
+from loadgen.drivers.client.pika_loop import LOST, SelectLoop
+from loadgen.drivers.rabbitmq_admin import connect, describe
+from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
+from loadgen.errors import BrokerError, LoadgenError, TrialError
+
+if TYPE_CHECKING:
+    from loadgen.driver import Target
+
+
+class Inbox:
+    """The messages that callbacks have brought and `receive` has not handed out yet."""
+
+    def __init__(self) -> None:
+        self._bodies: list[bytes] = []
+        self._redelivered: list[bool] = []
+        self._read_ns = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._bodies)
+
+    def on_message(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+        """Pika's callback for each message."""
+        if not self._bodies:
+            self._read_ns = time.monotonic_ns()
+        self._bodies.append(body)
+        self._redelivered.append(method.redelivered)
+
+    def hand_out(self) -> Received:
+        """All messages as one batch; the inbox is empty afterwards."""
+        sizes = np.array([len(body) for body in self._bodies])
+        received = Received(
+            buffer=np.frombuffer(b"".join(self._bodies), np.uint8),
+            starts=np.cumsum(sizes) - sizes,
+            sizes=int(sizes[0]) if (sizes == sizes[0]).all() else sizes,
+            source=0,
+            read_ns=self._read_ns,
+            parsed_ns=time.monotonic_ns(),
+            redelivered=np.array(self._redelivered) if any(self._redelivered) else None,
+        )
+        self._bodies, self._redelivered = [], []
+        return received
+
+
+class _PikaConsumer:
+    """What both consumers share: the inbox, and acks when they are due."""
+
+    def __init__(self, target: Target, index: int) -> None:
+        self._endpoint = target.endpoint
+        self._target, self._tag = target, f"loadgen-{index}"
+        self._inbox = Inbox()
+        self._acks = Acks(target)
+        self._channel: Any = None
+
+    def receive(self, timeout_s: float) -> list[Received]:
+        """Turn pika's loop until there is a message; all that came with it."""
+        if self._acks.has_rest:
+            first_s = min(IDLE_S, timeout_s)
+            self._pump(first_s)
+            timeout_s -= first_s
+            if not self._inbox:
+                self._acknowledge(self._acks.rest())
+        if not self._inbox:
+            self._pump(timeout_s)
+        if not self._inbox:
+            return []
+        received = self._inbox.hand_out()
+        self._acks.handed += len(received.starts)
+        return [received]
+
+    def settle(self) -> None:
+        """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
+        self._acknowledge(self._acks.settle())
+
+    def close(self) -> None:
+        """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
+        with contextlib.suppress(LoadgenError):
+            self._acknowledge(self._acks.rest())
+        self._close()
+
+    def _acknowledge(self, tags: list[int]) -> None:
+        try:
+            for tag in tags:
+                self._channel.basic_ack(tag, multiple=True)
+        except LOST as error:
+            self._pump(0)  # raises with the broker's reason, if there is one
+            raise TrialError(describe(self._endpoint, error)) from None
+
+    def _pump(self, timeout_s: float) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def _cancelled_text(self) -> str:
+        return (
+            f"rabbitmq at {self._endpoint.address} cancelled the consumer: its queue was deleted or its node went away"
+        )
+
+
+class SelectConsumer(_PikaConsumer):
+    """Consumes through SelectConnection."""
+
+    def __init__(self, target: Target, index: int) -> None:
+        super().__init__(target, index)
+        self._loop = SelectLoop(target.endpoint, target.settings["heartbeat"])
+        self._channel = self._loop.channel
+        self._channel.add_on_cancel_callback(lambda _frame: self._loop.fail(self._cancelled_text()))
+        limited: list[Any] = []
+        started: list[Any] = []
+        try:
+            self._channel.basic_qos(prefetch_count=target.settings["prefetch"], callback=limited.append)
+            self._loop.wait_for(lambda: bool(limited), "a prefetch limit")
+            self._channel.basic_consume(
+                target.name,
+                self._inbox.on_message,
+                auto_ack=not self._acks.is_manual,
+                consumer_tag=self._tag,
+                callback=started.append,
+            )
+            self._loop.wait_for(lambda: bool(started), "a consumer")
+        except TrialError as error:
+            self._loop.close()
+            raise BrokerError(str(error)) from None
+
+    def _pump(self, timeout_s: float) -> None:
+        self._loop.pump(timeout_s, lambda: bool(self._inbox))
+
+    def _close(self) -> None:
+        if self._acks.is_manual:
+            with contextlib.suppress(LoadgenError):
+                self._loop.pump(0, lambda: True)  # the last acks leave before the goodbye
+        self._loop.close()
+
+
+class BlockingConsumer(_PikaConsumer):
+    """Consumes through BlockingConnection."""
+
+    def __init__(self, target: Target, index: int) -> None:
+        super().__init__(target, index)
+        self._cancelled = False
+        self._connection = connect(target.endpoint, target.settings["heartbeat"])
+        try:
+            self._channel = self._connection.channel()
+            self._channel.add_on_cancel_callback(self._on_cancelled)
+            self._channel.basic_qos(prefetch_count=target.settings["prefetch"])
+            self._channel.basic_consume(
+                target.name,
+                self._inbox.on_message,
+                auto_ack=not self._acks.is_manual,
+                consumer_tag=self._tag,
+            )
+        except LOST as error:
+            self._close()
+            raise BrokerError(describe(target.endpoint, error)) from None
+
+    def _on_cancelled(self, _frame: Any) -> None:
+        self._cancelled = True
+
+    def _pump(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._connection.process_data_events(timeout_s)
+            while not self._inbox and not self._cancelled and (left_s := deadline - time.monotonic()) > 0:
+                self._connection.process_data_events(left_s)
+        except LOST as error:
+            raise TrialError(describe(self._endpoint, error)) from None
+        if self._cancelled:
+            raise TrialError(self._cancelled_text())
+
+    def _close(self) -> None:
+        with contextlib.suppress(*LOST):
+            self._connection.close()

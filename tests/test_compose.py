@@ -1,0 +1,127 @@
+"""docker-compose.yml: valid by the official schema, fair to both brokers, and closed to other machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from loadgen.brokers import host, install_kafka, rabbitmq
+
+FILE = Path(__file__).parents[1] / "docker-compose.yml"
+BROKERS = ("rabbitmq", "kafka")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file as a YAML parser reads it, merge keys resolved."""
+    parsed: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return parsed
+
+
+def test_it_is_valid_by_the_official_schema(compose: dict[str, Any]) -> None:
+    """The compose-spec's own JSON schema, as the package check-jsonschema carries it, has no complaint."""
+    text = resources.files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text()
+    schema = json.loads(text)
+    assert schema["title"] == "Compose Specification"
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert [error.message for error in validator.iter_errors(compose)] == []
+    wrong = {**compose, "services": {"rabbitmq": {"image": 5}}}
+    assert not validator.is_valid(wrong)  # the schema does look at the services
+
+
+def test_docker_itself_reads_it() -> None:
+    """Where Docker's compose plugin is there (no engine is needed), it resolves the file without complaint."""
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], check=False, capture_output=True).returncode:
+        pytest.skip("no docker compose plugin on this machine: the official JSON schema alone judged the file")
+    subprocess.run([docker, "compose", "--file", FILE, "config", "--quiet"], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", BROKERS)
+def test_images_are_official_and_pinned_to_one_release(name: str, compose: dict[str, Any]) -> None:
+    """A tag names a whole version: 4.3 or newer for RabbitMQ, for Kafka the one of the local brokers."""
+    image, _, tag = compose["services"][name]["image"].partition(":")
+    version = tuple(int(part) for part in tag.partition("-")[0].split("."))
+    assert len(version) == 3
+    if name == "rabbitmq":
+        assert (image, tag.partition("-")[2]) == ("rabbitmq", "management")
+        assert version >= (4, 3)
+    else:
+        assert (image, tag) == ("apache/kafka", install_kafka.VERSION)
+
+
+def test_both_have_the_same_limits(compose: dict[str, Any]) -> None:
+    """CPUs, memory, swap and files are one setting for both, and the memory is that of the local brokers."""
+    limits = [
+        {key: compose["services"][name][key] for key in ("cpus", "mem_limit", "memswap_limit", "ulimits")}
+        for name in BROKERS
+    ]
+    assert limits[0] == limits[1]
+    assert limits[0]["mem_limit"] == limits[0]["memswap_limit"] == f"{host.MEMORY_CEILING_BYTES // 1024**3}g"
+
+
+@pytest.mark.parametrize("name", BROKERS)
+def test_ports_are_published_on_the_loopback_interface_alone(name: str, compose: dict[str, Any]) -> None:
+    """Each published port begins with 127.0.0.1."""
+    assert compose["services"][name]["ports"]
+    assert all(port.startswith("127.0.0.1:") for port in compose["services"][name]["ports"])
+    assert "network_mode" not in compose["services"][name]
+
+
+@pytest.mark.parametrize("name", BROKERS)
+def test_health_is_checked_often_at_the_start_and_never_during_a_run(name: str, compose: dict[str, Any]) -> None:
+    """A check is work beside the broker: once healthy, the next one is a day away."""
+    check = compose["services"][name]["healthcheck"]
+    assert check["test"]
+    assert (check["start_interval"], check["interval"]) == ("2s", "24h")
+
+
+@pytest.mark.parametrize("name", BROKERS)
+def test_data_are_on_a_volume(name: str, compose: dict[str, Any]) -> None:
+    """Neither broker writes its messages through a container's layered file system."""
+    (volume,) = compose["services"][name]["volumes"]
+    source, _, target = volume.partition(":")
+    assert source in compose["volumes"]
+    if name == "kafka":
+        assert compose["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"] == target
+
+
+def test_kafka_has_the_full_set_of_kraft_settings(compose: dict[str, Any]) -> None:
+    """The image drops its defaults once one KAFKA_ setting is given: all that a KRaft node needs is there."""
+    environment = compose["services"]["kafka"]["environment"]
+    needed = {
+        "KAFKA_NODE_ID",
+        "KAFKA_PROCESS_ROLES",
+        "KAFKA_CONTROLLER_QUORUM_VOTERS",
+        "KAFKA_CONTROLLER_LISTENER_NAMES",
+        "KAFKA_LISTENERS",
+        "KAFKA_ADVERTISED_LISTENERS",
+        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP",
+        "KAFKA_INTER_BROKER_LISTENER_NAME",
+        "KAFKA_LOG_DIRS",
+        "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR",
+        "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR",
+        "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR",
+        "KAFKA_SHARE_COORDINATOR_STATE_TOPIC_REPLICATION_FACTOR",
+        "KAFKA_SHARE_COORDINATOR_STATE_TOPIC_MIN_ISR",
+        "CLUSTER_ID",
+    }
+    assert needed <= set(environment)
+    assert not [key for key in environment if key.startswith("KAFKA_LOG_FLUSH")]
+    names = [listener.partition("://")[0] for listener in environment["KAFKA_LISTENERS"].split(",")]
+    mapped = [pair.partition(":")[0] for pair in environment["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(",")]
+    assert sorted(names) == sorted(mapped)
+
+
+def test_rabbitmq_has_the_plugins_of_the_local_one(compose: dict[str, Any]) -> None:
+    """What the observer and the stream driver need is enabled in both places alike."""
+    content = compose["configs"]["rabbitmq-plugins"]["content"]
+    assert content == f"[{','.join(rabbitmq.PLUGINS)}]."

@@ -1,0 +1,280 @@
+"""The ledger finds every loss, duplicate, reordering and damage, exactly."""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, BitCounts, ranges_of
+from loadgen.errors import TrialError
+from loadgen.ledger import SETTLED_TWICE, SETTLED_UNSENT, ReceivedBook, SentBook, settle
+from loadgen.payload import UNKNOWN, Parsed
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as a consumer gets it."""
+
+    producer: int
+    seq: int
+    source: int = 0
+    redelivered: bool = False
+    intact: bool = True
+
+
+def receive(book: ReceivedBook, messages: list[Message], batch: int = 7) -> ReceivedBook:
+    """Give messages to a book in batches of one source each."""
+    while messages:
+        source = messages[0].source
+        part = [message for message in messages[:batch] if message.source == source]
+        first_other = next((i for i, each in enumerate(messages[:batch]) if each.source != source), len(part))
+        part, messages = messages[:first_other], messages[first_other:]
+        times = np.zeros(len(part), np.int64)
+        producer = np.array([each.producer for each in part], np.int64)
+        seq = np.array([each.seq for each in part], np.int64)
+        parsed = Parsed(times, times, producer, seq, np.array([each.intact for each in part]))
+        flags = np.array([each.redelivered for each in part])
+        book.receive(parsed, source, flags if flags.any() else None)
+    return book
+
+
+def sent_book(count: int, producer: int = 0, *, confirmed: bool = True) -> SentBook:
+    """A producer that sent `count` messages, all of them confirmed or none."""
+    book = SentBook(producer)
+    book.sent(count)
+    if confirmed:
+        book.confirmed(np.arange(count))
+    return book
+
+
+def expected_of(groups: dict[str, list[list[Message]]], sent: dict[int, int]) -> dict[str, int]:
+    """The definitions of the ledger's docstring, one message at a time."""
+    totals: dict[str, int] = defaultdict(int)
+    for consumers in groups.values():
+        copies: dict[tuple[int, int], list[bool]] = defaultdict(list)
+        first_was_late: dict[tuple[int, int], list[bool]] = defaultdict(list)
+        for messages in consumers:
+            highest: dict[tuple[int, int], int] = {}
+            seen = set()
+            for each in messages:
+                totals["received"] += 1
+                if not each.intact:
+                    totals["corrupted"] += 1
+                    continue
+                known = each.seq < sent.get(each.producer, 0)
+                totals["foreign"] += not known
+                late = each.seq < highest.get((each.producer, each.source), -1)
+                totals["reordered_redelivery"] += late and each.redelivered
+                highest[each.producer, each.source] = max(each.seq, highest.get((each.producer, each.source), -1))
+                key = (each.producer, each.seq)
+                if known:
+                    copies[key].append(each.redelivered)
+                    if key not in seen:
+                        first_was_late[key].append(late and not each.redelivered)
+                    seen.add(key)
+        for flags in copies.values():
+            redelivery = min(sum(flags), len(flags) - 1)
+            totals["duplicated"] += len(flags) - 1
+            totals["dup_redelivery"] += redelivery
+            totals["dup_resend"] += len(flags) - 1 - redelivery
+        totals["distinct"] += len(copies)
+        totals["lost"] += sum(sent.values()) - len(copies)
+        totals["out_of_order"] += sum(all(late) for late in first_was_late.values())
+    return dict(totals)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[dict[str, list[list[Message]]], dict[int, int]]:
+    """What producers sent, and what competing consumers of several groups got after much harm."""
+    sent = {producer: draw(st.integers(1, 40)) for producer in range(draw(st.integers(1, 3)))}
+    everything = [(producer, seq) for seq in range(40) for producer, count in sent.items() if seq < count]
+    groups: dict[str, list[list[Message]]] = {}
+    for group in ("", "audit")[: draw(st.integers(1, 2))]:
+        consumers: list[list[Message]] = [[] for _ in range(draw(st.integers(1, 3)))]
+        for producer, seq in everything:
+            for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 2, 3]))):
+                copy = Message(
+                    producer, seq, source=draw(st.integers(0, 1)),
+                    redelivered=draw(st.sampled_from([False, False, True])),
+                    intact=draw(st.sampled_from([True] * 9 + [False])),
+                )  # fmt: skip
+                consumer = draw(st.sampled_from(consumers))
+                consumer.insert(max(0, len(consumer) - draw(st.sampled_from([0, 0, 0, 1, 5]))), copy)
+        consumers[0] += draw(st.lists(st.builds(Message, st.just(77), st.integers(0, 9)), max_size=2))
+        groups[group] = consumers
+    return groups, sent
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), st.integers(1, 30))
+def test_every_harm_is_found_exactly(
+    history: tuple[dict[str, list[list[Message]]], dict[int, int]], batch: int
+) -> None:
+    """Whatever is lost, doubled, swapped or damaged over groups, consumers and sources: each count is right."""
+    groups, sent = history
+    books = [
+        receive(ReceivedBook(group), messages, batch) for group, consumers in groups.items() for messages in consumers
+    ]
+    books = pickle.loads(pickle.dumps(books))  # noqa: S301 - our own bytes
+    account = asdict(settle([sent_book(count, producer) for producer, count in sent.items()], books))
+    expected = expected_of(groups, sent)
+    assert {name: account[name] for name in expected} == expected
+    assert account["sent"] == account["acked"] == sum(sent.values())
+    assert account["confirmed_lost"] == account["lost"]
+    assert account["unconfirmed_lost"] == 0
+
+
+def test_pages_of_bits_are_no_boundaries() -> None:
+    """Over several pages in large batches: known loss, duplicates and swaps at and around the pages' ends."""
+    count = 3 * PAGE_BITS + 1_000
+    seqs = np.arange(count)
+    lost = np.array([5, PAGE_BITS - 1, PAGE_BITS, 2 * PAGE_BITS + 3, count - 1])
+    seqs = np.delete(seqs, lost)
+    seqs = np.insert(seqs, 100_000, seqs[[99_999, 99_999, 42]])
+    swap = int(np.flatnonzero(seqs == 2 * PAGE_BITS)[0])
+    seqs[[swap, swap - 1]] = seqs[[swap - 1, swap]]
+    book = ReceivedBook()
+    for part in np.array_split(seqs, 70):
+        times = np.zeros(len(part), np.int64)
+        book.receive(Parsed(times, times, times, part, np.ones(len(part), np.bool_)), 0)
+    account = settle([sent_book(count)], [book])
+    assert (account.lost, account.duplicated, account.dup_resend, account.out_of_order) == (5, 3, 3, 1)
+    assert account.examples["lost"] == [
+        (0, 5, 5), (0, PAGE_BITS - 1, PAGE_BITS), (0, 2 * PAGE_BITS + 3, 2 * PAGE_BITS + 3), (0, count - 1, count - 1)
+    ]  # fmt: skip
+    assert account.examples["duplicated"] == [(0, int(seqs[42]), int(seqs[42])), (0, 100_002, 100_002)]
+
+
+def test_losses_are_told_apart_by_what_was_confirmed() -> None:
+    """Confirmed and lost, unconfirmed and lost, and failed ones, which are errors and no losses."""
+    book = SentBook(0)
+    book.sent(10)
+    book.confirmed(np.array([0, 1, 2, 3]))
+    book.failed(np.array([6, 7]), "nack")
+    book.failed(np.array([8]), "timeout")
+    account = settle([book], [receive(ReceivedBook(), [Message(0, 0), Message(0, 4), Message(0, 7)])])
+    assert (account.sent, account.acked, account.distinct) == (10, 4, 3)
+    assert (account.lost, account.confirmed_lost, account.unconfirmed_lost) == (5, 3, 2)
+    assert account.errors == {"nack": 2, "timeout": 1}
+    assert account.examples["lost"] == [(0, 1, 3), (0, 5, 5), (0, 9, 9)]
+
+
+def test_without_confirms_nothing_is_acked() -> None:
+    """Acked is None, and every loss is of an unconfirmed message."""
+    book = SentBook(0, confirms=False)
+    book.sent(3)
+    account = settle([book], [receive(ReceivedBook(), [Message(0, 0)])])
+    assert (account.acked, account.lost, account.confirmed_lost, account.unconfirmed_lost) == (None, 2, 0, 2)
+
+
+def test_settling_twice_or_what_was_never_sent_is_an_error() -> None:
+    """A driver that settles a message twice, both ways or before it was sent is told of."""
+    book = SentBook(0)
+    book.sent(20)
+    book.confirmed(np.arange(15))
+    book.confirmed(np.array([3, 4]))
+    book.failed(np.array([5]), "nack")
+    book.confirmed(np.arange(19, 30))
+    assert book.errors == {SETTLED_TWICE: 3, "nack": 1, SETTLED_UNSENT: 10}
+    assert book.confirmed_count == 16
+
+
+def test_nothing_is_lost_where_nothing_consumes() -> None:
+    """A trial that only publishes has no group that could miss a message."""
+    account = settle([sent_book(100)], [])
+    assert (account.sent, account.acked, account.received, account.lost) == (100, 100, 0, 0)
+
+
+def test_damage_is_told_with_the_places_that_are_known() -> None:
+    """Where the stamp is whole the message is named, where it is not it only counts; ten ranges at most."""
+    book = ReceivedBook()
+    damaged = [Message(1, seq, intact=False) for seq in (4, 5, 6, 9)] + [Message(UNKNOWN, UNKNOWN, intact=False)]
+    damaged += [Message(1, seq, intact=False) for seq in range(20, 60, 2)]
+    account = settle([sent_book(100, 1)], [receive(book, damaged)])
+    assert account.corrupted == len(damaged)
+    assert account.examples["corrupted"][:2] == [(1, 4, 6), (1, 9, 9)]
+    assert len(account.examples["corrupted"]) == 10
+    assert account.lost == 100
+
+
+def test_a_message_received_ever_again_keeps_its_count() -> None:
+    """One poisoned message that comes ten thousand times costs a few bits."""
+    book = receive(ReceivedBook(), [Message(0, 3)] + [Message(0, 3, redelivered=True)] * 10_000, batch=50)
+    account = settle([sent_book(5)], [book])
+    assert (account.duplicated, account.dup_redelivery, account.dup_resend) == (10_000, 10_000, 0)
+    assert len(pickle.dumps(book)) < 400_000
+
+
+def test_books_of_millions_are_small() -> None:
+    """One consumer of everything costs nearly nothing, four that share it a bit a message each."""
+    count = 64 * PAGE_BITS
+    alone, shared = ReceivedBook(), [ReceivedBook() for _ in range(4)]
+    times = np.zeros(4_096, np.int64)
+    for first in range(0, count, 4_096):
+        seqs = np.arange(first, first + 4_096)
+        alone.receive(Parsed(times, times, times, seqs, np.ones(4_096, np.bool_)), 0)
+        for index, book in enumerate(shared):
+            quarter = times[:1_024]
+            book.receive(Parsed(quarter, quarter, quarter, seqs[index::4], np.ones(1_024, np.bool_)), 0)
+    assert len(pickle.dumps(alone)) < 10_000
+    assert len(pickle.dumps(shared[0])) < count / 8 * 1.1
+    for books in ([alone], shared):
+        account = settle([sent_book(count)], books)
+        assert (account.distinct, account.lost, account.duplicated, account.out_of_order) == (count, 0, 0, 0)
+
+
+def test_more_than_the_ledger_can_hold_is_refused() -> None:
+    """The bound is an error, not a machine without memory."""
+    with pytest.raises(TrialError, match="over"):
+        SentBook(0).sent(MAX_INDEX + 1)
+    with pytest.raises(TrialError, match="message number"):
+        BitCounts().add(np.array([MAX_INDEX]))
+    with pytest.raises(TrialError, match="message number"):
+        BitCounts().add(np.arange(-20, 0))
+
+
+def test_two_books_of_one_producer_are_refused() -> None:
+    """Each producer has a number of its own."""
+    with pytest.raises(ValueError, match="one producer"):
+        settle([SentBook(1), SentBook(1)], [])
+
+
+numbers = st.one_of(st.integers(0, 60), st.integers(PAGE_BITS - 20, PAGE_BITS + 20), st.integers(0, 4 * PAGE_BITS))
+runs = st.tuples(numbers, st.integers(1, 80)).map(lambda run: list(range(run[0], run[0] + run[1])))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(runs, st.lists(numbers, max_size=40)), max_size=10))
+def test_bit_counts_are_counts(batches: list[list[int]]) -> None:
+    """After any batches each number's count, and what was told to be repeated, is that of a dictionary."""
+    counts = BitCounts()
+    expected: dict[int, int] = defaultdict(int)
+    for each in batches:
+        repeated = counts.add(np.array(each, np.int64))
+        told = [False] * len(each) if repeated is None else repeated.tolist()
+        for number, was_told in zip(each, told, strict=True):
+            assert was_told == (expected[number] > 0)
+            expected[number] += 1
+        counts = pickle.loads(pickle.dumps(counts))  # noqa: S301 - our own bytes
+    asked = np.array([*sorted(expected), 7 * PAGE_BITS], np.int64)
+    assert counts.contains(asked).tolist() == [True] * len(expected) + [False]
+    for page in range(5):
+        held = counts.counts_of(page)
+        assert {int(at) + page * PAGE_BITS: int(held[at]) for at in np.flatnonzero(held)} == {
+            number: count for number, count in expected.items() if number // PAGE_BITS == page
+        }
+    assert counts.total_count == sum(expected.values())
+
+
+def test_ranges_are_the_runs_of_true() -> None:
+    """First and last places, as many as asked for."""
+    which = np.array([True, True, False, True, False, False, True])
+    assert ranges_of(which, 10) == [(0, 1), (3, 3), (6, 6)]
+    assert ranges_of(which, 2) == [(0, 1), (3, 3)]
+    assert ranges_of(np.zeros(4, np.bool_), 2) == []
