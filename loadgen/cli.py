@@ -71,8 +71,8 @@ def _add_brokers(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--brokers",
         default="local",
-        metavar="local|docker|URL…",
-        help="where the brokers come from: private ones in .brokers/ (default), docker compose, or "
+        metavar="local|docker|memory|URL…",
+        help="where the brokers come from: private ones in .brokers/ (default), docker compose, none (memory), or "
         "amqp[s]://host:port/vhost and kafka[+tls]://host:port, separated by blanks or commas",
     )
     command.add_argument("--broker", choices=BROKER_NAMES, help="only this one")

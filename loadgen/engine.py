@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from loadgen import host
 from loadgen.brokers import is_warmed, mark_warmed, open_brokers
 from loadgen.drivers import load_driver
+from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.plan import Plan, Profile, Trial, make_plan
@@ -19,7 +20,7 @@ from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenari
 from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from loadgen.endpoint import BrokerName, Endpoint
 
@@ -62,7 +63,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     pins = _pins(options)
     plan.refuse_over_half_of(host.disk_free(Path.cwd()))
     _refuse_unwritable(options.results)
-    with terminate_as_interrupt(), open_brokers(options.brokers, plan.brokers, progress=listener.message) as endpoints:
+    with terminate_as_interrupt(), _opened(options.brokers, plan.brokers, listener) as endpoints:
         data_dir = next((each.data_dir for each in endpoints.values() if each.data_dir), None)
         header = _header(plan, options, endpoints, pins, data_dir)
         writer = RunWriter(options.results, options.name, header)
@@ -80,6 +81,16 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         finally:
             writer.finish("partial" if reason else "complete", reason)
     return load(writer.path)
+
+
+@contextlib.contextmanager
+def _opened(spec: str, brokers: Sequence[BrokerName], listener: Listener) -> Iterator[dict[BrokerName, Endpoint]]:
+    """The brokers of the spec; `memory` is none at all, to see a plan run through without one."""
+    if spec == "memory":
+        yield {name: memory_endpoint(name) for name in brokers}
+        return
+    with open_brokers(spec, brokers, progress=listener.message) as endpoints:
+        yield endpoints
 
 
 def _run_trials(
@@ -173,7 +184,7 @@ def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins)
     """Give each broker a fixed load once per start, so that the first trial does not measure its compiler."""
     knobs: dict[str, dict[str, Any]] = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
     for name, endpoint in endpoints.items():
-        if is_warmed(endpoint):
+        if endpoint.source == "memory" or is_warmed(endpoint):
             continue
         listener.progress(f"warming up {name} for {WARM_LOAD_S:.0f} s")
         scenario = Scenario(
@@ -249,8 +260,15 @@ def _refuse_unwritable(results: Path) -> None:
 
 
 def exit_status(run: Run) -> int:
-    """0 good, 2 where a trial is invalid or failed or the run was cut short, 130 where it was interrupted."""
+    """0 good, 2 where the run was cut short or a point of it has no trial to be used, 130 where it was interrupted.
+
+    A trial that is invalid is struck out and said so; the point stands on its other repeats.
+    """
     if run.header.get("reason") == "interrupted":
         return EXIT_INTERRUPTED
-    bad = any(trial["verdict"]["status"] == "invalid" or trial["status"] != "complete" for trial in run.trials)
-    return EXIT_INVALID if bad or run.status != "complete" else EXIT_OK
+    usable: dict[str, bool] = {}
+    for record in run.trials:
+        point = record["id"].rpartition("/")[0]
+        good = record["status"] == "complete" and record["verdict"]["status"] != "invalid"
+        usable[point] = usable.get(point, False) or good
+    return EXIT_OK if run.status == "complete" and all(usable.values()) else EXIT_INVALID

@@ -301,6 +301,8 @@ def _rows_match(buffer: UInt8, starts: Int64, matrix: UInt8, indices: Int64) -> 
 
 def _gather(buffer: UInt8, starts: Int64, width: int) -> UInt8:
     """Copy `width` bytes from each of `starts` into uint8[n, width], as one take of opaque items."""
+    if not len(starts):
+        return np.empty((0, width), np.uint8)
     windows: npt.NDArray[Any] = np.ndarray((len(buffer) - width + 1,), f"V{width}", buffer, 0, (1,))
     return windows[starts].view(np.uint8).reshape(len(starts), width)
 

@@ -31,9 +31,7 @@ def refuse_secrets(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(item, str) and item and _SECRET_KEY.search(str(key)) and not _MASK.fullmatch(item):
-                raise ScenarioError(
-                    f"{where}.{key}: looks like a secret, and results hold none; mask it as [hidden]"
-                )
+                raise ScenarioError(f"{where}.{key}: looks like a secret, and results hold none; mask it as [hidden]")
             refuse_secrets(item, f"{where}.{key}")
     elif isinstance(value, (list, tuple, set, frozenset)):
         for index, item in enumerate(value):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.errors import HostError, ScenarioError
 from loadgen.record import Record, completed, make_partial, plain
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from loadgen import hlog
     from loadgen.histogram import Histogram
-    from loadgen.hlog import HlogWriter
     from loadgen.recorder import IntervalDelta
 
 SCHEMA_VERSION = 1
@@ -89,7 +89,7 @@ class RunWriter:
         self._pending: dict[tuple[str, str, str], dict[int, Histogram]] = {}
         self._newest: dict[str, int] = {}
         self._placed: dict[str, Record] = {}
-        self._hlog: HlogWriter | None = None
+        self._hlog: hlog.HlogWriter | None = None
         self._is_log_lost = False
         self._write()
 
@@ -159,7 +159,7 @@ class RunWriter:
         for index, key in due:
             del self._pending[key][index]
 
-    def _hlog_writer(self) -> HlogWriter:
+    def _hlog_writer(self) -> hlog.HlogWriter:
         if self._hlog is None:
             from loadgen.hlog import HlogWriter  # noqa: PLC0415 - only a run with latencies needs it
 
@@ -225,16 +225,6 @@ class Interval:
     histogram: Histogram
 
 
-class _Line(NamedTuple):
-    """One line of the log, still encoded: a run has thousands, and a reader wants a few."""
-
-    agent: str
-    start_s: float
-    length_s: float
-    max_ms: float
-    encoded: str
-
-
 @dataclass
 class Run:
     """A run as it was recorded; histograms and series are read when they are asked for."""
@@ -244,7 +234,7 @@ class Run:
     trials: list[Record]
     status: RunStatus
     reason: str | None = None
-    _lines: dict[tuple[str, str], list[_Line]] = field(default_factory=dict, repr=False)
+    _lines: dict[tuple[str, str], list[hlog.Interval]] = field(default_factory=dict, repr=False)
 
     @property
     def id(self) -> str:
@@ -266,17 +256,14 @@ class Run:
 
     def intervals(self, trial_id: str | None = None, kind: str | None = None) -> Iterator[Interval]:
         """The histogram log's lines, warm-up and drain included."""
-        from loadgen.histogram import Histogram  # noqa: PLC0415 - reading run.json alone needs no numpy
-
         records = {record["id"]: record for record in self.trials}
         for (owner, line_kind), lines in self._lines.items():
             if trial_id not in {None, owner} or kind not in {None, line_kind}:
                 continue
             offset_s = (records.get(owner) or {}).get("hlog_start_s") or 0.0
             for line in lines:
-                histogram = Histogram.decode(line.encoded)
-                histogram.limit_max(round(line.max_ms * 1e6))
-                yield Interval(owner, line_kind, line.agent, line.start_s - offset_s, line.length_s, histogram)
+                agent = line.tag.rpartition("/")[2]
+                yield Interval(owner, line_kind, agent, line.start_s - offset_s, line.length_s, line.histogram())
 
     def histogram(self, trial_id: str, kind: str) -> Histogram:
         """A trial's histogram of one kind, over all agents, of the measured window only."""
@@ -365,19 +352,19 @@ def _locate(path: Path, root: Path) -> Path:
     raise ScenarioError(f"{where}: no run there; {hint}")
 
 
-def _index(path: Path) -> dict[tuple[str, str], list[_Line]]:
-    """The log's lines by trial and kind, still encoded; a torn last line is left out."""
-    found: dict[tuple[str, str], list[_Line]] = {}
+def _index(path: Path) -> dict[tuple[str, str], list[hlog.Interval]]:
+    """The log's lines by trial and kind, still encoded: a run has thousands, and a reader wants a few."""
+    found: dict[tuple[str, str], list[hlog.Interval]] = {}
     if not path.exists():
         return found
-    with path.open(encoding="ascii", errors="replace") as file:
-        for line in file:
-            if not line.startswith("Tag=") or not line.endswith("\n"):
-                continue
-            tag, start_s, length_s, max_ms, encoded = line[4:-1].split(",", 4)
-            trial_id, kind, agent = tag.rsplit("/", 2)
-            whole = _Line(agent, float(start_s), float(length_s), float(max_ms), encoded)
-            found.setdefault((trial_id, kind), []).append(whole)
+    from loadgen.hlog import read_hlog  # noqa: PLC0415 - a run without latencies needs no numpy
+
+    try:
+        for line in read_hlog(path):
+            trial_id, kind, _ = line.tag.rsplit("/", 2)
+            found.setdefault((trial_id, kind), []).append(line)
+    except ValueError as error:
+        raise ScenarioError(f"{error}; the log was changed after the run") from None
     return found
 
 

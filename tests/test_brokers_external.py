@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadgen import brokers
-from loadgen.brokers import external, kafka, ports
+from loadgen.brokers import external, kafka, login, ports
 from loadgen.endpoint import Credentials, Tls
 from loadgen.errors import BrokerError, LoadgenError
 
@@ -45,11 +45,11 @@ def sasl_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             settings = plain(cluster, node)
             for key in ("listeners", "advertised.listeners"):
                 settings[key] = (f"{settings[key][0]},{listener}", "a test's")
-            login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_u="{PASSWORD}";'
+            jaas = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_u="{PASSWORD}";'
             protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
             settings["listener.security.protocol.map"] = (protocols, "a test's")
             settings["sasl.enabled.mechanisms"] = ("PLAIN", "a test's")
-            settings["listener.name.sasl_plaintext.plain.sasl.jaas.config"] = (login, "a test's")
+            settings["listener.name.sasl_plaintext.plain.sasl.jaas.config"] = (jaas, "a test's")
             return settings
 
         patch.setattr(kafka, "_settings", with_sasl)
@@ -120,8 +120,9 @@ def test_an_unreachable_broker_is_one_line(scheme: str, broker: str) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "broker"), [("amqp", "rabbitmq"), ("kafka", "kafka")])
-def test_a_server_that_says_nothing_is_given_up(scheme: str, broker: str) -> None:
+def test_a_server_that_says_nothing_is_given_up(scheme: str, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something accepts the connection and never answers: not a broker, told within the time limit."""
+    monkeypatch.setattr(login, "TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with refused(broker, address, "does not answer"):

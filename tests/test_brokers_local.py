@@ -144,6 +144,7 @@ def test_status_is_plain_data(pair: dict[BrokerName, Endpoint]) -> None:
         record = records[name]
         assert record["running"]
         assert record["kept"]
+        assert record["installed_version"] == endpoint.version
         assert (record["pid"],) == endpoint.pids
         assert record["uptime_s"] > 0
         assert Path(record["data_dir"]) == endpoint.data_dir
@@ -257,15 +258,17 @@ def test_a_run_killed_while_it_starts_a_broker_leaves_nothing_for_long(tmp_path:
     assert not (tmp_path / "run/rabbitmq/state.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_with_its_brokers(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_a_run_with_its_brokers(tmp_path: Path) -> None:
     """After Ctrl-C, or when it is asked to terminate, a run ends its brokers itself."""
-    with start_owner(tmp_path, "rabbitmq") as owner:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "open\n"
-        owner.send_signal(number)
-        assert owner.wait(WAIT_S) != 0
-    assert not list(process.find_marked(tmp_path))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    owners = [start_owner(tmp_path / number.name, "rabbitmq") for number in numbers]
+    for owner, number in zip(owners, numbers, strict=True):
+        with owner:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "open\n"
+            owner.send_signal(number)
+            assert owner.wait(WAIT_S) != 0
+        assert not list(process.find_marked(tmp_path / number.name))
 
 
 def test_a_later_process_with_a_recorded_pid_is_not_touched(tmp_path: Path) -> None:

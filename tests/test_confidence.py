@@ -45,6 +45,7 @@ def test_equal_repeats_have_an_interval_of_one_point() -> None:
     assert (result.low, result.high) == (pytest.approx(5.0), pytest.approx(5.0))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=12))
 def test_reciprocal_ratio_has_the_reciprocal_interval(pairs: list[tuple[float, float]]) -> None:
     """Which broker is on top of the fraction changes neither the finding nor its width."""
@@ -54,6 +55,7 @@ def test_reciprocal_ratio_has_the_reciprocal_interval(pairs: list[tuple[float, f
         assert forth.low == pytest.approx(1 / back.high, rel=1e-6)
 
 
+@settings(max_examples=40)
 @given(st.lists(POSITIVE, min_size=2, max_size=12), st.floats(1e-3, 1e3))
 def test_units_do_not_matter(values: list[float], factor: float) -> None:
     """The same repeats in other units have the same median and interval in those units."""

@@ -13,6 +13,7 @@ import pytest
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, engine, trial
 from loadgen.board import Board, Cell
+from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import Options, execute, exit_status, plan_of
 from loadgen.plan import Plan, Profile, make_plan
 from loadgen.runs import Run, load
@@ -263,3 +264,24 @@ def test_pins_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         engine._pins(Options("x", [], cpus_broker="8"))
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0, 1})
     assert engine._pins(Options("x", [])) == engine.Pins()
+
+
+def test_the_whole_flow_runs_without_a_broker(tmp_path: Path) -> None:
+    """`memory` in place of the brokers: a whole run, on disk, accounted for to the last message."""
+    run = execute(plan_for(), Options("short", ["loadgen"], results=tmp_path, brokers="memory"), Quiet())
+    assert run.status == "complete"
+    for record in run.trials:
+        assert record["driver"] == "memory"
+        assert record["sent"] == record["acked"] == record["received"] == 750
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [("loss_every", "confirmed_lost"), ("duplicate_every", "duplicated"), ("corrupt_every", "corrupted")],
+)
+def test_a_fault_of_the_broker_is_found_to_the_message_and_judged(fault: str, found: str) -> None:
+    """What a broker loses, doubles or changes is counted exactly, and the trial is not valid."""
+    record = run_once(memory_endpoint("rabbitmq", **{fault: 50}))
+    assert record["sent"] == 750
+    assert record[found] == 15
+    assert record["verdict"]["status"] == "invalid" or found == "duplicated"

@@ -181,7 +181,7 @@ def test_intervals_are_written_once_old_and_stragglers_still_count(writer: RunWr
     writer.add_intervals("a/1", deltas({3: [1]}), agent="c0")
     writer.add_intervals("a/1", deltas({0: [7]}), agent="c0")
     lines = list(read_hlog(log))
-    assert [(each.tag, each.histogram.count) for each in lines] == [("a/1/e2e/c0", 1)] * 2
+    assert [(each.tag, each.histogram().count) for each in lines] == [("a/1/e2e/c0", 1)] * 2
     writer.add_trial({"id": "a/1", "window_s": 10.0})
     assert load(writer.finish("complete")).histogram("a/1", "e2e").count == 5
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-__all__ = ["down", "is_warmed", "kill", "mark_warmed", "open_brokers", "restart", "status", "up"]
+__all__ = ["down", "is_warmed", "kill", "mark_warmed", "open_brokers", "public_spec", "restart", "status", "up"]
 
 BOTH: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
 
@@ -98,6 +98,13 @@ def status(spec: str = "local", *, progress: Progress = _silent) -> list[dict[st
     if spec == "docker":
         return docker.status(progress=progress)
     return external.status(spec)
+
+
+def public_spec(spec: str) -> str:
+    """A spec as it may be shown and recorded: its URLs without user and password."""
+    from loadgen.brokers import external  # noqa: PLC0415
+
+    return external.public_spec(spec)
 
 
 def kill(endpoint: Endpoint, node_index: int = 1) -> None:

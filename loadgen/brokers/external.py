@@ -104,11 +104,17 @@ def status(spec: str) -> list[dict[str, Any]]:
 
 
 def _connect(address: Address) -> Endpoint:
+    reachable = [(host, port) for host, port in address.hosts if ports.is_listening(port, host, CONNECT_TIMEOUT_S)]
+    if not reachable:
+        raise BrokerError(
+            f"{address.broker} at {address.public} cannot be reached: nothing accepts connections there; "
+            "check host and port, and that the broker runs"
+        )
     settings = _settings(address.broker)
     credentials = address.credentials or _credentials(settings, address.broker)
     endpoint = Endpoint(
         broker=address.broker,
-        hosts=address.hosts,
+        hosts=(*reachable, *(host for host in address.hosts if host not in reachable)),
         credentials=credentials,
         tls=_tls(settings) if address.with_tls else None,
         virtual_host=address.virtual_host,
@@ -117,11 +123,6 @@ def _connect(address: Address) -> Endpoint:
         stream_port=int(settings["stream_port"]) if "stream_port" in settings else None,
         source="external",
     )
-    if not any(ports.is_listening(port, host, CONNECT_TIMEOUT_S) for host, port in address.hosts):
-        raise BrokerError(
-            f"{address.broker} at {address.public} cannot be reached: nothing accepts connections there; "
-            "check host and port, and that the broker runs"
-        )
     return (
         login.rabbitmq(endpoint, address.public)
         if address.broker == "rabbitmq"

@@ -9,7 +9,7 @@ import uuid
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loadgen.brokers import ports, process, state
+from loadgen.brokers import install, install_kafka, install_rabbitmq, ports, process, state
 from loadgen.brokers.process import ProcessId
 from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
 from loadgen.errors import BrokerError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
+INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
 
 
@@ -72,11 +73,12 @@ def opened(
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """Running brokers for as long as the block lasts; those that nobody else wants are ended after it."""
     token = uuid.uuid4().hex
+    root = state.brokers_dir()  # now: the block may change the current folder
     endpoints = _acquire(brokers, token, nodes=nodes, cpus=cpus, progress=progress)
     try:
         yield endpoints
     finally:
-        _release(brokers, token, progress=progress)
+        _release(brokers, root, token, progress=progress)
 
 
 def up(
@@ -271,8 +273,7 @@ def _disown(cluster: Cluster, token: str) -> None:
         cluster.save()
 
 
-def _release(brokers: Sequence[BrokerName], token: str, *, progress: Progress) -> None:
-    root = state.brokers_dir()
+def _release(brokers: Sequence[BrokerName], root: Path, token: str, *, progress: Progress) -> None:
     with _lock(root, progress):
         for broker in brokers:
             cluster = state.load(broker, root)
@@ -320,13 +321,18 @@ def _end_marked(broker: BrokerName, folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe(broker: BrokerName, cluster: Cluster | None) -> dict[str, Any]:
-    if cluster is None:
-        return {"broker": broker, "source": "local", "running": False}
-    first = cluster.nodes[0]
-    return {
+    installed = install.find(INSTALLATIONS[broker], state.cache_dir())
+    record = {
         "broker": broker,
         "source": "local",
-        "running": cluster.is_serving(),
+        "running": cluster is not None and cluster.is_serving(),
+        "installed_version": installed.versions[broker] if installed else None,
+    }
+    if cluster is None:
+        return record
+    first = cluster.nodes[0]
+    return {
+        **record,
         "version": cluster.version,
         "pid": first.server.pid if first.server else None,
         "ports": {**cluster.ports, **first.ports},

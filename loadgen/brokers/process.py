@@ -34,8 +34,8 @@ class ProcessId:
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
         """The process that has this pid now, or None."""
-        start_ticks = _start_ticks(pid)
-        return None if start_ticks is None else cls(pid, start_ticks, _boot_id())
+        seen = _look(pid)
+        return None if seen is None or seen.is_zombie else cls(pid, seen.start_ticks, _boot_id())
 
     @classmethod
     def current(cls) -> ProcessId:
@@ -46,8 +46,12 @@ class ProcessId:
 
     def is_alive(self) -> bool:
         """Whether this process, and not a later one with its pid, still runs."""
-        _reap(self.pid)
-        return self.boot_id == _boot_id() and _start_ticks(self.pid) == self.start_ticks
+        seen = _look(self.pid)
+        if seen is None or seen.start_ticks != self.start_ticks or self.boot_id != _boot_id():
+            return False
+        if seen.is_zombie:
+            _reap(self.pid)
+        return not seen.is_zombie
 
     def uptime_s(self) -> float:
         """For how long it has been running."""
@@ -59,16 +63,20 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def _start_ticks(pid: int) -> int | None:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    start_ticks: int
+    is_zombie: bool
+
+
+def _look(pid: int) -> _Seen | None:
     try:
         # The name, in parentheses, may hold anything; the fields proper follow the last one.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # A zombie is gone, unless it is only the first of several threads: the others still hold ports and files.
-    if fields[0] in {"Z", "X"} and int(fields[17]) <= 1:
-        return None
-    return int(fields[19])
+    # While other threads of a zombie are still there, it holds its ports and files.
+    return _Seen(int(fields[19]), is_zombie=fields[0] in {"Z", "X"} and int(fields[17]) <= 1)
 
 
 def _reap(pid: int) -> None:

@@ -19,7 +19,7 @@ SILENT.propagate = False
 
 
 def client_settings(endpoint: Endpoint) -> dict[str, Any]:
-    """librdkafka's connection settings for this endpoint; holds the password, so it is never printed or kept."""
+    """Librdkafka's connection settings for this endpoint; holds the password, so it is never printed or kept."""
     settings: dict[str, Any] = {
         "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in endpoint.hosts),
         "client.id": CLIENT_ID,

@@ -19,8 +19,14 @@ LEADING_CLASSES = ("broker", "flushed", "none", "replicated", "replicated_flushe
 
 
 def sentences(table: Table) -> list[str]:
-    """Throughput in one sentence and latency in another; what was not measured is said to be so."""
-    return [_throughput(table), _latency(table)]
+    """Throughput in one sentence and latency in another, as far as the run compares the brokers in them."""
+    said = [sentence for sentence in (_throughput(table), _latency(table)) if sentence]
+    if said:
+        return said
+    if table.trials and len(table.struck) == len(table.trials):
+        count = words.plural(len(table.trials), "trial")
+        return [f"No number of this run is to be used: all of its {count} are invalid or incomplete, as told below."]
+    return ["This run does not compare the two brokers at one load in one durability class; its points stand below."]
 
 
 def _leading(comparisons: Sequence[pt.Comparison]) -> pt.Comparison | None:
@@ -34,11 +40,11 @@ def _has(comparison: pt.Comparison, broker: str) -> bool:
     return point is not None and bool(point.used)
 
 
-def _throughput(table: Table) -> str:
+def _throughput(table: Table) -> str | None:
     closed = [each for each in table.comparisons if each.shared["rate"].get("kind") == "saturate"]
     leading = _leading([each for each in closed if each.scenario == "throughput"] or closed)
     if leading is None:
-        return "This run has no throughput of both brokers in one class to compare."
+        return None
     kafka, rabbitmq = leading.one("kafka", "wire"), leading.one("rabbitmq", "wire")
     assert kafka is not None
     assert rabbitmq is not None
@@ -65,7 +71,7 @@ def _throughput(table: Table) -> str:
     return f"{said} ({pair}, {what}){where}."
 
 
-def _latency(table: Table) -> str:
+def _latency(table: Table) -> str | None:
     opened = [
         each for each in table.comparisons
         if each.shared["rate"].get("kind") in {"fixed", "poisson"}
@@ -73,7 +79,7 @@ def _latency(table: Table) -> str:
     ]  # fmt: skip
     leading = _leading([each for each in opened if each.scenario == "latency"] or opened)
     if leading is None:
-        return "This run has no latency of both brokers at one rate to compare."
+        return None
     kafka, rabbitmq = leading.one("kafka", "wire"), leading.one("rabbitmq", "wire")
     assert kafka is not None
     assert rabbitmq is not None
@@ -138,7 +144,7 @@ def _machine(run: Run, table: Table) -> str | None:
         said += " It is a virtual machine: its neighbours are part of every figure."
     governor = facts.get("Governor")
     if governor and governor != "performance":
-        said += f" The CPU frequency governor is `{governor}`, not `performance`."
+        said += f" The CPU frequency governor is “{governor}”, not “performance”."
     return f"{said} Ratios carry over to other machines better than absolute figures do."
 
 
@@ -186,10 +192,8 @@ def _left_out(run: Run, table: Table) -> str | None:
     del run
     if not table.struck:
         return None
-    return (
-        f"{len(table.struck)} of {words.plural(len(table.trials), 'trial')}, invalid or incomplete, are "
-        "struck through below and enter no figure."
-    )
+    count = f"{len(table.struck)} of {words.plural(len(table.trials), 'trial')}"
+    return f"Struck out below, and in no figure: {count}, invalid or incomplete."
 
 
 def _unknown(run: Run, table: Table) -> str | None:

@@ -103,7 +103,8 @@ def _finish(figure: Figure, name: str, title: str, note: str) -> Chart:
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     # Ids must stay apart when several drawings stand in one page.
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg.getvalue())
+    text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return Chart(name, title, note, text[text.index("<svg") :], png.getvalue())
 
 
@@ -141,9 +142,9 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
     if not panels:
         return None
     kind = "e2e" if is_open_loop else "e2e_service"
-    columns = min(2, len(panels))
+    columns = 3 if len(panels) % 3 == 0 else min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(9.2 if columns == 2 else 6.4, 3.5 * rows), layout="constrained")
+    figure = Figure(figsize=({1: 6.4, 2: 9.2, 3: 11.5}[columns], 3.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     drawn = 0
     for axes, comparison in zip(grid.flat, panels, strict=False):
@@ -227,7 +228,8 @@ def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
         current = (point.scenario, point.durability, point.driver_kind)
         if current != group:
             height += 0.35 if group else 0.0
-            kind = "client drivers" if point.driver_kind == "client" else point.scenario
+            kind = f"{point.driver_kind} drivers"
+            kind = kind if point.scenario in {"throughput", "clients"} else f"{point.scenario}, {kind}"
             axes.text(
                 0, height, f"class {point.durability} · {kind}", transform=axes.get_yaxis_transform(),
                 va="center", ha="left", fontsize=8.5, color=MUTED, style="italic",
@@ -245,9 +247,7 @@ def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
 
 
 def _line_label(point: pt.Point) -> str:
-    own = f"{point.broker}."
-    swept = [f"{key.removeprefix(own)} {value}" for key, value in point.swept.items() if key.startswith(own)]
-    return " · ".join([f"{words.broker_name(point.broker)} ({point.driver})", *swept])
+    return f"{words.broker_name(point.broker)} ({point.driver}) {point.own_label}".rstrip()
 
 
 def _throughput_chart(table: Table) -> Chart | None:
@@ -292,7 +292,8 @@ def _throughput_chart(table: Table) -> Chart | None:
     axes.set_xlabel("goodput, messages a second (log scale)")
     note = (
         "Dots: each repeat; band: 95 % interval over repeats; tick: median. "
-        "Filled: wire drivers, what the broker can do; hollow: client libraries, what an application gets. Compare within one class only."
+        "Filled: wire drivers, what the broker can do; hollow: client libraries, what an application gets. "
+        "Compare within one class only."
     )
     return _finish(figure, "throughput", "Throughput at equal guarantees", note)
 

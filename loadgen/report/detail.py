@@ -33,8 +33,7 @@ class Line:
     broker: str
     driver: str
     driver_kind: str
-    label: str
-    is_open_loop: bool
+    own_label: str
     rate: Quantity
     e2e: tuple[Quantity, ...]
     ack: tuple[Quantity, ...]
@@ -51,6 +50,8 @@ class Block:
 
     scenario: str
     durability: str
+    load: str
+    is_open_loop: bool
     lines: tuple[Line, ...]
     ratios: tuple[tuple[str, str, str], ...]
 
@@ -58,15 +59,26 @@ class Block:
 def blocks(comparisons: Sequence[pt.Comparison]) -> list[Block]:
     """Every comparison of the run."""
     return [
-        Block(each.scenario, each.durability, tuple(_line(point) for point in each.points), tuple(_ratios(each)))
+        Block(
+            scenario=each.scenario,
+            durability=each.durability,
+            load=pt.load_label(each.shared),
+            is_open_loop=_is_open_loop(each),
+            lines=tuple(_line(point) for point in each.points),
+            ratios=tuple(_ratios(each)),
+        )
         for each in comparisons
     ]
+
+
+def _is_open_loop(comparison: pt.Comparison) -> bool:
+    return bool(comparison.shared["rate"].get("kind") != "saturate")
 
 
 def _quantity(estimate: Estimate, unit: str) -> Quantity:
     if not estimate.n:
         return Quantity(words.NOTHING, "")
-    return Quantity(words.shown(estimate.median, unit), words.interval(estimate, unit))
+    return Quantity(words.shown(estimate.median, unit), words.interval(estimate, unit, is_bare=True))
 
 
 def _line(point: pt.Point) -> Line:
@@ -79,8 +91,7 @@ def _line(point: pt.Point) -> Line:
         broker=words.broker_name(point.broker),
         driver=point.driver,
         driver_kind=point.driver_kind,
-        label=point.label,
-        is_open_loop=point.is_open_loop,
+        own_label=point.own_label,
         rate=_quantity(point.estimate(pt.goodput), "msgs_per_s"),
         e2e=times("e2e"),
         ack=times("ack"),
@@ -94,9 +105,8 @@ def _line(point: pt.Point) -> Line:
 
 def _ratios(comparison: pt.Comparison) -> list[tuple[str, str, str]]:
     """(what, ratio with interval, direction) of Kafka over RabbitMQ, for wire and for client drivers."""
-    is_open_loop = comparison.shared["rate"].get("kind") != "saturate"
     measures: list[tuple[str, Callable[[Record], float | None]]] = [("goodput", pt.goodput)]
-    if is_open_loop:
+    if _is_open_loop(comparison):
         measures = [("e2e p50", pt.latency("e2e", "p50")), ("e2e p99", pt.latency("e2e", "p99"))]
     measures.append(("broker CPU a message", pt.cpu_us_per_msg("broker")))
     found: list[tuple[str, str, str]] = []

@@ -75,12 +75,11 @@ def _wrapped(text: str, indent: str) -> str:
 
 
 def _block_text(block: detail.Block) -> list[str]:
-    is_open_loop = block.lines[0].is_open_loop
-    kind = "response time" if is_open_loop else words.CLOSED_LOOP
-    head = ["", "rate", "e2e p50 / p99 / p99.9", "ack p50 / p99", "CPU µs p+c / broker", "n", "bound by"]
+    kind = "response time" if block.is_open_loop else words.CLOSED_LOOP
+    head = ["", "goodput", "e2e p50 / p99 / p99.9", "ack p50 / p99", "CPU µs p+c / broker", "n", "bound by"]
     rows = [
         [
-            f"{line.broker} ({line.driver})",
+            f"{line.broker} ({line.driver}) {line.own_label}".rstrip(),
             line.rate.text,
             " / ".join(each.text for each in line.e2e),
             " / ".join(each.text for each in line.ack[:2]),
@@ -90,11 +89,7 @@ def _block_text(block: detail.Block) -> list[str]:
         ]
         for line in block.lines
     ]
-    lines = [f"{block.scenario}, class {block.durability}: {block.lines[0].label} ({kind})"]
-    if len({line.label for line in block.lines}) > 1:
-        lines = [f"{block.scenario}, class {block.durability} ({kind})"]
-        for row, line in zip(rows, block.lines, strict=True):
-            row[0] += f" {line.label.rpartition(', ')[2]}"
+    lines = [f"{block.scenario}, class {block.durability}: {block.load} ({kind})"]
     lines += _columns([head, *rows])
     lines += [f"  Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]
     return lines
@@ -153,8 +148,8 @@ def _cell_markdown(cell: Cell) -> str:
 
 
 def _block_markdown(block: detail.Block) -> list[str]:
-    kind = "response times" if block.lines[0].is_open_loop else f"service times: {words.CLOSED_LOOP}"
-    lines = [f"### {block.scenario}, class {block.durability}", "", f"Times are {kind}.", ""]
+    kind = "response times" if block.is_open_loop else f"service times: {words.CLOSED_LOOP}"
+    lines = [f"### {block.scenario}, class {block.durability}: {_escaped(block.load)}", "", f"Times are {kind}.", ""]
     lines += [
         f"| {' | '.join(_DETAIL_HEADS)} |",
         f"| {' | '.join('---' for _ in _DETAIL_HEADS)} |",
@@ -162,7 +157,7 @@ def _block_markdown(block: detail.Block) -> list[str]:
     for line in block.lines:
         quantities = (line.rate, *line.e2e, *line.ack, *line.cpu)
         shown = [f"{each.text}<br><sub>{each.interval}</sub>" if each.interval else each.text for each in quantities]
-        name = f"{line.broker} ({line.driver}), {_escaped(line.label)}"
+        name = _escaped(f"{line.broker} ({line.driver}) {line.own_label}".rstrip())
         lines.append(f"| {name} | {' | '.join(shown)} | {line.verdicts} | {line.bound_by} |")
     lines.append("")
     lines += [f"- Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]

@@ -50,19 +50,16 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What is particular to the point: `1 KiB, 1.00 k msg/s, 1 → 4, prefetch 10`."""
-        offered = self.shared["rate"].get("msgs_per_s")
-        kind = self.shared["rate"].get("kind")
-        open_loop = f"{offered or 0:,.0f} msg/s{'' if kind == 'fixed' else f' {kind}'}"
-        parts = [
-            words.size(self.shared["size_bytes"]),
-            open_loop if self.is_open_loop else "as fast as it goes",
-            words.plural(self.shared["producers"], "producer"),
-            words.plural(self.shared["consumers"], "consumer"),
-        ]
+        """What is particular to the point: `1 KiB, 5,000 msg/s, 1 producer, 4 consumers, prefetch 10`."""
+        return ", ".join(part for part in (load_label(self.shared), self.own_label) if part)
+
+    @property
+    def own_label(self) -> str:
+        """What the scenario sweeps of this broker alone: `prefetch 10`; empty where it sweeps nothing."""
         own = f"{self.broker}."
-        parts += [f"{name.removeprefix(own)} {value}" for name, value in self.swept.items() if name.startswith(own)]
-        return ", ".join(parts)
+        return ", ".join(
+            f"{name.removeprefix(own)} {value}" for name, value in self.swept.items() if name.startswith(own)
+        )
 
     @property
     def bound_by(self) -> str:
@@ -109,6 +106,19 @@ class Comparison:
             return paired_ratio([])
         theirs, ours = kafka.by_repeat(measure), rabbitmq.by_repeat(measure)
         return paired_ratio((theirs[repeat], ours[repeat]) for repeat in sorted(theirs.keys() & ours.keys()))
+
+
+def load_label(shared: dict[str, Any]) -> str:
+    """The message and the load that points have in common: `1 KiB, 5,000 msg/s, 1 producer, 4 consumers`."""
+    kind = shared["rate"].get("kind")
+    load = words.offered(shared["rate"].get("msgs_per_s")) + ("" if kind == "fixed" else f" {kind}")
+    parts = (
+        words.size(shared["size_bytes"]),
+        "as fast as it goes" if kind == "saturate" else load,
+        words.plural(shared["producers"], "producer"),
+        words.plural(shared["consumers"], "consumer"),
+    )
+    return ", ".join(parts)
 
 
 def latency(kind: str, percentile: str) -> Callable[[Record], Value]:

@@ -78,16 +78,19 @@ def shown(value: float | None, unit: str) -> str:
     return {"ns": duration, "msgs_per_s": rate, "us": micros}[unit](value)
 
 
-def interval(estimate: Estimate, unit: str) -> str:
-    """The interval in the unit of the median: `0.31–0.37 ms`; with one repeat it says that there is none."""
+def interval(estimate: Estimate, unit: str, *, is_bare: bool = False) -> str:
+    """The interval in the unit of the median: `0.31–0.37 ms`, bare without it; one repeat has none, and it says so."""
     if estimate.low is None or estimate.high is None:
         return "no interval"
-    if unit == "us":
-        return f"{significant(estimate.low)}–{significant(estimate.high)} µs"
-    scales = _DURATIONS if unit == "ns" else _RATES
-    scale, name = _scaled(estimate.median or estimate.high, scales)
-    name = name if unit == "ns" else f"{name} msg/s".strip()
-    return f"{significant(estimate.low / scale)}–{significant(estimate.high / scale)} {name}"
+    middle = estimate.median or estimate.high
+    scale, name = 1.0, "µs"
+    if unit == "ns":
+        scale, name = _scaled(middle, _DURATIONS)
+    elif unit == "msgs_per_s":
+        scale, name = _scaled(middle, _RATES)
+        name = f"{name} msg/s".strip()
+    ends = f"{significant(estimate.low / scale)}–{significant(estimate.high / scale)}"
+    return ends if is_bare else f"{ends} {name}"
 
 
 def times(ratio: Ratio) -> str:

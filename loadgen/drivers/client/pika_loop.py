@@ -29,6 +29,7 @@ class SelectLoop:
         self.blocked = False
         self.endpoint = endpoint
         self._failure: str | None = None
+        self._is_closed = False
         self._ioloop = select_connection.IOLoop()
         self._ioloop.activate_poller()
         self._connection: Any = None
@@ -70,17 +71,21 @@ class SelectLoop:
         """Turn the loop until `is_done` or for so long, at least once; raises TrialError if the broker ended it."""
         deadline = time.monotonic() + timeout_s
         while True:
-            timer = self._ioloop.call_later(max(0.0, deadline - time.monotonic()), _nothing)
-            try:
-                self._ioloop.poll()
-                self._ioloop.process_timeouts()
-            except LOST as error:
-                raise TrialError(describe(self.endpoint, error)) from None
-            self._ioloop.remove_timeout(timer)
+            self._turn(max(0.0, deadline - time.monotonic()))
             if self._failure is not None:
                 raise TrialError(self._failure)
             if is_done() or time.monotonic() >= deadline:
                 return
+
+    def _turn(self, timeout_s: float) -> None:
+        """Wait for one event or for so long, and serve what has come."""
+        timer = self._ioloop.call_later(timeout_s, _nothing)
+        try:
+            self._ioloop.poll()
+            self._ioloop.process_timeouts()
+        except LOST as error:
+            raise TrialError(describe(self.endpoint, error)) from None
+        self._ioloop.remove_timeout(timer)
 
     def wait_for(self, is_done: Callable[[], bool], what: str) -> None:
         """Pump until `is_done`; raises TrialError if that takes too long."""
@@ -97,10 +102,16 @@ class SelectLoop:
 
     def close(self) -> None:
         """Close the connection within `CLOSE_TIMEOUT_S`; never raises."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         with contextlib.suppress(*LOST, TrialError, AssertionError):
             if self._connection is not None and self._connection.is_open:
                 self._connection.close()
-                self.pump(CLOSE_TIMEOUT_S, lambda: bool(self._connection.is_closed))
+            while self._connection is not None and not self._connection.is_closed and time.monotonic() < deadline:
+                self._turn(deadline - time.monotonic())
+            self._turn(0)  # the socket itself is closed one turn later
         with contextlib.suppress(*LOST, AssertionError):
             self._ioloop.close()
 

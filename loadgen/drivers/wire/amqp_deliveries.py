@@ -106,7 +106,9 @@ class _Likeness:
             flags = (np.ndarray((count,), np.uint8, raw, flag_at, (self.row_bytes,)) & 1).astype(np.bool_)
         if count and raw[at + count * self.row_bytes - 1] != FRAME_END:
             count -= 1
-        return count, None if flags is None else flags[:count]
+        if flags is not None:
+            flags = flags[:count] if flags[:count].any() else None
+        return count, flags
 
     def become(self, size: int) -> None:
         """Render words and masks for deliveries of this body size."""
@@ -173,7 +175,7 @@ class DeliveryParser:
     @property
     def need_bytes(self) -> int:
         """How many bytes there must be from `begin` on for another pass to be of use."""
-        return max(1, self._need_end - self._begin)
+        return max(_HEAD_BYTES + 1, self._need_end - self._begin)
 
     def _next_run(self, raw: bytearray, end: int, found: int) -> int:
         """Take the next run of deliveries or one other frame; how many deliveries, -1 if incomplete."""

@@ -29,9 +29,7 @@ MAX_RECORDS = 1 << 20  # offset deltas of at most three bytes
 KEY_BYTES = 8
 _DELTA_LIMITS = (64, 8192, MAX_RECORDS)  # from here on the offset delta takes one byte more
 _HEAD = struct.Struct(">qiibI")  # base offset, length, leader epoch, magic, CRC
-_BODY = struct.Struct(
-    ">hiqqqhii"
-)  # attributes, last delta, two times, producer id and epoch, sequence, count
+_BODY = struct.Struct(">hiqqqhii")  # attributes, last delta, two times, producer id and epoch, sequence, count
 _MURMUR_SEED = 0x9747B28C
 _MURMUR_M = 0x5BD1E995
 _U32 = 0xFFFFFFFF
@@ -119,13 +117,7 @@ class Layout:
         key = zigzag_varint(KEY_BYTES) if self.keyed else zigzag_varint(-1)
         key_bytes = KEY_BYTES if self.keyed else 0
         after_length = (
-            2
-            + delta_bytes
-            + len(key)
-            + key_bytes
-            + len(zigzag_varint(self.value_bytes))
-            + self.value_bytes
-            + 1
+            2 + delta_bytes + len(key) + key_bytes + len(zigzag_varint(self.value_bytes)) + self.value_bytes + 1
         )
         head = zigzag_varint(after_length) + b"\0\0"  # attributes and timestamp delta
         key_at = len(head) + delta_bytes + len(key)
@@ -221,9 +213,7 @@ class Identity:
     sequence: int = -1
 
 
-def seal(
-    view: memoryview, end: int, count: int, time_ms: int, identity: Identity, codec: int = 0
-) -> memoryview:
+def seal(view: memoryview, end: int, count: int, time_ms: int, identity: Identity, codec: int = 0) -> memoryview:
     """Write the header of a batch of `count` records that ends at `end`, and return the batch."""
     _BODY.pack_into(
         view,

@@ -19,7 +19,14 @@ from kio.schema.offset_fetch.v1.request import OffsetFetchRequest, OffsetFetchRe
 from kio.schema.types import BrokerId, GroupId, TopicName
 from kio.static.primitive import i32, i32Timedelta, i64
 
-from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable, open_any
+from loadgen.drivers.wire.kafka_protocol import (
+    Connection,
+    LinkError,
+    check_versions,
+    error_name,
+    is_retriable,
+    open_any,
+)
 from loadgen.errors import BrokerError, TrialError
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ class Cluster:
             except LinkError as error:
                 raise BrokerError(f"kafka at {self.endpoint.address}: {error}") from None
             try:
+                check_versions(connection)
                 problem = self._ask_leaders(connection)
             except LinkError as error:
                 raise BrokerError(f"kafka at {self.endpoint.address}: {error}") from None
@@ -226,9 +234,7 @@ def _list_offsets(topic: str, partitions: Iterable[int]) -> ListOffsetsRequest:
 def offset_commit(topic: str, group: str, offsets: Mapping[int, int]) -> OffsetCommitRequest:
     """A commit by a consumer that is no member of a group protocol (generation −1)."""
     partitions = tuple(
-        OffsetCommitRequestPartition(
-            partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None
-        )
+        OffsetCommitRequestPartition(partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None)
         for each, offset in sorted(offsets.items())
     )
     return OffsetCommitRequest(

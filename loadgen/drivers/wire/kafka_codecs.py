@@ -6,6 +6,7 @@ The number of a codec is its place in `CODECS`: the low three bits of a batch's 
 from __future__ import annotations
 
 import zlib
+
 import cramjam
 import lz4.frame
 import zstandard
@@ -59,7 +60,11 @@ class Codecs:
             return unpacked
         if codec == 4:
             # Java's stream states no content size, which the one-shot call would ask for.
-            return self._zstd_decompressor.decompressobj().decompress(data)
+            stream = self._zstd_decompressor.decompressobj()
+            whole = stream.decompress(data)
+            if not stream.eof:
+                raise zstandard.ZstdError("the stream is cut short")
+            return whole
         raise ValueError(f"codec number {codec}: expected 1 … 4")
 
 

@@ -60,9 +60,7 @@ class Commits:
         self._due_s = time.monotonic() + BACKOFF_S
 
     def _changed(self) -> dict[int, int]:
-        return {
-            each: offset for each, offset in self._processed.items() if self._committed.get(each, 0) != offset
-        }
+        return {each: offset for each, offset in self._processed.items() if self._committed.get(each, 0) != offset}
 
     def _begin(self) -> None:
         changed = self._changed()

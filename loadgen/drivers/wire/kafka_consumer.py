@@ -14,7 +14,15 @@ from loadgen.driver import Received
 from loadgen.drivers.kafka_config import CLIENT_ID
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster
 from loadgen.drivers.wire.kafka_commits import Commits
-from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable, wait
+from loadgen.drivers.wire.kafka_protocol import (
+    API_FETCH,
+    FETCH_VERSION,
+    Connection,
+    LinkError,
+    error_name,
+    is_retriable,
+    wait,
+)
 from loadgen.drivers.wire.kafka_records import BatchHeader, RecordReader, Records, batch_headers
 from loadgen.drivers.wire.kafka_shape import DamagedBatchError
 from loadgen.errors import TrialError
@@ -24,18 +32,13 @@ if TYPE_CHECKING:
 
     from loadgen.driver import Target, UInt8
 
-API_FETCH, FETCH_VERSION = 1, 10  # v10 brought zstd; 4.x and all brokers since 2.1 speak it
 MAX_FETCH_BYTES = 50 << 20  # the Java client's fetch.max.bytes
 OFFSET_OUT_OF_RANGE = 1
 REQUEST_TIMEOUT_S = 30.0
 _LOOK_S = 0.02
-_FETCH = struct.Struct(
-    ">iiiibiii"
-)  # replica, max wait, min and max bytes, isolation, session and its epoch, topics
+_FETCH = struct.Struct(">iiiibiii")  # replica, max wait, min and max bytes, isolation, session and its epoch, topics
 _ASKED = struct.Struct(">iiqqi")  # partition, leader epoch, offset, log start, max bytes
-_ANSWER = struct.Struct(
-    ">ihqqqi"
-)  # partition, error, high watermark, last stable, log start, aborted transactions
+_ANSWER = struct.Struct(">ihqqqi")  # partition, error, high watermark, last stable, log start, aborted transactions
 
 
 @dataclass(slots=True, eq=False)
@@ -96,9 +99,7 @@ class KafkaConsumer:
         self._client = struct.pack(f">h{len(name)}s", len(name), name)
         self._wants = _FETCH.pack(-1, settings["fetch_max_wait_ms"], settings["fetch_min_bytes"], MAX_FETCH_BYTES,
                                   0, 0, -1, 1)  # fmt: skip
-        self._answer_at = (
-            4 + 4 + 2 + 4 + 4 + 2 + len(self._topic)
-        )  # up to the one topic's number of partitions
+        self._answer_at = 4 + 4 + 2 + 4 + 4 + 2 + len(self._topic)  # up to the one topic's number of partitions
         self._patience_s = settings["fetch_max_wait_ms"] / 1000 + REQUEST_TIMEOUT_S
         self._links: dict[int, Link] = {}
         self._not_before_s: dict[int, float] = {}
@@ -192,8 +193,7 @@ class KafkaConsumer:
 
     def _ask(self, node: int, link: Link, partitions: list[int]) -> None:
         asked = [
-            _ASKED.pack(each, -1, self._progress.fetched[each], -1, self._max_partition_bytes)
-            for each in partitions
+            _ASKED.pack(each, -1, self._progress.fetched[each], -1, self._max_partition_bytes) for each in partitions
         ]
         topic = struct.pack(f">h{len(self._topic)}si", len(self._topic), self._topic, len(asked))
         link.correlation = link.connection.next_correlation()
@@ -310,9 +310,7 @@ class KafkaConsumer:
                 if not self._pending:
                     break
                 piece = self._pending.popleft()
-                self._reading = Reading(
-                    piece, self._reader.read(piece.buffer, piece.headers, piece.from_offset)
-                )
+                self._reading = Reading(piece, self._reader.read(piece.buffer, piece.headers, piece.from_offset))
             try:
                 batch = self._slice(self._reading, room)
             except DamagedBatchError as error:

@@ -123,9 +123,7 @@ class KafkaProducer:
     def _open(self, queue: Queue) -> Batch:
         created_ns = time.monotonic_ns()
         if self._layout is None:
-            batch = Batch(
-                next(self._orders), created_ns, _NOTHING, HEADER_BYTES, loose=bytearray(HEADER_BYTES)
-            )
+            batch = Batch(next(self._orders), created_ns, _NOTHING, HEADER_BYTES, loose=bytearray(HEADER_BYTES))
         else:
             rows = self._layout.take()
             batch = Batch(next(self._orders), created_ns, rows.view, HEADER_BYTES, rows=rows)

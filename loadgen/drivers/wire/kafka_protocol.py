@@ -1,7 +1,7 @@
 """Kafka's protocol on a plain socket: one connection, the rare frames (through kio) and who leads which partition.
 
 The hot frames are made and parsed elsewhere; here their bytes are moved, never waiting. Rare frames are called and
-waited for. Versions are fixed: each is spoken by brokers 2.3 and later, 4.x included.
+waited for. Versions are fixed: each is spoken by brokers from 2.3 to 4.x.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from kio.index import load_response_from_request
+from kio.schema.api_versions.v0.request import ApiVersionsRequest
 from kio.schema.errors import ErrorCode
 from kio.schema.sasl_authenticate.v1.request import SaslAuthenticateRequest
 from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from loadgen.driver import UInt8
     from loadgen.endpoint import Endpoint
 
+# The last layouts that need no parsing of optional parts; both brought zstd, and Kafka 2.1 to 4.x speak them.
+API_PRODUCE, PRODUCE_VERSION = 0, 7
+API_FETCH, FETCH_VERSION = 1, 10
 CALL_TIMEOUT_S = 10.0
 MAX_FRAME_BYTES = 1 << 30
 FIRST_BUFFER_BYTES = 64 << 10
@@ -120,15 +124,11 @@ class Connection:
     def _authenticate(self, username: str, password: str) -> None:
         shake = self.call(SaslHandshakeRequest(mechanism="PLAIN"))
         if shake.error_code:
-            raise BrokerError(
-                f"kafka at {self.address}: offers SASL {', '.join(shake.mechanisms)}; expected PLAIN"
-            )
+            raise BrokerError(f"kafka at {self.address}: offers SASL {', '.join(shake.mechanisms)}; expected PLAIN")
         token = b"\0" + username.encode() + b"\0" + password.encode()
         answer = self.call(SaslAuthenticateRequest(auth_bytes=token))
         if answer.error_code:
-            raise BrokerError(
-                f"kafka at {self.address}: user {username!r} was refused; check name and password"
-            )
+            raise BrokerError(f"kafka at {self.address}: user {username!r} was refused; check name and password")
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -305,3 +305,28 @@ def open_any(endpoint: Endpoint, addresses: Sequence[tuple[str, int]]) -> Connec
         except LinkError as error:
             failure = error
     raise failure
+
+
+def check(endpoint: Endpoint) -> None:
+    """BrokerError in one line if the endpoint cannot be reached, does not let us in, or is too old."""
+    connection: Connection | None = None
+    try:
+        connection = open_any(endpoint, endpoint.hosts)
+        check_versions(connection)
+    except LinkError as error:
+        raise BrokerError(f"kafka at {endpoint.address}: {error}") from None
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def check_versions(connection: Connection) -> None:
+    """BrokerError if the broker does not speak the versions that the hot frames are written in."""
+    answer = connection.call(ApiVersionsRequest())
+    spoken = {int(each.api_key): (int(each.min_version), int(each.max_version)) for each in answer.api_keys}
+    for name, api, version in (("Produce", API_PRODUCE, PRODUCE_VERSION), ("Fetch", API_FETCH, FETCH_VERSION)):
+        lowest, highest = spoken.get(api, (0, -1))
+        if not lowest <= version <= highest:
+            raise BrokerError(
+                f"kafka at {connection.address}: speaks {name} {lowest} to {highest}; expected {version} (Kafka 2.1 and later)"
+            )

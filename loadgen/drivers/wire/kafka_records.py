@@ -65,9 +65,7 @@ def batch_headers(view: memoryview, begin: int, end: int) -> list[BatchHeader]:
     """The whole record batches in view[begin:end]; a fetch may end in a part of one, which is left out."""
     found = []
     while end - begin >= HEADER_BYTES:
-        offset, length, _, magic, checksum, attributes, last_delta, *_, count = _HEADER.unpack_from(
-            view, begin
-        )
+        offset, length, _, magic, checksum, attributes, last_delta, *_, count = _HEADER.unpack_from(view, begin)
         if magic != 2:
             raise DamagedBatchError(
                 f"record batch at offset {offset} has format {magic}; expected 2 (Kafka 0.11 and later)"
@@ -110,9 +108,7 @@ class RecordReader:
         for group in _alike(headers):
             if group[0].is_control:
                 continue
-            flat, begins, ends = (
-                self._unpacked(buffer, group) if group[0].codec else _as_they_are(buffer, group)
-            )
+            flat, begins, ends = self._unpacked(buffer, group) if group[0].codec else _as_they_are(buffer, group)
             if not group[0].is_gapless:
                 yield _read_gapped(flat, begins[0], ends[0], group[0], from_offset)
                 continue
@@ -130,18 +126,14 @@ class RecordReader:
         for each in headers:
             try:
                 parts.append(
-                    self._codecs.decompress(
-                        each.codec, view[each.at + HEADER_BYTES : each.at + each.size_bytes]
-                    )
+                    self._codecs.decompress(each.codec, view[each.at + HEADER_BYTES : each.at + each.size_bytes])
                 )
             except ValueError as error:
                 raise DamagedBatchError(f"record batch at offset {each.base_offset}: {error}") from None
         ends = list(accumulate(len(part) for part in parts))
         return np.frombuffer(b"".join([*parts, bytes(8)]), np.uint8), [0, *ends[:-1]], ends
 
-    def _locate(
-        self, flat: UInt8, begins: list[int], ends: list[int], counts: list[int]
-    ) -> tuple[Int64, Int64 | int]:
+    def _locate(self, flat: UInt8, begins: list[int], ends: list[int], counts: list[int]) -> tuple[Int64, Int64 | int]:
         """Where the values of these batches begin in `flat`, and their sizes."""
         starts: list[Int64] = []
         sizes: list[Int64 | int] = []
@@ -161,9 +153,7 @@ class RecordReader:
             if shape is not None and shape.fits(flat, begins[first], past - first, stride):
                 each = np.asarray(begins[first:past])[:, None] + shape.starts
                 starts.append(each.reshape(-1))
-                sizes.append(
-                    shape.sizes if isinstance(shape.sizes, int) else np.tile(shape.sizes, past - first)
-                )
+                sizes.append(shape.sizes if isinstance(shape.sizes, int) else np.tile(shape.sizes, past - first))
             else:
                 # Not like the batch that had this length before, or not like each other: one by one, then.
                 self._shapes.pop((length, count), None)

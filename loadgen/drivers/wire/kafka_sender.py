@@ -20,12 +20,18 @@ from loadgen.drivers.kafka_config import CLIENT_ID, acks_number
 from loadgen.drivers.wire.kafka_batch import Identity, RowBuffer, seal, seal_compressed
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster
 from loadgen.drivers.wire.kafka_codecs import CODECS, Codecs
-from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable
+from loadgen.drivers.wire.kafka_protocol import (
+    API_PRODUCE,
+    PRODUCE_VERSION,
+    Connection,
+    LinkError,
+    error_name,
+    is_retriable,
+)
 
 if TYPE_CHECKING:
     from loadgen.driver import Int64, Target
 
-API_PRODUCE, PRODUCE_VERSION = 0, 7  # the last fixed layout before v8's error texts; v7 brought zstd
 REQUEST_TIMEOUT_MS = 30_000  # these three as the Java client's defaults
 DELIVERY_TIMEOUT_MS = 120_000
 MAX_REQUEST_BYTES = 1 << 20
@@ -228,9 +234,7 @@ class Sender:
             return seal(batch.view, batch.end, batch.count, time_ms, identity)
         if batch.is_packed:  # compressed before, under another identity
             return seal(batch.view, batch.end, batch.count, time_ms, identity, self._codec)
-        packed = seal_compressed(
-            self._codecs, self._codec, batch.view, batch.end, batch.count, time_ms, identity
-        )
+        packed = seal_compressed(self._codecs, self._codec, batch.view, batch.end, batch.count, time_ms, identity)
         _give_back(batch)
         batch.view, batch.end, batch.is_packed = packed, len(packed), True
         return packed
@@ -264,9 +268,7 @@ class Sender:
         by_partition = {queue.partition: (queue, batch) for queue, batch in request.batches}
         done: list[Batch] = []
         for index in range(count):
-            partition, code, *_ = _PARTITION_ANSWER.unpack_from(
-                buffer, at + 4 + index * _PARTITION_ANSWER.size
-            )
+            partition, code, *_ = _PARTITION_ANSWER.unpack_from(buffer, at + 4 + index * _PARTITION_ANSWER.size)
             queue, batch = by_partition[partition]
             queue.in_flight -= 1
             if queue.in_flight == 0:
@@ -365,9 +367,7 @@ class Sender:
             return self._pumped_ns + _RECOVERY_LOOK_NS
         times = []
         for queue in self.active.values():
-            due_ns = (
-                queue.open.created_ns + self._linger_ns if queue.open is not None and not queue.ready else 0
-            )
+            due_ns = queue.open.created_ns + self._linger_ns if queue.open is not None and not queue.ready else 0
             due_ns = max(due_ns, queue.retry_at_ns)
             if due_ns > self._pumped_ns:
                 times.append(due_ns)

@@ -60,9 +60,7 @@ class Shape:
 
     def fits(self, flat: UInt8, begin: int, batches: int, stride: int) -> bool:
         """Whether the sections that begin at `begin`, begin + stride … have this shape."""
-        return not any(
-            run.differing(flat, begin + run.at, batches, stride, run.rows).any() for run in self.runs
-        )
+        return not any(run.differing(flat, begin + run.at, batches, stride, run.rows).any() for run in self.runs)
 
 
 def find_shape(flat: UInt8, begin: int, end: int, count: int) -> Shape | None:

@@ -1,0 +1,47 @@
+"""The Kafka client driver: what an application gets from confluent-kafka, every setting stated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadgen.driver import Capabilities, DriverInfo
+from loadgen.drivers.client.confluent_consumer import ConfluentConsumer
+from loadgen.drivers.client.confluent_producer import ConfluentProducer
+from loadgen.drivers.kafka_admin import KafkaAdmin
+
+if TYPE_CHECKING:
+    from loadgen.driver import Admin, Consumer, Producer, Target
+    from loadgen.endpoint import Endpoint
+    from loadgen.payload import Payloads
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKafka(DriverInfo):
+    """librdkafka through confluent-kafka: a Python object for each message, as applications have it."""
+
+    def admin(self, endpoint: Endpoint) -> Admin:
+        """Connect the control plane."""
+        return KafkaAdmin(endpoint)
+
+    def producer(self, target: Target, payloads: Payloads) -> Producer:
+        """Connect a producer."""
+        return ConfluentProducer(target, payloads)
+
+    def consumer(self, target: Target, index: int, count: int) -> Consumer:
+        """Join the group (partitions are the group's to share out) or, without one, read every count-th partition."""
+        return ConfluentConsumer(target, index, count)
+
+
+DRIVER = ClientKafka(
+    name="confluent",
+    broker="kafka",
+    kind="client",
+    capabilities=Capabilities(
+        redelivered_flag=True,
+        partitions=True,
+        compression=("none", "gzip", "snappy", "lz4", "zstd"),
+        idempotence=True,
+        stamps_acks_in_native_thread=True,
+    ),
+)

@@ -1,0 +1,151 @@
+"""A consumer through confluent-kafka: waits for the first message, then takes what is there without waiting."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from loadgen.driver import Received
+from loadgen.drivers.client.confluent_watch import Watch
+from loadgen.drivers.kafka_config import client_settings
+from loadgen.drivers.wire.kafka_protocol import check
+from loadgen.errors import BrokerError, TrialError
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+    from loadgen.driver import Int64, Target
+
+MAX_FETCH_BYTES = 50 << 20  # the Java client's fetch.max.bytes
+MAX_CONSUME = 1_000_000  # confluent-kafka's own limit of one call
+SESSION_TIMEOUT_MS, MAX_POLL_INTERVAL_MS = 45_000, 300_000  # the Java client's
+_METADATA_S = 10.0
+_PASSING = {
+    KafkaError._PARTITION_EOF,  # noqa: SLF001 - librdkafka's local codes are named so
+    KafkaError._TRANSPORT,  # noqa: SLF001
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    KafkaError._TIMED_OUT,  # noqa: SLF001
+}
+
+
+def consumer_settings(target: Target) -> dict[str, Any]:
+    """Every setting that matters, under librdkafka's names; what has no knob is as the Java client has it."""
+    knobs = target.settings
+    return {
+        **client_settings(target.endpoint),
+        "group.id": target.group or f"loadgen-{target.name}",
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": bool(target.group),
+        "enable.auto.offset.store": False,
+        "auto.commit.interval.ms": knobs["auto_commit_interval_ms"],
+        "fetch.min.bytes": knobs["fetch_min_bytes"],
+        "fetch.wait.max.ms": knobs["fetch_max_wait_ms"],
+        "max.partition.fetch.bytes": knobs["max_partition_fetch_bytes"],
+        "fetch.max.bytes": max(MAX_FETCH_BYTES, knobs["max_partition_fetch_bytes"]),
+        "message.max.bytes": min(MAX_FETCH_BYTES, max(1_000_000, knobs["max_partition_fetch_bytes"])),
+        "session.timeout.ms": SESSION_TIMEOUT_MS,
+        "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
+        "partition.assignment.strategy": "range",
+        "isolation.level": "read_uncommitted",
+        "check.crcs": True,
+        "enable.partition.eof": False,
+        "allow.auto.create.topics": False,
+    }
+
+
+class ConfluentConsumer:
+    """See `loadgen.driver.Consumer`. With a group the partitions are shared out by Kafka's own protocol."""
+
+    def __init__(self, target: Target, index: int, count: int) -> None:
+        check(target.endpoint)
+        self._watch = Watch(target.endpoint)
+        self._target = target
+        self._max_poll_records = min(target.settings["max_poll_records"], MAX_CONSUME)
+        self._handed: dict[int, int] = {}
+        self._highest: dict[int, int] = {}
+        settings = consumer_settings(target)
+        try:
+            self._client = Consumer({**settings, "error_cb": self._watch.on_error})
+            if target.group:
+                self._client.subscribe([target.name])
+            else:
+                self._client.assign(self._share(index, count))
+        except KafkaException as error:
+            raise BrokerError(f"kafka at {target.endpoint.address}: {error.args[0].str()}") from None
+
+    def _share(self, index: int, count: int) -> list[TopicPartition]:
+        topic = self._client.list_topics(self._target.name, timeout=_METADATA_S).topics[self._target.name]
+        return [TopicPartition(self._target.name, each) for each in sorted(topic.partitions) if each % count == index]
+
+    def receive(self, timeout_s: float) -> list[Received]:
+        """Wait for the first message, then take what librdkafka has fetched already, at most `max_poll_records`."""
+        first = self._client.poll(timeout_s)
+        if first is None:
+            self._watch.look(self._client)
+            return []
+        read_ns = time.monotonic_ns()
+        # consume() with a timeout would wait for the whole number; without, it only drains.
+        rest = self._client.consume(self._max_poll_records - 1, 0) if self._max_poll_records > 1 else []
+        by_partition: dict[int, list[Message]] = {}
+        for message in (first, *rest):
+            if message.error() is not None:
+                self._failed(message.error())
+            else:
+                by_partition.setdefault(message.partition(), []).append(message)
+        if by_partition:
+            self._watch.well()
+        return [self._received(partition, messages, read_ns) for partition, messages in by_partition.items()]
+
+    def _failed(self, error: KafkaError) -> None:
+        if not (error.retriable() or error.code() in _PASSING):
+            raise TrialError(f"kafka at {self._target.endpoint.address}: {error.name()}: {error.str()}")
+
+    def _received(self, partition: int, messages: list[Message], read_ns: int) -> Received:
+        values = [message.value() or b"" for message in messages]
+        sizes: Int64 | int = len(values[0])
+        flat = b"".join(values)
+        if len(flat) == sizes * len(values) and len(set(map(len, values))) == 1:
+            starts = np.arange(len(values)) * sizes
+        else:
+            sizes = np.fromiter(map(len, values), np.int64, len(values))
+            starts = np.cumsum(sizes) - sizes
+        first, last = messages[0].offset(), messages[-1].offset()
+        seen = self._highest.get(partition, 0)
+        redelivered = None
+        if first < seen:
+            redelivered = np.array([message.offset() < seen for message in messages])
+        self._highest[partition] = max(seen, last + 1)
+        self._handed[partition] = last + 1
+        return Received(
+            buffer=np.frombuffer(flat, np.uint8),
+            starts=starts,
+            sizes=sizes,
+            source=partition,
+            read_ns=read_ns,
+            parsed_ns=time.monotonic_ns(),
+            redelivered=redelivered,
+            first_position=first if last - first == len(messages) - 1 else None,
+        )
+
+    def settle(self) -> None:
+        """Let the offsets of what was handed out be committed."""
+        if not (self._handed and self._target.group):
+            return
+        handed, self._handed = self._handed, {}
+        for partition, offset in handed.items():
+            try:
+                self._client.store_offsets(offsets=[TopicPartition(self._target.name, partition, offset)])
+            except KafkaException as error:
+                # A partition that the group has given to another meanwhile: that one will read these again.
+                if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001
+                    raise TrialError(f"kafka at {self._target.endpoint.address}: {error.args[0].str()}") from None
+
+    def close(self) -> None:
+        """Commit what was stored, leave the group; never raises."""
+        try:
+            self._client.close()
+        except (KafkaException, RuntimeError):
+            return

@@ -1,0 +1,148 @@
+"""Kafka's control plane through librdkafka's admin client, shared by both drivers: make, watch and delete a topic."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+
+from loadgen.drivers.kafka_config import client_settings
+from loadgen.drivers.wire.kafka_protocol import check
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from loadgen.driver import Target
+    from loadgen.endpoint import Endpoint
+
+CALL_S = 10.0
+CREATED_S = 15.0
+FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
+_PAUSE_S = 0.05
+
+
+class KafkaAdmin:
+    """Creates, watches and deletes topics (see `loadgen.driver.Admin`).
+
+    The client is kept for as long as any of its futures may live: librdkafka fails them when it goes.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        check(endpoint)
+        self._address = endpoint.address
+        self._client = AdminClient(client_settings(endpoint))
+
+    def _result(self, what: str, future: Any) -> Any:
+        try:
+            return future.result(CALL_S)
+        except KafkaException as error:
+            raise BrokerError(f"kafka at {self._address}: {what}: {_text(error)}") from None
+        except TimeoutError:
+            raise BrokerError(f"kafka at {self._address}: {what}: no answer within {CALL_S:g} s") from None
+
+    def create(self, target: Target) -> None:
+        """Create the trial's topic and wait until each of its partitions has a leader that answers."""
+        settings = target.settings
+        config = {"file.delete.delay.ms": str(FILE_DELETE_DELAY_MS)}
+        if settings.get("flush_messages") is not None:
+            config["flush.messages"] = str(settings["flush_messages"])
+        if settings.get("min_insync_replicas") is not None:
+            config["min.insync.replicas"] = str(settings["min_insync_replicas"])
+        topic = NewTopic(
+            target.name,
+            num_partitions=settings["partitions"],
+            replication_factor=settings.get("replication_factor") or 1,
+            config=config,
+        )
+        future = self._client.create_topics([topic], operation_timeout=CALL_S)[target.name]
+        self._result(f"topic {target.name} cannot be created", future)
+        self._wait_until_led(target)
+
+    def _wait_until_led(self, target: Target) -> None:
+        deadline_s = time.monotonic() + CREATED_S
+        while True:
+            try:
+                if len(self._partitions(target)) == target.settings["partitions"]:
+                    self._offsets(target, OffsetSpec.latest())
+                    return
+            except BrokerError:
+                if time.monotonic() > deadline_s:
+                    raise
+            if time.monotonic() > deadline_s:
+                raise BrokerError(f"kafka at {self._address}: topic {target.name} has no leader after {CREATED_S:g} s")
+            time.sleep(_PAUSE_S)
+
+    def _partitions(self, target: Target) -> list[TopicPartition]:
+        """The topic's partitions that have a leader; BrokerError when there is no such topic."""
+        try:
+            topic = self._client.list_topics(target.name, timeout=CALL_S).topics[target.name]
+        except KafkaException as error:
+            raise BrokerError(f"kafka at {self._address}: topic {target.name}: {_text(error)}") from None
+        if topic.error is not None:
+            raise BrokerError(f"kafka at {self._address}: topic {target.name}: {topic.error.str()}")
+        return [TopicPartition(target.name, each.id) for each in topic.partitions.values() if each.leader >= 0]
+
+    def _offsets(self, target: Target, which: OffsetSpec) -> dict[int, int]:
+        futures = self._client.list_offsets(dict.fromkeys(self._partitions(target), which), request_timeout=CALL_S)
+        what = f"topic {target.name} tells no offsets"
+        return {each.partition: self._result(what, future).offset for each, future in futures.items()}
+
+    def delete(self, target: Target) -> None:
+        """Delete the topic and what its group has committed; what is gone already is no error."""
+        future = self._client.delete_topics([target.name], operation_timeout=CALL_S)[target.name]
+        self._unless(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {target.name} cannot be deleted", future)
+        if target.group:
+            future = self._client.delete_consumer_groups([target.group], request_timeout=CALL_S)[target.group]
+            self._unless(KafkaError.GROUP_ID_NOT_FOUND, f"group {target.group} cannot be deleted", future)
+
+    def _unless(self, harmless: int, what: str, future: Any) -> None:
+        error = future.exception(CALL_S)
+        if isinstance(error, KafkaException) and error.args[0].code() in {harmless, KafkaError.NON_EMPTY_GROUP}:
+            return
+        self._result(what, future)
+
+    def depth(self, target: Target) -> int:
+        """How many messages the group has not committed yet."""
+        ends = self._offsets(target, OffsetSpec.latest())
+        begins = self._offsets(target, OffsetSpec.earliest())
+        committed = self._committed(target, list(ends)) if target.group else {}
+        return sum(end - committed.get(partition, begins[partition]) for partition, end in ends.items())
+
+    def _committed(self, target: Target, partitions: list[int]) -> dict[int, int]:
+        wanted = ConsumerGroupTopicPartitions(target.group, [TopicPartition(target.name, each) for each in partitions])
+        future = self._client.list_consumer_group_offsets([wanted], request_timeout=CALL_S)[target.group]
+        found = self._result(f"group {target.group} tells no offsets", future)
+        return {each.partition: each.offset for each in found.topic_partitions if each.offset >= 0}
+
+    def stored(self, target: Target) -> int:
+        """How many messages the topic holds by its own offsets."""
+        begins = self._offsets(target, OffsetSpec.earliest())
+        return sum(end - begins[each] for each, end in self._offsets(target, OffsetSpec.latest()).items())
+
+    def effective(self, target: Target) -> dict[str, Any]:
+        """The topic's configuration as the broker tells it, and how many partitions and replicas it has."""
+        resource = ConfigResource(ResourceType.TOPIC, target.name)
+        future = self._client.describe_configs([resource], request_timeout=CALL_S)[resource]
+        entries = self._result(f"topic {target.name} tells no configuration", future)
+        told: dict[str, Any] = {name: entry.value for name, entry in entries.items() if not entry.is_sensitive}
+        topic = self._client.list_topics(target.name, timeout=CALL_S).topics[target.name]
+        told["partitions"] = len(topic.partitions)
+        told["replication.factor"] = min((len(each.replicas) for each in topic.partitions.values()), default=0)
+        return told
+
+    def close(self) -> None:
+        """Nothing to do: the client goes with the object, after its futures."""
+
+
+def _text(error: KafkaException) -> str:
+    """One line of what librdkafka says, its name in front."""
+    inner = error.args[0]
+    if not isinstance(inner, KafkaError):
+        return str(inner)
+    return f"{inner.name()}: {inner.str()}".replace("\n", " ")
