@@ -273,8 +273,8 @@ class Run:
         window_s = math.inf if record["window_s"] is None else record["window_s"]
         merged = Histogram()
         for interval in self.intervals(trial_id, kind):
-            # The window begins with an interval; half of one absorbs the rounding of the log.
-            if 0 <= interval.start_s + interval.length_s / 2 < window_s:
+            # The window begins with an interval and may end within one; a millisecond absorbs the log's rounding.
+            if -0.001 <= interval.start_s < window_s - 0.001:
                 merged.merge(interval.histogram)
         return merged
 
@@ -348,7 +348,7 @@ def _locate(path: Path, root: Path) -> Path:
     if path.name == RUN_FILE and path.is_file():
         return path.parent.resolve()
     where = root / path if len(path.parts) == 1 else path
-    hint = "run `loadgen run` or `loadgen compare` first" if str(path) == "latest" else f"`ls {root}` shows the runs"
+    hint = "run `loadgen run` or `loadgen compare` first" if str(path) == "latest" else f"see `ls {root}`"
     raise ScenarioError(f"{where}: no run there; {hint}")
 
 
@@ -380,7 +380,23 @@ def _live_series(folder: Path) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - only at a run's end
     from pyarrow import json as arrow_json  # noqa: PLC0415
 
-    return arrow_json.read_json(pa.BufferReader(content))
+    try:
+        return arrow_json.read_json(pa.BufferReader(content))
+    except pa.ArrowInvalid:
+        # A column that changes its type must not cost the run its series: such a column becomes text.
+        rows = [json.loads(line) for line in content.splitlines()]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> Any:
+    """An Arrow column, of text where the values are not of one type."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else str(value) for value in values])
 
 
 def _to_parquet(folder: Path) -> None:
@@ -470,8 +486,7 @@ def _is_alive(writer: Mapping[str, Any]) -> bool:
     """Whether that very process still runs, on this machine and since this boot."""
     import psutil  # noqa: PLC0415
 
-    boot_id = _writer_identity()["boot_id"]
-    if writer["boot_id"] != boot_id:
+    if writer["boot_id"] != _writer_identity()["boot_id"]:
         return False
     try:
         started_s = psutil.Process(writer["pid"]).create_time()

@@ -184,7 +184,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     if observations is not None and setting.writer is not None:
         setting.writer.add_series([{"trial": trial.id, "agent": "observer", **row} for row in observations.rows])
     record = describe(trial)
-    record |= {"started_utc": started.isoformat(), "broker_configuration": configuration}
+    record |= {"started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
     record |= _figures(trial, live, outcome, observations)
     if outcome.error is None:
         record["broker_counts"] = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
@@ -235,6 +235,7 @@ def _figures(trial: Trial, live: Live, outcome: Outcome, observations: Observati
     window_s = trial.duration_s
     acked, received = _sum(results, "acked"), _sum(results, "received")
     achieved = received if trial.consumers else acked
+    once = _goodput(received, account)
     figures: Record = {
         "status": "failed" if outcome.error else "partial" if outcome.interrupted else "complete",
         "error": outcome.error,
@@ -244,8 +245,8 @@ def _figures(trial: Trial, live: Live, outcome: Outcome, observations: Observati
         "sent_msgs_per_s": _sum(results, "sent") / window_s,
         "acked_msgs_per_s": acked / window_s if _confirms(trial) else None,
         "achieved_msgs_per_s": achieved / window_s,
-        "goodput_msgs_per_s": _goodput(received, account) / window_s,
-        "goodput_bytes_per_s": _sum(results, "received_bytes") / window_s,
+        "goodput_msgs_per_s": once / window_s,
+        "goodput_bytes_per_s": _sum(results, "received_bytes") * (once / received if received else 1) / window_s,
         **_accounted(trial, account, producers),
         "latency_ns": _latencies(live),
         "out_of_range": sum(histogram.out_of_range_count for histogram in live.histograms.values()),

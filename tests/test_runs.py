@@ -220,6 +220,14 @@ def test_series_is_a_frame_with_every_column(writer: RunWriter) -> None:
     assert run.series["lag_s"].isna().all()
 
 
+def test_column_of_mixed_types_costs_nothing_but_its_type(writer: RunWriter) -> None:
+    """A column whose type changes is kept as text, and the others keep theirs."""
+    writer.add_series([{"a": 1, "b": 1}, {"a": "one", "b": 2}, {"a": None, "b": None}])
+    frame = load(writer.finish("complete")).series
+    assert frame["a"].tolist()[:2] == ["1", "one"]
+    assert frame["b"].tolist()[:2] == [1, 2]
+
+
 def test_run_without_series_has_an_empty_frame(writer: RunWriter) -> None:
     """No rows are no error."""
     assert load(writer.finish("complete")).series.empty

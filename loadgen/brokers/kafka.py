@@ -149,8 +149,11 @@ def endpoint(cluster: Cluster) -> Endpoint:
     )
 
 
+SYSTEM_BUFFERS = "102400 as shipped: both brokers' socket buffers are left to the system"
+
+
 def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
-    # Everything else, among it all of log.flush.* and the socket buffers, is left as it comes.
+    # Everything else, among it all of log.flush.*, is left as it comes.
     listeners = f"PLAINTEXT://{ports.HOST}:{node.ports['kafka']},CONTROLLER://{ports.HOST}:{node.ports['controller']}"
     voters = ",".join(f"{other.index}@{ports.HOST}:{other.ports['controller']}" for other in cluster.nodes)
     replicas = str(min(3, len(cluster.nodes)))
@@ -169,6 +172,8 @@ def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
         "transaction.state.log.min.isr": (in_sync, ONE_NODE),
         "share.coordinator.state.topic.replication.factor": (replicas, ONE_NODE),
         "share.coordinator.state.topic.min.isr": (in_sync, ONE_NODE),
+        "socket.send.buffer.bytes": ("-1", SYSTEM_BUFFERS),
+        "socket.receive.buffer.bytes": ("-1", SYSTEM_BUFFERS),
         "group.initial.rebalance.delay.ms": (
             "0",
             "3000 as shipped: a consumer's first assignment waits that long",

@@ -25,7 +25,7 @@ def sentences(table: Table) -> list[str]:
         return said
     if table.trials and len(table.struck) == len(table.trials):
         count = words.plural(len(table.trials), "trial")
-        return [f"No number of this run is to be used: all of its {count} are invalid or incomplete, as told below."]
+        return [f"No number of this run is to be used: none of its {count} is valid and complete, as told below."]
     return ["This run does not compare the two brokers at one load in one durability class; its points stand below."]
 
 

@@ -137,9 +137,6 @@ class SelectConsumer(_PikaConsumer):
         self._loop.pump(timeout_s, lambda: bool(self._inbox))
 
     def _close(self) -> None:
-        if self._acks.is_manual:
-            with contextlib.suppress(LoadgenError):
-                self._loop.pump(0, lambda: True)  # the last acks leave before the goodbye
         self._loop.close()
 
 
