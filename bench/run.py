@@ -25,6 +25,7 @@ from loadgen.analysis.confidence import paired_ratio
 from loadgen.brokers import open_brokers
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
+from loadgen.drivers.memory import memory_endpoint
 from loadgen.plan import Profile, make_plan
 from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.trial import Setting, run_trial
@@ -109,16 +110,18 @@ def compare(title: str, pairs: int, ours: Callable[[], Ours], theirs: Callable[[
         a, b = ours(), theirs()
         rates.append((a.slower_msgs_per_s, b.slower_msgs_per_s))
         costs.append((a.cpu_us_per_msg, b.cpu_us_per_msg))
-        print(
-            f"  {pair}: ours {a.produced_msgs_per_s:,.0f} + {a.consumed_msgs_per_s:,.0f} msg/s "
-            f"{a.cpu_us_per_msg:.2f} µs ({a.verdict}) · theirs {b.produced_msgs_per_s:,.0f} + "
-            f"{b.consumed_msgs_per_s:,.0f} msg/s {b.cpu_us_per_msg:.2f} µs · ratio {a.slower_msgs_per_s / b.slower_msgs_per_s:.2f}",
-            flush=True,
-        )
+        ratio = a.slower_msgs_per_s / b.slower_msgs_per_s
+        print(f"  {pair}: ours {_shown(a)} ({a.verdict}) · theirs {_shown(b)} · ratio {ratio:.2f}", flush=True)
     for name, values in (("rate", rates), ("client CPU a message", costs)):
-        ratio = paired_ratio(values)
+        interval = paired_ratio(values)
         median = statistics.median(x / y for x, y in values)
-        print(f"  {name}: median ratio {median:.3f}, 95 % interval {ratio.low:.3f} … {ratio.high:.3f}, {pairs} pairs")
+        low, high = interval.low or 0.0, interval.high or 0.0
+        print(f"  {name}: median ratio {median:.3f}, 95 % interval {low:.3f} … {high:.3f}, {pairs} pairs")
+
+
+def _shown(side: Ours | peers.Measured) -> str:
+    rates = f"{side.produced_msgs_per_s:,.0f} + {side.consumed_msgs_per_s:,.0f} msg/s"
+    return f"{rates} {side.cpu_us_per_msg:.2f} µs"
 
 
 def kafka(pairs: int, endpoint: Endpoint) -> None:
@@ -188,8 +191,13 @@ def rabbitmq(pairs: int, endpoint: Endpoint) -> None:
 def pacing(endpoints: Mapping[BrokerName, Endpoint]) -> None:
     """10,000 messages a second, five times on each driver: achieved rate and schedule lag."""
     print("\n## Pacing at 10,000 msg/s, 100 B, median of 5")
-    knobs: dict[str, tuple[BrokerName, Any]] = {"amqp": ("rabbitmq", RabbitMQ), "kafka": ("kafka", Kafka), "pika": ("rabbitmq", RabbitMQ),
-             "confluent": ("kafka", Kafka)}  # fmt: skip
+    knobs: dict[str, tuple[BrokerName, Any]] = {
+        "memory": ("rabbitmq", RabbitMQ),
+        "amqp": ("rabbitmq", RabbitMQ),
+        "kafka": ("kafka", Kafka),
+        "pika": ("rabbitmq", RabbitMQ),
+        "confluent": ("kafka", Kafka),
+    }
     for driver, (broker, part) in knobs.items():
         scenario = Scenario(
             name="bench-pacing",
@@ -197,12 +205,13 @@ def pacing(endpoints: Mapping[BrokerName, Endpoint]) -> None:
             message=Message(size_bytes=SIZE_BYTES),
             rate=Rate.fixed(10_000),
             preset="low_latency",
-            **{broker: part(driver=driver)},
+            **{broker: part() if driver == "memory" else part(driver=driver)},
         )
         plan = make_plan([scenario], Profile("bench", 2, 10, 5), brokers=(broker,))
+        endpoint = memory_endpoint(broker) if driver == "memory" else endpoints[broker]
         achieved, lag = [], []
         for each in plan.trials:
-            record, _ = run_trial(each, Setting(endpoints[broker], quiet))
+            record, _ = run_trial(each, Setting(endpoint, quiet))
             achieved.append(record["sent_msgs_per_s"])
             lag.append(record["latency_ns"]["schedule_lag"]["p99"] / 1e6)
         print(

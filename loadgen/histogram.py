@@ -201,9 +201,7 @@ class Histogram:
         hdr = HdrHistogram.decode(encoded)
         layout = (hdr.lowest_trackable_value, hdr.highest_trackable_value, hdr.significant_figures)
         if layout != (LOWEST_NS, HIGHEST_NS, SIGNIFICANT_DIGITS):
-            raise ValueError(
-                f"histogram of layout {layout}: expected {(LOWEST_NS, HIGHEST_NS, SIGNIFICANT_DIGITS)}"
-            )
+            raise ValueError(f"histogram of layout {layout}: expected {(LOWEST_NS, HIGHEST_NS, SIGNIFICANT_DIGITS)}")
         histogram = cls()
         counts = np.frombuffer(hdr.counts, np.int64)
         used = np.flatnonzero(counts)
@@ -211,9 +209,7 @@ class Histogram:
             lowest, following = LOWEST_OF_BUCKET_NS[used], LOWEST_OF_BUCKET_NS[used + 1]
             middles = (lowest + following) // 2
             total = sum(int(middle) * int(count) for middle, count in zip(middles, counts[used], strict=True))
-            histogram.add_counts(
-                used, counts[used], min_ns=int(lowest[0]), max_ns=int(following[-1]) - 1, sum_ns=total
-            )
+            histogram.add_counts(used, counts[used], min_ns=int(lowest[0]), max_ns=int(following[-1]) - 1, sum_ns=total)
         return histogram
 
     def limit_max(self, max_ns: int) -> None:

@@ -221,9 +221,7 @@ class Account:
     corrupted: int = 0
     foreign: int = 0
     errors: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[Range]] = field(
-        default_factory=lambda: {"lost": [], "duplicated": [], "corrupted": []}
-    )
+    examples: dict[str, list[Range]] = field(default_factory=lambda: {"lost": [], "duplicated": [], "corrupted": []})
 
 
 def settle(sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook]) -> Account:
@@ -245,10 +243,7 @@ def settle(sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook
             _settle_producer(account, sent, [book for book in books if sent.producer in book.copies])
         known = {book.producer for book in sent_books}
         account.foreign += sum(
-            copies.total_count
-            for book in books
-            for producer, copies in book.copies.items()
-            if producer not in known
+            copies.total_count for book in books for producer, copies in book.copies.items() if producer not in known
         )
     return account
 
@@ -273,12 +268,7 @@ def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook]
         sent_here = min(PAGE_BITS, max(0, sent.sent_count - page * PAGE_BITS))
         full = sum(book.copies[producer].is_full_once(page) for book in books)
         absent = sum(book.copies[producer].is_empty(page) for book in books)
-        if (
-            sent_here == PAGE_BITS
-            and full == 1
-            and absent == len(books) - 1
-            and _in_order(books, producer, page)
-        ):
+        if sent_here == PAGE_BITS and full == 1 and absent == len(books) - 1 and _in_order(books, producer, page):
             account.distinct += PAGE_BITS
             continue
         _settle_page(account, sent, books, page, sent_here)
@@ -288,9 +278,7 @@ def _in_order(books: Sequence[ReceivedBook], producer: int, page: int) -> bool:
     return all(book.late[producer].is_empty(page) for book in books)
 
 
-def _settle_page(
-    account: Account, sent: SentBook, books: Sequence[ReceivedBook], page: int, sent_here: int
-) -> None:
+def _settle_page(account: Account, sent: SentBook, books: Sequence[ReceivedBook], page: int, sent_here: int) -> None:
     """Add one page of messages, of which the first `sent_here` were sent."""
     producer = sent.producer
     copies, flagged, late, holders = (np.zeros(PAGE_BITS, np.int64) for _ in range(4))

@@ -78,9 +78,7 @@ class Fixed:
         # Message i is at floor((a + i · (whole · den + rest)) / den): only i · rest could outgrow 64 bits.
         chunk = max(1, (1 << 62) // self._step_den)
         if count > chunk:
-            parts = [
-                self.intended(at, min(chunk, first + count - at)) for at in range(first, first + count, chunk)
-            ]
+            parts = [self.intended(at, min(chunk, first + count - at)) for at in range(first, first + count, chunk)]
             return np.concatenate(parts)
         base_ns, carried = divmod((first * self._producers + self._share) * self._gap_num, self._gap_den)
         offsets = np.arange(count, dtype=np.int64)

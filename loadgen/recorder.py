@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from loadgen.driver import Int64
 
-BUFFER_VALUES = (
-    1 << 14
-)  # 256 KB a kind: small enough for a core's cache, large enough to spread a pass over the bins
+BUFFER_VALUES = 1 << 14  # 256 KB a kind: small enough for a core's cache, large enough to spread a pass over the bins
 
 
 @dataclass(frozen=True, slots=True)

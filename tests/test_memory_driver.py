@@ -221,6 +221,8 @@ def test_the_window_is_the_room_and_comes_back_with_confirmations() -> None:
         ({"memory.lose_every": 2}, "no such setting"),
         ({"memory.loss_every": -1}, "at least 0"),
         ({"memory.delay_ms": "3"}, "at least 0"),
+        ({"memory.loss_every": 2.5}, "whole number"),
+        ({"memory.reorder_every": 1}, "at least 2"),
         ({"memory.delay_distribution": "normal"}, "exponential"),
         ({"memory.pause_every_ms": 5, "memory.pause_ms": 5}, "longer"),
     ],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import cache
@@ -416,3 +419,67 @@ def test_the_control_plane_survives_a_lost_connection(make_target: Any, admin: R
     target = make_target()
     admin._connection.close()
     assert admin.depth(target) == 0
+
+
+UNDER_GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import json, sys, time
+import gevent, numpy as np
+from loadgen.driver import Target
+from loadgen.drivers import load_driver
+from loadgen.endpoint import Credentials, Endpoint
+from loadgen.payload import Payloads
+from loadgen.scenario import Message
+
+host, port, user, password, queue = json.load(sys.stdin)
+endpoint = Endpoint("rabbitmq", ((host, port),), Credentials(user, password))
+settings = dict(persistent=True, confirms=True, confirm_window=50, heartbeat=60)
+settings |= dict(prefetch=50, ack="manual", ack_every=10)
+target, payloads = Target(endpoint, queue, settings), Payloads(Message(size_bytes=100), 1, 2)
+driver = load_driver("amqp")
+seqs, waits = [], []
+
+def consume():
+    consumer = driver.consumer(target, 0, 1)
+    while len(seqs) < 300:
+        for batch in consumer.receive(0.2):
+            seqs.extend(payloads.parse(batch.buffer, batch.starts, batch.sizes).seq.tolist())
+        consumer.settle()
+    consumer.close()
+
+def produce():
+    gevent.sleep(0.3)  # the consumer waits meanwhile: it must not hold the hub
+    producer = driver.producer(target, payloads)
+    for first in range(0, 300, 10):
+        while producer.room_msgs < 10:
+            producer.poll(0.1)
+        now = time.monotonic_ns()
+        producer.send(first, np.full(10, now), now)
+    producer.flush(5)
+    producer.close()
+
+def tick():
+    while True:
+        waits.append(time.monotonic())
+        gevent.sleep(0.01)
+
+gevent.spawn(tick)
+gevent.joinall([gevent.spawn(consume), gevent.spawn(produce)], raise_error=True, timeout=20)
+assert seqs == list(range(300)), len(seqs)
+assert len(waits) > 10, len(waits)
+print("done")
+"""
+
+
+def test_the_wire_shares_a_gevent_hub(make_target: Any) -> None:
+    """A waiting consumer lets other greenlets run, and batches pass as ever."""
+    pytest.importorskip("gevent")
+    target = make_target()
+    credentials = target.endpoint.credentials or Credentials("guest", "guest")
+    host, port = target.endpoint.hosts[0]
+    where = json.dumps([host, port, credentials.username, credentials.password, target.name])
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_GEVENT], input=where, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -32,7 +32,7 @@ from loadgen.scenario import Message, Uniform
 QUEUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40)
 
 
-# --- publishes -----------------------------------------------------------------------------------------------------
+# --- publishes ---
 
 
 def published_by_pika(queue: str, body: bytes, frame_max: int, *, persistent: bool, mandatory: bool = False) -> bytes:
@@ -99,7 +99,7 @@ def test_publishes_of_mixed_sizes_are_what_pika_encodes(
     assert bytes(packer.fill(payloads, 11, intended, 5_000)) == b"".join(expected)
 
 
-# --- deliveries ----------------------------------------------------------------------------------------------------
+# --- deliveries ---
 
 
 @dataclass
@@ -248,7 +248,7 @@ def test_bytes_that_are_no_frames_are_refused(damaged: int) -> None:
         feed.take(one * 6 + bytes(wrong) + one * 20_000)
 
 
-# --- confirms ------------------------------------------------------------------------------------------------------
+# --- confirms ---
 
 
 def confirmed(tag: int, *, multiple: bool, nack: bool) -> bytes:

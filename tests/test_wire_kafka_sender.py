@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import io
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ from kio.schema.produce.v7.request import ProduceRequest
 from kio.schema.produce.v7.response import PartitionProduceResponse, ProduceResponse, TopicProduceResponse
 from kio.schema.types import TopicName
 from kio.serial import entity_reader, entity_writer
-from kio.static.primitive import i32, i64
 from kio.static.primitive import i32Timedelta as Throttle
+from kio.static.primitive import i64
 
 from loadgen.driver import Target
 from loadgen.drivers.wire import kafka_sender
@@ -121,7 +122,7 @@ class ScriptedConnection:
         self.found: tuple[int, int] | None = None
 
     def next_correlation(self) -> int:
-        """1, 2, 3, …"""
+        """One more each time."""
         self.correlation += 1
         return self.correlation
 
@@ -149,18 +150,20 @@ class ScriptedConnection:
         (topic,) = request.topic_data
         answers = []
         for each in topic.partition_data:
-            batch, _ = read_batch(plain(each.records), 0)
+            batch, _ = read_batch(plain(each.records or b""), 0)
             verdict = self.broker.judge(int(each.index), batch)
-            if verdict is None:
+            if not isinstance(verdict, ErrorCode):
                 self.is_dead = True
                 return
-            answers.append(PartitionProduceResponse(index=each.index, error_code=verdict, base_offset=i64(0), log_append_time=None))
+            answers.append(
+                PartitionProduceResponse(index=each.index, error_code=verdict, base_offset=i64(0), log_append_time=None)
+            )
         if request.acks == 0 or self.is_dead:
             return
         out = io.BytesIO(frame[4:8])
         out.seek(4)
         response = TopicProduceResponse(name=TopicName(topic.name), partition_responses=tuple(answers))
-        WRITE(out, ProduceResponse(responses=(response,), throttle_time=Throttle.parse(datetime.timedelta(0))))
+        WRITE(out, ProduceResponse(responses=(response,), throttle_time=Throttle.parse(dt.timedelta(0))))
         self.answers.append(out.getvalue())
 
     def read(self) -> bool:
@@ -229,7 +232,7 @@ def seqs(settled: list[Settled], error: str | None = None) -> list[int]:
 def expected_values(payloads: Payloads, count: int) -> list[bytes]:
     """The messages that `send` hands over."""
     flat, offsets = payloads.pack(0, np.full(count, 1000), 2000)
-    return [flat[a:b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [flat[a:b].tobytes() for a, b in pairwise(offsets)]
 
 
 RETRIABLE = ErrorCode.not_leader_or_follower

@@ -178,6 +178,7 @@ def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
             "0",
             "3000 as shipped: a consumer's first assignment waits that long",
         ),
+        **{key: (value, "asked for") for key, value in cluster.settings.items()},
     }
 
 

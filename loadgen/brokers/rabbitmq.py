@@ -48,7 +48,7 @@ def launch(cluster: Cluster, node: Node) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     _write_cookie(folder / "home/.erlang.cookie")
     (folder / "enabled_plugins").write_text(f"[{','.join(PLUGINS)}].\n", encoding="ascii")
-    lines = [f"{key} = {value}" for key, value, _ in _settings(node)]
+    lines = [f"{key} = {value}" for key, value, _ in _settings(cluster, node)]
     (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n", encoding="ascii")
     environment = _environment(cluster, node)
     epmd = cluster.helpers.get("epmd")
@@ -111,7 +111,7 @@ def endpoint(cluster: Cluster) -> Endpoint:
     )
 
 
-def _settings(node: Node) -> list[tuple[str, str, str]]:
+def _settings(cluster: Cluster, node: Node) -> list[tuple[str, str, str]]:
     here = ports.HOST
     loopback = "listens on the loopback interface only, on a port of its own"
     return [
@@ -128,11 +128,12 @@ def _settings(node: Node) -> list[tuple[str, str, str]]:
             str(host.memory_ceiling_bytes()),
             MEMORY,
         ),
+        *((key, value, "asked for") for key, value in cluster.settings.items()),
     ]
 
 
 def _deviations(cluster: Cluster, node: Node) -> list[str]:
-    lines = [f"{key} = {value} ({why})" for key, value, why in _settings(node)]
+    lines = [f"{key} = {redacted(value, key)} ({why})" for key, value, why in _settings(cluster, node)]
     lines += [
         f"enabled_plugins = {','.join(PLUGINS)} (none as shipped; for the observer and for streams)",
         "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: bound schedulers of two nodes on one host collide)",

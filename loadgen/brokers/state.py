@@ -64,7 +64,7 @@ class Cluster:
 
     A cluster is `kept` when `loadgen up` started it. Otherwise it belongs to its `owners`, the runs that use
     it, by token, and is ended when the last of them has gone, however it went. Until it is `ready` it belongs
-    to the one process that starts it.
+    to the one process that starts it. `settings` are the broker's own, set on every node after ours.
     """
 
     broker: BrokerName
@@ -78,6 +78,7 @@ class Cluster:
     nodes: list[Node] = field(default_factory=list)
     owners: dict[str, ProcessId] = field(default_factory=dict)
     cpus: list[int] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
     started_unix_s: float = 0.0
     ready: bool = False
     kept: bool = False

@@ -11,7 +11,13 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from loadgen.drivers.kafka_config import client_settings
 from loadgen.drivers.wire.kafka_protocol import check
@@ -25,6 +31,7 @@ CALL_S = 10.0
 CREATED_S = 15.0
 FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
 _PAUSE_S = 0.05
+EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class KafkaAdmin:
@@ -69,7 +76,7 @@ class KafkaAdmin:
         while True:
             try:
                 if len(self._partitions(target)) == target.settings["partitions"]:
-                    self._offsets(target, OffsetSpec.latest())
+                    self._offsets(target, LATEST)
                     return
             except BrokerError:
                 if time.monotonic() > deadline_s:
@@ -109,10 +116,10 @@ class KafkaAdmin:
 
     def depth(self, target: Target) -> int:
         """How many messages the group has not committed yet."""
-        ends = self._offsets(target, OffsetSpec.latest())
-        begins = self._offsets(target, OffsetSpec.earliest())
+        ends = self._offsets(target, LATEST)
+        begins = self._offsets(target, EARLIEST)
         committed = self._committed(target, list(ends)) if target.group else {}
-        return sum(end - committed.get(partition, begins[partition]) for partition, end in ends.items())
+        return sum(end - int(committed.get(partition, begins[partition])) for partition, end in ends.items())
 
     def _committed(self, target: Target, partitions: list[int]) -> dict[int, int]:
         wanted = ConsumerGroupTopicPartitions(target.group, [TopicPartition(target.name, each) for each in partitions])
@@ -122,8 +129,9 @@ class KafkaAdmin:
 
     def stored(self, target: Target) -> int:
         """How many messages the topic holds by its own offsets."""
-        begins = self._offsets(target, OffsetSpec.earliest())
-        return sum(end - begins[each] for each, end in self._offsets(target, OffsetSpec.latest()).items())
+        begins = self._offsets(target, EARLIEST)
+        ends = self._offsets(target, LATEST)
+        return sum(end - begins[partition] for partition, end in ends.items())
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The topic's configuration as the broker tells it, and how many partitions and replicas it has."""

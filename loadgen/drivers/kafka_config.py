@@ -1,10 +1,12 @@
-"""What both Kafka drivers and the admin need to know of an endpoint: librdkafka's settings, TLS contexts, one-line errors."""
+"""What both Kafka drivers and the admin need to know of an endpoint: librdkafka's settings and TLS contexts."""
 
 from __future__ import annotations
 
 import logging
 import ssl
 from typing import TYPE_CHECKING, Any
+
+from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint, Tls
@@ -52,13 +54,17 @@ def _tls_settings(tls: Tls) -> dict[str, Any]:
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
-    """The same for our own sockets."""
-    context = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
+    """The same for our own sockets; BrokerError if a file cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
+        if tls.cert_file is not None:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except OSError as error:
+        files = ", ".join(str(each) for each in (tls.ca_file, tls.cert_file, tls.key_file) if each is not None)
+        raise BrokerError(f"TLS files {files} cannot be used: {error.strerror or error}") from None
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if tls.cert_file is not None:
-        context.load_cert_chain(tls.cert_file, tls.key_file)
     return context
 
 

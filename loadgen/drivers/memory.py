@@ -54,7 +54,7 @@ DEFAULT_WINDOW_MSGS = 1_000
 STOP_S = 5.0
 REFUSED = "refused"
 
-_hubs: dict[str, subprocess.Popen[bytes]] = {}  # the queues that this process started, by socket
+_hubs: dict[tuple[int, str], subprocess.Popen[bytes]] = {}  # by the process that started them and by socket
 
 
 def memory_endpoint(broker: BrokerName = "rabbitmq", **behaviour: Any) -> Endpoint:
@@ -97,7 +97,7 @@ def _start_hub(target: Target, path: Path) -> None:
         command = [sys.executable, "-m", "loadgen.drivers.memory_hub"]
         command += [str(listener.fileno()), json.dumps(asdict(_behaviour(target))), str(os.getpid())]
         # The socket listens already, so that nobody has to wait for the process; it ends when this one does.
-        _hubs[str(path)] = subprocess.Popen(
+        _hubs[os.getpid(), str(path)] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[listener.fileno()]
         )
 
@@ -113,7 +113,7 @@ def _end_hub(path: Path) -> None:
                 link.receive(STOP_S)
         finally:
             link.close()
-    hub = _hubs.pop(str(path), None)
+    hub = _hubs.pop((os.getpid(), str(path)), None)
     if hub is not None:
         try:
             hub.wait(STOP_S)
@@ -125,8 +125,9 @@ def _end_hub(path: Path) -> None:
 
 @atexit.register
 def _end_all_hubs() -> None:
-    for path in list(_hubs):
-        _end_hub(Path(path))
+    for maker_pid, path in list(_hubs):
+        if maker_pid == os.getpid():  # a forked child inherits the table, not the queues
+            _end_hub(Path(path))
 
 
 class _Queues:
@@ -167,9 +168,7 @@ class _Queues:
                 return SimulatedLink(self._simulated[target.name], self._clock)
             return SocketLink(str(_socket_path(target)))
         except (KeyError, OSError):
-            raise BrokerError(
-                f"queue {target.name}: no such queue in memory; Admin.create makes it"
-            ) from None
+            raise BrokerError(f"queue {target.name}: no such queue in memory; Admin.create makes it") from None
 
 
 class MemoryAdmin:
@@ -256,9 +255,7 @@ class MemoryProducer:
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is settled (without confirms: written)."""
-        return _until(
-            self._link, timeout_s, lambda: not self._unsettled and not self._link.backlog_bytes, self.poll
-        )
+        return _until(self._link, timeout_s, lambda: not self._unsettled and not self._link.backlog_bytes, self.poll)
 
     def close(self) -> None:
         """Leave."""

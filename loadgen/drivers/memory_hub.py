@@ -31,6 +31,9 @@ PREFIX = "memory."
 OUTBOX_MAX_BYTES = 1 << 20  # of deliveries under way to one consumer
 DELIVERY_MAX_BYTES = 256 << 10
 NS_PER_MS = 1_000_000
+_WHOLE = {
+    "loss_every", "duplicate_every", "reorder_every", "corrupt_every", "refuse_every", "max_bytes", "seed",
+}  # fmt: skip
 IDLE_S = 0.5  # how often a server with nothing to do looks whether its maker is still there
 
 
@@ -69,24 +72,25 @@ class Behaviour:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Behaviour:
         """From a trial's settings; raises ScenarioError for an unknown or impossible one."""
-        given = {
-            name.removeprefix(PREFIX): value for name, value in settings.items() if name.startswith(PREFIX)
-        }
+        given = {name.removeprefix(PREFIX): value for name, value in settings.items() if name.startswith(PREFIX)}
         known = {each.name for each in fields(cls)}
         for name, value in given.items():
             if name not in known:
                 raise ScenarioError(f"{PREFIX}{name}: no such setting; expected {', '.join(sorted(known))}")
-            if name != "delay_distribution" and not (isinstance(value, int | float) and value >= 0):
-                raise ScenarioError(f"{PREFIX}{name} = {value!r}: expected a number of at least 0")
+            if name == "delay_distribution":
+                continue
+            if not (isinstance(value, int if name in _WHOLE else int | float) and value >= 0):
+                kind = "whole number" if name in _WHOLE else "number"
+                raise ScenarioError(f"{PREFIX}{name} = {value!r}: expected a {kind} of at least 0")
         behaviour = cls(**given)
         if behaviour.delay_distribution not in {"fixed", "exponential"}:
             raise ScenarioError(
                 f"{PREFIX}delay_distribution = {behaviour.delay_distribution}: expected fixed or exponential"
             )
+        if behaviour.reorder_every == 1:
+            raise ScenarioError(f"{PREFIX}reorder_every = 1: expected 0 or at least 2, since two messages are swapped")
         if behaviour.pause_ms and behaviour.pause_every_ms <= behaviour.pause_ms:
-            raise ScenarioError(
-                f"{PREFIX}pause_every_ms = {behaviour.pause_every_ms}: must be longer than pause_ms"
-            )
+            raise ScenarioError(f"{PREFIX}pause_every_ms = {behaviour.pause_every_ms}: must be longer than pause_ms")
         return behaviour
 
 
@@ -136,9 +140,7 @@ class Chunk:
     def take(self, count: int) -> Chunk:
         """Cut off the first `count` messages."""
         middle = self.begin + count
-        head = Chunk(
-            self.data, self.offsets, self.size_bytes, self.ready_ns, self.begin, middle, self.redelivered
-        )
+        head = Chunk(self.data, self.offsets, self.size_bytes, self.ready_ns, self.begin, middle, self.redelivered)
         self.begin = middle
         return head
 
@@ -290,9 +292,7 @@ class Hub:
             edges = [0, *(np.flatnonzero(np.diff(accepted)) + 1).tolist(), frame.count]
             for begin, end in itertools.pairwise(edges):
                 kind = Kind.CONFIRM if accepted[begin] else Kind.REFUSE
-                self._confirms.append(
-                    (ready_ns, peer, Frame(kind, count=end - begin, first=frame.first + begin))
-                )
+                self._confirms.append((ready_ns, peer, Frame(kind, count=end - begin, first=frame.first + begin)))
         self.harm.refused += frame.count - int(accepted.sum())
         rows = np.flatnonzero(accepted)
         if len(rows):
@@ -417,13 +417,9 @@ class Server:
             for client, peer in list(self._clients.items()):
                 self._push(client, peer)
             next_ns = self.hub.next_event_ns(now)
-            wait_s = (
-                IDLE_S if next_ns is None else min(IDLE_S, max(0.0, (next_ns - time.monotonic_ns()) / 1e9))
-            )
+            wait_s = IDLE_S if next_ns is None else min(IDLE_S, max(0.0, (next_ns - time.monotonic_ns()) / 1e9))
             full = self.hub.is_full
-            readers = [
-                each for each, peer in self._clients.items() if not (full and peer.role is Kind.PRODUCE)
-            ]
+            readers = [each for each, peer in self._clients.items() if not (full and peer.role is Kind.PRODUCE)]
             writers = [each for each in self._clients if each.backlog_bytes]
             waited: list[Any] = [self._listener, *readers]
             readable, _, _ = select.select(waited, writers, [], wait_s)

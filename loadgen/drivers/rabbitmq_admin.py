@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint, Tls
 
 CONNECT_TIMEOUT_S = 5.0
+PORT_QUESTION = "is it running, and is this RabbitMQ's AMQP port?"
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 _MANAGEMENT_ATTEMPTS = 3
@@ -93,24 +94,40 @@ def refused_text(endpoint: Endpoint, address: str) -> str:
 
 def describe(endpoint: Endpoint, error: BaseException) -> str:
     """Pika's errors as one line for people."""
-    if isinstance(error, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
-        return refused_text(endpoint, endpoint.address)
-    if isinstance(error, exceptions.ConnectionClosedByBroker | exceptions.ChannelClosedByBroker):
-        what = "connection" if isinstance(error, exceptions.ConnectionClosed) else "channel"
-        reason = f"{error.reply_code} {error.reply_text}".replace("\n", " ")
-        if error.reply_code == _ACCESS_REFUSED and what == "connection":
-            return refused_text(endpoint, endpoint.address)
-        return f"rabbitmq at {endpoint.address} closed the {what}: {reason}"
-    if isinstance(error, exceptions.StreamLostError | exceptions.AMQPHeartbeatTimeout):
-        return f"rabbitmq at {endpoint.address} hung up without giving a reason ({type(error).__name__})"
-    cause = error
-    while not str(cause) and (cause.__cause__ or cause.args):
-        following = cause.__cause__ or cause.args[0]
-        if not isinstance(following, BaseException):
-            break
-        cause = following
-    detail = " ".join((str(cause) or repr(cause)).split())
-    return f"rabbitmq at {endpoint.address} cannot be reached: {detail}; is it running, is it RabbitMQ's AMQP port?"
+    cause: Any = _innermost(error)
+    address = endpoint.address
+    by_broker = isinstance(cause, exceptions.ConnectionClosedByBroker)
+    if isinstance(cause, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError) or (
+        by_broker and cause.reply_code == _ACCESS_REFUSED
+    ):
+        return refused_text(endpoint, address)
+    if by_broker or isinstance(cause, exceptions.ChannelClosedByBroker):
+        what = "connection" if by_broker else "channel"
+        return f"rabbitmq at {address} closed the {what}: {cause.reply_code} {_one_line(cause.reply_text)}"
+    if isinstance(cause, exceptions.ProbableAccessDeniedError):
+        return f"rabbitmq at {address} refused virtual host {endpoint.virtual_host}: {_one_line(str(cause))}"
+    if isinstance(cause, exceptions.IncompatibleProtocolError):
+        return f"rabbitmq at {address} hung up during the handshake; {PORT_QUESTION}"
+    if isinstance(cause, exceptions.StreamLostError | exceptions.AMQPHeartbeatTimeout):
+        return f"rabbitmq at {address} hung up without giving a reason ({type(cause).__name__})"
+    detail = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return f"rabbitmq at {address} cannot be reached: {_one_line(detail)}; {PORT_QUESTION}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What really went wrong, inside what pika's connection workflow wraps around it."""
+    while True:
+        wrapped = getattr(error, "exceptions", None) or (getattr(error, "exception", None),)
+        inner = wrapped[-1]
+        if inner is None and not isinstance(error, OSError) and type(error) is exceptions.AMQPConnectionError:
+            inner = error.args[0] if error.args else None
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def connect(endpoint: Endpoint, heartbeat_s: int) -> pika.BlockingConnection:

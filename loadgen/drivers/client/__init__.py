@@ -1,0 +1,1 @@
+"""Client drivers: what an application gets from the usual libraries."""

@@ -50,7 +50,7 @@ class SelectLoop:
         )
         self.wait_for(lambda: bool(opened), "the connection")
         if isinstance(opened[0], BaseException):
-            raise BrokerError(describe(self.endpoint, innermost(opened[0])))
+            raise BrokerError(describe(self.endpoint, opened[0]))
         self._connection = opened[0]
         self._connection.add_on_close_callback(self._on_closed)
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
@@ -127,12 +127,3 @@ class SelectLoop:
 
 def _nothing() -> None:
     """Wake the loop."""
-
-
-def innermost(error: BaseException) -> BaseException:
-    """What really went wrong, inside what pika's connection workflow wraps around it."""
-    while True:
-        inner = (getattr(error, "exceptions", None) or (getattr(error, "exception", None),))[-1]
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner

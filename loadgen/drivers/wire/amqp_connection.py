@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pika import frame, spec
 
-from loadgen.drivers.rabbitmq_admin import CLIENT_PROPERTIES, credentials_of, refused_text, tls_context
+from loadgen.drivers.rabbitmq_admin import CLIENT_PROPERTIES, PORT_QUESTION, credentials_of, refused_text, tls_context
 from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, decode
 from loadgen.drivers.wire.amqp_frames import FRAME_END, FRAME_HEAD, MAX_FRAME_BYTES, Frame, encode
 from loadgen.errors import BrokerError, LoadgenError, TrialError
@@ -98,9 +98,7 @@ class Connection:
             wrapped.setblocking(False)
             return wrapped
         assert failure is not None, "an endpoint has at least one host"
-        raise BrokerError(
-            f"rabbitmq at {self._address} cannot be reached: {_reason(failure)}; is it running, is the port AMQP's?"
-        )
+        raise BrokerError(f"rabbitmq at {self._address} cannot be reached: {_reason(failure)}; {PORT_QUESTION}")
 
     def _handshake(self, heartbeat_s: int) -> None:
         """From the protocol header to an open channel; raises BrokerError in one line."""
@@ -120,7 +118,7 @@ class Connection:
             self._send_all(encode(spec.Channel.Open()), deadline)
             self._expect(spec.Channel.OpenOk, deadline)
         except LostError as error:
-            raise BrokerError(f"{error} during the handshake; is it RabbitMQ's AMQP port?") from None
+            raise BrokerError(f"{error} during the handshake; {PORT_QUESTION}") from None
         except TrialError as error:  # nothing runs yet: what went wrong is for the person who set it up
             raise BrokerError(str(error)) from None
         self._silent_since_ns = time.monotonic_ns()
@@ -167,7 +165,7 @@ class Connection:
             return None
         kind, _, length = FRAME_HEAD.unpack_from(self.raw, self.begin)
         if kind not in {1, 2, 3, 8} or length > MAX_FRAME_BYTES:
-            raise TrialError(f"{self._address} does not speak AMQP 0-9-1; is it RabbitMQ's AMQP port?")
+            raise TrialError(f"{self._address} does not speak AMQP 0-9-1; {PORT_QUESTION}")
         frame_end = self.begin + FRAME_HEAD.size + length + 1
         if frame_end > self.end:
             return None
@@ -209,7 +207,7 @@ class Connection:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TrialError(
-                f"rabbitmq at {self._address} did not answer within {CONNECT_TIMEOUT_S:.0f} s; is the port AMQP's?"
+                f"rabbitmq at {self._address} did not answer within {CONNECT_TIMEOUT_S:.0f} s; {PORT_QUESTION}"
             )
         self.wait(left_s)
 
@@ -227,7 +225,6 @@ class Connection:
 
     def read(self) -> int:
         """Take what has arrived, without waiting: how many bytes, 0 if none; raises TrialError at the end."""
-        space = len(self._view) - self.end
         try:
             count = self._socket.recv_into(self._view[self.end :])
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -238,7 +235,7 @@ class Connection:
             raise self._lost(None)
         self.end += count
         if self._is_tls:  # one record a call: take the others too, select does not see them
-            while count < space and (more := self._read_record()):
+            while self.end < len(self._view) and (more := self._read_record()):
                 count += more
         self._has_heard = True
         return count
@@ -316,6 +313,8 @@ class Connection:
         """
         if self._is_tls and (count := self.read()):  # what the TLS layer holds, select does not see
             return count
+        if self._unsent is None and self._reads[0] < _SELECT_MAX_FD:  # nearly always: one call less
+            return self.read() if select.select(self._reads, (), (), timeout_s)[0] else 0
         return self.read() if self.wait(timeout_s) else 0
 
     def beat(self, now_ns: int) -> None:
@@ -355,30 +354,23 @@ class Connection:
             while self._unsent is not None:
                 self._wait_until(deadline)
                 self.write_on()
-                self._discard()
+                self._hear_goodbye(deadline)  # a broker that waits to write would not read
             self._send_all(encode(spec.Connection.Close(200, "Goodbye", 0, 0), 0), deadline)
-            while not self._goodbye():
+            while not self._hear_goodbye(deadline):
                 self._wait_until(deadline)
         with contextlib.suppress(OSError):
             self._socket.close()
 
-    def _discard(self) -> None:
-        """Read on, so that a broker that is itself waiting to write gets to read; what came is not of use."""
-        self.begin = self.end = RESERVE_BYTES
-        self.read()
-
-    def _goodbye(self) -> bool:
-        """Whether the broker's answer to the close, or its end, has come."""
-        try:
-            while True:
-                while (found := self.take_frame()) is not None:
-                    if isinstance(getattr(found, "method", None), spec.Connection.CloseOk):
-                        return True
-                self.make_room(1)
-                if not self.read():
-                    return False
-        except TrialError:
-            return True
+    def _hear_goodbye(self, deadline: float) -> bool:
+        """Drop what has arrived; whether the broker's answer to our close was among it, or the connection's end."""
+        while time.monotonic() < deadline:
+            while (found := self.take_frame()) is not None:
+                if isinstance(getattr(found, "method", None), spec.Connection.CloseOk | spec.Connection.Close):
+                    return True
+            self.make_room(1)
+            if not self.read():
+                return False
+        return False
 
 
 def _reason(error: OSError) -> str:

@@ -72,7 +72,8 @@ class AmqpConsumer:
             if connection.has_unsent:
                 connection.write_on()
             now_ns = time.monotonic_ns()
-            connection.beat(now_ns)
+            if now_ns > connection.beat_due_ns:
+                connection.beat(now_ns)
             timeout_s = (deadline_ns - now_ns) / 1e9
             if timeout_s <= 0:
                 return []

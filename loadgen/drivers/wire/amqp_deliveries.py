@@ -130,12 +130,17 @@ class _Likeness:
 
 
 class DeliveryParser:
-    """Finds the deliveries of one consumer in its buffer; every other frame goes to `handle`."""
+    """Finds the deliveries of one consumer in its buffer; every other frame goes to `handle`.
+
+    After a pass `begin` is where the first byte stands that has not been parsed, and `need_bytes` how many there must
+    be from there on for another pass to be of use.
+    """
 
     def __init__(self, handle: Callable[[Frame], None]) -> None:
         self._handle = handle
         self._likeness: _Likeness | None = None
-        self._begin = self._need_end = 0
+        self.begin = self._need_end = 0
+        self.need_bytes = 1
         # What one pass has found so far: (first start, distance, count, size) of each run.
         self._runs: list[tuple[int, int, int, int]] = []
         self._flags: list[tuple[int, Bool | bool]] = []  # (how many messages before, flags) where any is set
@@ -153,33 +158,24 @@ class DeliveryParser:
             (self._last_tag,) = _SIZE.unpack_from(raw, begin - like.row_bytes + like.tag_at)
             first = begin - found * like.row_bytes + like.body_at
             if begin == end:
-                self._begin = begin
+                self.begin, self.need_bytes = begin, _HEAD_BYTES + 1
                 starts = np.arange(first, end, like.row_bytes)
                 return Deliveries(starts, like.size, None, self._last_tag)
             self._runs, self._flags = [(first, like.row_bytes, found, like.size)], []
         else:
             self._runs, self._flags = [], []
-        self._begin = begin
-        while end - self._begin > _HEAD_BYTES:
+        self.begin = begin
+        while end - self.begin > _HEAD_BYTES:
             count = self._next_run(raw, end, found)
             if count < 0:
                 break
             found += count
+        self.need_bytes = max(_HEAD_BYTES + 1, self._need_end - self.begin)
         return self._collect(found) if found else None
-
-    @property
-    def begin(self) -> int:
-        """Where the first byte stands that has not been parsed."""
-        return self._begin
-
-    @property
-    def need_bytes(self) -> int:
-        """How many bytes there must be from `begin` on for another pass to be of use."""
-        return max(_HEAD_BYTES + 1, self._need_end - self._begin)
 
     def _next_run(self, raw: bytearray, end: int, found: int) -> int:
         """Take the next run of deliveries or one other frame; how many deliveries, -1 if incomplete."""
-        at, like = self._begin, self._likeness
+        at, like = self.begin, self._likeness
         if like is None or end - at < like.body_at or (size := like.size_of(raw, at)) < 0:
             return self._general(raw, at, end, found)
         row_bytes = like.body_at + size + 1
@@ -199,7 +195,7 @@ class DeliveryParser:
         last = at + (count - 1) * row_bytes
         self._last_tag, bits = _TAG.unpack_from(raw, last + like.tag_at)
         self._runs.append((at + like.body_at, row_bytes, count, size))
-        self._begin = last + row_bytes
+        self.begin = last + row_bytes
         if flags is not None:
             self._flags.append((found, flags))
         elif bits & 1:
@@ -215,11 +211,11 @@ class DeliveryParser:
         is_method = kind == spec.FRAME_METHOD and frame_end - at > _HEAD_BYTES + _INDEX.size
         if not is_method or channel != CHANNEL:
             self._handle(decode(raw[at:frame_end]))
-            self._begin = frame_end
+            self.begin = frame_end
             return 0
         if _INDEX.unpack_from(raw, at + _HEAD_BYTES)[0] != spec.Basic.Deliver.INDEX:
             self._handle(decode(raw[at:frame_end]))
-            self._begin = frame_end
+            self.begin = frame_end
             return 0
         return self._delivery(raw, at, frame_end, end, found)
 
@@ -258,7 +254,7 @@ class DeliveryParser:
         if bits & 1:
             self._flags.append((found, True))
         self._runs.append((start, size, 1, size))
-        self._begin = body_end
+        self.begin = body_end
         return 1
 
     def _content_frame(self, raw: bytearray, at: int, end: int, kind: int) -> tuple[int, int] | None:

@@ -105,7 +105,7 @@ class PublishPacker:
         return memoryview(b"".join(pieces))
 
 
-# --- confirms ------------------------------------------------------------------------------------------------------
+# --- confirms ---
 
 _CONFIRM = struct.Struct(">7sIQBB")  # frame head, class and method, delivery tag, bits, frame end
 _CONFIRM_HEAD = FRAME_HEAD.pack(spec.FRAME_METHOD, CHANNEL, 13)

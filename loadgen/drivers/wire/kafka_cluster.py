@@ -1,4 +1,4 @@
-"""What a Kafka client must know of a cluster: brokers, leaders, offsets, coordinators, producer ids. Rare and waited for."""
+"""What a Kafka client must know of a cluster: leaders, offsets, coordinators, producer ids. Rare, and waited for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 T = TypeVar("T")
-GIVE_UP_S = 15.0  # over the 9 s after which Kafka's controller takes leadership from a dead broker
+GIVE_UP_S = 20.0  # over the 9 s after which Kafka's controller takes leadership from a dead broker, and over a restart
 BACKOFF_S = 0.1  # as the Java client's retry.backoff.ms
 START_S = 5.0  # a topic just created has no leader yet; a refused connection at the start is told at once
 EARLIEST = i64(-2)

@@ -20,6 +20,7 @@ import numpy as np
 from kio.index import load_response_from_request
 from kio.schema.api_versions.v0.request import ApiVersionsRequest
 from kio.schema.errors import ErrorCode
+from kio.schema.metadata.v5.request import MetadataRequest
 from kio.schema.sasl_authenticate.v1.request import SaslAuthenticateRequest
 from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
 from kio.serial import entity_reader, entity_writer
@@ -112,19 +113,23 @@ class Connection:
             if endpoint.tls is None:
                 return plain
             return tls_context(endpoint.tls).wrap_socket(plain, server_hostname=host)
+        except BrokerError:
+            plain.close()
+            raise
         except ssl.SSLCertVerificationError as error:
             plain.close()
             raise BrokerError(
                 f"kafka at {self.address}: its certificate is not trusted: {error.verify_message}"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             plain.close()
-            raise LinkError(f"TLS: {_reason(error)}") from None
+            raise LinkError(f"no TLS there, it seems: {_reason(error)}") from None
 
     def _authenticate(self, username: str, password: str) -> None:
         shake = self.call(SaslHandshakeRequest(mechanism="PLAIN"))
         if shake.error_code:
-            raise BrokerError(f"kafka at {self.address}: offers SASL {', '.join(shake.mechanisms)}; expected PLAIN")
+            offered = ", ".join(shake.mechanisms) or "nothing"
+            raise BrokerError(f"kafka at {self.address}: for a user's login it offers {offered}; expected PLAIN")
         token = b"\0" + username.encode() + b"\0" + password.encode()
         answer = self.call(SaslAuthenticateRequest(auth_bytes=token))
         if answer.error_code:
@@ -182,7 +187,7 @@ class Connection:
         except OSError as error:
             raise LinkError(_reason(error)) from None
         if not count:
-            raise LinkError("the broker closed the connection")
+            raise LinkError("the broker closed the connection; without TLS or a user, it may want them")
         self._end += count
         return True
 
@@ -283,6 +288,8 @@ def _reason(error: Exception) -> str:
         return "connection refused; is the broker running there?"
     if isinstance(error, TimeoutError):
         return "no answer"
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "the handshake failed").lower().replace("_", " ")
     return str(getattr(error, "strerror", None) or error or type(error).__name__).lower()
 
 
@@ -313,6 +320,8 @@ def check(endpoint: Endpoint) -> None:
     try:
         connection = open_any(endpoint, endpoint.hosts)
         check_versions(connection)
+        # Versions are told to anybody; this is not.
+        connection.call(MetadataRequest(topics=(), allow_auto_topic_creation=False))
     except LinkError as error:
         raise BrokerError(f"kafka at {endpoint.address}: {error}") from None
     finally:
@@ -328,5 +337,6 @@ def check_versions(connection: Connection) -> None:
         lowest, highest = spoken.get(api, (0, -1))
         if not lowest <= version <= highest:
             raise BrokerError(
-                f"kafka at {connection.address}: speaks {name} {lowest} to {highest}; expected {version} (Kafka 2.1 and later)"
+                f"kafka at {connection.address}: speaks {name} {lowest} to {highest}; expected {version} "
+                "(Kafka 2.1 and later)"
             )

@@ -42,7 +42,7 @@ _PARTITION_ANSWER = struct.Struct(">ihqqq")  # partition, error, base offset, ap
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Messages of one partition on their way: filled (as `rows` or, of mixed sizes, `loose`), sealed, sent, answered."""
+    """Messages of one partition on their way: filled (`rows`, or `loose` for mixed sizes), sealed, sent, answered."""
 
     order: int
     created_ns: int
@@ -148,13 +148,7 @@ class Sender:
         if self._needs_identity:
             self._renew_identity()
         if self.active and not self._needs_identity:
-            by_node: dict[int, list[Queue]] = {}
-            for queue in self.active.values():
-                by_node.setdefault(self.cluster.leaders.get(queue.partition, -1), []).append(queue)
-            for node, queues in by_node.items():
-                link = self._link(node)
-                if link is not None:
-                    self._send_due(link, queues, now_ns, flushing=flushing)
+            self._send_all_due(now_ns, flushing=flushing)
         for node, link in list(self._links.items()):
             if link.connection.has_output:
                 try:
@@ -163,6 +157,15 @@ class Sender:
                     self._lose(node, error)
             if self.acks == 0:
                 self._finish_written(link)
+
+    def _send_all_due(self, now_ns: int, *, flushing: bool) -> None:
+        by_node: dict[int, list[Queue]] = {}
+        for queue in self.active.values():
+            by_node.setdefault(self.cluster.leaders.get(queue.partition, -1), []).append(queue)
+        for node, queues in by_node.items():
+            link = self._link(node)
+            if link is not None:
+                self._send_due(link, queues, now_ns, flushing=flushing)
 
     def _link(self, node: int) -> Link | None:
         link = self._links.get(node)

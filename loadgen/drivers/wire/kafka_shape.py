@@ -43,10 +43,14 @@ class Run:
 
     def differing(self, flat: UInt8, at: int, batches: int, stride: int, rows: int) -> npt.NDArray[np.bool_]:
         """Which rows (bool[batches, rows]) from `at` on are of another shape; batches are `stride` bytes apart."""
-        found = np.zeros((batches, rows), np.bool_)
+        found: npt.NDArray[np.bool_] | None = None
         for where, mask, expected in self.words:
-            words = np.ndarray((batches, rows), "<u8", flat, at + where, (stride, self.row_bytes))  # type: ignore[call-overload]
-            found |= (words & mask) != expected
+            words: npt.NDArray[np.uint64] = np.ndarray(
+                (batches, rows), "<u8", flat.data, at + where, (stride, self.row_bytes)
+            )
+            different = (words & mask) != expected
+            found = different if found is None else found | different
+        assert found is not None, "every record begins with its length, so there is a word"
         return found
 
 
