@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_USAGE, LoadgenError
+from loadgen.redaction import without_userinfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """Argparse with the design's exit status for usage errors, and one line."""
 
     def error(self, message: str) -> Any:  # argparse gives NoReturn
-        print(f"loadgen: {message}; see `{self.prog} --help`", file=sys.stderr)
+        print(f"loadgen: {without_userinfo(message)}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
@@ -146,6 +147,7 @@ class Console:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the exit status."""
     arguments = _parser().parse_args(argv)
+    arguments.words = sys.argv[1:] if argv is None else argv
     console = Console()
     try:
         return _COMMANDS[arguments.command](arguments, console)
@@ -153,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.clear()
         if arguments.debug:
             raise
-        print(f"loadgen: {error}", file=sys.stderr)
+        print(f"loadgen: {without_userinfo(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         console.clear()
@@ -274,7 +276,7 @@ def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Conso
 
     options = Options(
         name=name,
-        command=["loadgen", *sys.argv[1:]],
+        command=_public_command(arguments),
         results=arguments.results,
         brokers=arguments.brokers,
         cpus_broker=getattr(arguments, "cpus_broker", None),
@@ -286,6 +288,14 @@ def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Conso
     _print_run(run, arguments.json)
     console.message(f"report: {paths['html']}")
     return exit_status(run)
+
+
+def _public_command(arguments: argparse.Namespace) -> list[str]:
+    """The command line as it may be recorded: its URLs without user and password."""
+    from loadgen.brokers import public_spec
+
+    public = public_spec(arguments.brokers)
+    return ["loadgen", *(without_userinfo(word.replace(arguments.brokers, public)) for word in arguments.words)]
 
 
 def _print_run(run: Any, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -45,7 +45,7 @@ class Options:
     name: str
     command: Sequence[str]
     results: Path = Path("results")
-    brokers: str = "local"
+    brokers: str = field(default="local", repr=False)  # its URLs may hold passwords
     cpus_broker: str | None = None
     cpus_client: str | None = None
 

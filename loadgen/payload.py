@@ -183,16 +183,15 @@ class Payloads:
 
     def pack(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> tuple[UInt8, Int64]:
         """Messages first_seq … end to end in one buffer, and where each begins (int64[n+1]); any sizes."""
-        indices = self._indices(first_seq, len(intended_ns))
-        sizes = self.pool.sizes[indices]
-        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        count = len(intended_ns)
+        if self.size_bytes is not None:
+            rows = np.empty((count, self.size_bytes), np.uint8)
+            self.write(rows, first_seq, intended_ns, sent_ns)
+            return rows.reshape(-1), np.arange(count + 1) * self.size_bytes
+        indices = self._indices(first_seq, count)
+        offsets = np.concatenate(([0], np.cumsum(self.pool.sizes[indices])))
         flat = np.empty(int(offsets[-1]), np.uint8)
         stamps = self.stamps(first_seq, intended_ns, sent_ns)
-        if self.pool.matrix is not None:
-            rows = flat.reshape(len(sizes), int(sizes[0]))
-            rows[:, :STAMP_BYTES] = stamps
-            self.write_bodies(rows[:, STAMP_BYTES:], first_seq)
-            return flat, offsets
         bodies, starts = self.pool.data, self.pool.offsets
         for row, (index, begin, end) in enumerate(
             zip(indices.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)

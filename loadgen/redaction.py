@@ -21,6 +21,14 @@ _SET_PASSWORD = re.compile(
     r"(password|passwd|passphrase|secret)[\"']?\s*[=:]\s*[\"']?(?P<value>[^\s\"',}]+)", re.IGNORECASE
 )
 _MASK = re.compile(r"\*+|[<\[(]?(hidden|redacted|masked|removed|none|null|unset)[>\])]?", re.IGNORECASE)
+# Up to the last @ before a blank or the next URL, since a password may hold any character. A URL that was taken for
+# a path has lost one of its slashes.
+_USERINFO = re.compile(r"([a-z+]{4,}:/{1,2})(?:(?!,[a-z+]{4,}:/)\S)*@")
+
+
+def without_userinfo(text: str) -> str:
+    """The text with user and password taken out of every URL in it."""
+    return _USERINFO.sub(r"\1", text)
 
 
 def refuse_secrets(value: Any, where: str) -> None:

@@ -310,11 +310,11 @@ def test_a_full_queue_holds_its_producers_back() -> None:
     for first in range(0, 100_000, 5_000):
         producer.send(first, np.zeros(5_000, np.int64), 0)
         sent += 5_000
-    producer.poll(0.2)
+    settled = sum(len(each.seqs) for each in producer.poll(0.2))
     stored = admin.stored(target)
     assert stored is not None
     assert stored < sent
-    received = settled = 0
+    received = 0
     while received < sent:
         settled += sum(len(each.seqs) for each in producer.poll(0))
         received += sum(len(batch.starts) for batch in consumer.receive(0.01))

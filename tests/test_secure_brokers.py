@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from test_driver_contract import BROKER_OF, Bench, demand_perfect, payloads_of, receive, send, sent_book
 
 from loadgen import brokers, cli, engine
-from loadgen.brokers import external, kafka, local, login, ports, state
+from loadgen.brokers import external, local, login, ports, state
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.endpoint import Credentials, Endpoint, Tls
@@ -247,7 +247,6 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
         with pytest.raises(BrokerError) as caught:
             opener(endpoint)
         line = str(caught.value)
-        print(line)
         assert "\n" not in line
         assert endpoint.address in line
         assert MISTAKES[mistake].format(endpoint.broker.upper()) in line
@@ -257,7 +256,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
 
 def spec_of(sites: dict[BrokerName, Site], userinfo: str = "") -> str:
     """Both brokers by URL."""
-    return f"amqps://{userinfo}{sites['rabbitmq'].secure.address}/ kafka+tls://{userinfo}{sites['kafka'].secure.address}"
+    rabbitmq, kafka = sites["rabbitmq"].secure.address, sites["kafka"].secure.address
+    return f"amqps://{userinfo}{rabbitmq}/ kafka+tls://{userinfo}{kafka}"
 
 
 @pytest.fixture(params=["environment", "file", "url"])
@@ -291,7 +291,7 @@ def test_a_run_leaves_no_password_behind(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A whole run by URL loses nothing, and neither its files nor its output hold the password."""
-    monkeypatch.setattr(engine, "WARM_LOAD_S", 0.5)
+    monkeypatch.setattr(engine, "is_warmed", lambda _: True)
     results = tmp_path / "results"
     short = ["--set", "rate=200", "--set", "duration_s=1", "--set", "warmup_s=0", "--repeats", "1"]
     status = cli.main(["run", "scenarios/latency.py", *short, "--results", str(results), "--brokers", spec])
@@ -301,7 +301,7 @@ def test_a_run_leaves_no_password_behind(
     assert [(each["status"], each["lost"], each["corrupted"]) for each in run["trials"]] == [("complete", 0, 0)] * 2
     assert all(each["received"] == each["sent"] > 0 for each in run["trials"])
     assert run["command"][:2] == ["loadgen", "run"]
-    assert spec_of(sites) in run["command"]
+    assert run["command"][-2:] == ["--brokers", spec_of(sites).replace("/ ", " ")]
     written = [path.read_bytes() for path in results.rglob("*") if path.is_file()]
     assert len(written) > 3
     for secret in (PASSWORD, QUOTED):
@@ -317,5 +317,5 @@ def test_a_url_in_the_wrong_place_is_told_without_its_password(
     with contextlib.suppress(SystemExit):
         cli.main([*place, f"kafka+tls://{USER}:{QUOTED}@127.0.0.1:9"])
     told = "".join(capfd.readouterr())
-    assert "kafka+tls://127.0.0.1:9" in told
+    assert "127.0.0.1:9" in told
     assert QUOTED not in told

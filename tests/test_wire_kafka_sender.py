@@ -82,7 +82,7 @@ class ScriptedBroker:
                 return verdict
         if self.is_idempotent:
             place = (partition, batch.producer_id)
-            expected = self.expected.get(place, 0)
+            expected = self.expected.get(place, batch.base_sequence)  # unknown: any number will do
             if batch.base_sequence != expected:
                 seen = batch.base_sequence + len(batch.records) <= expected
                 return ErrorCode.duplicate_sequence_number if seen else ErrorCode.out_of_order_sequence_number
@@ -259,6 +259,7 @@ def test_every_message_arrives_once_and_in_order(make: Any, message: Message, co
         [RETRIABLE, None, ErrorCode.request_timed_out],
         ["lost"],
         [FINE, "lost", RETRIABLE, FINE, "lost"],
+        [RETRIABLE, FINE, FINE, None, RETRIABLE, FINE],
     ],
 )
 def test_retries_keep_order_with_idempotence(make: Any, verdicts: list[Verdict]) -> None:
@@ -294,9 +295,12 @@ def test_refusal_is_told_by_name_and_the_rest_goes_on(make: Any) -> None:
     assert broker.next_id == 2
 
 
-@pytest.mark.parametrize("verdict", [ErrorCode.unknown_producer_id, ErrorCode.invalid_producer_epoch])
+LOST_COUNT = [ErrorCode.unknown_producer_id, ErrorCode.invalid_producer_epoch, ErrorCode.out_of_order_sequence_number]
+
+
+@pytest.mark.parametrize("verdict", LOST_COUNT)
 def test_a_forgotten_identity_is_renewed(make: Any, verdict: ErrorCode) -> None:
-    """A broker that has forgotten the producer gets the batch again under a fresh id."""
+    """A broker that has forgotten the producer or its count gets the batch again under a fresh id."""
     producer, broker, payloads = make(FINE, verdict)
     assert seqs(send(producer, 2_000)) == list(range(2_000))
     assert broker.values(0) == expected_values(payloads, 2_000)

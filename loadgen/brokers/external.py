@@ -76,7 +76,7 @@ def parse(spec: str) -> dict[BrokerName, Address]:
 
 def public_spec(spec: str) -> str:
     """A spec as it may be shown and recorded: URLs without user and password."""
-    return spec if spec in {"local", "docker"} else " ".join(address.public for address in parse(spec).values())
+    return " ".join(address.public for address in parse(spec).values()) if "://" in spec else spec
 
 
 def connect(spec: str, brokers: Sequence[BrokerName]) -> dict[BrokerName, Endpoint]:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from loadgen import tls
 from loadgen.brokers.kafka_admin import describe_broker
 from loadgen.brokers.redact import redacted
 from loadgen.errors import BrokerError
@@ -34,7 +35,7 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
         port=port,
         virtual_host=endpoint.virtual_host,
         credentials=pika.PlainCredentials(user, endpoint.credentials.password),
-        ssl_options=pika.SSLOptions(ssl_context(endpoint.tls), host) if endpoint.tls else None,
+        ssl_options=pika.SSLOptions(tls.client_context(endpoint.tls), host) if endpoint.tls else None,
         connection_attempts=1,
         socket_timeout=TIMEOUT_S / 2,
         stack_timeout=TIMEOUT_S,
@@ -51,6 +52,8 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
         ) from None
     except exceptions.AuthenticationError:
         raise BrokerError(refused(url, user, "RABBITMQ")) from None
+    except ssl.SSLError as error:
+        raise BrokerError(f"rabbitmq at {url}: {tls.failure(error, 'rabbitmq')}") from None
     except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         raise BrokerError(
             f"rabbitmq at {url} does not answer as an AMQP 0-9-1 broker{_about_tls(endpoint.tls, 'amqps')}: "
@@ -100,27 +103,15 @@ def librdkafka_settings(endpoint: Endpoint) -> dict[str, Any]:
             "sasl.password": endpoint.credentials.password,
         }
     if endpoint.tls:
-        tls = endpoint.tls
         files = {
-            "ssl.ca.location": tls.ca_file,
-            "ssl.certificate.location": tls.cert_file,
-            "ssl.key.location": tls.key_file,
+            "ssl.ca.location": endpoint.tls.ca_file,
+            "ssl.certificate.location": endpoint.tls.cert_file,
+            "ssl.key.location": endpoint.tls.key_file,
         }
         settings |= {name: str(path) for name, path in files.items() if path}
-        if not tls.verify:
+        if not endpoint.tls.verify:
             settings["enable.ssl.certificate.verification"] = False
     return settings
-
-
-def ssl_context(tls: Tls) -> ssl.SSLContext:
-    """Python's TLS settings for an endpoint."""
-    context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if tls.cert_file:
-        context.load_cert_chain(tls.cert_file, tls.key_file)
-    return context
 
 
 def refused(url: str, user: str, broker: str) -> str:
@@ -135,6 +126,11 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
     from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
     from confluent_kafka.admin import AdminClient  # noqa: PLC0415
 
+    if endpoint.tls:
+        try:
+            tls.handshake(endpoint.tls, *endpoint.hosts[0], TIMEOUT_S / 2)
+        except OSError as error:
+            raise BrokerError(f"kafka at {url}: {tls.failure(error, 'kafka')}") from None
     errors: list[KafkaError] = []
     watched: dict[str, Any] = {
         **settings,
@@ -158,6 +154,8 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
             raise BrokerError(refused(url, user, "KAFKA"))
         if "_SSL" in names:
             break
+        if not endpoint.tls and tls.is_spoken(*endpoint.hosts[0], timeout_s=1.0):
+            raise BrokerError(f"kafka at {url} wants TLS: write kafka+tls:// in place of kafka://")
     said = next((error.str()[:200] for error in errors if error.name() != "_ALL_BROKERS_DOWN"), "no answer")
     hint = _about_tls(endpoint.tls, "kafka+tls") + ("" if endpoint.credentials else " or credentials")
     raise BrokerError(f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s{hint}: {said}")
@@ -170,11 +168,11 @@ def _silent_logger() -> logging.Logger:
     return logger
 
 
-def _about_tls(tls: Tls | None, scheme: str) -> str:
+def _about_tls(settings: Tls | None, scheme: str) -> str:
     return (
         " with TLS; check the port and the certificates"
-        if tls
-        else f"; check the port, and whether it wants {scheme}://"
+        if settings
+        else f"; check the port, and whether it wants TLS ({scheme}://)"
     )
 
 

@@ -9,6 +9,7 @@ from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
+    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -85,15 +86,15 @@ class KafkaAdmin:
                 raise BrokerError(f"kafka at {self._address}: topic {target.name} has no leader after {CREATED_S:g} s")
             time.sleep(_PAUSE_S)
 
+    def _describe(self, target: Target) -> Any:
+        """The topic as the controller knows it. Unlike listing, this never makes it."""
+        future = self._client.describe_topics(TopicCollection([target.name]), request_timeout=CALL_S)[target.name]
+        return self._result(f"topic {target.name} cannot be described", future)
+
     def _partitions(self, target: Target) -> list[TopicPartition]:
-        """The topic's partitions that have a leader; BrokerError when there is no such topic."""
-        try:
-            topic = self._client.list_topics(target.name, timeout=CALL_S).topics[target.name]
-        except KafkaException as error:
-            raise BrokerError(f"kafka at {self._address}: topic {target.name}: {_text(error)}") from None
-        if topic.error is not None:
-            raise BrokerError(f"kafka at {self._address}: topic {target.name}: {topic.error.str()}")
-        return [TopicPartition(target.name, each.id) for each in topic.partitions.values() if each.leader >= 0]
+        """The topic's partitions that have a leader."""
+        led = [each.id for each in self._describe(target).partitions if each.leader is not None]
+        return [TopicPartition(target.name, each) for each in led]
 
     def _offsets(self, target: Target, which: OffsetSpec) -> dict[int, int]:
         futures = self._client.list_offsets(dict.fromkeys(self._partitions(target), which), request_timeout=CALL_S)
@@ -139,9 +140,9 @@ class KafkaAdmin:
         future = self._client.describe_configs([resource], request_timeout=CALL_S)[resource]
         entries = self._result(f"topic {target.name} tells no configuration", future)
         told: dict[str, Any] = {name: entry.value for name, entry in entries.items() if not entry.is_sensitive}
-        topic = self._client.list_topics(target.name, timeout=CALL_S).topics[target.name]
-        told["partitions"] = len(topic.partitions)
-        told["replication.factor"] = min((len(each.replicas) for each in topic.partitions.values()), default=0)
+        partitions = self._describe(target).partitions
+        told["partitions"] = len(partitions)
+        told["replication.factor"] = min(len(each.replicas) for each in partitions)
         return told
 
     def close(self) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from typing import TYPE_CHECKING, Any
-
-from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint, Tls
@@ -51,21 +48,6 @@ def _tls_settings(tls: Tls) -> dict[str, Any]:
     settings["enable.ssl.certificate.verification"] = tls.verify
     settings["ssl.endpoint.identification.algorithm"] = "https" if tls.verify else "none"
     return settings
-
-
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """The same for our own sockets; BrokerError if a file cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
-        if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-    except OSError as error:
-        files = ", ".join(str(each) for each in (tls.ca_file, tls.cert_file, tls.key_file) if each is not None)
-        raise BrokerError(f"TLS files {files} cannot be used: {error.strerror or error}") from None
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def acks_number(acks: Any) -> int:

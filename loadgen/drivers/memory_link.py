@@ -227,6 +227,10 @@ class SocketLink:
 
     def receive(self, timeout_s: float) -> list[Frame]:
         """Wait up to `timeout_s` for a first frame, return all that are there; the backlog moves too."""
+        if timeout_s <= 0:  # a poll between sends: reading tells as much as select, for half the cost
+            with self._alive():
+                self._frames.push()
+                return self._frames.read()
         deadline_ns = time.monotonic_ns() + int(timeout_s * NS_PER_S)
         while True:
             left_s = max(0, deadline_ns - time.monotonic_ns()) / NS_PER_S

@@ -16,15 +16,16 @@ import pika
 from pika import exceptions
 
 from loadgen.errors import BrokerError
+from loadgen.tls import client_context, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadgen.driver import Target
-    from loadgen.endpoint import Endpoint, Tls
+    from loadgen.endpoint import Endpoint
 
 CONNECT_TIMEOUT_S = 5.0
-PORT_QUESTION = "is it running, and is this RabbitMQ's AMQP port?"
+PORT_QUESTION = "is it running, is this RabbitMQ's AMQP port, does it want TLS?"
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 _MANAGEMENT_ATTEMPTS = 3
@@ -51,24 +52,9 @@ def credentials_of(endpoint: Endpoint) -> pika.PlainCredentials:
     return pika.PlainCredentials(given.username, given.password) if given else pika.PlainCredentials("guest", "guest")
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """A client's context for these settings; raises BrokerError if a file of theirs cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
-        if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-    except OSError as error:
-        files = ", ".join(str(file) for file in (tls.ca_file, tls.cert_file, tls.key_file) if file is not None)
-        raise BrokerError(f"TLS files {files} cannot be used: {error.strerror or error}") from None
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def parameters_of(endpoint: Endpoint, heartbeat_s: int) -> list[pika.ConnectionParameters]:
     """Pika's parameters for each of the endpoint's hosts."""
-    context = None if endpoint.tls is None else tls_context(endpoint.tls)
+    context = None if endpoint.tls is None else client_context(endpoint.tls)
     return [
         pika.ConnectionParameters(
             host=host,
@@ -111,7 +97,10 @@ def describe(endpoint: Endpoint, error: BaseException) -> str:
     if isinstance(cause, exceptions.StreamLostError | exceptions.AMQPHeartbeatTimeout):
         return f"rabbitmq at {address} hung up without giving a reason ({type(cause).__name__})"
     detail = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return f"rabbitmq at {address} cannot be reached: {_one_line(detail)}; {PORT_QUESTION}"
+    said = f" cannot be reached: {_one_line(detail)}; {PORT_QUESTION}"
+    if isinstance(cause, ssl.SSLError):
+        said = f": {failure(cause, 'rabbitmq')}"
+    return f"rabbitmq at {address}{said}"
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -255,7 +244,7 @@ def management_request(endpoint: Endpoint, url: str, method: str = "GET") -> Any
     login = base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if url.startswith("https:") and endpoint.tls is not None:
-        handlers.append(urllib.request.HTTPSHandler(context=tls_context(endpoint.tls)))
+        handlers.append(urllib.request.HTTPSHandler(context=client_context(endpoint.tls)))
     request = urllib.request.Request(url, method=method, headers={"Authorization": f"Basic {login}"})  # noqa: S310
     with urllib.request.build_opener(*handlers).open(request, timeout=CONNECT_TIMEOUT_S) as answer:
         body = answer.read()

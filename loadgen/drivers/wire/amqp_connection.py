@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pika import frame, spec
 
-from loadgen.drivers.rabbitmq_admin import CLIENT_PROPERTIES, PORT_QUESTION, credentials_of, refused_text, tls_context
+from loadgen.drivers.rabbitmq_admin import CLIENT_PROPERTIES, PORT_QUESTION, credentials_of, refused_text
 from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, decode
 from loadgen.drivers.wire.amqp_frames import FRAME_END, FRAME_HEAD, MAX_FRAME_BYTES, Frame, encode
 from loadgen.errors import BrokerError, LoadgenError, TrialError
+from loadgen.tls import client_context
+from loadgen.tls import failure as tls_failure
 
 if TYPE_CHECKING:
     from loadgen.driver import UInt8
@@ -78,6 +80,7 @@ class Connection:
     # --- opening ---
 
     def _connect(self) -> socket.socket:
+        context = None if self._endpoint.tls is None else client_context(self._endpoint.tls)
         failure: OSError | None = None
         for host, port in self._endpoint.hosts:
             try:
@@ -87,14 +90,14 @@ class Connection:
                 continue
             self._address = f"{host}:{port}"
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._endpoint.tls is None:
+            if context is None:
                 plain.setblocking(False)
                 return plain
             try:
-                wrapped = tls_context(self._endpoint.tls).wrap_socket(plain, server_hostname=host)
+                wrapped = context.wrap_socket(plain, server_hostname=host)
             except OSError as error:  # ssl.SSLError is one
                 plain.close()
-                raise BrokerError(f"rabbitmq at {self._address}: TLS failed: {_reason(error)}") from None
+                raise BrokerError(f"rabbitmq at {self._address}: {tls_failure(error, 'rabbitmq')}") from None
             wrapped.setblocking(False)
             return wrapped
         assert failure is not None, "an endpoint has at least one host"

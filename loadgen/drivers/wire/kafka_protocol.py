@@ -25,8 +25,9 @@ from kio.schema.sasl_authenticate.v1.request import SaslAuthenticateRequest
 from kio.schema.sasl_handshake.v1.request import SaslHandshakeRequest
 from kio.serial import entity_reader, entity_writer
 
-from loadgen.drivers.kafka_config import CLIENT_ID, CONNECT_TIMEOUT_S, tls_context
+from loadgen.drivers.kafka_config import CLIENT_ID, CONNECT_TIMEOUT_S
 from loadgen.errors import BrokerError
+from loadgen.tls import client_context, failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,18 +113,16 @@ class Connection:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if endpoint.tls is None:
                 return plain
-            return tls_context(endpoint.tls).wrap_socket(plain, server_hostname=host)
+            return client_context(endpoint.tls).wrap_socket(plain, server_hostname=host)
         except BrokerError:
             plain.close()
             raise
         except ssl.SSLCertVerificationError as error:
             plain.close()
-            raise BrokerError(
-                f"kafka at {self.address}: its certificate is not trusted: {error.verify_message}"
-            ) from None
+            raise BrokerError(f"kafka at {self.address}: {failure(error, 'kafka')}") from None
         except OSError as error:
             plain.close()
-            raise LinkError(f"no TLS there, it seems: {_reason(error)}") from None
+            raise LinkError(failure(error, "kafka")) from None
 
     def _authenticate(self, username: str, password: str) -> None:
         shake = self.call(SaslHandshakeRequest(mechanism="PLAIN"))

@@ -1,8 +1,9 @@
 """The sending half of the wire producer: produce requests in flight, their answers, retries and idempotence.
 
 Batches stay in memory until they are answered, so that a retry sends the same bytes and nothing that is still to be
-written is ever overwritten. With idempotence a partition whose batch must be repeated sends nothing more until all it
-has in flight is answered, and then repeats in the order of its sequence numbers.
+written is ever overwritten. With idempotence a partition has one batch in flight while it repeats, as in the Java
+client, and until its first one is acknowledged: a broker that knows nothing of a producer accepts any sequence number
+from it, so that a second batch could get in before the first.
 """
 
 from __future__ import annotations
@@ -77,7 +78,12 @@ class Queue:
     in_flight: int = 0
     next_sequence: int = 0
     retry_at_ns: int = 0
-    is_held: bool = False
+    is_known: bool = False
+
+    @property
+    def goes_singly(self) -> bool:
+        """Whether its batches must be acknowledged one by one for now."""
+        return not self.is_known or (len(self.ready) > 0 and self.ready[0].is_retry)
 
 
 @dataclass(slots=True, eq=False)
@@ -194,7 +200,7 @@ class Sender:
             self._send(link, batches, now_ns)
 
     def _next(self, queue: Queue, now_ns: int, *, flushing: bool) -> Batch | None:
-        if queue.is_held or queue.retry_at_ns > now_ns:
+        if queue.retry_at_ns > now_ns or (self._is_idempotent and queue.in_flight and queue.goes_singly):
             return None
         if queue.ready:
             batch = queue.ready.popleft()
@@ -274,9 +280,8 @@ class Sender:
             partition, code, *_ = _PARTITION_ANSWER.unpack_from(buffer, at + 4 + index * _PARTITION_ANSWER.size)
             queue, batch = by_partition[partition]
             queue.in_flight -= 1
-            if queue.in_flight == 0:
-                queue.is_held = False
             if code in {0, DUPLICATE_SEQUENCE}:
+                queue.is_known = True
                 done.append(batch)
             else:
                 self._refused(queue, batch, code, at_ns)
@@ -289,12 +294,13 @@ class Sender:
     def _refused(self, queue: Queue, batch: Batch, code: int, at_ns: int) -> None:
         """Send it again, or give it up with the error's name."""
         name = error_name(code)
-        after_a_retry = any(each.order < batch.order for each in queue.ready if each.is_retry)
-        lost_identity = code in {INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER}
-        out_of_order = code == OUT_OF_ORDER_SEQUENCE
-        if (is_retriable(code) and not out_of_order) or (out_of_order and after_a_retry) or lost_identity:
-            self._needs_identity |= lost_identity and self._is_idempotent
-            self._is_stale |= not out_of_order
+        is_behind_a_retry = any(each.order < batch.order for each in queue.ready if each.is_retry)
+        is_out_of_order = code == OUT_OF_ORDER_SEQUENCE
+        # As the Java client: where the broker's count is another than ours, begin to count anew and send it again.
+        lost_count = code in {INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER} or (is_out_of_order and not is_behind_a_retry)
+        if is_retriable(code) or is_out_of_order or lost_count:
+            self._needs_identity |= lost_count and self._is_idempotent
+            self._is_stale |= not is_out_of_order
             self._requeue(queue, [batch], at_ns + _BACKOFF_NS)
             return
         # The sequence numbers after it would be refused too: begin anew with another producer id.
@@ -306,7 +312,6 @@ class Sender:
             batch.is_retry = True
         queue.ready = deque(sorted([*queue.ready, *batches], key=lambda batch: batch.order))
         queue.retry_at_ns = retry_at_ns
-        queue.is_held = self._is_idempotent and queue.in_flight > 0
         self.active[queue.partition] = queue
 
     def _settle(self, batches: list[Batch], at_ns: int, error: str | None = None) -> Settled:
@@ -349,7 +354,7 @@ class Sender:
         self._identity = self.cluster.producer_id()
         self._needs_identity = False
         for queue in self.queues:
-            queue.next_sequence, queue.is_held = 0, False
+            queue.next_sequence, queue.is_known = 0, False
             for batch in queue.ready:
                 batch.sequence = None
 
