@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SEND_BYTES = {"rabbitmq": 16 << 10, "kafka": 256 << 10}  # of payload handed over in one call of a closed loop
 FLUSH_S = 30.0  # how long confirmations may be awaited after the last message
 LATE_S = 1.0  # how long an open loop may go on sending what was due, once its time is over
-FORGIVE_S = 0.5  # without confirms: messages unseen for this long count as lost, so that the window opens again
+FORGIVE_S = 3.0  # without confirms: what nobody has seen for so long counts as lost, so that the window opens again
 UNCONFIRMED_POLL_S = 0.0005  # how often a full window without confirms looks at what consumers have received
 
 

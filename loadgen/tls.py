@@ -52,7 +52,7 @@ def failure(error: OSError, broker: BrokerName) -> str:
         advice = ""
         if error.verify_code in _UNKNOWN_AUTHORITY:
             advice = f"; set LOADGEN_{broker.upper()}_CA_FILE to the file with its authority's certificate"
-        return f"its certificate is not trusted: {error.verify_message.rstrip('.')}{advice}"
+        return f"TLS failed: its certificate is not trusted: {error.verify_message.rstrip('.')}{advice}"
     said = error.reason if isinstance(error, ssl.SSLError) else error.strerror
     reason = str(said or type(error).__name__).lower().replace("_", " ")
-    return f"the TLS handshake failed: {reason}; check the port, and whether TLS is spoken there"
+    return f"TLS failed: {reason}; check the port, and whether TLS is spoken there"

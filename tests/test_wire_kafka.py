@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import io
-import socket
 import struct
-import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,6 @@ from kio.records.schema import NewRecordBatch, Record, RecordHeader
 from kio.records.writers import write_new_batch
 from kio.static.primitive import TZAwareMicros, i8, i16, i32, i64
 
-from loadgen.drivers.wire import kafka_protocol
 from loadgen.drivers.wire.kafka_batch import (
     HEADER_BYTES,
     Identity,
@@ -37,10 +34,8 @@ from loadgen.drivers.wire.kafka_batch import (
     seal_compressed,
 )
 from loadgen.drivers.wire.kafka_codecs import CODECS, Codecs
-from loadgen.drivers.wire.kafka_protocol import Connection, LinkError
 from loadgen.drivers.wire.kafka_records import RecordReader, Records, batch_headers
 from loadgen.drivers.wire.kafka_shape import DamagedBatchError, decode_section, find_shape
-from loadgen.endpoint import Endpoint
 from loadgen.payload import Payloads
 from loadgen.scenario import Message
 
@@ -367,88 +362,3 @@ def test_compressed_batches(codec: int) -> None:
     (header,) = batch_headers(flat.data, 0, end)
     assert header.codec == codec
     assert values_of(RecordReader().read(flat, [header])) == values
-
-
-class Pair:
-    """A connection of ours whose other end the test holds."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ours, self.theirs = socket.socketpair()
-        monkeypatch.setattr(kafka_protocol.Connection, "_connect", lambda *_: ours)
-        self.connection = Connection(Endpoint("kafka", (("nowhere", 1),)), "nowhere", 1)
-
-
-@pytest.fixture
-def pair(monkeypatch: pytest.MonkeyPatch) -> Iterable[Pair]:
-    """A connection to the test itself."""
-    made = Pair(monkeypatch)
-    yield made
-    made.connection.close()
-    made.theirs.close()
-
-
-def taken(connection: Connection) -> list[bytes]:
-    """Every whole response that has come."""
-    out = []
-    while connection.read():
-        while (found := connection.frame()) is not None:
-            out.append(connection.buffer[found[0] : found[1]].tobytes())
-    return out
-
-
-def test_responses_split_at_every_byte(pair: Pair) -> None:
-    """Wherever the network cuts a stream of responses, each comes out whole, once and in order."""
-    frames = [bytes([at]) * size for at, size in enumerate((4, 5, 70, 300))]
-    stream = b"".join(len(each).to_bytes(4, "big") + each for each in frames)
-    for cut in range(len(stream) + 1):
-        pair.theirs.sendall(stream[:cut])
-        found = taken(pair.connection)
-        pair.theirs.sendall(stream[cut:])
-        assert found + taken(pair.connection) == frames
-
-
-@given(sizes=st.lists(st.integers(4, 300_000), min_size=1, max_size=4), chunk=st.integers(1, 70_000))
-@settings(max_examples=15, deadline=None)
-def test_responses_of_any_size(sizes: list[int], chunk: int) -> None:
-    """A response larger than the buffer makes it grow, and loses nothing of those around it."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        pair = Pair(monkeypatch)
-        frames = [zlib.crc32(bytes([at])).to_bytes(4, "big") * (size // 4) for at, size in enumerate(sizes)]
-        stream = b"".join(len(each).to_bytes(4, "big") + each for each in frames)
-        found: list[bytes] = []
-        step = max(chunk, len(stream) // 100)
-        for at in range(0, len(stream), step):
-            pair.theirs.sendall(stream[at : at + step])
-            found += taken(pair.connection)
-        assert found == frames
-        pair.connection.close()
-        pair.theirs.close()
-
-
-def test_partial_writes_lose_nothing(pair: Pair) -> None:
-    """What the socket does not take now is written later, in order."""
-    blocks = [bytes([at]) * 150_000 for at in range(20)]
-    pair.connection.queue(blocks)
-    got = bytearray()
-    pair.theirs.setblocking(False)
-    while len(got) < 3_000_000:
-        pair.connection.write()
-        got += pair.theirs.recv(1 << 16)
-    assert bytes(got) == b"".join(blocks)
-    assert pair.connection.written_bytes == pair.connection.queued_bytes == len(got)
-    assert not pair.connection.has_output
-
-
-def test_another_protocol_is_told(pair: Pair) -> None:
-    """A server that is no Kafka broker is recognised by its first bytes."""
-    pair.theirs.sendall(b"AMQP\x00\x00\x09\x01")
-    assert pair.connection.read()
-    with pytest.raises(LinkError, match="another protocol"):
-        pair.connection.frame()
-
-
-def test_closed_by_the_broker(pair: Pair) -> None:
-    """The end of the stream is an error, not an empty response."""
-    pair.theirs.close()
-    with pytest.raises(LinkError, match="closed"):
-        pair.connection.read()

@@ -63,6 +63,8 @@ class ScriptedBroker:
         self.is_idempotent = True
         return self.next_id, 0
 
+    ask_producer_id = producer_id
+
     def refresh(self) -> bool:
         """The leaders are as they were."""
         return True

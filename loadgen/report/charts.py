@@ -61,6 +61,7 @@ STYLE: dict[str, Any] = {
 }
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 CURVE_POINTS = 160
+SHOWN_FROM = 1.2  # 1 / (1 - p): the fastest sixth of the messages is of no interest
 PNG_DPI = 160
 
 
@@ -153,6 +154,7 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
         axes.set_visible(False)
     if not drawn:
         return None
+    _share_latencies([axes for axes in grid.flat if axes.get_visible()])
     what = "response time, from the intended send" if is_open_loop else f"service time: {words.CLOSED_LOOP}"
     for axes in grid[:, 0]:
         axes.set_ylabel(f"end to end, ms\n({what.partition(':')[0].partition(',')[0]})")
@@ -165,8 +167,15 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
     return _finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
 
 
+def _share_latencies(panels: list[Axes]) -> None:
+    """One range for all panels: from the lowest latency shown to the highest of any repeat."""
+    curves = [line.get_data() for axes in panels for line in axes.get_lines()]
+    shown = [np.asarray(y, float)[np.asarray(x, float) >= SHOWN_FROM] for x, y in curves]
+    panels[0].set_ylim(min(y.min() for y in shown) * 0.8, max(y.max() for y in shown) * 1.15)
+
+
 def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -> int:
-    drawn, longest, lowest = 0, 10.0, []
+    drawn, longest = 0, 10.0
     for point in comparison.points:
         if not (_is_wire(point) and point.used):
             continue
@@ -180,7 +189,6 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
             x, y = _curve(merged)
             axes.plot(x, y, color=_colour(point.broker), linewidth=2.2, label=words.broker_name(point.broker))
             longest, drawn = max(longest, float(merged.count)), drawn + 1
-            lowest.append(float(y[np.searchsorted(x, 1.2)]))
     shared = comparison.shared
     rate = "as fast as it goes" if kind != "e2e" else words.offered(shared["rate"].get("msgs_per_s"))
     axes.set_title(f"{rate} × {words.size(shared['size_bytes'])}, class {comparison.durability}")
@@ -190,12 +198,10 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
     axes.xaxis.set_major_locator(FixedLocator([1 / (1 - p / 100) for p in shown]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * (1 - 1 / x), 4):g} %"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(1.2, longest)
+    axes.set_xlim(SHOWN_FROM, longest)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    if lowest:
-        axes.set_ylim(bottom=min(lowest) * 0.8)
     axes.set_xlabel("percentile of messages")
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)

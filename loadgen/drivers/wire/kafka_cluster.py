@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
 from kio.schema.init_producer_id.v1.request import InitProducerIdRequest
@@ -32,10 +32,13 @@ from loadgen.errors import BrokerError, TrialError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from kio.static.protocol import RequestPayload
+
     from loadgen.endpoint import Endpoint
 
 T = TypeVar("T")
-GIVE_UP_S = 20.0  # over the 9 s after which Kafka's controller takes leadership from a dead broker, and over a restart
+# A broker that was killed may register again only when its session has ended, after 9 s; then it recovers its logs.
+GIVE_UP_S = 30.0
 BACKOFF_S = 0.1  # as the Java client's retry.backoff.ms
 START_S = 5.0  # a topic just created has no leader yet; a refused connection at the start is told at once
 EARLIEST = i64(-2)
@@ -99,9 +102,8 @@ class Cluster:
         if now_s < self._not_before_s:
             return False
         self._not_before_s = now_s + BACKOFF_S
-        known = [*self.addresses.values(), *self.endpoint.hosts]
         try:
-            connection = open_any(self.endpoint, list(dict.fromkeys(known)))
+            connection = open_any(self.endpoint, self._known)
             try:
                 problem = self._ask_leaders(connection)
             finally:
@@ -130,56 +132,55 @@ class Cluster:
             raise LinkError(f"broker {node} is not in the metadata")
         return Connection(self.endpoint, *self.addresses[node])
 
-    def _until(self, what: str, attempt: Callable[[], T | str]) -> T:
-        """Repeat `attempt` while it fails by LinkError or returns the name of an error, but not for ever."""
+    def _until(self, what: str, attempt: Callable[[], T]) -> T:
+        """Repeat `attempt` while it fails by LinkError, but not for ever."""
         deadline = time.monotonic() + GIVE_UP_S
         while True:
             try:
-                result = attempt()
-                problem = result if isinstance(result, str) else None
+                return attempt()
             except LinkError as error:
-                problem = str(error)
-            if problem is None:
-                return result  # type: ignore[return-value]
-            if time.monotonic() > deadline:
-                raise TrialError(f"kafka at {self.endpoint.address}: {what}: {problem}")
+                if time.monotonic() > deadline:
+                    raise TrialError(f"kafka at {self.endpoint.address}: {what}: {error}") from None
             time.sleep(BACKOFF_S)
+
+    def _demand(self, what: str, code: int) -> None:
+        """Raise LinkError for an error that may pass, BrokerError for one that will not."""
+        if code and is_retriable(code):
+            raise LinkError(error_name(code))
+        if code:
+            raise BrokerError(f"kafka at {self.endpoint.address}: {what}: {error_name(code)}")
 
     def producer_id(self) -> tuple[int, int]:
         """A fresh producer id and epoch."""
-        request = InitProducerIdRequest(transactional_id=None, transaction_timeout=_NO_TIMEOUT)
+        return self._until("no producer id", self.ask_producer_id)
 
-        def attempt() -> tuple[int, int] | str:
-            connection = open_any(self.endpoint, [*self.addresses.values(), *self.endpoint.hosts])
-            try:
-                answer = connection.call(request)
-            finally:
-                connection.close()
-            if answer.error_code:
-                return self._refused("no producer id", answer.error_code)
-            return int(answer.producer_id), int(answer.producer_epoch)
-
-        return self._until("no producer id", attempt)
-
-    def _refused(self, what: str, code: int) -> str:
-        if not is_retriable(code):
-            raise BrokerError(f"kafka at {self.endpoint.address}: {what}: {error_name(code)}")
-        return error_name(code)
+    def ask_producer_id(self) -> tuple[int, int]:
+        """The same without patience: LinkError if there is none now."""
+        answer = self._call_any(InitProducerIdRequest(transactional_id=None, transaction_timeout=_NO_TIMEOUT))
+        self._demand("no producer id", answer.error_code)
+        return int(answer.producer_id), int(answer.producer_epoch)
 
     def coordinator(self, group: str) -> Connection:
         """A connection to the coordinator of a consumer group."""
+        return self._until(f"no coordinator for group {group}", lambda: self.ask_coordinator(group))
 
-        def attempt() -> Connection | str:
-            connection = open_any(self.endpoint, [*self.addresses.values(), *self.endpoint.hosts])
-            try:
-                answer = connection.call(FindCoordinatorRequest(key=group))
-            finally:
-                connection.close()
-            if answer.error_code:
-                return self._refused(f"no coordinator for group {group}", answer.error_code)
-            return Connection(self.endpoint, answer.host, int(answer.port))
+    def ask_coordinator(self, group: str) -> Connection:
+        """The same without patience: LinkError if there is none now."""
+        answer = self._call_any(FindCoordinatorRequest(key=group))
+        self._demand(f"no coordinator for group {group}", answer.error_code)
+        return Connection(self.endpoint, answer.host, int(answer.port))
 
-        return self._until(f"no coordinator for group {group}", attempt)
+    def _call_any(self, request: RequestPayload) -> Any:
+        """Ask whichever broker answers."""
+        connection = open_any(self.endpoint, self._known)
+        try:
+            return connection.call(request)
+        finally:
+            connection.close()
+
+    @property
+    def _known(self) -> list[tuple[str, int]]:
+        return list(dict.fromkeys([*self.addresses.values(), *self.endpoint.hosts]))
 
     def committed(self, connection: Connection, group: str, partitions: Iterable[int]) -> dict[int, int]:
         """The group's committed offsets, of those partitions that have one."""
@@ -187,12 +188,11 @@ class Cluster:
             name=TopicName(self.topic), partition_indexes=tuple(i32(each) for each in partitions)
         )
 
-        def attempt() -> dict[int, int] | str:
+        def attempt() -> dict[int, int]:
             answer = connection.call(OffsetFetchRequest(group_id=GroupId(group), topics=(topic,)))
             found = {}
             for each in answer.topics[0].partitions:
-                if each.error_code:
-                    return self._refused(f"no committed offsets of group {group}", each.error_code)
+                self._demand(f"no committed offsets of group {group}", each.error_code)
                 if each.committed_offset >= 0:
                     found[int(each.partition_index)] = int(each.committed_offset)
             return found
@@ -203,7 +203,7 @@ class Cluster:
         """The first offset there is in each of these partitions."""
         wanted = list(partitions)
 
-        def attempt() -> dict[int, int] | str:
+        def attempt() -> dict[int, int]:
             found: dict[int, int] = {}
             by_leader: dict[int, list[int]] = {}
             for partition in wanted:
@@ -217,7 +217,7 @@ class Cluster:
                 for each in answer.topics[0].partitions:
                     if each.error_code:
                         self.refresh()
-                        return self._refused("no offsets", each.error_code)
+                    self._demand("no offsets", each.error_code)
                     found[int(each.partition_index)] = int(each.offset)
             return found
 

@@ -42,7 +42,7 @@ class Commits:
         self.poll()
 
     def poll(self) -> None:
-        """Hear of the commit under way, or begin one when it is time; never waits unless a coordinator is lost."""
+        """Hear of the commit under way, or begin one when it is time."""
         try:
             if self._under_way is not None:
                 self._hear()
@@ -67,7 +67,7 @@ class Commits:
         if not changed:
             return
         if self._connection is None:
-            self._connection = self._cluster.coordinator(self._group)
+            self._connection = self._cluster.ask_coordinator(self._group)
         request = offset_commit(self._cluster.topic, self._group, changed)
         correlation = self._connection.post(request)
         self._under_way = (request, correlation, changed)

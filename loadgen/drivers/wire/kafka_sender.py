@@ -351,7 +351,11 @@ class Sender:
         """Begin all sequences anew under a fresh producer id, once nothing is in flight under the old one."""
         if any(queue.in_flight for queue in self.queues):
             return
-        self._identity = self.cluster.producer_id()
+        try:
+            self._identity = self.cluster.ask_producer_id()
+        except LinkError as error:
+            self.cluster.trouble(str(error))
+            return
         self._needs_identity = False
         for queue in self.queues:
             queue.next_sequence, queue.is_known = 0, False
