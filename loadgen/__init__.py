@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loadgen.runs import load as load_run
     from loadgen.scenario import (
         Durability,
         FromFile,
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
         Uniform,
     )
 
-_SCENARIO_WORDS = (
-    "Durability", "FromFile", "Kafka", "LogNormal", "Message", "RabbitMQ", "Rate", "Scenario", "Uniform",
-)  # fmt: skip
 __all__ = [
-    "Durability", "FromFile", "Kafka", "LogNormal", "Message", "RabbitMQ", "Rate", "Scenario", "Uniform",
+    "Durability", "FromFile", "Kafka", "LogNormal", "Message", "RabbitMQ", "Rate", "Scenario", "Uniform", "load_run",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SCENARIO_WORDS:
+    """Load on first use: `loadgen --help` must not wait for pydantic and numpy."""
+    if name == "load_run":
+        from loadgen.runs import load  # noqa: PLC0415
+
+        return load
+    if name in __all__:
         from loadgen import scenario  # noqa: PLC0415
 
         return getattr(scenario, name)

@@ -75,7 +75,7 @@ def launch(cluster: Cluster, node: Node) -> None:
     for name in ("data", "log"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     cluster.java = str(java.find_java(cluster.installation.parent, lambda _: None))
-    cluster.cluster_id = cluster.cluster_id or base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster.cluster_id = cluster.cluster_id or _fresh_id()
     lines = [f"{key}={value}" for key, (value, _) in _settings(cluster, node).items()]
     (folder / "server.properties").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "log4j2.properties").write_text(LOG4J.format(log=folder / "log"), encoding="utf-8")
@@ -108,6 +108,13 @@ def launch(cluster: Cluster, node: Node) -> None:
         cpus=frozenset(cluster.cpus),
     )
     cluster.save()
+
+
+def _fresh_id() -> str:
+    """A cluster's id as Kafka makes them: one that began with a dash would be taken for an option."""
+    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return made
 
 
 def wait_ready(cluster: Cluster, node: Node) -> None:
