@@ -131,8 +131,7 @@ def kafka(pairs: int, endpoint: Endpoint) -> None:
         question="How fast is the wire driver?",
         message=Message(size_bytes=SIZE_BYTES),
         rate=Rate.saturate(),
-        kafka=Kafka(**{**KAFKA_SETTINGS, "buffer_memory": 4 << 20}, max_partition_fetch_bytes=4 << 20,
-                    max_poll_records=100_000),
+        kafka=Kafka(**KAFKA_SETTINGS, max_partition_fetch_bytes=4 << 20, max_poll_records=100_000),
     )  # fmt: skip
     compare(
         "Kafka, 100 B, acks=all, idempotent, 1 partition, 1 producer + 1 consumer: wire / Java tools",
@@ -249,7 +248,7 @@ def main() -> None:
         parser.error(f"no such bench: {', '.join(unknown)}")
     with open_brokers("local", progress=print) as endpoints:
         environment = host.environment(endpoints["kafka"].data_dir)
-        print(json.dumps({key: environment[key] for key in ("cpu_model", "cores", "kernel") if key in environment}))
+        print(json.dumps({key: environment[key] for key in ("cpu", "kernel") if key in environment}))
         print(f"RabbitMQ {endpoints['rabbitmq'].version}, Kafka {endpoints['kafka'].version}, {peers.java_version()}")
         for name, bench in (("kafka", kafka), ("confluent", confluent)):
             if name in wanted:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 Role = Literal["producer", "consumer"]
 SECOND_NS = 1_000_000_000
 POLL_S = 0.05  # how long an agent with nothing to do waits before it looks at the board again
+# In a closed loop no latency is measured, and a client that looks a thousand times a second instead of at every small
+# packet leaves the broker the cores that they share (docs/performance.md).
+CLOSED_LOOP_NAP_S = 0.005
+NAP_BELOW_MSGS = 512  # … where what it heard last was less than this
 BOOK_MSGS = 256  # bookkeeping is done for so many messages at once: at a few messages a call it would cost the most
 BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
 
@@ -82,6 +86,10 @@ class Result:
     window_s: float = 0.0
 
 
+class StoppedError(Exception):
+    """The trial ends before it has begun: leave, there is nothing to report."""
+
+
 class Clocked:
     """The moments of a trial for one agent, and its own cost inside the measured window."""
 
@@ -133,11 +141,13 @@ class Agent:
         self._parent = os.getppid()
 
     def begin(self, kinds: tuple[str, ...]) -> None:
-        """Say that this agent is ready, and wait for the fleet's start."""
+        """Say that this agent is ready, and wait for the fleet's start; raises StoppedError where that never comes."""
         self.pipe.send(("ready", self.spec.name))
         while (start_ns := self.board.ordered(Cell.START_NS)) == 0:
             self.row[Cell.HEARTBEAT_NS] = time.monotonic_ns()
             self._leave_if_orphaned()
+            if self.board.ordered(Cell.STOP_PRODUCING) or self.board.ordered(Cell.STOP_CONSUMING):
+                raise StoppedError
             time.sleep(0.002)
         self.clock = Clocked(self.spec, start_ns)
         self.recorder = Recorder(kinds, self.clock.window_start_ns)

@@ -7,7 +7,9 @@ atomic on the machines this runs on, so no lock is needed. Row 0 is the fleet's 
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
@@ -29,6 +31,7 @@ class Cell(IntEnum):
 
 ROW_CELLS = 16  # two cache lines a row: writers do not slow each other down
 FLEET_ROW = 0
+PREFIX = "loadgen-"  # of the files' names; the pid of their owner follows
 
 
 class Board:
@@ -45,16 +48,21 @@ class Board:
     def create(cls, agents: int) -> Board:
         """A zeroed table for this many agents, in memory where the system has /dev/shm."""
         shared = Path("/dev/shm")  # noqa: S108 - the file's name is random and private to this user
+        folder = shared if shared.is_dir() else Path(tempfile.gettempdir())
+        _remove_orphans(folder)
         rows = agents + 1
-        with tempfile.NamedTemporaryFile(
-            prefix="loadgen-", dir=shared if shared.is_dir() else None, delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(prefix=f"{PREFIX}{os.getpid()}-", dir=folder, delete=False) as file:
             file.truncate(rows * ROW_CELLS * 8)
         return cls(Path(file.name), rows)
 
     def remove(self) -> None:
-        """Unlink the file; processes that have it open keep it."""
-        self.path.unlink(missing_ok=True)
+        """Unlink the file and the agents' dumps; processes that have them open keep them."""
+        for path in (self.path, *self.path.parent.glob(f"{self.path.name}.*")):
+            path.unlink(missing_ok=True)
+
+    def dump_path(self, agent: str) -> Path:
+        """Where an agent writes its stack when it is asked to."""
+        return self.path.with_name(f"{self.path.name}.{agent}")
 
     def order(self, cell: Cell, value: int = 1) -> None:
         """Set one of the fleet's commands."""
@@ -67,3 +75,22 @@ class Board:
     def total(self, cell: Cell) -> int:
         """The sum of a counter over all agents."""
         return int(self.cells[FLEET_ROW + 1 :, cell].sum())
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove what runs that were killed have left in memory."""
+    for path in folder.glob(f"{PREFIX}*-*"):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            with suppress(OSError):  # another user's
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True

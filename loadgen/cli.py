@@ -180,8 +180,8 @@ def _down(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         print(json.dumps(ended, indent=1))
     else:
-        for each in ended:
-            print(f"{each['broker']}: stopped")
+        for broker in dict.fromkeys(each["broker"] for each in ended):  # a broker may be several processes
+            print(f"{broker}: stopped")
         if not ended:
             print("nothing was running")
     return 0
@@ -239,6 +239,7 @@ def _make_plan(arguments: argparse.Namespace) -> Any:
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.engine import disk_dir
     from loadgen.host import disk_free
 
     del console
@@ -252,7 +253,7 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
         f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes, "
         f"at most {plan.peak_bytes_max / 1e9:.1f} GB on disk at once"
     )
-    plan.refuse_over_half_of(disk_free(Path()))
+    plan.refuse_over_half_of(disk_free(disk_dir(arguments.brokers)))
     return 0
 
 
@@ -263,14 +264,15 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _rerun(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.engine import plan_of
+    from loadgen.engine import pins_of, plan_of
     from loadgen.runs import load
 
     earlier = load(arguments.run, arguments.results)
-    return _execute(plan_of(earlier, _names(arguments)), earlier.header["name"], arguments, console)
+    plan = plan_of(earlier, _names(arguments))
+    return _execute(plan, earlier.header["name"], arguments, console, pins_of(earlier))
 
 
-def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Console) -> int:
+def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Console, pins: Any = None) -> int:
     from loadgen.engine import Options, execute, exit_status
     from loadgen.report import write_report
 
@@ -281,6 +283,7 @@ def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Conso
         brokers=arguments.brokers,
         cpus_broker=getattr(arguments, "cpus_broker", None),
         cpus_client=getattr(arguments, "cpus_client", None),
+        pins=pins,
     )
     run = execute(plan, options, console)
     console.clear()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.agent import BOOK_MSGS, BOOK_NS, POLL_S, Agent
+from loadgen.agent import BOOK_MSGS, BOOK_NS, CLOSED_LOOP_NAP_S, NAP_BELOW_MSGS, POLL_S, Agent
 from loadgen.board import Cell
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
@@ -61,9 +61,12 @@ class ConsumerAgent(Agent):
 
     def _receive_all(self, consumer: Consumer) -> None:
         while not self.board.ordered(Cell.STOP_CONSUMING):
+            before = self.received
             for batch in consumer.receive(POLL_S):
                 self.take(batch)
             consumer.settle()
+            if not self.open_loop and self.received - before < NAP_BELOW_MSGS:
+                time.sleep(CLOSED_LOOP_NAP_S)
             self.row[Cell.RECEIVED] = self.received
             now = time.monotonic_ns()
             if self._kept_msgs >= BOOK_MSGS or (self._kept and now - self._booked_ns > BOOK_NS):

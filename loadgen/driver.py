@@ -14,7 +14,7 @@ raises `TrialError`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,15 +33,23 @@ DriverKind = Literal["wire", "client", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a driver can do; a plan that needs more is refused before any broker is touched."""
+    """What a driver can do; a plan that needs more is refused before any broker is touched (`loadgen.plan`)."""
 
     confirms: bool = True
-    redelivered_flag: bool = False
     partitions: bool = False
     compression: tuple[str, ...] = ("none",)
     idempotence: bool = False
-    tls: bool = True
-    stamps_acks_in_native_thread: bool = False
+
+    def lacking(self, settings: Mapping[str, Any]) -> str | None:
+        """The first setting that needs what the driver cannot do, as `knob = value`; None where there is none."""
+        needs = {
+            "confirms": not settings.get("confirms", False) or self.confirms,
+            "acks": settings.get("acks", "0") == "0" or self.confirms,
+            "partitions": settings.get("partitions", 1) == 1 or self.partitions,
+            "compression_type": settings.get("compression_type", "none") in self.compression,
+            "enable_idempotence": not settings.get("enable_idempotence", False) or self.idempotence,
+        }
+        return next((f"{knob} = {settings[knob]}" for knob, is_met in needs.items() if not is_met), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,11 @@ class Target:
     name: str
     settings: Mapping[str, Any]
     group: str = ""
+
+
+def confirms(settings: Mapping[str, Any]) -> bool:
+    """Whether the broker confirms messages under these settings, whichever broker's they are."""
+    return bool(settings.get("confirms", settings.get("acks") != "0"))
 
 
 @dataclass(slots=True)
@@ -122,6 +135,22 @@ class Producer(Protocol):
         ...
 
 
+@runtime_checkable
+class Resending(Protocol):
+    """What a producer has beside `Producer` if it, or its client library, may send a message a second time.
+
+    One without it never does (AMQP has no retries: what is unconfirmed when a connection goes stays so).
+    """
+
+    def resent_seqs(self) -> Int64 | None:
+        """Every message sent again so far in a way that may store it twice, once for each time (int64[n]).
+
+        Repetitions that the broker tells apart by an idempotent producer's sequence numbers cannot double a
+        message and are not among them. None: the client library repeats by itself and does not tell which.
+        """
+        ...
+
+
 class Consumer(Protocol):
     """Receives messages and settles them after they were processed."""
 
@@ -149,8 +178,14 @@ class Admin(Protocol):
         """Remove it; one that is gone already is no error."""
         ...
 
-    def depth(self, target: Target) -> int:
-        """Messages waiting: the queue's depth by passive declare, or end offsets − the group's committed offsets."""
+    def depth(self, target: Target, received: int | None = None) -> int:
+        """Messages waiting: a queue's depth by passive declare; a topic's end offsets − its consumers' position.
+
+        Consumers commit their position now and then only, so a lag by committed offsets would be a saw-tooth of their
+        commit interval. Where `received` is given (all messages that the topic's consumers have been handed so
+        far, of a topic that they read from its beginning) it is their position; else the group's committed
+        offsets are. A queue's own depth needs neither.
+        """
         ...
 
     def stored(self, target: Target) -> int | None:

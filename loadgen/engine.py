@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen import host
-from loadgen.brokers import is_warmed, mark_warmed, open_brokers
+from loadgen.brokers import is_warmed, mark_warmed, open_brokers, status
+from loadgen.brokers.state import brokers_dir
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.plan import Plan, Profile, Trial, make_plan
-from loadgen.runs import Run, RunWriter, load
+from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.trial import Setting, run_trial
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 PIN_FROM_CORES = 4
+WRITTEN_SOURCES = frozenset({"local", "docker"})  # an external broker's disk is not ours; without one nobody writes
 WARM_LOAD_S = 6.0  # the JIT compiles a broker's hot paths within a few seconds of full load
 
 
@@ -48,6 +50,7 @@ class Options:
     brokers: str = field(default="local", repr=False)  # its URLs may hold passwords
     cpus_broker: str | None = None
     cpus_client: str | None = None
+    pins: Pins | None = None  # those of an earlier run, to be kept to
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +63,24 @@ class Pins:
 
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     """Carry out the plan and return the run as it stands on disk, also when it was interrupted or cut short."""
-    pins = _pins(options)
-    plan.refuse_over_half_of(host.disk_free(Path.cwd()))
-    _refuse_unwritable(options.results)
-    with terminate_as_interrupt(), _opened(options.brokers, plan.brokers, listener) as endpoints:
-        data_dir = next((each.data_dir for each in endpoints.values() if each.data_dir), None)
-        header = _header(plan, options, endpoints, pins, data_dir)
+    wanted = _pins(options, listener)
+    plan.refuse_over_half_of(host.disk_free(disk_dir(options.brokers)))
+    refuse_unwritable(options.results)
+    with (
+        terminate_as_interrupt(),
+        _opened(options.brokers, plan.brokers, wanted, listener) as endpoints,
+        _pinned(endpoints, wanted, listener) as pins,
+    ):
+        data_dirs = [each.data_dir for each in endpoints.values() if each.data_dir is not None]
+        for data_dir in data_dirs:
+            plan.refuse_over_half_of(host.disk_free(data_dir))
+        header = _header(plan, options, endpoints, pins, data_dirs[0] if data_dirs else None)
         writer = RunWriter(options.results, options.name, header)
         listener.message(f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes: {writer.path}")
         reason: str | None = "the run stopped on an internal error"
         try:
-            with _pinned(endpoints, pins):
-                _warm(endpoints, listener, pins)
-                reason = _run_trials(plan, endpoints, writer, listener, pins)
+            _warm(endpoints, listener, pins)
+            reason = _run_trials(plan, endpoints, writer, listener, pins)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -84,13 +92,37 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
 
 
 @contextlib.contextmanager
-def _opened(spec: str, brokers: Sequence[BrokerName], listener: Listener) -> Iterator[dict[BrokerName, Endpoint]]:
+def _opened(
+    spec: str, names: Sequence[BrokerName], pins: Pins, listener: Listener
+) -> Iterator[dict[BrokerName, Endpoint]]:
     """The brokers of the spec; `memory` is none at all, to see a plan run through without one."""
     if spec == "memory":
-        yield {name: memory_endpoint(name) for name in brokers}
+        yield {name: memory_endpoint(name) for name in names}
         return
-    with open_brokers(spec, brokers, progress=listener.message) as endpoints:
-        yield endpoints
+    # A broker sizes its pools when it starts: pinned from then on, it has as many threads as it has CPUs. One that is
+    # up already is used as it is, and held to its CPUs while the run lasts.
+    up = [name for name in names if pins.broker and name in _running(spec)]
+    new = [name for name in names if name not in up]
+    with contextlib.ExitStack() as stack:
+        found: dict[BrokerName, Endpoint] = {}
+        if up:
+            listener.message(f"{' and '.join(up)}: up already, with pools for the CPUs that it was started with")
+            found |= stack.enter_context(open_brokers(spec, up, progress=listener.message))
+        if new:
+            found |= stack.enter_context(open_brokers(spec, new, cpus=pins.broker, progress=listener.message))
+        yield {name: found[name] for name in names}
+
+
+def _running(spec: str) -> set[str]:
+    return {row["broker"] for row in status(spec) if row["running"]} if spec == "local" else set()
+
+
+def disk_dir(spec: str) -> Path:
+    """The nearest folder there is to where the brokers of this spec keep their data; unknown, it is the current one."""
+    if spec != "local":
+        return Path.cwd()
+    folder = brokers_dir()
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def _run_trials(
@@ -101,18 +133,37 @@ def _run_trials(
     for number, trial in enumerate(plan.trials, 1):
         left_s -= trial.expected_s
         endpoint = endpoints[trial.broker]
-        if endpoint.source != "external":
-            host.wait_until_written(progress=listener.progress)
+        written = None
+        if endpoint.source in WRITTEN_SOURCES:
+            written = asdict(host.wait_until_written(progress=listener.progress))
         shown = f"[{number}/{len(plan.trials)}] "
         setting = Setting(endpoint, listener.progress, writer, pins.client, shown, max(0.0, left_s))
         record, outcome = run_trial(trial, setting)
-        writer.add_trial(record)
+        record["written"] = written
+        _keep(record, writer)
         listener.message(shown + _line(record))
+        if left := record.get("left_behind"):
+            listener.message(f"{shown}left behind on {trial.broker}: {left['name']}: {left['reason']}")
+        if outcome.cause is not None:
+            raise outcome.cause
         if outcome.interrupted:
             return "interrupted"
         if outcome.error is not None:
             _refuse_dead(trial, endpoint)
     return None
+
+
+def _keep(record: dict[str, Any], writer: RunWriter) -> None:
+    """Write a trial's record, also where the disk is too full for the last of its histograms."""
+    try:
+        writer.add_trial(record)
+    except HostError as error:
+        # By now the log is given up and has freed a little; the record alone is small.
+        if record["error"] is None:
+            record |= {"status": "failed", "error": str(error)}
+            record["verdict"] = {"status": "invalid", "bound_by": "unknown", "reasons": [str(error)], "checks": []}
+        writer.add_trial(record)
+        raise
 
 
 def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
@@ -128,7 +179,8 @@ def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
 def _line(record: dict[str, Any]) -> str:
     """A finished trial in one line."""
     latency = record["latency_ns"].get("e2e") or record["latency_ns"].get("ack")
-    text = f"{record['id']}: {record['achieved_msgs_per_s']:,.0f} msg/s"
+    rate = record["achieved_msgs_per_s"]
+    text = f"{record['id']}: {'no rate' if rate is None else f'{rate:,.0f} msg/s'}"
     if latency:
         text += f", p50 {latency['p50'] / 1e6:.2f} ms, p99 {latency['p99'] / 1e6:.2f} ms"
     verdict = record["verdict"]
@@ -180,6 +232,12 @@ def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
         raise ScenarioError(f"{run.id}: cannot be run again, its plan was not kept ({error})") from None
 
 
+def pins_of(run: Run) -> Pins:
+    """The CPUs that an earlier run was held to."""
+    kept = run.header.get("pins") or {}
+    return Pins(tuple(kept.get("broker") or ()), tuple(kept.get("client") or ()))
+
+
 def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins) -> None:
     """Give each broker a fixed load once per start, so that the first trial does not measure its compiler."""
     knobs: dict[str, dict[str, Any]] = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
@@ -205,11 +263,16 @@ def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins)
         mark_warmed(endpoint)
 
 
-def _pins(options: Options) -> Pins:
-    """The CPUs asked for; from four cores on, by default half for each side."""
+def _pins(options: Options, listener: Listener) -> Pins:
+    """The CPUs asked for; from four cores on, by default half for each side where the brokers are our own."""
     cores = sorted(os.sched_getaffinity(0))
+    if options.pins is not None:
+        if {*options.pins.broker, *options.pins.client} <= set(cores):
+            return options.pins
+        listener.message(f"the earlier run's CPUs are not here: this process may use {', '.join(map(str, cores))}")
     broker, client = _cpus(options.cpus_broker, cores), _cpus(options.cpus_client, cores)
-    if options.cpus_broker is None and options.cpus_client is None and len(cores) >= PIN_FROM_CORES:
+    unsaid = options.cpus_broker is None and options.cpus_client is None
+    if unsaid and options.brokers == "local" and len(cores) >= PIN_FROM_CORES:
         half = len(cores) // 2
         return Pins(tuple(cores[:half]), tuple(cores[half:]))
     return Pins(broker, client)
@@ -231,32 +294,53 @@ def _cpus(text: str | None, cores: Sequence[int]) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _pinned(endpoints: dict[BrokerName, Endpoint], pins: Pins) -> Any:
-    """Keep the brokers on their CPUs while the run lasts."""
+def _pinned(endpoints: dict[BrokerName, Endpoint], wanted: Pins, listener: Listener) -> Iterator[Pins]:
+    """Keep the brokers on their CPUs while the run lasts; the value is what took effect, read back.
+
+    All of them or none: one that is held and one that is not would be no comparison. The clients pin themselves, and
+    one that cannot fails its trial.
+    """
+    if not wanted.broker:
+        yield wanted
+        return
     before: dict[int, set[int]] = {}
-    if pins.broker:
-        for pid in (pid for endpoint in endpoints.values() for pid in endpoint.pids):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    before[int(thread.name)] = os.sched_getaffinity(int(thread.name))
-                    os.sched_setaffinity(int(thread.name), pins.broker)
     try:
-        yield
+        free = sorted(name for name, each in endpoints.items() if not _hold(each.pids, wanted.broker, before))
+        if free:
+            listener.message(f"--cpus-broker: {' and '.join(free)} cannot be pinned from here; no broker is")
+            _let_go(before)
+        yield Pins((), wanted.client) if free else wanted
     finally:
-        for thread_id, cpus in before.items():
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(thread_id, cpus)
+        _let_go(before)
 
 
-def _refuse_unwritable(results: Path) -> None:
-    """Raise before any broker is touched where the run could not be written."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        probe = results / f".loadgen-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise HostError(f"--results {results}: cannot be written: {error.strerror}; choose another folder") from None
+def _hold(pids: Sequence[int], cpus: Sequence[int], before: dict[int, set[int]]) -> bool:
+    """Pin all threads of these processes; True where they are known, and stayed on no other CPU."""
+    for thread in _threads(pids):
+        with contextlib.suppress(OSError):
+            earlier = os.sched_getaffinity(thread)
+            os.sched_setaffinity(thread, cpus)
+            before.setdefault(thread, earlier)
+    held: list[bool] = []
+    for thread in _threads(pids):
+        with contextlib.suppress(ProcessLookupError):  # threads come and go
+            held.append(os.sched_getaffinity(thread) <= set(cpus))
+    return bool(held) and all(held)
+
+
+def _threads(pids: Sequence[int]) -> list[int]:
+    found: list[int] = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found += [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+    return found
+
+
+def _let_go(before: dict[int, set[int]]) -> None:
+    while before:
+        thread, cpus = before.popitem()
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(thread, cpus)
 
 
 def exit_status(run: Run) -> int:

@@ -1,34 +1,46 @@
 """Many agents as one: spawned together, started at one moment, stopped together; a dead one fails the trial.
 
-`run_fleet` knows nothing of brokers or files: it is given agents' specs and hands on what they report.
+`Fleet` knows nothing of brokers or files: it is given agents' specs and hands on what they report. A thread for each
+agent takes its messages off the pipe at once, so that no agent waits while a report is encoded, written and shown.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
+import os
+import pickle
+import queue
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
-from loadgen.errors import TrialError
+from loadgen.errors import LoadgenError, TrialError
 from loadgen.process import main as agent_main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
 READY_S = 60.0  # spawning, importing and connecting take about 1 s on an idle machine
-STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself
+STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself, a flush 1 s
 START_DELAY_S = 0.2
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 DRAIN_S = 60.0  # … or after this in any case
 FINISH_S = 45.0
+TURN_S = 0.1  # how often the fleet looks after its agents where none says anything
+WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
+END_S = 2.0  # for all processes together to leave by themselves
+DUMP_S = 1.0  # for a stuck agent to write where it is
+ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PIPE_BYTES = 1 << 20  # what an agent may say before anybody reads it; the kernel's default is 64 KiB
 
 
 class Watcher(Protocol):
@@ -46,7 +58,10 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What the agents said at the end; `error` is the first thing that went wrong, with its traceback apart."""
+    """What the agents said at the end; `error` is the first thing that went wrong, with its traceback apart.
+
+    `cause` is the error itself where it was not an agent's but the caller's own, such as a full disk.
+    """
 
     results: list[Result] = field(default_factory=list)
     start_ns: int = 0
@@ -55,6 +70,7 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     interrupted: bool = False
+    cause: LoadgenError | None = None
 
 
 class Fleet:
@@ -64,9 +80,12 @@ class Fleet:
         self.watcher = watcher
         self.outcome = Outcome()
         self._processes: dict[str, SpawnProcess] = {}
-        self._pipes: dict[Connection, str] = {}
+        self._readers: list[tuple[threading.Thread, Connection]] = []
+        # Simple: unlike Queue, it may be interrupted by a signal at any point and stays whole.
+        self._inbox: queue.SimpleQueue[tuple[str, bytes | None]] = queue.SimpleQueue()
         self._ready: set[str] = set()
         self._done: set[str] = set()
+        self._lost: set[str] = set()  # dead or stuck: nothing more is awaited from them
         self._specs: list[AgentSpec] = []
 
     def run(self, make_specs: Callable[[Board], Sequence[AgentSpec]], agents: int) -> Outcome:
@@ -75,14 +94,16 @@ class Fleet:
         try:
             self._specs = list(make_specs(board))
             self._spawn()
-            self._until(lambda: len(self._ready) == len(self._specs), READY_S, "did not connect", board)
+            self._until(lambda: self._without(self._ready), READY_S, "did not connect", board)
             self._start(board)
             self._drive(board)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
             self._wind_up(board)
-        except TrialError as error:
+        except LoadgenError as error:
             self.outcome.error = self.outcome.error or str(error)
+            if not isinstance(error, TrialError):
+                self.outcome.cause = error
             self._wind_up(board)
         finally:
             self._end()
@@ -93,11 +114,18 @@ class Fleet:
         context = multiprocessing.get_context("spawn")
         for spec in self._specs:
             here, there = context.Pipe(duplex=False)
+            with contextlib.suppress(OSError):  # beyond the user's limit: then it is the default
+                fcntl.fcntl(there.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             process = context.Process(target=agent_main, args=(spec, there), name=spec.name, daemon=True)
-            process.start()
+            with _signals_held():
+                process.start()
+                self._processes[spec.name] = process
             there.close()
-            self._processes[spec.name] = process
-            self._pipes[here] = spec.name
+            reader = threading.Thread(
+                target=_read_on, args=(here, spec.name, self._inbox), name=f"reads-{spec.name}", daemon=True
+            )
+            self._readers.append((reader, here))
+            reader.start()
 
     def _start(self, board: Board) -> None:
         start_ns = time.monotonic_ns() + round(START_DELAY_S * SECOND_NS)
@@ -112,17 +140,25 @@ class Fleet:
 
     def _drive(self, board: Board) -> None:
         """Let the producers finish, then drain the consumers, then gather the results."""
-        producers = [spec for spec in self._specs if spec.role == "producer"]
         length_s = self._specs[0].warmup_s + self._specs[0].duration_s
         self._until(
-            lambda: board.total(Cell.FINISHED_PRODUCING) == len(producers),
-            START_DELAY_S + length_s + FINISH_S,
-            "did not finish producing",
-            board,
+            lambda: self._producing(board), START_DELAY_S + length_s + FINISH_S, "did not finish producing", board
         )
         self._drain(board)
         board.order(Cell.STOP_CONSUMING)
-        self._until(lambda: len(self._done) == len(self._specs), FINISH_S, "did not report its end", board)
+        self._until(lambda: self._without(self._done), FINISH_S, "did not report its end", board)
+
+    def _without(self, names: set[str]) -> list[str]:
+        """The agents that are not among these."""
+        return [spec.name for spec in self._specs if spec.name not in names]
+
+    def _producing(self, board: Board) -> list[str]:
+        """The producers that have not finished."""
+        return [
+            spec.name
+            for spec in self._specs
+            if spec.role == "producer" and not board.cells[spec.row, Cell.FINISHED_PRODUCING]
+        ]
 
     def _drain(self, board: Board) -> None:
         began = time.monotonic()
@@ -141,41 +177,67 @@ class Fleet:
             self.outcome.drained = board.total(Cell.RECEIVED) >= target
         self.outcome.drain_s = time.monotonic() - began
 
-    def _until(self, reached: Callable[[], bool], timeout_s: float, failing: str, board: Board) -> None:
+    def _until(self, missing: Callable[[], list[str]], timeout_s: float, failing: str, board: Board) -> None:
+        """Turn until no agent is missing; those that are when the time is over are named."""
         end = time.monotonic() + timeout_s
-        while not reached():
+        while late := missing():
             if time.monotonic() > end:
-                late = sorted(set(self._processes) - self._done)
-                raise TrialError(f"agent {late[0]} {failing} within {timeout_s:.0f} s")
+                self._give_up(late, f"{failing} within {timeout_s:.0f} s", board)
             self._turn(board)
 
     def _turn(self, board: Board) -> None:
         """Take what the agents said in the last 100 ms, and look after them."""
-        for pipe in wait(list(self._pipes), timeout=0.1) if self._pipes else ():
-            self._hear(pipe)  # type: ignore[arg-type]
-        if not self._pipes:
-            time.sleep(0.01)
+        with contextlib.suppress(queue.Empty):
+            self._hear(*self._inbox.get(timeout=TURN_S))
+            while True:
+                self._hear(*self._inbox.get_nowait())
         now = time.monotonic_ns()
+        stuck: list[str] = []
         for spec in self._specs:
+            # While it connects an agent has no heartbeat yet, and what follows its end is bounded by itself.
             heartbeat = int(board.cells[spec.row, Cell.HEARTBEAT_NS])
             finished = spec.name in self._done or bool(board.cells[spec.row, Cell.FINISHED_PRODUCING])
-            # While a producer flushes it reports nothing; the time for that is bounded by itself.
-            if heartbeat and not finished and now - heartbeat > (STUCK_S + FINISH_S) * SECOND_NS:
-                raise TrialError(f"agent {spec.name} is stuck: its loop has not turned for {STUCK_S + FINISH_S:.0f} s")
+            if heartbeat and not finished and now - heartbeat > STUCK_S * SECOND_NS:
+                stuck.append(spec.name)
+        if stuck:
+            self._give_up(stuck, f"is stuck: its loop has not turned for {STUCK_S:.0f} s", board)
         self.watcher.turned(board)
 
-    def _hear(self, pipe: Connection) -> None:
-        name = self._pipes[pipe]
-        try:
-            kind, what = pipe.recv()
-        except (EOFError, ConnectionError):
-            del self._pipes[pipe]
+    def _give_up(self, names: list[str], failing: str, board: Board) -> None:
+        """End the trial for these agents' sake, with the stack of each that can still tell it."""
+        self._lost.update(names)
+        self.outcome.traceback = self.outcome.traceback or self._dumped(names, board) or None
+        others = f" (and {len(names) - 1} more: {', '.join(names[1:5])}{', …' * (len(names) > 5)})" * (len(names) > 1)
+        raise TrialError(f"agent {names[0]} {failing}{others}")
+
+    def _dumped(self, names: list[str], board: Board) -> str:
+        """Ask agents by signal where they are; one that is stopped or still importing says nothing."""
+        for name in names:
+            pid = self._processes[name].pid
+            # Without its file it has no handler yet, and the signal would end it.
+            if pid is not None and self._processes[name].is_alive() and board.dump_path(name).exists():
+                os.kill(pid, signal.SIGUSR1)
+        end = time.monotonic() + DUMP_S
+        while time.monotonic() < end and not all(_size(board, name) for name in names):
+            time.sleep(0.02)
+        time.sleep(0.05)  # a dump is several writes
+        texts = []
+        for name in names:
+            with contextlib.suppress(OSError):
+                if text := board.dump_path(name).read_text(errors="replace"):
+                    texts.append(f"{name}:\n{text}")
+        return "\n".join(texts)
+
+    def _hear(self, name: str, message: bytes | None) -> None:
+        if message is None:
             if name not in self._done:
+                self._lost.add(name)
                 self._processes[name].join(5)
                 raise TrialError(
                     f"agent {name} died: exit status {self._processes[name].exitcode}; its messages cannot be told"
-                ) from None
+                )
             return
+        kind, what = pickle.loads(message)  # noqa: S301 - from our own child, by a pipe that nobody else has
         if kind == "ready":
             self._ready.add(name)
         elif kind == "report":
@@ -199,34 +261,83 @@ class Fleet:
         board.order(Cell.STOP_CONSUMING)
         if not self.outcome.start_ns:
             return
-        end = time.monotonic() + 10
+        end = time.monotonic() + WIND_UP_S
         with contextlib.suppress(KeyboardInterrupt):
-            while time.monotonic() < end and len(self._done) < len(self._specs) and self._pipes:
-                for pipe in wait(list(self._pipes), timeout=0.1):
-                    with contextlib.suppress(TrialError):
-                        self._hear(pipe)  # type: ignore[arg-type]
+            while time.monotonic() < end and self._without(self._done | self._lost):
+                # A disk that is full refuses every report; the results still come.
+                with contextlib.suppress(queue.Empty, LoadgenError):
+                    self._hear(*self._inbox.get(timeout=TURN_S))
 
     def _end(self) -> None:
-        """No agent outlives its trial."""
-        for process in self._processes.values():
-            if process.is_alive():
-                process.join(2)
-            if process.is_alive():
-                process.kill()
-                process.join(5)
-        for pipe in self._pipes:
-            pipe.close()
+        """No agent outlives its trial; all have the same moment until which they may leave by themselves."""
+        end = time.monotonic() + END_S
+        for name, process in self._processes.items():
+            if name not in self._lost:
+                with contextlib.suppress(KeyboardInterrupt):
+                    process.join(max(0.0, end - time.monotonic()))
+        left = [process for process in self._processes.values() if process.is_alive()]
+        for process in left:
+            process.kill()
+        for process in left:
+            process.join(5)
+        for reader, pipe in self._readers:
+            reader.join(1)  # its pipe has ended with the process
+            if not reader.is_alive():
+                pipe.close()
+
+
+def _read_on(pipe: Connection, name: str, inbox: queue.SimpleQueue[tuple[str, bytes | None]]) -> None:
+    """Take an agent's messages off its pipe as soon as they come; None is its end."""
+    with contextlib.suppress(OSError, EOFError):
+        while True:
+            inbox.put((name, pipe.recv_bytes()))
+    inbox.put((name, None))
+
+
+def _size(board: Board, name: str) -> int:
+    try:
+        return board.dump_path(name).stat().st_size
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back what ends a run while a process is started: half a start prints a traceback, here and there.
+
+    The process inherits the mask, and takes it off when it has handlers of its own. The mask is this thread's only;
+    what reaches another one is noted. Either way the signal takes effect right after, and none is lost.
+    """
+    resource_tracker.ensure_running()  # its own first start would take the mask off
+    noted: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING_SIGNALS:
+            handlers[number] = signal.signal(number, lambda number, _: noted.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(noted):
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Any:
-    """Treat SIGTERM like Ctrl-C: a run ends in order and keeps what was measured."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C: a run ends in order and keeps what was measured."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup: who asked for that keeps it
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -24,23 +24,29 @@ Settings = dict[str, Any]
 CLASS_DEMANDS: dict[str, dict[BrokerName, Settings]] = {
     "none": {
         "rabbitmq": {"queue_type": "classic", "persistent": False, "confirms": False, "ack": "automatic"},
-        "kafka": {"acks": "0", "enable_idempotence": False, "flush_messages": None},
+        "kafka": {"acks": "0", "enable_idempotence": False, "flush_messages": None, "commit": "before"},
     },
     "broker": {
         "rabbitmq": {"queue_type": "classic", "persistent": True, "confirms": True, "ack": "manual"},
-        "kafka": {"acks": "all", "flush_messages": None},
+        "kafka": {"acks": "all", "flush_messages": None, "commit": "after"},
     },
     "flushed": {
         "rabbitmq": {"queue_type": "quorum", "persistent": True, "confirms": True, "ack": "manual"},
-        "kafka": {"acks": "all", "flush_messages": 1},
+        "kafka": {"acks": "all", "flush_messages": 1, "commit": "after"},
     },
 }
+
+# What the brokers take as they are shipped, read from running ones (RabbitMQ 4.3 `max_message_size`, Kafka 4.3
+# `message.max.bytes`). Kafka's is of a whole record batch: its header, and of a record all that is not its value.
+MAX_BYTES: dict[BrokerName, int] = {"rabbitmq": 16 << 20, "kafka": 1_048_588}
+_BATCH_OVERHEAD_BYTES: dict[BrokerName, int] = {"rabbitmq": 0, "kafka": 61 + 32}
+_LIMIT_NAMES: dict[BrokerName, str] = {"rabbitmq": "max_message_size", "kafka": "message.max.bytes"}
 
 # Client settings that no class demands. RabbitMQ's prefetch and windows follow its own guidance (a plateau from
 # about 100 prefetched and a few hundred unconfirmed); Kafka's are the Java client's defaults, stated because
 # librdkafka's differ (linger 5 ms, batches of 1 MB).
 DEFAULTS: dict[BrokerName, Settings] = {
-    "rabbitmq": {"confirm_window": 1_000, "prefetch": 100, "ack_every": 10, "heartbeat": 60},
+    "rabbitmq": {"confirm_window": 1_000, "prefetch": 100, "ack_every": 10, "heartbeat": 60, "mandatory": False},
     "kafka": {
         "partitions": 1,
         "enable_idempotence": True,
@@ -113,7 +119,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         knobs = {name.partition(".")[2]: value for name, value in chosen.items() if name.startswith(f"{broker}.")}
         durability = chosen["durability"]
         settings = resolve(broker, knobs, str(durability), scenario.preset)
-        yield Point(
+        point = Point(
             broker=broker,
             driver=settings.pop("driver"),
             durability=durability,
@@ -123,6 +129,31 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             consumers=chosen["consumers"],
             settings=settings,
             swept={name: chosen[name] for name in swept_names},
+        )
+        _refuse_unfit(point)
+        yield point
+
+
+def _refuse_unfit(point: Point) -> None:
+    """Raise ScenarioError where message, consumers and settings cannot go together on the broker as it is shipped."""
+    broker, settings = point.broker, point.settings
+    most_bytes = MAX_BYTES[broker] - _BATCH_OVERHEAD_BYTES[broker]
+    if point.message.max_size_bytes > most_bytes:
+        raise ScenarioError(
+            f"message.size_bytes = {point.message.max_size_bytes}: {broker} takes at most {most_bytes} bytes as it is "
+            f"shipped ({_LIMIT_NAMES[broker]} = {MAX_BYTES[broker]})"
+        )
+    if broker == "rabbitmq":
+        return
+    if settings["batch_size"] > MAX_BYTES[broker] and settings["compression_type"] == "none":
+        raise ScenarioError(
+            f"kafka.batch_size = {settings['batch_size']}: Kafka takes batches of at most {MAX_BYTES[broker]} bytes as "
+            f"it is shipped ({_LIMIT_NAMES[broker]})"
+        )
+    if point.consumers > settings["partitions"]:
+        raise ScenarioError(
+            f"kafka.partitions = {settings['partitions']}: a partition has one consumer, so that of consumers = "
+            f"{point.consumers} some would stay idle; expected at least {point.consumers}"
         )
 
 
@@ -134,8 +165,6 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
             f"expected one of {', '.join(CLASS_DEMANDS)}"
         )
     demands = CLASS_DEMANDS[durability][broker]
-    if knobs.get("acks") in {0, 1, -1}:
-        knobs = {**knobs, "acks": {0: "0", 1: "1", -1: "all"}[knobs["acks"]]}
     for knob, demanded in demands.items():
         if knob in knobs and knobs[knob] != demanded and not _allowed(broker, durability, knob, knobs[knob]):
             raise ScenarioError(
@@ -155,7 +184,7 @@ def _allowed(broker: BrokerName, durability: str, knob: str, value: Any) -> bool
     """Exceptions: on one replica acks=1 and acks=all take one path; class `none` may promise less than it keeps."""
     if broker == "kafka" and durability == "broker" and knob == "acks":
         return bool(value == "1")
-    return durability == "none" and knob in {"persistent", "ack"}
+    return durability == "none" and knob in {"persistent", "ack", "commit"}
 
 
 def _refuse_impossible(broker: BrokerName, settings: Settings) -> None:
@@ -172,6 +201,11 @@ def _refuse_impossible(broker: BrokerName, settings: Settings) -> None:
                 "ack would wait for an idle consumer; expected at most prefetch"
             )
         return
+    if settings["batch_size"] > settings["buffer_memory"]:
+        raise ScenarioError(
+            f"kafka.batch_size = {settings['batch_size']}: over buffer_memory = {settings['buffer_memory']}, so that "
+            "no batch would ever be full; expected at most buffer_memory"
+        )
     if settings["enable_idempotence"] and settings["acks"] != "all":
         raise ScenarioError(f"kafka.enable_idempotence = True needs acks = all, not {settings['acks']}")
     if settings["enable_idempotence"] and settings["max_in_flight_requests_per_connection"] > 5:

@@ -12,14 +12,20 @@ over both:
   unconfirmed_lost had not. A damaged message is corrupted and, unless it also came intact, lost: damage may
   have hit the stamp, so that nobody can tell whose loss it is.
 * duplicated: copies beyond the first, over all consumers of the group. Of a message that came c times, f
-  times with the broker's redelivered flag, min(f, c - 1) are dup_redelivery and the other duplicates
-  dup_resend. (Which copy came first in two consumers nobody knows: the definition does not depend on it.)
+  times with the broker's redelivered flag, min(f, c - 1) are dup_redelivery; of the others as many are
+  dup_resend as the producer really sent it again. What is left was doubled by nobody who says so. A producer
+  whose client repeats unseen (`resends_known` False) may have sent any message again, and all of its other
+  duplicates are dup_resend. (Which copy came first in two consumers nobody knows: the definition does not
+  depend on it.)
 * out_of_order: first copies, not flagged as redelivered, with a lower sequence number than the highest that
   this consumer had received from the same producer and source. Where several consumers received a message,
   it counts if its first copy was late in each of them.
 * reordered_redelivery: copies flagged as redelivered that came late in the same sense.
 * corrupted: received, but some byte is not as it was sent (or the message is of another run).
 * foreign: intact, but of a producer that is not in the books or of a number that it never sent.
+* due: intended inside the measured window, None in a closed loop. missing: of those, never sent, or never
+  received intact by some group, or never confirmed although the trial has confirms: there is no latency of
+  them, or not of both kinds.
 * errors: what the broker or the client said about messages that failed, by name. A failed message is not
   lost; if it came all the same it is received like any other.
 
@@ -70,6 +76,9 @@ class SentBook:
         self.errors: Counter[str] = Counter()
         self.confirmed_bits = BitCounts()
         self.failed_bits = BitCounts()
+        self.resent_bits = BitCounts()
+        self.resends_known = True
+        self.due: range | None = None  # the messages that are intended inside the measured window
 
     def sent(self, count: int) -> None:
         """The next `count` messages were handed to the client."""
@@ -91,6 +100,13 @@ class SentBook:
             return
         self._settle(self.failed_bits, self.confirmed_bits, seqs)
         self.errors[error] += len(seqs)
+
+    def resent(self, seqs: Int64 | None) -> None:
+        """These (int64[n], once for each repetition) were sent again; None: the client repeats and does not tell."""
+        if seqs is None:
+            self.resends_known = False
+        elif len(seqs):
+            self.resent_bits.add(seqs)
 
     def _settle(self, bits: BitCounts, others: BitCounts, seqs: Int64) -> int:
         """Mark messages as settled; how many of them had not been settled in this way before."""
@@ -220,6 +236,8 @@ class Account:
     reordered_redelivery: int = 0
     corrupted: int = 0
     foreign: int = 0
+    due: int | None = None
+    missing: int | None = None
     errors: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Range]] = field(default_factory=lambda: {"lost": [], "duplicated": [], "corrupted": []})
 
@@ -238,6 +256,9 @@ def settle(sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook
         account.corrupted += book.corrupted_count
         account.reordered_redelivery += book.reordered_redelivery_count
         _extend(account.examples["corrupted"], book.corrupted_examples)
+    if all(book.due is not None for book in sent_books):
+        account.due = sum(len(book.due or ()) for book in sent_books)
+        account.missing = sum(_missing(sent, list(groups.values())) for sent in sent_books)
     for _, books in sorted(groups.items()):
         for sent in sorted(sent_books, key=lambda book: book.producer):
             _settle_producer(account, sent, [book for book in books if sent.producer in book.copies])
@@ -274,6 +295,28 @@ def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook]
         _settle_page(account, sent, books, page, sent_here)
 
 
+def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]]) -> int:
+    """How many of the messages due in the window were not sent, not received by some group, or not confirmed."""
+    due = sent.due or range(0)
+    end = min(due.stop, sent.sent_count)
+    missing = len(due) - max(0, end - due.start)  # never sent
+    required = [[book.copies[sent.producer] for book in books if sent.producer in book.copies] for books in groups]
+    if sent.confirms:
+        required.append([sent.confirmed_bits])
+    for page in range(due.start // PAGE_BITS, -(-end // PAGE_BITS)):
+        if all(any(bits.is_full_once(page) for bits in holders) for holders in required):
+            continue
+        whole = np.ones(PAGE_BITS, np.bool_)
+        for holders in required:
+            there = np.zeros(PAGE_BITS, np.bool_)
+            for bits in holders:
+                there |= bits.counts_of(page) > 0
+            whole &= there
+        begin = page * PAGE_BITS
+        missing += int(np.count_nonzero(~whole[max(0, due.start - begin) : end - begin]))
+    return missing
+
+
 def _in_order(books: Sequence[ReceivedBook], producer: int, page: int) -> bool:
     return all(book.late[producer].is_empty(page) for book in books)
 
@@ -296,7 +339,10 @@ def _settle_page(account: Account, sent: SentBook, books: Sequence[ReceivedBook]
     account.duplicated += int(extra.sum())
     redelivery = int(np.minimum(flagged, extra).sum())
     account.dup_redelivery += redelivery
-    account.dup_resend += int(extra.sum()) - redelivery
+    others = extra - np.minimum(flagged, extra)
+    if sent.resends_known:
+        others = np.minimum(others, sent.resent_bits.counts_of(page)[:sent_here])
+    account.dup_resend += int(others.sum())
     account.out_of_order += int((received & (late == holders)).sum())
     confirmed = sent.confirmed_bits.counts_of(page)[:sent_here] > 0
     failed = sent.failed_bits.counts_of(page)[:sent_here] > 0

@@ -108,7 +108,8 @@ class Series:
 class Observations:
     """All that was seen from start to stop; `pauses` is None where no GC log was found.
 
-    `others_s` are CPU seconds by program over the whole observation, not only a window's.
+    `others_s` are CPU seconds by program over the whole observation, not only a window's. `defects` are the observer's
+    own: after one it no longer looked.
     """
 
     origin_ns: int
@@ -123,6 +124,7 @@ class Observations:
     alarms: tuple[tuple[int, AlarmReading], ...] = ()
     others_s: Mapping[str, float] | None = None
     errors: Mapping[str, int] | None = None
+    defects: tuple[str, ...] = ()
     own_cpu_s: float = 0.0
     late_ns_max: int = 0
 
@@ -182,6 +184,7 @@ class Observations:
             "gc": self._gc(start_ns, end_ns),
             **self._alarmed(start_ns, end_ns),
             "errors": dict(self.errors or {}),
+            "defects": list(self.defects),
             "observer_cores": self._own_cores(),
             "observer_late_ns_max": self.late_ns_max,
         }
@@ -204,9 +207,7 @@ class Observations:
         row |= self._host(used, window_s)
         for name in GAUGES:
             row[name] = _int(read(name)) if name.endswith("_bytes") else read(name)
-        row["disk_free_bytes"] = _int(
-            self.watches.last("disk_free_bytes", end_ns, 2 * self.watch_interval_ns)
-        )
+        row["disk_free_bytes"] = _int(self.watches.last("disk_free_bytes", end_ns, 2 * self.watch_interval_ns))
         row["depth_msgs"] = _int(self.depths.last("depth_msgs", end_ns, 3 * self.interval_ns))
         seen = bisect_right(self.alarms, end_ns, key=itemgetter(0))
         row["alarms"] = len(self.alarms[seen - 1][1].alarms) if seen else None

@@ -60,10 +60,7 @@ class _Group:
         rss_bytes = 0
         for pid in tuple(self.pids):
             reading = host.read_process(pid, self._proc)
-            if (
-                reading is None
-                or self._started_ticks.setdefault(pid, reading.started_ticks) != reading.started_ticks
-            ):
+            if reading is None or self._started_ticks.setdefault(pid, reading.started_ticks) != reading.started_ticks:
                 continue  # gone, or its pid is another's by now
             self._first_s.setdefault(pid, reading.cpu_s)
             self._last_s[pid] = max(reading.cpu_s, self._last_s.get(pid, 0))
@@ -155,8 +152,7 @@ class Observer:
         if not any(os.getpid() in pids for pids in groups.values()):
             everyone[OWN_GROUP] = (os.getpid(),)
         self._groups = {
-            name: _Group(name, pids, with_threads=name in AGENT_GROUPS, proc=proc)
-            for name, pids in everyone.items()
+            name: _Group(name, pids, with_threads=name in AGENT_GROUPS, proc=proc) for name, pids in everyone.items()
         }
         self._depth = depth
         self._data_dir = endpoint.data_dir if endpoint else None
@@ -174,7 +170,7 @@ class Observer:
         self._origin_ns = 0
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._failure: BaseException | None = None
+        self._defects: dict[str, int] = defaultdict(int)
 
     def add(self, group: str, pid: int) -> None:
         """Count one more process into a group: a broker that was restarted."""
@@ -190,22 +186,20 @@ class Observer:
             work.append(("depth", self._ask_depth, self._interval_ns))
         for name, step, interval_ns in work:
             arguments = (name, step, interval_ns)
-            thread = threading.Thread(
-                target=self._repeat, args=arguments, name=f"observer-{name}", daemon=True
-            )
+            thread = threading.Thread(target=self._repeat, args=arguments, name=f"observer-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def stop(self) -> Observations:
-        """End with a last sample and hand over what was seen; a defect of the sampler is raised here."""
+        """End with a last sample and hand over what was seen, which a defect of ours cuts short and nothing more."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(STOP_TIMEOUT_S)  # a depth call that hangs is left behind: its thread is a daemon
-        if self._failure is not None:
-            raise self._failure
         if self._threads:
-            self._sample()
-            self._watch()  # an alarm or a pause of the last seconds
+            with self._tolerating("sampler", self._defects):
+                self._sample()
+            with self._tolerating("watch", self._defects):
+                self._watch()  # an alarm or a pause of the last seconds
         return Observations(
             origin_ns=self._origin_ns,
             interval_ns=self._interval_ns,
@@ -219,13 +213,14 @@ class Observer:
             alarms=tuple(self._alarms),
             others_s=dict(self._others.by_name_s),
             errors=dict(self._errors),
+            defects=tuple(self._defects),
             own_cpu_s=sum(self._cpu_s.values()),
             late_ns_max=self._late_ns,
         )
 
     def _repeat(self, name: str, step: Callable[[], None], interval_ns: int) -> None:
         """Call `step` now and then at origin + k intervals; times that passed meanwhile are left out."""
-        try:
+        with self._tolerating(name, self._defects):
             while True:
                 step()
                 self._cpu_s[name] = time.thread_time()
@@ -235,8 +230,6 @@ class Observer:
                     return
                 if name == "sampler":
                     self._late_ns = max(self._late_ns, time.monotonic_ns() - due_ns)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, `stop` raises it
-            self._failure = error
 
     def _sample(self) -> None:
         at_ns = time.monotonic_ns()
@@ -280,12 +273,17 @@ class Observer:
             self._depths.append(time.monotonic_ns(), {"depth_msgs": depth_msgs})
 
     @contextlib.contextmanager
-    def _tolerating(self, what: str) -> Iterator[None]:
-        """Count what goes wrong with a side look, and go on: an observer must not fail a trial."""
+    def _tolerating(self, what: str, kept: dict[str, int] | None = None) -> Iterator[None]:
+        """Count what goes wrong with a side look, and go on: an observer must not fail a trial.
+
+        A defect of its own threads is `kept` apart too: from then on nobody looked, which a verdict must know.
+        """
         try:
             yield
         except Exception as error:  # noqa: BLE001 - brokers and clients raise all kinds
             self._errors[f"{what}: {type(error).__name__}"] += 1
+            if kept is not None:
+                kept[f"{what}: {type(error).__name__}: {error}"] += 1
 
 
 def _started_ns(pids: Sequence[int], proc: Path) -> int | None:

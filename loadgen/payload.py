@@ -30,7 +30,9 @@ MAX_LAG_UNITS = (1 << 32) - 1
 SEQUENCE_BITS = 48
 UNKNOWN = -1
 POOL_BYTES = 16 << 20  # over the 8 MiB window of zstd's default levels and any batch a broker takes by default
-MIN_POOL_BODIES = 64
+MIN_POOL_BODIES = 64  # fewer only where so many would be over MAX_POOL_BYTES
+MAX_POOL_BODIES = 1 << 20  # of bodies of a few bytes: what each costs beside its bytes is the more then
+MAX_POOL_BYTES = 64 << 20
 MATCH_BYTES = 256 << 10  # bodies compared at once: more would leave the cache, and cost fresh pages each time
 
 STAMP = np.dtype([("intended_ns", "<i8"), ("identity", "<u8"), ("lag", "<u4"), ("check", "<u4")])
@@ -91,17 +93,31 @@ def make_pool(message: Message, seed: int) -> Pool:
     that share to remove in one body and nothing more across bodies.
     """
     rng = np.random.default_rng([seed, 0xB0D1E5])
-    mean_bytes = max(1.0, message.mean_size_bytes - STAMP_BYTES)
-    count = max(MIN_POOL_BODIES, int(POOL_BYTES / mean_bytes))
+    count = pool_bodies(max(1.0, message.mean_size_bytes - STAMP_BYTES))
     sizes = message.draw_sizes(rng, count)
     body_sizes = sizes - STAMP_BYTES
     total = int(body_sizes.sum())
     data = rng.integers(0, 256, total, dtype=np.uint8)
     if message.compressibility > 0:
-        starts = np.repeat(np.cumsum(body_sizes) - body_sizes, body_sizes)
-        within = np.arange(total) - starts
-        data[within < np.repeat(np.rint(body_sizes * message.compressibility), body_sizes)] = 0
+        _blank(data, body_sizes, message.compressibility)
     return Pool(sizes, data)
+
+
+def pool_bodies(mean_bytes: float) -> int:
+    """How many bodies a pool holds: `POOL_BYTES` of them, of large ones fewer, but never one alone."""
+    most = max(2, min(MAX_POOL_BODIES, int(MAX_POOL_BYTES / mean_bytes)))
+    return min(most, max(MIN_POOL_BODIES, int(POOL_BYTES / mean_bytes)))
+
+
+def _blank(data: UInt8, body_sizes: Int64, share: float) -> None:
+    """Make the first `share` of each body zeros, without an index for each byte."""
+    zeros = np.rint(body_sizes * share).astype(np.int64)
+    if (body_sizes == body_sizes[0]).all():
+        data.reshape(len(body_sizes), int(body_sizes[0]))[:, : int(zeros[0])] = 0
+        return
+    begins = np.cumsum(body_sizes) - body_sizes
+    for begin, end in zip(begins.tolist(), (begins + zeros).tolist(), strict=True):
+        data[begin:end] = 0
 
 
 class Payloads:

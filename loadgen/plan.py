@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import Point, points
 
@@ -87,12 +88,17 @@ class Trial:
         """Roughly how long it takes, in seconds."""
         return self.warmup_s + self.duration_s + OVERHEAD_S
 
+    @property
+    def _unused_keys(self) -> str:
+        return " (one queue: keys are not used)" if self.message.keys and self.broker == "rabbitmq" else ""
+
     def describe(self) -> str:
         """One line for people."""
         rate = "as fast as it goes" if self.rate.msgs_per_s is None else f"{self.rate.kind} {self.rate.msgs_per_s:g}/s"
         return (
-            f"{self.id}: {rate}, {self.message.mean_size_bytes:g} B, class {self.durability}, {self.producers} → "
-            f"{self.consumers}, {self.warmup_s:g} + {self.duration_s:g} s, at most {self.stored_bytes_max / 1e9:.2f} GB"
+            f"{self.id}: {rate}, {self.message.mean_size_bytes:g} B, class {self.durability}, "
+            f"{self.producers} → {self.consumers}{self._unused_keys}, {self.warmup_s:g} + {self.duration_s:g} s, "
+            f"at most {self.stored_bytes_max / 1e9:.2f} GB"
         )
 
 
@@ -160,9 +166,20 @@ def make_plan(
         for scenario, pair in shuffled:
             order = pair if repeat % 2 else tuple(reversed(pair))
             trials += [_trial(scenario, point, profile, repeat, seed) for point in order]
+    _refuse_beyond_drivers(trials)
     names = [trial.id for trial in trials]
     assert len(set(names)) == len(names), "trial ids are unique"
     return Plan(tuple(trials), tuple(scenarios), profile, count, seed, tuple(brokers))
+
+
+def _refuse_beyond_drivers(trials: Sequence[Trial]) -> None:
+    """Raise ScenarioError where a trial needs what its driver cannot do: here, before any broker is touched."""
+    for trial in trials:
+        lacking = load_driver(trial.driver).capabilities.lacking(trial.settings)
+        if lacking is not None:
+            raise ScenarioError(
+                f"{trial.broker}.{lacking}: driver {trial.driver} cannot do that; choose another driver"
+            )
 
 
 def _pairs(scenario: Scenario, brokers: Sequence[BrokerName]) -> list[tuple[Scenario, tuple[Point, ...]]]:
@@ -208,4 +225,6 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
 
 def _plain(value: Any) -> str:
     """A swept value in a trial's id."""
-    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
+    if isinstance(value, float):  # in full: two rates that look alike would make one id
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(getattr(value, "value", value))

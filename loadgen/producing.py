@@ -9,6 +9,7 @@ import numpy as np
 
 from loadgen.agent import BOOK_MSGS, BOOK_NS, POLL_S, SECOND_NS, Agent, AgentSpec
 from loadgen.board import Cell
+from loadgen.driver import Resending, confirms
 from loadgen.drivers import load_driver
 from loadgen.ledger import SentBook
 from loadgen.pacer import make_pacer
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from loadgen.driver import Int64, Producer, Settled
 
 SEND_BYTES = {"rabbitmq": 16 << 10, "kafka": 256 << 10}  # of payload handed over in one call of a closed loop
-FLUSH_S = 30.0  # how long confirmations may be awaited after the last message
+FLUSH_S = 30.0  # how long confirmations may be awaited after the last message …
+FLUSH_STOPPED_S = 5.0  # … and where the trial is ended early
+FLUSH_SLICE_S = 1.0  # after so long the fleet hears that the loop still turns
 LATE_S = 1.0  # how long an open loop may go on sending what was due, once its time is over
+UNSENT_MSGS = 1 << 16  # so many given up at the end are recorded at once
 FORGIVE_S = 3.0  # without confirms: what nobody has seen for so long counts as lost, so that the window opens again
 UNCONFIRMED_POLL_S = 0.0005  # how often a full window without confirms looks at what consumers have received
 
@@ -35,7 +39,7 @@ class ProducerAgent(Agent):
         self.sent = 0
         self.settled = 0
         settings = spec.target.settings
-        self.confirms = bool(settings.get("confirms", settings.get("acks") != "0"))
+        self.confirms = confirms(settings)
         self.book = SentBook(spec.index, confirms=self.confirms)
         mean_bytes = self.payloads.mean_size_bytes
         self.window_msgs = int(settings.get("confirm_window") or settings.get("buffer_memory", 32 << 20) / mean_bytes)
@@ -48,6 +52,7 @@ class ProducerAgent(Agent):
         self.sent_ns = np.zeros(ring_msgs, np.int64)
         self.intended_ns = self.sent_ns if not self.open_loop else np.zeros(ring_msgs, np.int64)
         self.forgiven = 0
+        self.room_seen = 1
         self.last_progress = (0, 0)
         self._unbooked: list[Settled] = []
         self._unbooked_msgs = 0
@@ -59,29 +64,50 @@ class ProducerAgent(Agent):
         """Connect, wait for the start, send until the trial's time is over, and wait for the last confirmation."""
         producer = load_driver(self.spec.driver).producer(self.spec.target, self.payloads)
         try:
-            self.begin(("ack", "ack_service", "schedule_lag") if self.open_loop else ("ack_service",))
+            self.begin(("ack", "ack_service", "schedule_lag", "e2e") if self.open_loop else ("ack_service",))
             self._send_all(producer)
-            self.observe(producer.flush(FLUSH_S))
+            self._flush(producer)
             self.keep_books()
+            if isinstance(producer, Resending):
+                self.book.resent(producer.resent_seqs())
             self.row[Cell.FINISHED_PRODUCING] = 1
             self.result.sent_book = self.book
             self.finish()
         finally:
             producer.close()
 
+    def _flush(self, producer: Producer) -> None:
+        """Wait for the last confirmations, in slices: the fleet must see that this agent lives."""
+        began_ns = now_ns = time.monotonic_ns()
+        while True:
+            left_s = (FLUSH_STOPPED_S if self.board.ordered(Cell.STOP_PRODUCING) else FLUSH_S) - (
+                now_ns - began_ns
+            ) / SECOND_NS
+            if left_s <= 0:
+                return
+            slice_s = min(FLUSH_SLICE_S, left_s)
+            self.observe(producer.flush(slice_s))
+            then_ns, now_ns = now_ns, time.monotonic_ns()
+            if now_ns - then_ns < slice_s * SECOND_NS:  # it had nothing left to wait for
+                return
+            self.heartbeat(now_ns)
+
     def _send_all(self, producer: Producer) -> None:
         start_ns, end_ns = self.clock.start_ns, self.clock.window_end_ns
         while (now := time.monotonic_ns()) < start_ns:
             self.row[Cell.HEARTBEAT_NS] = now
             time.sleep(max(0.0, min(POLL_S, (start_ns - now) / SECOND_NS)))
-        blocked_ns = 0
+        blocked_ns = due = 0
         while not self.board.ordered(Cell.STOP_PRODUCING):
             due = self._due(now)
             if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_S * SECOND_NS):
                 break
-            number = min(due - self.sent, producer.room_msgs, self.send_msgs)
-            # A closed loop waits until a whole batch has room: single messages would cost more than they carry.
-            if number > 0 and (self.open_loop or number == self.send_msgs):
+            room = producer.room_msgs
+            self.room_seen = max(self.room_seen, room)
+            number = min(due - self.sent, room, self.send_msgs)
+            # A closed loop waits until a whole batch has room (or all the room that this driver ever has): single
+            # messages would cost more than they carry.
+            if number > 0 and (self.open_loop or number >= min(self.send_msgs, self.room_seen)):
                 self.hand_over(producer, number)
                 self.observe(producer.poll(0))
             else:
@@ -95,7 +121,25 @@ class ProducerAgent(Agent):
             self.heartbeat(now)
         self.clock.tick(now)
         self.result.due = due if self.open_loop else self.sent
-        self.result.blocked_share = blocked_ns / max(1, end_ns - start_ns)
+        self.result.window_s = max(0, min(now, end_ns) - self.clock.window_start_ns) / SECOND_NS
+        if self.open_loop:
+            self._account_for_due(due, now)
+        self.result.blocked_share = blocked_ns / max(1, min(now, end_ns) - start_ns)
+
+    def _account_for_due(self, due: int, now_ns: int) -> None:
+        """Note which messages were due in the window, and record those that were given up after it.
+
+        A message that was due and never sent has waited until now at least: with that lower bound it is in the
+        percentiles, which would otherwise be the better the more an overloaded broker leaves unsent.
+        """
+        clock = self.clock
+        before = self.pacer.due(clock.window_start_ns - 1 - clock.start_ns) if self.spec.warmup_s else 0
+        self.book.due = range(min(before, due), due)
+        kinds = ["schedule_lag"] + ["ack"] * self.confirms + ["e2e"] * (self.spec.consumers > 0)
+        for first in range(self.sent, due if now_ns >= clock.window_end_ns else 0, UNSENT_MSGS):
+            intended = self._intended(first, min(UNSENT_MSGS, due - first))
+            for kind in kinds:
+                self.recorder.record(kind, intended, now_ns - intended)
 
     def _due(self, now_ns: int) -> int:
         """How many messages should have been sent by now; also after the end, what was due before it."""

@@ -17,9 +17,9 @@ _NULL_FIELDS = (
     "producers", "consumers", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
-    "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted",
-    "out_of_range", "blocked_share", "agent_cpu_share_max", "broker_configuration", "ledger_examples",
-    "hlog_start_s", "interval_s",
+    "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
+    "missing_msgs", "left_behind", "out_of_range", "blocked_share", "agent_cpu_share_max", "broker_configuration",
+    "ledger_examples", "hlog_start_s", "interval_s",
 )  # fmt: skip
 _EMPTY_FIELDS = ("settings", "point", "errors", "observer")
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -27,6 +27,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "rss_bytes": ("producers", "consumers", "broker"),
     "resolution_ns": ("p50", "p99"),
     "broker_counts": ("stored", "depth_at_end"),
+    "written": ("waited_s", "reached", "left_bytes"),
     "latency_ns": LATENCY_KINDS,
 }
 _DRIVER_KINDS = {

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.errors import HostError, ScenarioError
@@ -39,12 +40,7 @@ if TYPE_CHECKING:
     from loadgen.recorder import IntervalDelta
 
 SCHEMA_VERSION = 1
-RUN_FILE, HLOG_FILE, SERIES_FILE, SERIES_LIVE_FILE = (
-    "run.json",
-    "histograms.hlog",
-    "series.parquet",
-    "series.jsonl",
-)
+RUN_FILE, HLOG_FILE, SERIES_FILE, SERIES_LIVE_FILE = "run.json", "histograms.hlog", "series.parquet", "series.jsonl"
 # Deltas of one interval come again with late messages; by then nearly all have come. A straggler gets a line
 # of its own, which a reader adds up just the same.
 HOLD_INTERVAL_S = 3.0
@@ -308,15 +304,20 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
     if not isinstance(version, int):
         raise ScenarioError(f"{folder / RUN_FILE}: no schema_version; expected a run written by loadgen")
     if version > SCHEMA_VERSION:
-        raise ScenarioError(
-            f"{folder / RUN_FILE}: schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; "
-            "upgrade loadgen"
-        )
+        newer = f"schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; upgrade loadgen"
+        raise ScenarioError(f"{folder / RUN_FILE}: {newer}")
     trials = [completed(record) for record in document.pop("trials")]
     run = Run(folder, document, trials, document["status"], document["reason"], _index(folder / HLOG_FILE))
     if run.status == "running" and not _is_alive(document["writer"]):
         _recover(run)
     return run
+
+
+def refuse_unwritable(root: Path) -> None:
+    """Raise HostError, before any broker is touched, where no run could be written."""
+    with _as_host_error(root):
+        root.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=root, prefix=".loadgen-").close()
 
 
 def _recover(run: Run) -> None:
@@ -430,9 +431,8 @@ def _as_host_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder"
-        ) from None
+        why = f"cannot be written: {error.strerror or error}; free space or choose another folder"
+        raise HostError(f"{path}: {why}") from None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from loadgen.errors import ScenarioError
 from loadgen.payload import STAMP_BYTES
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from loadgen.driver import Int64
 
 _Item = TypeVar("_Item")
-_Sweep = Annotated[list[_Item], Field(min_length=1)]
+
+
+def _different(values: list[_Item]) -> list[_Item]:
+    """A sweep's values, which must be worth a point each."""
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value!r} stands in the sweep twice; expected each value once")
+    return values
+
+
+_Sweep = Annotated[list[_Item], Field(min_length=1), AfterValidator(_different)]
 
 MAX_MESSAGE_BYTES = 512 << 20
 MAX_PROCESSES = 256
@@ -77,7 +87,7 @@ class LogNormal(Part):
 
     median_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
     sigma: float = Field(gt=0, le=4)
-    max_bytes: int = Field(default=1 << 20, ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    max_bytes: int = Field(default=1_000_000, ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
 
     @property
     def mean_bytes(self) -> float:
@@ -109,6 +119,11 @@ class FromFile(Part):
         return np.array([int(line) for line in self.path.read_text().split()], np.int64)
 
     @property
+    def max_bytes(self) -> int:
+        """The largest of the file's sizes in bytes."""
+        return int(self._sizes().max())
+
+    @property
     def mean_bytes(self) -> float:
         """The mean of the file's sizes in bytes."""
         return float(self._sizes().mean())
@@ -137,6 +152,13 @@ class Message(Part):
         if isinstance(self.size_bytes, list):
             return float(np.mean(self.size_bytes))
         return float(self.size_bytes) if isinstance(self.size_bytes, int) else self.size_bytes.mean_bytes
+
+    @property
+    def max_size_bytes(self) -> int:
+        """The largest size in bytes that can occur."""
+        if isinstance(self.size_bytes, list):
+            return max(self.size_bytes)
+        return self.size_bytes if isinstance(self.size_bytes, int) else self.size_bytes.max_bytes
 
     def draw_sizes(self, rng: np.random.Generator, count: int) -> Int64:
         """Sizes in bytes as int64[count]; a sweep must have been resolved to one value before."""
@@ -192,12 +214,18 @@ class Rate(Part):
         return self.kind != "saturate"
 
 
+def _acks_word(value: Any) -> Any:
+    """Kafka's other ways of writing `acks`, as the one that is kept."""
+    return {0: "0", 1: "1", -1: "all", "-1": "all"}.get(value, value) if isinstance(value, str | int) else value
+
+
 _Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Counted = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Millis = Annotated[float, Field(ge=0, le=3_600_000)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Prefetch = Annotated[int, Field(ge=0, le=65_535)]
-_Acks = Literal["0", "1", "all", 0, 1, -1]
+_Acks = Annotated[Literal["0", "1", "all"], BeforeValidator(_acks_word)]
+_Commit = Literal["before", "after"]
 _Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 _QueueType = Literal["classic", "quorum"]
 _RabbitMQDriver = Literal["amqp", "pika", "pika-blocking"]
@@ -228,6 +256,8 @@ class RabbitMQ(Part):
     """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle)."""
     heartbeat: _Prefetch | _Sweep[_Prefetch] | None = None
     """AMQP heartbeat in seconds; 0 is off."""
+    mandatory: _Flag | _Sweep[_Flag] | None = None
+    """Whether the broker returns a message that no queue takes, instead of dropping it."""
 
 
 class Kafka(Part):
@@ -261,6 +291,8 @@ class Kafka(Part):
     """Upper bound of one partition's share of a fetch."""
     auto_commit_interval_ms: _Whole | _Sweep[_Whole] | None = None
     """How often the offsets of processed records are committed."""
+    commit: _Commit | _Sweep[_Commit] | None = None
+    """When a record's offset may be committed: before it is handed out (class `none`) or after it was processed."""
     flush_messages: _Whole | _Sweep[_Whole] | None = None
     """The topic's flush.messages; class `flushed` sets 1, the others leave it unset."""
 
@@ -297,6 +329,8 @@ class Scenario(Part):
 
         if self.rabbitmq is None and self.kafka is None:
             raise ValueError("expected rabbitmq=RabbitMQ(…), kafka=Kafka(…) or both")
+        if self.message.keys and self.kafka is None:
+            raise ValueError(f"message.keys = {self.message.keys}: a RabbitMQ queue has no use for keys; expected 0")
         for point in points(self):  # raises on the first impossible combination
             del point
         return self

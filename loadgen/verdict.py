@@ -11,119 +11,33 @@ to the trial (a schedule in a closed loop, a count that this broker does not kee
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    from loadgen.facts import Facts
 
 Status = Literal["valid", "invalid", "unknown"]
 BoundBy = Literal["broker", "generator", "host", "offered", "unknown"]
 
-CARRIED_SHARE = 0.01
-"""An open loop carried its rate when it fell short by at most 1 %; runs vary by 5 to 13 % (measured)."""
 LAG_FLOOR_NS = 1_000_000
 """A schedule lag p99 under 1 ms is fine: time.sleep alone shows 0.2 ms on a quiet machine (measured)."""
 LAG_SHARE = 0.1
 """Above the floor, the lag's p99 may be 10 % of the latency's median: then it moves no shown figure much."""
 LAG_HOPELESS = 10.0
 """Ten times the allowed lag is as large as the latency itself: the generator was measured."""
-CORE_FULL_SHARE = 0.95
-"""A thread that ran 95 % of the time has no room left: the rest is the scheduler's."""
-HOST_FULL_SHARE = 0.95
-"""The design's limit of a used-up machine."""
-PSI_CPU_LIMIT = 0.5
-"""Some task waited for a CPU half of the time: cores are short even if their mean is not full."""
 HELD_BACK_SHARE = 0.05
 """Producers without room for 5 % of the time were held back; a lag's p99 needs but 1 % of it."""
 OTHERS_CORES = 0.2
 """Other programs may use a fifth of a core; idle brokers and a desktop use a tenth."""
 STEAL_SHARE = 0.05
 """A hypervisor that takes over 5 % of the CPU time is as large as the differences that are looked for."""
+MISSING_SHARE = 0.01
+"""With 1 % of the messages in no percentile not even the p99 can be told."""
 SAMPLES_MIN = 2
 """The fewest observer's samples that say something about a window."""
-UNSENT = "unsent"
-"""Among a trial's errors: due in the window and never handed to the client."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is known of a trial's measured window when it is judged; None is "not observed", never zero.
-
-    Counts are messages. `acked` is None where nothing is confirmed, `stored` where the broker keeps no
-    count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
-    `achieved` what was sent and `goodput` what was received once, intact and inside the window.
-    `explained_duplicates` are those by a stated redelivery or the producer's own resend. Shares are of the
-    window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest thread of the
-    busiest producer or consumer. `producers_held_back_share` is the share of time in which a producer had
-    messages due and no room for them.
-    """
-
-    durability: str
-    rate_kind: Literal["fixed", "poisson", "ramp", "saturate"]
-    consumers: int
-    window_s: float
-    sent: int
-    acked: int | None
-    received: int
-    lost: int = 0
-    confirmed_lost: int = 0
-    duplicated: int = 0
-    explained_duplicates: int = 0
-    corrupted: int = 0
-    out_of_order: int = 0
-    order_promised: bool = True
-    stored: int | None = None
-    drained: bool = True
-    errors: Mapping[str, int] = field(default_factory=dict)
-    out_of_range: int = 0
-    offered_msgs_per_s: float | None = None
-    achieved_msgs_per_s: float = 0.0
-    goodput_msgs_per_s: float = 0.0
-    lag_p99_ns: int | None = None
-    e2e_p50_ns: int | None = None
-    cpu_cores: Mapping[str, float | None] = field(default_factory=dict)
-    agent_core_share_max: float | None = None
-    producers_held_back_share: float | None = None
-    producers_idle_share: float | None = None
-    host_busy_share: float | None = None
-    psi_cpu_some_share: float | None = None
-    steal_share: float | None = None
-    others_cores: float | None = None
-    others_names: tuple[str, ...] = ()
-    alarms: tuple[str, ...] | None = None
-    blocked_connections: int | None = None
-    disk_full: bool | None = None
-    samples: int | None = None
-
-    @property
-    def is_open_loop(self) -> bool:
-        """Whether intended times exist."""
-        return self.rate_kind != "saturate"
-
-    @property
-    def is_carried(self) -> bool | None:
-        """Whether an open loop sent and delivered what its schedule asked for; None in a closed loop."""
-        if not self.is_open_loop or self.offered_msgs_per_s is None:
-            return None
-        rates = [self.achieved_msgs_per_s] + [self.goodput_msgs_per_s] * (self.consumers > 0)
-        missing = (self.offered_msgs_per_s - min(rates)) * self.window_s
-        offered = self.offered_msgs_per_s * self.window_s
-        # A message more or less at the window's edges is chance; so are three deviations of random arrivals.
-        chance = 3 * math.sqrt(offered) if self.rate_kind == "poisson" else 2
-        return missing <= max(CARRIED_SHARE * offered, chance)
-
-    @property
-    def is_generator_full(self) -> bool:
-        """Whether a producer's or consumer's busiest thread used up its core."""
-        return (self.agent_core_share_max or 0) >= CORE_FULL_SHARE
-
-    @property
-    def is_host_full(self) -> bool:
-        """Whether clients and broker together used up the machine's CPUs."""
-        waited_share = self.psi_cpu_some_share or 0
-        return (self.host_busy_share or 0) >= HOST_FULL_SHARE or waited_share >= PSI_CPU_LIMIT
 
 
 class Check(NamedTuple):
@@ -210,20 +124,24 @@ def _bound_elsewhere(facts: Facts) -> tuple[BoundBy, str]:
 def check_integrity(facts: Facts) -> Check:
     """No message arrived changed: in no class and at no rate is one allowed."""
     bad = facts.corrupted
-    return Check(
-        "integrity", bad == 0, f"{bad:,} corrupted messages" if bad else "every message arrived as sent"
-    )
+    return Check("integrity", bad == 0, f"{bad:,} corrupted messages" if bad else "every message arrived as sent")
+
+
+def check_foreign(facts: Facts) -> Check:
+    """Every message was one that this trial's producers sent: others took resources, and nobody knows whose."""
+    strange = facts.foreign
+    return Check("foreign", strange == 0, f"{strange:,} messages that nobody here sent" if strange else "none")
 
 
 def check_loss(facts: Facts) -> Check:
     """No confirmed message is missing once the queue is drained; class `none` only states its loss.
 
     What was never confirmed may be lost in any class (the producer knew). Before a drain ends, missing is
-    not lost.
+    not lost. Where nobody consumes, the broker must hold what it confirmed.
     """
     name = "loss"
     if facts.consumers == 0:
-        return Check(name, True, "nobody consumed: what the broker stored is compared instead")
+        return _loss_unconsumed(facts)
     if facts.durability == "none":
         if not facts.drained and facts.lost:
             return Check(name, None, f"{facts.lost:,} messages still missing when the drain was given up")
@@ -236,6 +154,17 @@ def check_loss(facts: Facts) -> Check:
         return Check(name, False, text)
     unconfirmed = f"; {facts.lost:,} unconfirmed ones lost" if facts.lost else ""
     return Check(name, True, f"no confirmed message lost{unconfirmed}")
+
+
+def _loss_unconsumed(facts: Facts) -> Check:
+    """With no consumer, what the broker counts as stored (or as waiting) stands for what was received."""
+    held = facts.depth_at_end if facts.stored is None else facts.stored
+    if held is None:
+        return Check("loss", None, "nobody consumed, and the broker did not tell what it holds")
+    if facts.durability == "none" or facts.acked is None:
+        return Check("loss", True, f"nobody consumed: the broker holds {held:,} of {facts.sent:,} sent")
+    text = f"nobody consumed: the broker holds {held:,} of {facts.acked:,} confirmed messages"
+    return Check("loss", held >= facts.acked, text)
 
 
 def check_drained(facts: Facts) -> Check:
@@ -291,13 +220,8 @@ def check_traffic(facts: Facts) -> Check:
 
 
 def check_errors(facts: Facts) -> Check:
-    """Refused messages are part of a result but want an explanation before it is used.
-
-    Messages that the schedule wanted and nobody sent are no error of the broker: `check_carried` tells of
-    them.
-    """
-    counted = sorted(facts.errors.items())
-    seen = [f"{count:,} {name}" for name, count in counted if count and name != UNSENT]
+    """Messages refused, or due and never sent, are part of a result but want an explanation before it is used."""
+    seen = [f"{count:,} {name}" for name, count in sorted(facts.errors.items()) if count]
     return Check("errors", None if seen else True, ", ".join(seen) or "none")
 
 
@@ -336,6 +260,23 @@ def check_carried(facts: Facts) -> Check:
     if facts.consumers:
         text += f", goodput {facts.goodput_msgs_per_s:,.0f} msg/s"
     return Check("rate", True, text if facts.is_carried else f"{text}: not carried")
+
+
+def check_complete(facts: Facts) -> Check:
+    """Every message due in the window has its latencies: one that was not sent, confirmed or received has none.
+
+    Percentiles of the rest would be the better the more is missing, and above the missing share they say nothing.
+    """
+    name = "latency complete"
+    if not facts.is_open_loop:
+        return Check(name, True, "a closed loop has no response times")
+    if facts.missing is None or facts.due is None:
+        return Check(name, None, "not counted")
+    if not facts.missing:
+        return Check(name, True, f"all of {facts.due:,} messages due")
+    share = facts.missing / max(1, facts.due)
+    text = f"{facts.missing:,} of {facts.due:,} messages due were not sent, confirmed or received ({share:.2%})"
+    return Check(name, False if share > MISSING_SHARE else None, text)
 
 
 def check_range(facts: Facts) -> Check:
@@ -403,7 +344,9 @@ def check_disk(facts: Facts) -> Check:
 
 
 def check_observed(facts: Facts) -> Check:
-    """The observer looked often enough for its means to say something about the window."""
+    """The observer looked to the end, and often enough for its means to say something about the window."""
+    if facts.observer_defects:
+        return Check("observation", None, f"the observer failed: {facts.observer_defects[0]}")
     if facts.samples is not None and facts.samples < SAMPLES_MIN:
         return Check("observation", None, f"only {facts.samples} samples in the window")
     return Check("observation", True, "not counted" if facts.samples is None else f"{facts.samples} samples")
@@ -412,6 +355,7 @@ def check_observed(facts: Facts) -> Check:
 CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     check_traffic,
     check_integrity,
+    check_foreign,
     check_loss,
     check_drained,
     check_duplicates,
@@ -420,6 +364,7 @@ CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     check_errors,
     check_schedule,
     check_carried,
+    check_complete,
     check_range,
     check_generator,
     check_host,
@@ -429,25 +374,6 @@ CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     check_disk,
     check_observed,
 )
-
-
-def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Facts` that an observer's summary knows, to be merged with the accounting's."""
-    busiest = [share for share in summary["agent_core_share_max"].values() if share is not None]
-    alarms = summary["alarms"]
-    facts = {
-        "agent_core_share_max": max(busiest, default=None),
-        "host_busy_share": summary["host_busy_share"],
-        "psi_cpu_some_share": summary["psi_cpu_some_share"],
-        "steal_share": summary["host_steal_share"],
-        "others_cores": summary["others_cores"],
-        "others_names": tuple(summary["others_names"]),
-        "alarms": None if alarms is None else tuple(alarms),
-        "blocked_connections": summary["blocked_connections_max"],
-        "disk_full": summary["disk_full"],
-        "samples": summary["samples"],
-    }
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _host_text(facts: Facts) -> str:

@@ -17,9 +17,10 @@ import pika
 import pytest
 
 from loadgen import brokers
-from loadgen.brokers import host, local, process, redact, state
+from loadgen.brokers import host, local, process, state
 from loadgen.brokers.process import ProcessId
 from loadgen.errors import BrokerError
+from loadgen.redaction import BLANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_no_secret_is_in_a_configuration(pair: dict[BrokerName, Endpoint]) -> No
     cookie = (pair["rabbitmq"].log_dir or Path()).parent / "home/.erlang.cookie"
     assert cookie.read_text() not in written
     environment = pair["rabbitmq"].configuration["environment"]["rabbit"]
-    assert environment["credentials_obfuscation_fallback_secret"] == redact.BLANK
+    assert environment["credentials_obfuscation_fallback_secret"] == BLANK
 
 
 def test_status_is_plain_data(pair: dict[BrokerName, Endpoint]) -> None:

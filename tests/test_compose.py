@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from loadgen.brokers import host, install_kafka, rabbitmq
+from loadgen.brokers import host, install_kafka, kafka, rabbitmq
 
 FILE = Path(__file__).parents[1] / "docker-compose.yml"
 BROKERS = ("rabbitmq", "kafka")
@@ -119,6 +119,14 @@ def test_kafka_has_the_full_set_of_kraft_settings(compose: dict[str, Any]) -> No
     names = [listener.partition("://")[0] for listener in environment["KAFKA_LISTENERS"].split(",")]
     mapped = [pair.partition(":")[0] for pair in environment["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(",")]
     assert sorted(names) == sorted(mapped)
+
+
+def test_kafka_runs_as_the_local_one(compose: dict[str, Any]) -> None:
+    """Heap, garbage collector and socket buffers are stated, and those of the local broker."""
+    environment = compose["services"]["kafka"]["environment"]
+    assert environment["KAFKA_HEAP_OPTS"].split() == list(kafka.HEAP_FLAGS)
+    assert environment["KAFKA_JVM_PERFORMANCE_OPTS"].split() == list(kafka.JVM_FLAGS)
+    assert environment["KAFKA_SOCKET_SEND_BUFFER_BYTES"] == environment["KAFKA_SOCKET_RECEIVE_BUFFER_BYTES"] == "-1"
 
 
 def test_rabbitmq_has_the_plugins_of_the_local_one(compose: dict[str, Any]) -> None:

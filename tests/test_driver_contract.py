@@ -15,6 +15,7 @@ import pytest
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
+from loadgen.drivers.client import confluent_consumer
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import BrokerError
 from loadgen.knobs import resolve
@@ -296,8 +297,62 @@ def test_what_was_not_settled_comes_to_the_next_consumer(bench: Bench) -> None:
     both = settle([sent_book(0, 80, settled)], lost_books + books)
     assert both.duplicated == 80
     # Kafka has no such flag: an offset read by somebody else looks like any other.
-    if bench.broker == "rabbitmq" and bench.driver.capabilities.redelivered_flag:
+    if bench.broker == "rabbitmq":
         assert both.dup_redelivery == 80
+
+
+@pytest.mark.parametrize("name", ["kafka", "confluent"])
+def test_class_none_never_delivers_twice(name: str, request: pytest.FixtureRequest) -> None:
+    """At most once: what was handed out counts as processed, so a consumer that dies over it has lost it."""
+    with contextlib.closing(bench_of(name, request)) as bench:
+        target = bench.target("none", kafka__max_poll_records=30)
+        send(bench.producer(target, payloads_of()), 80)
+        assert depth_reaches(bench, target, 80)
+        first = bench.consumer(target)
+        deadline_s = time.monotonic() + PATIENCE_S
+        handed: list[int] = []
+        while not handed and time.monotonic() < deadline_s:
+            handed = [len(batch.starts) for batch in first.receive(0.1)]
+        first.close()
+        assert 0 < sum(handed) <= 30
+        assert depth_reaches(bench, target, 80 - sum(handed))
+        rest = 80 - sum(handed)
+        assert receive([bench.consumer(target)], FIXED, rest)[0].received_count == rest
+
+
+@pytest.mark.parametrize("name", ["kafka", "confluent"])
+def test_the_gauge_counts_what_consumers_have_not_been_handed(name: str, request: pytest.FixtureRequest) -> None:
+    """With the number received, the depth of a topic does not wait for a commit; it is never below 0."""
+    with contextlib.closing(bench_of(name, request)) as bench:
+        target = bench.target(kafka__partitions=3, kafka__auto_commit_interval_ms=3_600_000)
+        assert bench.admin.depth(target, 0) == 0
+        send(bench.producer(target, payloads_of()), 80)
+        assert [bench.admin.depth(target, received) for received in (0, 30, 80, 81)] == [80, 50, 0, 0]
+        assert bench.admin.depth(target) == 80
+
+
+def test_a_consumer_is_ready_when_it_is_made(request: pytest.FixtureRequest) -> None:
+    """Consumers of one group have their shares of the partitions before any of them asks for a message."""
+    with contextlib.closing(bench_of("confluent", request)) as bench:
+        target = bench.target(kafka__partitions=4)
+        consumers = [bench.consumer(target, index, 3) for index in range(3)]
+        deadline_s = time.monotonic() + PATIENCE_S
+        shares: list[int] = []
+        while sorted(shares) != [1, 1, 2] and time.monotonic() < deadline_s:
+            shares = [len(consumer._client.assignment()) for consumer in consumers]  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        assert sorted(shares) == [1, 1, 2]
+
+
+def test_a_group_that_gives_nothing_is_one_line(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer without partitions after the time for it says so, naming its group, and leaves."""
+    monkeypatch.setattr(confluent_consumer, "JOINED_S", 0.0)
+    with contextlib.closing(bench_of("confluent", request)) as bench:
+        target = bench.target()
+        with pytest.raises(BrokerError, match=f"group {target.group}: no partitions after 0 s"):
+            bench.consumer(target)
 
 
 def test_several_producers_keep_their_own_order(bench: Bench) -> None:

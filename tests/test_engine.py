@@ -13,8 +13,10 @@ import pytest
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, engine, trial
 from loadgen.board import Board, Cell
+from loadgen.drivers import memory
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import Options, execute, exit_status, plan_of
+from loadgen.errors import BrokerError
 from loadgen.plan import Plan, Profile, make_plan
 from loadgen.runs import Run, load
 from loadgen.trial import Setting, run_trial
@@ -124,13 +126,20 @@ def test_several_producers_and_consumers_share_the_rate_and_the_messages(
 
 
 def test_acks_at_a_low_rate_are_observed_when_they_come(endpoints: dict[BrokerName, Endpoint]) -> None:
-    """At 100 msg/s nobody waits for the next send to see a confirmation: the median is far below the 10 ms gap."""
+    """At 100 msg/s nobody waits for the next send to see a confirmation: the median is far below the 10 ms gap.
+
+    Were acks seen at sends only, the median would be the gap, 10 ms (measured: 10.1, and 0.96 as it should be). A noisy
+    machine is given three attempts; a defect shows in all of them.
+    """
     for broker, endpoint in endpoints.items():
         for driver in ("amqp", "pika") if broker == "rabbitmq" else ("kafka", "confluent"):
             part = RabbitMQ(driver=driver) if broker == "rabbitmq" else Kafka(driver=driver)
-            record = run_once(endpoint, rate=Rate.fixed(100), **{broker: part})
-            # Were acks seen at sends only, the median would be the gap, 10 ms (measured: 10.1).
-            assert record["latency_ns"]["ack"]["p50"] < 8_000_000, driver
+            allowed_ns = 3_000_000 if driver in {"amqp", "kafka"} else 8_000_000
+            medians_ns: list[float] = []
+            while len(medians_ns) < 3 and min(medians_ns, default=allowed_ns) >= allowed_ns:
+                record = run_once(endpoint, rate=Rate.fixed(100), **{broker: part})
+                medians_ns.append(record["latency_ns"]["ack"]["p50"])
+            assert min(medians_ns) < allowed_ns, driver
 
 
 @pytest.fixture
@@ -171,8 +180,8 @@ class Interrupting(Quiet):
     """A listener at which Ctrl-C arrives, as it would in the main thread, while the first trial runs."""
 
     def progress(self, text: str) -> None:
-        """Interrupt once load flows."""
-        if "msg/s" in text and "backlog" in text and " 0 msg/s" not in text:
+        """Interrupt once load flows; the load that warms a broker up is no trial of the run."""
+        if text.startswith("[1/1]") and "msg/s" in text and "backlog" in text and " 0 msg/s" not in text:
             raise KeyboardInterrupt
 
 
@@ -184,9 +193,13 @@ def test_ctrl_c_keeps_what_was_measured(endpoints: dict[BrokerName, Endpoint], t
     assert run.status == "partial"
     assert run.header["reason"] == "interrupted"
     assert exit_status(run) == 130
-    assert run.trials[0]["status"] == "partial"
-    assert run.trials[0]["sent"] > 0
-    assert run.trials[0]["sent"] == run.trials[0]["received"] + run.trials[0]["lost"]
+    record = run.trials[0]
+    assert record["status"] == "partial"
+    assert 0 < record["received"] <= record["sent"]
+    # What was on its way was not lost, and rates are over the time that passed.
+    assert record["lost"] is record["confirmed_lost"] is record["missing_msgs"] is None
+    assert record["window_s"] < 30
+    assert (record["achieved_msgs_per_s"] is None) == (record["window_s"] == 0)
 
 
 def test_a_trial_stops_before_the_disk_is_full(
@@ -258,12 +271,19 @@ def _children(pid: int) -> list[int]:
 def test_pins_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs are pinned apart by default from four cores on, and a list that cannot be is refused."""
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert engine._pins(Options("x", [])) == engine.Pins((0, 1, 2, 3), (4, 5, 6, 7))
-    assert engine._pins(Options("x", [], cpus_client="1,4-5")) == engine.Pins((), (1, 4, 5))
+    halves = engine.Pins((0, 1, 2, 3), (4, 5, 6, 7))
+    assert engine._pins(Options("x", []), Quiet()) == halves
+    assert engine._pins(Options("x", [], brokers="docker"), Quiet()) == engine.Pins()  # not ours to pin
+    assert engine._pins(Options("x", [], cpus_client="1,4-5"), Quiet()) == engine.Pins((), (1, 4, 5))
     with pytest.raises(engine.ScenarioError, match="may use 0, 1"):
-        engine._pins(Options("x", [], cpus_broker="8"))
+        engine._pins(Options("x", [], cpus_broker="8"), Quiet())
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0, 1})
-    assert engine._pins(Options("x", [])) == engine.Pins()
+    assert engine._pins(Options("x", []), Quiet()) == engine.Pins()
+    # A rerun keeps to the earlier run's, or says that it cannot.
+    assert engine._pins(Options("x", [], pins=engine.Pins((0,), (1,))), Quiet()) == engine.Pins((0,), (1,))
+    quiet = Quiet()
+    assert engine._pins(Options("x", [], pins=halves), quiet) == engine.Pins()
+    assert "may use 0, 1" in quiet.lines[0]
 
 
 def test_the_whole_flow_runs_without_a_broker(tmp_path: Path) -> None:
@@ -284,4 +304,77 @@ def test_a_fault_of_the_broker_is_found_to_the_message_and_judged(fault: str, fo
     record = run_once(memory_endpoint("rabbitmq", **{fault: 50}))
     assert record["sent"] == 750
     assert record[found] == 15
-    assert record["verdict"]["status"] == "invalid" or found == "duplicated"
+    assert record["verdict"]["status"] == "invalid"
+    assert record["dup_resend"] == record["dup_redelivery"] == 0
+
+
+def checks_of(record: dict[str, Any]) -> dict[str, bool | None]:
+    """What each checker said."""
+    return {check["name"]: check["passed"] for check in record["verdict"]["checks"]}
+
+
+def test_messages_that_were_given_up_are_in_the_percentiles() -> None:
+    """An overloaded open loop has a latency for every message due, and what it never sent makes it invalid."""
+    record = run_once(memory_endpoint("rabbitmq", confirm_delay_ms=1_500.0), rate=Rate.fixed(2_000))
+    unsent = record["errors"]["unsent"]
+    assert record["sent"] + unsent == 3_000
+    assert record["missing_msgs"] == unsent > 0
+    for kind in ("e2e", "ack", "schedule_lag"):
+        assert record["latency_ns"][kind]["count"] == 2_000
+        assert record["latency_ns"][kind]["max"] >= 1_000_000_000
+    checks = checks_of(record)
+    assert (checks["latency complete"], checks["errors"]) == (False, None)
+
+
+def test_a_trial_without_consumers_keeps_its_account() -> None:
+    """Acked and refused messages are told, received ones are unknown, and the broker must hold what it confirmed."""
+    record = run_once(memory_endpoint("rabbitmq", refuse_every=50), consumers=0)
+    assert (record["sent"], record["acked"], sum(record["errors"].values())) == (750, 735, 15)
+    assert (record.get("received"), record.get("lost")) == (None, None)
+    assert record["broker_counts"]["stored"] == 735
+    checks = checks_of(record)
+    assert checks["loss"] is checks["broker's count"] is True
+
+
+def test_a_ramp_is_held_to_its_mean_rate() -> None:
+    """Over 0.5 s of warm-up and a window of 1 s from 200 to 800 msg/s the window's mean is 600 msg/s."""
+    record = run_once(memory_endpoint("kafka"), rate=Rate.ramp(200, 800))
+    assert record["offered_msgs_per_s"] == pytest.approx(600)
+    assert record["latency_ns"]["e2e"]["count"] == pytest.approx(600, abs=1)
+    assert record["missing_msgs"] == 0
+
+
+def test_an_interrupted_trial_invents_neither_losses_nor_rates() -> None:
+    """Rates are of the time that passed, and what consumers had not seen yet is unknown, not lost."""
+    plan = plan_for(("kafka",), rate=Rate.fixed(1_000), duration_s=30.0)
+    endpoint = memory_endpoint("kafka", delay_ms=500.0)
+    turns: list[str] = []
+
+    def interrupt(text: str) -> None:
+        turns.append(text)
+        if len(turns) == 4:  # one each half second, the first within the warm-up
+            raise KeyboardInterrupt
+
+    record, outcome = run_trial(plan.trials[0], Setting(endpoint, interrupt))
+    assert outcome.interrupted
+    assert record["status"] == "partial"
+    assert record["sent"] > record["received"] > 0
+    assert [record[each] for each in ("lost", "confirmed_lost", "unconfirmed_lost", "missing_msgs")] == [None] * 4
+    assert 0 < record["window_s"] < 5
+    assert record["sent_msgs_per_s"] == pytest.approx(1_000, rel=0.3)
+
+
+def test_what_stays_on_the_broker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A queue that cannot be deleted is in the record, among its reasons and in a line that stays."""
+
+    def refuse(*_: object) -> None:
+        raise BrokerError("not allowed")
+
+    monkeypatch.setattr(memory.MemoryAdmin, "delete", refuse)
+    quiet = Quiet()
+    run = execute(plan_for(("kafka",)), Options("short", ["loadgen"], results=tmp_path, brokers="memory"), quiet)
+    left = run.trials[0]["left_behind"]
+    assert left["name"].startswith("loadgen-short-")
+    assert left["reason"] == "not allowed"
+    assert any(left["name"] in reason for reason in run.trials[0]["verdict"]["reasons"])
+    assert any(left["name"] in line for line in quiet.lines)

@@ -15,8 +15,9 @@ import pytest
 
 from loadgen import host, observer
 from loadgen.endpoint import Endpoint
+from loadgen.facts import Facts, observed_facts
 from loadgen.observer import Observer
-from loadgen.verdict import Facts, observed_facts
+from loadgen.verdict import check_observed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +31,7 @@ class Proc:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def set(
-        self, pid: int, cpu_s: float, *, started: int = 1, threads_s: dict[int, float] | None = None
-    ) -> None:
+    def set(self, pid: int, cpu_s: float, *, started: int = 1, threads_s: dict[int, float] | None = None) -> None:
         """Lay a process that used so much CPU, and its threads."""
         ticks = round(cpu_s * host.TICKS_PER_S)
         fields = ["S", *["0"] * 10, str(ticks), *["0"] * 7, str(started), "0", "5"]
@@ -143,9 +142,7 @@ def wait_for(condition: Any) -> None:
 def test_a_real_process_is_observed(spinning: int, tmp_path: Path) -> None:
     """CPU, busiest thread, memory, host, disk and depth are all there, and fit the verdict's facts."""
     endpoint = Endpoint("kafka", (("127.0.0.1", 1),), data_dir=tmp_path, log_dir=tmp_path, pids=(spinning,))
-    watching = Observer(
-        {"producers": [spinning], "broker": ()}, endpoint, 0.05, lambda: 42, watch_interval_s=0.1
-    )
+    watching = Observer({"producers": [spinning], "broker": ()}, endpoint, 0.05, lambda: 42, watch_interval_s=0.1)
     origin_ns = time.monotonic_ns()
     watching.start(origin_ns)
     wait_for(lambda: len(watching._samples.at_ns) >= 6 and len(watching._depths.at_ns) >= 2)
@@ -163,9 +160,7 @@ def test_a_real_process_is_observed(spinning: int, tmp_path: Path) -> None:
     assert json.loads(json.dumps(summary)) == summary
     assert json.loads(json.dumps(seen.rows)) == seen.rows
     fields = observed_facts(summary)
-    Facts(
-        durability="none", rate_kind="fixed", consumers=0, window_s=1, sent=1, acked=1, received=1, **fields
-    )
+    Facts(durability="none", rate_kind="fixed", consumers=0, window_s=1, sent=1, acked=1, received=1, **fields)
 
 
 def test_side_looks_that_fail_are_counted_and_do_not_stop_the_sampling() -> None:
@@ -175,9 +170,7 @@ def test_side_looks_that_fail_are_counted_and_do_not_stop_the_sampling() -> None
         raise RuntimeError("broker is gone")
 
     away = "http://127.0.0.1:9"
-    endpoint = Endpoint(
-        "rabbitmq", (("127.0.0.1", 1),), management_url=away, data_dir=Path("/no/such/folder")
-    )
+    endpoint = Endpoint("rabbitmq", (("127.0.0.1", 1),), management_url=away, data_dir=Path("/no/such/folder"))
     watching = Observer({"broker": [os.getpid()]}, endpoint, 0.02, depth, watch_interval_s=0.02)
     watching.start(time.monotonic_ns())
     wait_for(lambda: len(watching._samples.at_ns) >= 4 and len(watching._errors) >= 3)
@@ -199,13 +192,23 @@ def test_a_depth_that_hangs_does_not_hold_up_samples(monkeypatch: pytest.MonkeyP
     assert {row["depth_msgs"] for row in seen.rows} == {None}
 
 
-def test_a_defect_of_the_sampler_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the sampler raises is raised again by stop."""
+def test_a_defect_of_the_sampler_costs_the_verdict_and_not_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen before is kept, the defect is counted and named, and the verdict cannot tell."""
     watching = Observer({}, None, 0.02)
+    origin_ns = time.monotonic_ns()
+    watching.start(origin_ns)
+    wait_for(lambda: len(watching._samples.at_ns) >= 12)
     monkeypatch.setattr(watching, "_sample", lambda: 1 // 0)
-    watching.start(time.monotonic_ns())
-    with pytest.raises(ZeroDivisionError):
-        watching.stop()
+    wait_for(lambda: bool(watching._defects))
+    seen = watching.stop()
+    assert len(seen.rows) >= 11
+    assert seen.errors is not None
+    assert seen.errors["sampler: ZeroDivisionError"] >= 1
+    fields = observed_facts(seen.summary(origin_ns, time.monotonic_ns()))
+    facts = Facts(durability="none", rate_kind="fixed", consumers=0, window_s=1, sent=1, acked=1, received=1, **fields)
+    check = check_observed(facts)
+    assert check.passed is None
+    assert "ZeroDivisionError" in check.reason
 
 
 def test_a_process_can_be_added_while_it_runs(spinning: int) -> None:

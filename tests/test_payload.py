@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import cramjam
@@ -16,12 +18,17 @@ from hypothesis import strategies as st
 from loadgen.payload import (
     LAG_UNIT_NS,
     MAX_LAG_UNITS,
+    MAX_POOL_BODIES,
+    MAX_POOL_BYTES,
+    MIN_POOL_BODIES,
     POOL_BYTES,
     SCALAR_MSGS,
     SEQUENCE_BITS,
     STAMP_BYTES,
     UNKNOWN,
     Payloads,
+    make_pool,
+    pool_bodies,
 )
 from loadgen.scenario import Message, Uniform
 
@@ -192,3 +199,30 @@ def test_keys_are_spread_evenly_and_fixed_by_the_sequence_number() -> None:
     assert again is not None
     assert again.tolist() == keys[5_000:5_010].tolist()
     assert Payloads(FIXED, seed=1, token=7).key_indices(0, 3) is None
+
+
+@pytest.mark.parametrize("mean_bytes", [1, 8, 100, 1_000, 1 << 20, 1_048_600, 16 << 20, 128 << 20, 512 << 20])
+def test_a_pool_is_bounded_in_bytes_and_bodies(mean_bytes: int) -> None:
+    """Larger bodies are fewer, down to two; of small ones there are enough for the codecs' windows."""
+    count = pool_bodies(mean_bytes)
+    assert 2 <= count <= MAX_POOL_BODIES
+    assert count == 2 or count * mean_bytes <= MAX_POOL_BYTES
+    assert count >= MIN_POOL_BODIES or (count + 1) * mean_bytes > MAX_POOL_BYTES
+
+
+@pytest.mark.parametrize("size_bytes", [2 << 20, Uniform(min_bytes=24, max_bytes=3 << 20)], ids=["fixed", "mixed"])
+def test_making_a_pool_needs_little_more_than_the_pool(size_bytes: int | Uniform) -> None:
+    """Compressibility costs no index for each byte: the peak stays below one and a half pools."""
+    message = Message(size_bytes=size_bytes, compressibility=0.5)
+    tracemalloc.start()
+    try:
+        pool = make_pool.__wrapped__(message, 1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1.5 * len(pool.data)
+    bodies = [pool.data[begin:end] for begin, end in pairwise(pool.offsets.tolist())]
+    for body in bodies:
+        zeros = round(len(body) * 0.5)
+        assert not body[:zeros].any()
+        assert len(body) < 100 or body[zeros:].any()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
+from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario, plan
+from loadgen.driver import Capabilities, DriverInfo
 from loadgen.errors import HostError, ScenarioError
 from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
 from loadgen.plan import PROFILES, make_plan
@@ -56,10 +57,10 @@ def test_a_plan_refuses_over_half_of_the_free_disk() -> None:
     big = Scenario(
         name="big", question="?", message=Message(size_bytes=1_000_000), rate=Rate.fixed(10_000), kafka=Kafka()
     )
-    plan = make_plan([big], PROFILES["quick"])
-    plan.refuse_over_half_of(int(plan.peak_bytes_max * 2) + 1)
+    made = make_plan([big], PROFILES["quick"])
+    made.refuse_over_half_of(int(made.peak_bytes_max * 2) + 1)
     with pytest.raises(HostError, match=r"big/kafka.*half.*shorten"):
-        plan.refuse_over_half_of(int(plan.peak_bytes_max * 2) - 1)
+        made.refuse_over_half_of(int(made.peak_bytes_max * 2) - 1)
 
 
 def test_a_plan_without_the_broker_asked_for_says_so() -> None:
@@ -67,6 +68,51 @@ def test_a_plan_without_the_broker_asked_for_says_so() -> None:
     only_kafka = Scenario(name="k", question="?", rate=Rate.saturate(), kafka=Kafka())
     with pytest.raises(ScenarioError, match="no scenario here drives rabbitmq"):
         make_plan([only_kafka], PROFILES["quick"], brokers=("rabbitmq",))
+
+
+def test_a_plan_refuses_what_a_driver_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting beyond the driver's capabilities is one line naming both, before any broker is touched."""
+    scenario = Scenario(name="k", question="?", rate=Rate.saturate(), kafka=Kafka(compression_type="zstd"))
+    make_plan([scenario], PROFILES["quick"])
+    driver = DriverInfo("kafka", "kafka", "wire", Capabilities(partitions=True, compression=("none", "lz4")))
+    monkeypatch.setattr(plan, "load_driver", lambda _: driver)
+    with pytest.raises(ScenarioError, match=r"kafka\.compression_type = zstd: driver kafka cannot") as caught:
+        make_plan([scenario], PROFILES["quick"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("able", "settings", "lacking"),
+    [
+        (Capabilities(), {"confirms": True}, None),
+        (Capabilities(confirms=False), {"confirms": True}, "confirms = True"),
+        (Capabilities(confirms=False), {"acks": "all"}, "acks = all"),
+        (Capabilities(confirms=False), {"confirms": False, "acks": "0"}, None),
+        (Capabilities(), {"partitions": 2}, "partitions = 2"),
+        (Capabilities(), {"partitions": 1, "enable_idempotence": False, "compression_type": "none"}, None),
+        (Capabilities(), {"enable_idempotence": True}, "enable_idempotence = True"),
+        (Capabilities(compression=("none", "gzip")), {"compression_type": "lz4"}, "compression_type = lz4"),
+    ],
+)
+def test_a_capability_is_asked_for_by_the_setting_that_needs_it(
+    able: Capabilities, settings: dict[str, object], lacking: str | None
+) -> None:
+    """Each capability answers for one knob, and only where the knob is used."""
+    assert able.lacking(settings) == lacking
+
+
+def test_a_plan_says_where_keys_are_not_used() -> None:
+    """Keys choose a partition; a trial of RabbitMQ says that it has no use for them."""
+    scenario = BOTH.model_copy(update={"message": Message(keys=10)})
+    for trial in make_plan([scenario], PROFILES["quick"]).trials:
+        assert ("keys are not used" in trial.describe()) == (trial.broker == "rabbitmq")
+
+
+def test_rates_that_look_alike_are_trials_of_their_own() -> None:
+    """An id holds a swept value in full."""
+    scenario = Scenario(name="k", question="?", rate=Rate.fixed([1_234_567, 1_234_568, 0.5]), kafka=Kafka())
+    ids = {trial.id for trial in make_plan([scenario], PROFILES["quick"], repeats=1).trials}
+    assert len(ids) == 3
 
 
 def test_every_scenario_of_the_project_loads_and_is_short() -> None:

@@ -55,6 +55,31 @@ MISTAKES = [
     ),
     (lambda: scenario(kafka=Kafka(acks=1, enable_idempotence=True)), ("enable_idempotence", "acks = all")),
     (lambda: scenario(rabbitmq=RabbitMQ(prefetch=5, ack_every=50)), ("ack_every", "50", "prefetch")),
+    (lambda: RabbitMQ(prefetch=[100, 100]), ("prefetch", "100 stands in the sweep twice")),
+    (lambda: Kafka(acks=["1", 1]), ("acks", "'1' stands in the sweep twice")),
+    (lambda: Rate.fixed([10, 20, 10.0]), ("msgs_per_s", "10.0 stands in the sweep twice")),
+    (lambda: Rate.fixed([]), ("msgs_per_s", "at least 1 item")),
+    (lambda: Message(size_bytes=[64, 64]), ("size_bytes", "64 stands in the sweep twice")),
+    (lambda: Message(size_bytes=[]), ("size_bytes", "at least 1 item")),
+    (lambda: scenario(durability=["none", "none"]), ("durability", "stands in the sweep twice")),
+    (lambda: scenario(producers=[]), ("producers", "at least 1 item")),
+    (
+        lambda: scenario(kafka=None, message=Message(size_bytes=(16 << 20) + 1)),
+        ("message.size_bytes", "16777217", "at most 16777216", "max_message_size"),
+    ),
+    (
+        lambda: scenario(message=Message(size_bytes=[100, 1 << 20])),
+        ("message.size_bytes", "1048576", "kafka takes at most 1048495", "message.max.bytes = 1048588"),
+    ),
+    (
+        lambda: scenario(message=Message(size_bytes=Uniform(min_bytes=24, max_bytes=2_000_000))),
+        ("message.size_bytes", "2000000", "at most"),
+    ),
+    (lambda: scenario(kafka=Kafka(batch_size=2_000_000)), ("kafka.batch_size", "2000000", "1048588")),
+    (lambda: scenario(kafka=Kafka(batch_size=9_000, buffer_memory=8_000)), ("batch_size", "9000", "buffer_memory")),
+    (lambda: scenario(consumers=[1, 3], kafka=Kafka(partitions=2)), ("kafka.partitions = 2", "consumers = 3")),
+    (lambda: scenario(kafka=None, message=Message(keys=5)), ("message.keys = 5", "RabbitMQ")),
+    (lambda: scenario(kafka=Kafka(commit="before")), ("kafka.commit", "'before'", "class `broker`")),
 ]
 
 
@@ -93,8 +118,8 @@ def test_lists_are_sweeps_over_their_whole_product() -> None:
 @pytest.mark.parametrize(
     ("durability", "rabbitmq", "kafka"),
     [
-        ("none", {"confirms": False, "persistent": False, "ack": "automatic"}, {"acks": "0", "flush_messages": None}),
-        ("broker", {"confirms": True, "persistent": True, "queue_type": "classic"}, {"acks": "all"}),
+        ("none", {"confirms": False, "persistent": False, "ack": "automatic"}, {"acks": "0", "commit": "before"}),
+        ("broker", {"confirms": True, "persistent": True, "mandatory": False}, {"acks": "all", "commit": "after"}),
         ("flushed", {"confirms": True, "queue_type": "quorum"}, {"acks": "all", "flush_messages": 1}),
     ],
 )
@@ -133,3 +158,16 @@ def test_a_scenario_survives_json() -> None:
     """What a run keeps of a scenario builds the same scenario again."""
     first = scenario(durability=["none", "broker"], message=Message(size_bytes=LogNormal(median_bytes=200, sigma=1)))
     assert Scenario(**first.model_dump(mode="json", exclude_none=True)) == first
+
+
+def test_the_brokers_limits_leave_room_for_what_they_take() -> None:
+    """The largest message that each broker takes as it is shipped is no mistake."""
+    scenario(kafka=None, message=Message(size_bytes=16 << 20))
+    scenario(rabbitmq=None, message=Message(size_bytes=1_048_495))
+    scenario(message=Message(size_bytes=LogNormal(median_bytes=200, sigma=1)))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(0, "0"), (1, "1"), (-1, "all"), ("-1", "all"), ("all", "all")])
+def test_acks_may_be_written_as_kafka_does(given: object, kept: str) -> None:
+    """Numbers and words for the same promise come to the same knob."""
+    assert Kafka(acks=given).acks == kept

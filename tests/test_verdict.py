@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from loadgen import verdict
-from loadgen.verdict import Check, Facts, bound, judge, observed_facts
+from loadgen.facts import Facts, facts_of, observed_facts
+from loadgen.verdict import Check, bound, judge
 
 GOOD = Facts(
     durability="broker",
@@ -29,7 +30,8 @@ GOOD = Facts(
     others_cores=0.02,
     samples=10,
 )
-OPEN = {"rate_kind": "fixed", "offered_msgs_per_s": 10_000, "lag_p99_ns": 200_000, "e2e_p50_ns": 300_000}
+OPEN = {"rate_kind": "fixed", "offered_msgs_per_s": 10_000, "lag_p99_ns": 200_000, "e2e_p50_ns": 300_000,
+        "due": 100_000, "missing": 0}  # fmt: skip
 SHORT = {**OPEN, "achieved_msgs_per_s": 8_000, "goodput_msgs_per_s": 8_000}
 
 
@@ -51,12 +53,19 @@ TABLE = [
     ("integrity", {}, True),
     ("integrity", {"corrupted": 1}, False),
     ("integrity", {"corrupted": 1, "durability": "none"}, False),
+    ("foreign", {}, True),
+    ("foreign", {"foreign": 1}, False),
     ("loss", {}, True),
     ("loss", {"lost": 5}, True),  # never confirmed: the producer knows
     ("loss", {"lost": 5, "confirmed_lost": 1}, False),
     ("loss", {"confirmed_lost": 1, "durability": "flushed"}, False),
     ("loss", {"confirmed_lost": 1, "drained": False}, None),
-    ("loss", {"confirmed_lost": 1, "consumers": 0}, True),
+    ("loss", {"consumers": 0, "received": 0, "stored": 100_000}, True),
+    ("loss", {"consumers": 0, "received": 0, "stored": 99_999}, False),
+    ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 100_000}, True),
+    ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 99_999}, False),
+    ("loss", {"consumers": 0, "received": 0}, None),
+    ("loss", {"consumers": 0, "received": 0, "stored": 5, "durability": "none", "acked": None}, True),
     ("loss", {"lost": 9, "durability": "none", "acked": None}, True),
     ("loss", {"lost": 9, "durability": "none", "acked": None, "drained": False}, None),
     ("drained", {}, True),
@@ -71,6 +80,7 @@ TABLE = [
     ("broker's count", {}, True),
     ("broker's count", {"stored": 100_000}, True),
     ("broker's count", {"stored": 99_999}, False),
+    ("broker's count", {"stored": 99_999, "received": 0, "consumers": 0}, False),
     ("broker's count", {"stored": 99_999, "acked": 99_999, "received": 99_998}, True),
     ("broker's count", {"stored": 99_999, "acked": None}, False),  # received more than it stored
     ("broker's count", {"stored": 99_999, "acked": None, "duplicated": 1}, True),
@@ -78,7 +88,7 @@ TABLE = [
     ("errors", {}, True),
     ("errors", {"errors": {"nack": 0}}, True),
     ("errors", {"errors": {"nack": 2}}, None),
-    ("errors", {"errors": {"unsent": 2}}, True),
+    ("errors", {"errors": {"unsent": 2}}, None),
     ("schedule lag", {}, True),  # a closed loop
     ("schedule lag", OPEN, True),
     ("schedule lag", {**OPEN, "lag_p99_ns": None}, None),
@@ -94,6 +104,12 @@ TABLE = [
     ("rate", OPEN, True),
     ("rate", SHORT, True),
     ("rate", {**OPEN, "offered_msgs_per_s": None}, None),
+    ("latency complete", {}, True),  # a closed loop
+    ("latency complete", OPEN, True),
+    ("latency complete", {**OPEN, "missing": None}, None),
+    ("latency complete", {**OPEN, "missing": 1}, None),
+    ("latency complete", {**OPEN, "missing": 1_000}, None),
+    ("latency complete", {**OPEN, "missing": 1_001}, False),
     ("histogram range", {}, True),
     ("histogram range", {"out_of_range": 1}, False),
     ("generator CPU", {}, True),
@@ -245,3 +261,28 @@ def test_what_was_not_observed_is_left_to_the_facts_own_default() -> None:
     assert observed["alarms"] == ("disk",)
     assert not {"psi_cpu_some_share", "blocked_connections", "disk_full"} & observed.keys()
     assert dataclasses.replace(GOOD, **observed).others_names == ("cc1",)
+
+
+@pytest.mark.parametrize(
+    ("depth", "counted", "drained"), [(0, False, True), (3, True, False), (None, True, True), (None, False, False)]
+)
+def test_the_broker_decides_whether_a_queue_was_drained(depth: int | None, counted: bool, drained: bool) -> None:
+    """A duplicate in place of a missing message makes the counts equal; a depth that is known is not deceived."""
+    record: dict[str, Any] = {
+        "durability": "broker",
+        "rate": {"kind": "saturate"},
+        "consumers": 1,
+        "settings": {},
+        "window_s": 1.0,
+        "sent": 10,
+        "received": 10,
+        "latency_ns": {"schedule_lag": None, "e2e": None},
+        "broker_counts": {"stored": None, "depth_at_end": depth},
+        "out_of_range": 0,
+        "offered_msgs_per_s": None,
+        "sent_msgs_per_s": 10.0,
+        "goodput_msgs_per_s": 10.0,
+        "cpu_s": {},
+        "blocked_share": 0.0,
+    }
+    assert facts_of(record, drained=counted, due=None).drained is drained

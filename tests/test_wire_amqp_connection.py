@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "persistent": True,
     "confirms": True,
     "confirm_window": 100,
+    "mandatory": False,
     "prefetch": 100,
     "ack": "manual",
     "ack_every": 10,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-from collections import deque
+from collections import Counter, deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -277,6 +277,20 @@ def test_without_idempotence_nothing_is_lost(make: Any) -> None:
     producer, broker, payloads = make(FINE, RETRIABLE, FINE, None, enable_idempotence=False)
     assert seqs(send(producer, 3_000)) == list(range(3_000))
     assert sorted(set(broker.values(0))) == sorted(expected_values(payloads, 3_000))
+
+
+@pytest.mark.parametrize("is_idempotent", [False, True])
+def test_what_was_sent_again_is_told_where_it_may_be_stored_twice(make: Any, is_idempotent: bool) -> None:
+    """Without idempotence every doubled message was told of; with it nothing is doubled and nothing told."""
+    producer, broker, payloads = make(FINE, "lost", FINE, RETRIABLE, enable_idempotence=is_idempotent)
+    send(producer, 3_000)
+    expected = expected_values(payloads, 3_000)
+    counts = Counter(broker.values(0))
+    doubled = {seq for seq, value in enumerate(expected) if counts[value] > 1}
+    told = set(producer.resent_seqs().tolist())
+    assert bool(doubled) is bool(told) is not is_idempotent
+    assert doubled <= told
+    assert len(told) < 3_000
 
 
 def test_duplicates_are_success(make: Any) -> None:

@@ -10,21 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MEMORY_CEILING_BYTES = 2 * 1024**3  # also docker-compose.yml's limit
-SYSCTLS = (
-    "net/core/rmem_default",
-    "net/core/rmem_max",
-    "net/core/wmem_default",
-    "net/core/wmem_max",
-    "net/core/somaxconn",
-    "net/ipv4/tcp_rmem",
-    "net/ipv4/tcp_wmem",
-    "net/ipv4/tcp_congestion_control",
-    "vm/dirty_ratio",
-    "vm/dirty_background_ratio",
-    "vm/dirty_bytes",
-    "vm/dirty_background_bytes",
-    "vm/swappiness",
-)
 
 
 def memory_ceiling_bytes() -> int:
@@ -34,8 +19,10 @@ def memory_ceiling_bytes() -> int:
 
 def settings() -> dict[str, str]:
     """The kernel's settings that brokers inherit; nothing here changes them."""
+    from loadgen.host import SYSCTLS  # noqa: PLC0415 - it brings psutil, which this package does without
+
     found = {}
-    for name in SYSCTLS:
+    for name in (*SYSCTLS, "vm/dirty_bytes", "vm/dirty_background_bytes"):  # where these are set, the ratios read 0
         path = Path("/proc/sys") / name
         if path.is_file():
             found[name.replace("/", ".")] = " ".join(path.read_text(encoding="ascii").split())

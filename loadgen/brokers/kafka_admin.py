@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loadgen.brokers.redact import BLANK, is_secret
 from loadgen.errors import BrokerError
+from loadgen.redaction import BLANK, is_secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

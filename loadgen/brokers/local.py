@@ -181,9 +181,12 @@ def _acquire(
         _end_abandoned(root, progress)
         try:
             for broker in brokers:
+                earlier = state.load(broker, root)
                 cluster = _running(broker, root, nodes=nodes, cpus=cpus, progress=progress)
                 if cluster is None:
                     cluster = _planned(broker, root, installations[broker], nodes=nodes, cpus=cpus, held=held_ports)
+                    # One that was to stay and has died meanwhile is to stay again, whoever starts it anew.
+                    cluster.kept = earlier is not None and earlier.kept
                     begun.append(cluster)
                 taken.append(cluster)
                 _own(cluster, token)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen import tls
 from loadgen.brokers.kafka_admin import describe_broker
-from loadgen.brokers.redact import redacted
+from loadgen.drivers.kafka_config import client_settings
 from loadgen.errors import BrokerError
+from loadgen.redaction import redacted
 
 if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint, Tls
@@ -73,7 +74,7 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
 
 def kafka(endpoint: Endpoint, url: str) -> Endpoint:
     """Asks for the cluster's metadata and returns the endpoint with the first broker's own configuration."""
-    settings = librdkafka_settings(endpoint)
+    settings = client_settings(endpoint)
     broker_ids = _reach_kafka(settings, endpoint, url)
     described = describe_broker(settings, broker_ids[0])
     return replace(
@@ -88,30 +89,6 @@ def kafka(endpoint: Endpoint, url: str) -> Endpoint:
             *(f"{key} = {value} (found on the external broker)" for key, value in described.changed.items()),
         ),
     )
-
-
-def librdkafka_settings(endpoint: Endpoint) -> dict[str, Any]:
-    """How librdkafka is told to reach an endpoint (user and password by SASL PLAIN)."""
-    settings: dict[str, Any] = {
-        "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in endpoint.hosts),
-        "security.protocol": ("SASL_" if endpoint.credentials else "") + ("SSL" if endpoint.tls else "PLAINTEXT"),
-    }
-    if endpoint.credentials:
-        settings |= {
-            "sasl.mechanism": "PLAIN",
-            "sasl.username": endpoint.credentials.username,
-            "sasl.password": endpoint.credentials.password,
-        }
-    if endpoint.tls:
-        files = {
-            "ssl.ca.location": endpoint.tls.ca_file,
-            "ssl.certificate.location": endpoint.tls.cert_file,
-            "ssl.key.location": endpoint.tls.key_file,
-        }
-        settings |= {name: str(path) for name, path in files.items() if path}
-        if not endpoint.tls.verify:
-            settings["enable.ssl.certificate.verification"] = False
-    return settings
 
 
 def refused(url: str, user: str, broker: str) -> str:
@@ -135,7 +112,6 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
     watched: dict[str, Any] = {
         **settings,
         "error_cb": errors.append,
-        "logger": _silent_logger(),
         "socket.connection.setup.timeout.ms": 3000,
     }
     try:
@@ -159,13 +135,6 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
     said = next((error.str()[:200] for error in errors if error.name() != "_ALL_BROKERS_DOWN"), "no answer")
     hint = _about_tls(endpoint.tls, "kafka+tls") + ("" if endpoint.credentials else " or credentials")
     raise BrokerError(f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s{hint}: {said}")
-
-
-def _silent_logger() -> logging.Logger:
-    logger = logging.getLogger("loadgen.brokers.librdkafka")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
-    return logger
 
 
 def _about_tls(settings: Tls | None, scheme: str) -> str:

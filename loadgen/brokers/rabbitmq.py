@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from loadgen.brokers import host, install_rabbitmq, ports, process
-from loadgen.brokers.redact import redacted
 from loadgen.endpoint import Credentials, Endpoint
 from loadgen.errors import BrokerError
+from loadgen.redaction import redacted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -45,6 +45,9 @@ class KafkaAdmin:
         check(endpoint)
         self._address = endpoint.address
         self._client = AdminClient(client_settings(endpoint))
+        # What never changes of a topic while it lives, so that a gauge that asks each second asks for little.
+        self._known: dict[str, list[TopicPartition]] = {}
+        self._begins: dict[str, int] = {}
 
     def _result(self, what: str, future: Any) -> Any:
         try:
@@ -60,14 +63,7 @@ class KafkaAdmin:
         config = {"file.delete.delay.ms": str(FILE_DELETE_DELAY_MS)}
         if settings.get("flush_messages") is not None:
             config["flush.messages"] = str(settings["flush_messages"])
-        if settings.get("min_insync_replicas") is not None:
-            config["min.insync.replicas"] = str(settings["min_insync_replicas"])
-        topic = NewTopic(
-            target.name,
-            num_partitions=settings["partitions"],
-            replication_factor=settings.get("replication_factor") or 1,
-            config=config,
-        )
+        topic = NewTopic(target.name, num_partitions=settings["partitions"], replication_factor=1, config=config)
         future = self._client.create_topics([topic], operation_timeout=CALL_S)[target.name]
         self._result(f"topic {target.name} cannot be created", future)
         self._wait_until_led(target)
@@ -92,17 +88,33 @@ class KafkaAdmin:
         return self._result(f"topic {target.name} cannot be described", future)
 
     def _partitions(self, target: Target) -> list[TopicPartition]:
-        """The topic's partitions that have a leader."""
-        led = [each.id for each in self._describe(target).partitions if each.leader is not None]
-        return [TopicPartition(target.name, each) for each in led]
+        """The topic's partitions that have a leader; asked for until all of them have one."""
+        if target.name not in self._known:
+            led = [each.id for each in self._describe(target).partitions if each.leader is not None]
+            found = [TopicPartition(target.name, each) for each in led]
+            if len(found) < target.settings["partitions"]:
+                return found
+            self._known[target.name] = found
+        return self._known[target.name]
 
     def _offsets(self, target: Target, which: OffsetSpec) -> dict[int, int]:
+        try:
+            return self._list_offsets(target, which)
+        except BrokerError:
+            # Where a broker went and came back, librdkafka looks for the leaders when the topic is described.
+            if self._known.pop(target.name, None) is None:
+                raise
+        return self._list_offsets(target, which)
+
+    def _list_offsets(self, target: Target, which: OffsetSpec) -> dict[int, int]:
         futures = self._client.list_offsets(dict.fromkeys(self._partitions(target), which), request_timeout=CALL_S)
         what = f"topic {target.name} tells no offsets"
         return {each.partition: self._result(what, future).offset for each, future in futures.items()}
 
     def delete(self, target: Target) -> None:
         """Delete the topic and what its group has committed; what is gone already is no error."""
+        self._known.pop(target.name, None)
+        self._begins.pop(target.name, None)
         future = self._client.delete_topics([target.name], operation_timeout=CALL_S)[target.name]
         self._unless(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {target.name} cannot be deleted", future)
         if target.group:
@@ -115,9 +127,14 @@ class KafkaAdmin:
             return
         self._result(what, future)
 
-    def depth(self, target: Target) -> int:
-        """How many messages the group has not committed yet."""
+    def depth(self, target: Target, received: int | None = None) -> int:
+        """How many messages consumers have not been handed yet or, without `received`, not committed yet."""
         ends = self._offsets(target, LATEST)
+        if received is not None:
+            if target.name not in self._begins:
+                self._begins[target.name] = sum(self._offsets(target, EARLIEST).values())
+            # What is handed out a second time counts twice in `received`.
+            return max(0, sum(ends.values()) - self._begins[target.name] - received)
         begins = self._offsets(target, EARLIEST)
         committed = self._committed(target, list(ends)) if target.group else {}
         return sum(end - int(committed.get(partition, begins[partition])) for partition, end in ends.items())

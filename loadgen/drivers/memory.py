@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.driver import Capabilities, DriverInfo, Received, Settled
+from loadgen.driver import DriverInfo, Received, Settled, confirms
 from loadgen.drivers.memory_hub import Behaviour, Hub
 from loadgen.drivers.memory_link import (
     NS_PER_S,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName
     from loadgen.payload import Payloads
 
-INFO = DriverInfo("memory", "memory", "memory", Capabilities(redelivered_flag=True, tls=False))
+INFO = DriverInfo("memory", "memory", "memory")
 DEFAULT_WINDOW_MSGS = 1_000
 STOP_S = 5.0
 REFUSED = "refused"
@@ -185,8 +185,9 @@ class MemoryAdmin:
         """End it."""
         self._queues.close(target)
 
-    def depth(self, target: Target) -> int:
+    def depth(self, target: Target, received: int | None = None) -> int:
         """Messages that wait for delivery or for their acknowledgement."""
+        del received  # the queue knows by itself
         return int(self._ask(target)["depth"])
 
     def stored(self, target: Target) -> int | None:
@@ -217,7 +218,7 @@ class MemoryProducer:
 
     def __init__(self, target: Target, payloads: Payloads, link: Link) -> None:
         settings = target.settings
-        self._confirms = bool(settings.get("confirms", settings.get("acks") != "0"))
+        self._confirms = confirms(settings)
         window = settings.get("confirm_window")
         if window is None and "buffer_memory" in settings:
             window = max(1, int(settings["buffer_memory"] / payloads.mean_size_bytes))

@@ -37,11 +37,5 @@ DRIVER = ClientKafka(
     name="confluent",
     broker="kafka",
     kind="client",
-    capabilities=Capabilities(
-        redelivered_flag=True,
-        partitions=True,
-        compression=("none", "gzip", "snappy", "lz4", "zstd"),
-        idempotence=True,
-        stamps_acks_in_native_thread=True,
-    ),
+    capabilities=Capabilities(partitions=True, compression=("none", "gzip", "snappy", "lz4", "zstd"), idempotence=True),
 )

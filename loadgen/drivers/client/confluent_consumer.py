@@ -1,15 +1,20 @@
-"""A consumer through confluent-kafka: waits for the first message, then takes what is there without waiting."""
+"""A consumer through confluent-kafka: waits for the first message, then takes what is there without waiting.
+
+A group shares its partitions out only while all of its members poll. A consumer that waits for its trial to begin
+is therefore polled by a thread of its own, its partitions paused, so that it is ready when it says so.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from loadgen.driver import Received
-from loadgen.drivers.client.confluent_watch import Watch
+from loadgen.drivers.client.confluent_watch import Watch, start_native_thread, wait_for
 from loadgen.drivers.kafka_config import client_settings
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError, TrialError
@@ -22,7 +27,9 @@ if TYPE_CHECKING:
 MAX_FETCH_BYTES = 50 << 20  # the Java client's fetch.max.bytes
 MAX_CONSUME = 1_000_000  # confluent-kafka's own limit of one call
 SESSION_TIMEOUT_MS, MAX_POLL_INTERVAL_MS = 45_000, 300_000  # the Java client's
+JOINED_S = 30.0  # how long a group may take to give a consumer its partitions
 _METADATA_S = 10.0
+_POLL_S = 0.02
 _PASSING = {
     KafkaError._PARTITION_EOF,  # noqa: SLF001 - librdkafka's local codes are named so
     KafkaError._TRANSPORT,  # noqa: SLF001
@@ -39,7 +46,8 @@ def consumer_settings(target: Target) -> dict[str, Any]:
         "group.id": target.group or f"loadgen-{target.name}",
         "auto.offset.reset": "earliest",
         "enable.auto.commit": bool(target.group),
-        "enable.auto.offset.store": False,
+        # At most once: librdkafka itself stores the offset of whatever it hands out.
+        "enable.auto.offset.store": bool(target.group) and knobs["commit"] == "before",
         "auto.commit.interval.ms": knobs["auto_commit_interval_ms"],
         "fetch.min.bytes": knobs["fetch_min_bytes"],
         "fetch.wait.max.ms": knobs["fetch_max_wait_ms"],
@@ -66,15 +74,63 @@ class ConfluentConsumer:
         self._max_poll_records = min(target.settings["max_poll_records"], MAX_CONSUME)
         self._handed: dict[int, int] = {}
         self._highest: dict[int, int] = {}
+        self._settles = bool(target.group) and target.settings["commit"] == "after"
+        self._joined, self._begun = threading.Event(), threading.Event()
+        self._waiting: threading.Event | None = None  # set when the thread that polls until the beginning has ended
+        self._refused: KafkaError | None = None
         settings = consumer_settings(target)
         try:
             self._client = Consumer({**settings, "error_cb": self._watch.on_error})
             if target.group:
-                self._client.subscribe([target.name])
+                self._client.subscribe([target.name], on_assign=self._assigned)
             else:
                 self._client.assign(self._share(index, count))
         except KafkaException as error:
             raise BrokerError(f"kafka at {target.endpoint.address}: {error.args[0].str()}") from None
+        if target.group:
+            self._join()
+
+    def _join(self) -> None:
+        """Wait until the group has given this consumer its partitions; raises BrokerError after `JOINED_S`."""
+        self._waiting = start_native_thread(self._poll_until_begun)
+        wait_for(self._joined, JOINED_S)
+        if self._refused is None and self._joined.is_set():
+            return
+        reason = f"no partitions after {JOINED_S:g} s" if self._refused is None else self._refused.name()
+        self.close()
+        raise BrokerError(f"kafka at {self._target.endpoint.address}: group {self._target.group}: {reason}")
+
+    def _poll_until_begun(self) -> None:
+        """The thread's work: take part in the group; its partitions are paused, so that no message comes."""
+        while not self._begun.is_set() and self._refused is None:
+            message = self._client.poll(_POLL_S)
+            error = None if message is None else message.error()
+            if error is not None and not _passes(error):
+                self._refused = error
+                self._joined.set()
+
+    def _assigned(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        """A callback of whoever polls: the group gave these partitions."""
+        client.assign(partitions)
+        if not self._begun.is_set():
+            client.pause(partitions)
+        self._joined.set()
+
+    def _begin(self) -> None:
+        """The first call that wants messages: from here on it is the caller who polls."""
+        self._stop_waiting()
+        try:
+            self._client.resume(self._client.assignment())
+        except KafkaException as error:
+            raise TrialError(f"kafka at {self._target.endpoint.address}: {error.args[0].str()}") from None
+        if self._refused is not None:
+            self._failed(self._refused)
+
+    def _stop_waiting(self) -> None:
+        self._begun.set()
+        if self._waiting is not None:
+            wait_for(self._waiting, JOINED_S)
+            self._waiting = None
 
     def _share(self, index: int, count: int) -> list[TopicPartition]:
         topic = self._client.list_topics(self._target.name, timeout=_METADATA_S).topics[self._target.name]
@@ -82,6 +138,8 @@ class ConfluentConsumer:
 
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait for the first message, then take what librdkafka has fetched already, at most `max_poll_records`."""
+        if self._waiting is not None:
+            self._begin()
         first = self._client.poll(timeout_s)
         if first is None:
             self._watch.look(self._client)
@@ -91,16 +149,16 @@ class ConfluentConsumer:
         rest = self._client.consume(self._max_poll_records - 1, 0) if self._max_poll_records > 1 else []
         by_partition: dict[int, list[Message]] = {}
         for message in (first, *rest):
-            if message.error() is not None:
-                self._failed(message.error())
-            else:
-                by_partition.setdefault(message.partition(), []).append(message)
+            if (error := message.error()) is not None:
+                self._failed(error)
+            elif (partition := message.partition()) is not None:
+                by_partition.setdefault(partition, []).append(message)
         if by_partition:
             self._watch.well()
         return [self._received(partition, messages, read_ns) for partition, messages in by_partition.items()]
 
     def _failed(self, error: KafkaError) -> None:
-        if not (error.retriable() or error.code() in _PASSING):
+        if not _passes(error):
             raise TrialError(f"kafka at {self._target.endpoint.address}: {error.name()}: {error.str()}")
 
     def _received(self, partition: int, messages: list[Message], read_ns: int) -> Received:
@@ -112,11 +170,11 @@ class ConfluentConsumer:
         else:
             sizes = np.fromiter(map(len, values), np.int64, len(values))
             starts = np.cumsum(sizes) - sizes
-        first, last = messages[0].offset(), messages[-1].offset()
+        first, last = cast("int", messages[0].offset()), cast("int", messages[-1].offset())
         seen = self._highest.get(partition, 0)
         redelivered = None
         if first < seen:
-            redelivered = np.array([message.offset() < seen for message in messages])
+            redelivered = np.array([cast("int", message.offset()) < seen for message in messages])
         self._highest[partition] = max(seen, last + 1)
         self._handed[partition] = last + 1
         return Received(
@@ -131,8 +189,8 @@ class ConfluentConsumer:
         )
 
     def settle(self) -> None:
-        """Let the offsets of what was handed out be committed."""
-        if not (self._handed and self._target.group):
+        """Let the offsets of what was handed out be committed (with commit = before, they may have been)."""
+        if not (self._handed and self._settles):
             return
         handed, self._handed = self._handed, {}
         for partition, offset in handed.items():
@@ -145,7 +203,13 @@ class ConfluentConsumer:
 
     def close(self) -> None:
         """Commit what was stored, leave the group; never raises."""
+        self._stop_waiting()
         try:
             self._client.close()
         except (KafkaException, RuntimeError):
             return
+
+
+def _passes(error: KafkaError) -> bool:
+    """Whether librdkafka mends this by itself."""
+    return bool(error.retriable() or error.code() in _PASSING)

@@ -77,6 +77,7 @@ class ConfluentProducer:
         self._topic = target.name
         self._payloads = payloads
         self._has_acks = acks_number(target.settings["acks"]) != 0
+        self._is_idempotent = bool(target.settings["enable_idempotence"])
         self._mean_bytes = int(payloads.mean_size_bytes) + (KEY_BYTES if payloads.message.keys else 0)
         self._buffer_bytes: int = target.settings["buffer_memory"]
         self._outstanding = 0
@@ -138,7 +139,7 @@ class ConfluentProducer:
             self._publish()
             self._chunk = (now_ns, {})
         name = None if error is None else error.name()
-        self._chunk[1].setdefault(name, []).append(message.value())
+        self._chunk[1].setdefault(name, []).append(message.value() or b"")
 
     def _publish(self) -> None:
         at_ns, by_error = self._chunk
@@ -180,6 +181,13 @@ class ConfluentProducer:
         while self._outstanding and (left_s := deadline_s - time.monotonic()) > 0:
             settled += self.poll(min(left_s, _POLL_S))
         return settled
+
+    def resent_seqs(self) -> Int64 | None:
+        """None where librdkafka may repeat: it does not tell (`loadgen.driver.Resending`).
+
+        With idempotence its repetitions double nothing, and without acknowledgements a written message is done.
+        """
+        return None if self._has_acks and not self._is_idempotent else np.zeros(0, np.int64)
 
     def close(self) -> None:
         """Stop the thread and drop what was not sent; never raises."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadgen.driver import Capabilities, DriverInfo
+from loadgen.driver import DriverInfo
 from loadgen.drivers.client.pika_consumers import BlockingConsumer, SelectConsumer
 from loadgen.drivers.client.pika_producers import BlockingProducer, SelectProducer
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
@@ -56,5 +56,5 @@ class BlockingDriver(DriverInfo):
         return BlockingConsumer(target, index)
 
 
-SELECT_DRIVER = SelectDriver("pika", "rabbitmq", "client", Capabilities(redelivered_flag=True))
-BLOCKING_DRIVER = BlockingDriver("pika-blocking", "rabbitmq", "client", Capabilities(redelivered_flag=True))
+SELECT_DRIVER = SelectDriver("pika", "rabbitmq", "client")
+BLOCKING_DRIVER = BlockingDriver("pika-blocking", "rabbitmq", "client")

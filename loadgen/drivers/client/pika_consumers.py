@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Inbox:
         return received
 
 
-class _PikaConsumer:
+class _PikaConsumer(ABC):
     """What both consumers share: the inbox, and acks when they are due."""
 
     def __init__(self, target: Target, index: int) -> None:
@@ -96,11 +97,13 @@ class _PikaConsumer:
             self._pump(0)  # raises with the broker's reason, if there is one
             raise TrialError(describe(self._endpoint, error)) from None
 
+    @abstractmethod
     def _pump(self, timeout_s: float) -> None:
-        raise NotImplementedError
+        """Let pika serve the connection until there is a message, or for so long."""
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Close the connection; never raises."""
 
     def _cancelled_text(self) -> str:
         return (

@@ -15,7 +15,7 @@ from loadgen.driver import Settled
 from loadgen.drivers.client.pika_loop import LOST, SelectLoop
 from loadgen.drivers.rabbitmq_admin import connect, describe
 from loadgen.drivers.wire.amqp_frames import Unconfirmed, settle_confirms
-from loadgen.drivers.wire.amqp_producer import MAX_BATCH_BYTES, NACK, seq_of
+from loadgen.drivers.wire.amqp_producer import MAX_BATCH_BYTES, NACK, poll_while, seq_of
 from loadgen.errors import BrokerError, TrialError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class SelectProducer:
     def __init__(self, target: Target, payloads: Payloads) -> None:
         settings = target.settings
         self._queue, self._payloads, self._properties = target.name, payloads, _properties(target)
-        self._mandatory = settings.get("mandatory", False)
+        self._mandatory = settings["mandatory"]
         self._unconfirmed = Unconfirmed(settings["confirm_window"]) if settings["confirms"] else None
         self._batch_msgs = max(1, min(UNCONFIRMED_BATCH_MSGS, int(MAX_BATCH_BYTES / payloads.mean_size_bytes)))
         self._seq_of_tag_0: int | None = None
@@ -98,14 +98,12 @@ class SelectProducer:
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is written and, with confirms, settled, at most `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        settled = self.poll(0)
-        while self._loop.unsent_bytes or (self._unconfirmed is not None and self._unconfirmed.count):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            settled += self.poll(left_s)
-        return settled
+        unconfirmed = self._unconfirmed
+        return poll_while(
+            lambda: self._loop.unsent_bytes > 0 or (unconfirmed is not None and unconfirmed.count > 0),
+            self.poll,
+            timeout_s,
+        )
 
     def close(self) -> None:
         """Close the connection; never raises."""
@@ -145,7 +143,7 @@ class BlockingProducer:
         settings = target.settings
         self._endpoint = target.endpoint
         self._queue, self._payloads, self._properties = target.name, payloads, _properties(target)
-        self._mandatory = settings.get("mandatory", False)
+        self._mandatory = settings["mandatory"]
         self._confirms = settings["confirms"]
         self._batch_msgs = 1 if self._confirms else UNCONFIRMED_BATCH_MSGS
         self._settled: list[Settled] = []

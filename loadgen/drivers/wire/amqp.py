@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadgen.driver import Capabilities, DriverInfo
+from loadgen.driver import DriverInfo
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
 from loadgen.drivers.wire.amqp_consumer import AmqpConsumer
 from loadgen.drivers.wire.amqp_producer import AmqpProducer
@@ -34,4 +34,4 @@ class AmqpDriver(DriverInfo):
         return AmqpConsumer(target, index)
 
 
-DRIVER = AmqpDriver("amqp", "rabbitmq", "wire", Capabilities(redelivered_flag=True))
+DRIVER = AmqpDriver("amqp", "rabbitmq", "wire")

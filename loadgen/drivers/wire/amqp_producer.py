@@ -20,6 +20,8 @@ from loadgen.drivers.wire.amqp_frames import (
 from loadgen.payload import SEQUENCE_BITS, STAMP, STAMP_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadgen.driver import Int64, Target
     from loadgen.drivers.wire.amqp_frames import Frame
     from loadgen.payload import Payloads
@@ -51,7 +53,7 @@ class AmqpProducer:
         self._seq_of_tag_0 = 0
         self._returned: list[Settled] = []
         self._return: _Return | None = None
-        how = {"persistent": settings["persistent"], "mandatory": settings.get("mandatory", False)}
+        how = {"persistent": settings["persistent"], "mandatory": settings["mandatory"]}
         frame_max = self._connection.frame_max
         self._frames: PublishTemplate | PublishPacker
         if payloads.size_bytes is None:
@@ -108,14 +110,12 @@ class AmqpProducer:
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is written and, with confirms, settled, at most `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        settled = self.poll(0)
-        while self._connection.has_unsent or (self._unconfirmed is not None and self._unconfirmed.count):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            settled += self.poll(left_s)
-        return settled
+        unconfirmed = self._unconfirmed
+        return poll_while(
+            lambda: self._connection.has_unsent or (unconfirmed is not None and unconfirmed.count > 0),
+            self.poll,
+            timeout_s,
+        )
 
     def close(self) -> None:
         """Write what is unsent and close; never raises."""
@@ -180,6 +180,15 @@ class _Return:
     def seq(self) -> int:
         """The sequence number in the stamp."""
         return seq_of(self._body)
+
+
+def poll_while(is_busy: Callable[[], bool], poll: Callable[[float], list[Settled]], timeout_s: float) -> list[Settled]:
+    """Poll at least once and while there is something to wait for, at most `timeout_s`; what was settled."""
+    deadline_s = time.monotonic() + timeout_s
+    settled = poll(0)
+    while is_busy() and (left_s := deadline_s - time.monotonic()) > 0:
+        settled += poll(left_s)
+    return settled
 
 
 def seq_of(body: bytes | bytearray) -> int:

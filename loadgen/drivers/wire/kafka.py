@@ -39,5 +39,5 @@ DRIVER = WireKafka(
     name="kafka",
     broker="kafka",
     kind="wire",
-    capabilities=Capabilities(redelivered_flag=True, partitions=True, compression=CODECS, idempotence=True),
+    capabilities=Capabilities(partitions=True, compression=CODECS, idempotence=True),
 )

@@ -109,6 +109,7 @@ class KafkaConsumer:
         self._reader = RecordReader()
         self._progress = Progress()
         self._commits: Commits | None = None
+        self._commits_before: bool = settings["commit"] == "before"
         if self._partitions:
             self._start(target)
 
@@ -137,12 +138,18 @@ class KafkaConsumer:
                 left_s = min(left_s, _LOOK_S)
             connections = [link.connection for link in self._links.values()]
             wait(connections, left_s)
-        if self._commits is not None:
+        if self._commits_before:
+            self._processed()
+        elif self._commits is not None:
             self._commits.poll()
         return received
 
     def settle(self) -> None:
-        """What was handed out has been processed: it may be committed."""
+        """What was handed out has been processed: it may be committed (with commit = before, it may have been)."""
+        if not self._commits_before:
+            self._processed()
+
+    def _processed(self) -> None:
         if self._commits is not None:
             self._commits.processed(self._progress.handed)
 
@@ -171,9 +178,9 @@ class KafkaConsumer:
             if partition not in asked and partition not in self._not_before_s:
                 by_node.setdefault(self._cluster.leaders.get(partition, -1), []).append(partition)
         for node, partitions in by_node.items():
-            link = self._link(node)
-            if link is not None and not link.asked:
-                self._ask(node, link, partitions)
+            found = self._link(node)
+            if found is not None and not found.asked:
+                self._ask(node, found, partitions)
 
     def _expire(self) -> None:
         now_s = time.monotonic()
@@ -182,14 +189,13 @@ class KafkaConsumer:
                 self._lose(node, LinkError(f"no answer within {self._patience_s:g} s"))
 
     def _link(self, node: int) -> Link | None:
-        link = self._links.get(node)
-        if link is None and not self._is_stale:
+        if node not in self._links and not self._is_stale:
             try:
-                link = self._links[node] = Link(self._cluster.connect(node))
+                self._links[node] = Link(self._cluster.connect(node))
             except LinkError as error:
                 self._is_stale = True
                 self._cluster.trouble(str(error))
-        return link
+        return self._links.get(node)
 
     def _ask(self, node: int, link: Link, partitions: list[int]) -> None:
         asked = [

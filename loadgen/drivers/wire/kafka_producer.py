@@ -209,6 +209,10 @@ class KafkaProducer:
             settled += self._poll(left_s if self._sender.acks else min(left_s, _LOOK_S), flushing=True)
         return settled
 
+    def resent_seqs(self) -> Int64:
+        """Messages of batches sent again that the broker could not tell from new ones (`loadgen.driver.Resending`)."""
+        return np.concatenate([np.zeros(0, np.int64), *(np.asarray(each) for each in self._sender.resent)])
+
     def close(self) -> None:
         """Close the connections."""
         self._sender.close()

@@ -213,7 +213,7 @@ class Connection:
 
     def _resize(self, capacity: int) -> None:
         self.buffer: UInt8 = np.empty(capacity + SLACK_BYTES, np.uint8)
-        self._view = memoryview(self.buffer)
+        self._view = self.buffer.data
         self._capacity = capacity
 
     def _make_room(self, frame_bytes: int) -> None:

@@ -124,6 +124,7 @@ class Sender:
         self._codec = CODECS.index(settings["compression_type"])
         self._codecs = Codecs()
         self.held_bytes = 0
+        self.resent: list[Int64 | range] = []
         self._is_idempotent = bool(settings["enable_idempotence"])
         self._identity = self.cluster.producer_id() if self._is_idempotent else (-1, -1)
         self._needs_identity = False
@@ -218,6 +219,9 @@ class Sender:
         parts: list[bytes | memoryview] = []
         size_bytes = 8 + len(self._middle) + 4
         for queue, batch in batches:
+            # Under the sequence number that it had before, the broker stores it once however often it comes.
+            if batch.is_retry and batch.sequence in {None, -1}:
+                self.resent += batch.seqs
             sealed = self._seal(queue, batch)
             parts += [struct.pack(">ii", queue.partition, len(sealed)), sealed]
             size_bytes += 8 + len(sealed)
@@ -267,7 +271,7 @@ class Sender:
         return settled
 
     def _answered(self, link: Link, begin: int, at_ns: int, settled: list[Settled]) -> None:
-        buffer = link.connection.buffer
+        buffer = link.connection.buffer.data
         (correlation,) = struct.unpack_from(">i", buffer, begin)
         if not link.requests or link.requests[0].correlation != correlation:
             raise LinkError(f"an answer to request {correlation} came out of turn")

@@ -1,0 +1,174 @@
+"""What is known of a trial when it is judged: its record, what the observer saw, and what follows from both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CARRIED_SHARE = 0.01
+"""An open loop carried its rate when it fell short by at most 1 %; runs vary by 5 to 13 % (measured)."""
+CORE_FULL_SHARE = 0.95
+"""A thread that ran 95 % of the time has no room left: the rest is the scheduler's."""
+HOST_FULL_SHARE = 0.95
+"""The design's limit of a used-up machine."""
+PSI_CPU_LIMIT = 0.5
+"""Some task waited for a CPU half of the time: cores are short even if their mean is not full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a trial's measured window when it is judged; None is "not observed", never zero.
+
+    Counts are messages. `acked` is None where nothing is confirmed, `stored` where the broker keeps no
+    count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
+    `achieved` what was sent and `goodput` what was received once, intact and inside the window.
+    `explained_duplicates` are those by a stated redelivery or the producer's own resend. `due` messages were
+    intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received.
+    Shares are of the window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest
+    thread of the busiest producer or consumer. `producers_held_back_share` is the share of time in which a
+    producer had messages due and no room for them.
+    """
+
+    durability: str
+    rate_kind: Literal["fixed", "poisson", "ramp", "saturate"]
+    consumers: int
+    window_s: float
+    sent: int
+    acked: int | None
+    received: int
+    lost: int = 0
+    confirmed_lost: int = 0
+    duplicated: int = 0
+    explained_duplicates: int = 0
+    corrupted: int = 0
+    foreign: int = 0
+    due: int | None = None
+    missing: int | None = None
+    out_of_order: int = 0
+    order_promised: bool = True
+    stored: int | None = None
+    depth_at_end: int | None = None
+    drained: bool = True
+    errors: Mapping[str, int] = field(default_factory=dict)
+    out_of_range: int = 0
+    offered_msgs_per_s: float | None = None
+    achieved_msgs_per_s: float = 0.0
+    goodput_msgs_per_s: float = 0.0
+    lag_p99_ns: int | None = None
+    e2e_p50_ns: int | None = None
+    cpu_cores: Mapping[str, float | None] = field(default_factory=dict)
+    agent_core_share_max: float | None = None
+    producers_held_back_share: float | None = None
+    producers_idle_share: float | None = None
+    host_busy_share: float | None = None
+    psi_cpu_some_share: float | None = None
+    steal_share: float | None = None
+    others_cores: float | None = None
+    others_names: tuple[str, ...] = ()
+    alarms: tuple[str, ...] | None = None
+    blocked_connections: int | None = None
+    disk_full: bool | None = None
+    samples: int | None = None
+    observer_defects: tuple[str, ...] = ()
+
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether intended times exist."""
+        return self.rate_kind != "saturate"
+
+    @property
+    def is_carried(self) -> bool | None:
+        """Whether an open loop sent and delivered what its schedule asked for; None in a closed loop."""
+        if not self.is_open_loop or self.offered_msgs_per_s is None:
+            return None
+        rates = [self.achieved_msgs_per_s] + [self.goodput_msgs_per_s] * (self.consumers > 0)
+        missing = (self.offered_msgs_per_s - min(rates)) * self.window_s
+        offered = self.offered_msgs_per_s * self.window_s
+        # A message more or less at the window's edges is chance; so are three deviations of random arrivals.
+        chance = 3 * math.sqrt(offered) if self.rate_kind == "poisson" else 2
+        return missing <= max(CARRIED_SHARE * offered, chance)
+
+    @property
+    def is_generator_full(self) -> bool:
+        """Whether a producer's or consumer's busiest thread used up its core."""
+        return (self.agent_core_share_max or 0) >= CORE_FULL_SHARE
+
+    @property
+    def is_host_full(self) -> bool:
+        """Whether clients and broker together used up the machine's CPUs."""
+        waited_share = self.psi_cpu_some_share or 0
+        return (self.host_busy_share or 0) >= HOST_FULL_SHARE or waited_share >= PSI_CPU_LIMIT
+
+
+def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Facts:
+    """What the verdict looks at, from a complete trial's record.
+
+    Args:
+        record: as `loadgen.trial` has made it, but for the verdict.
+        drained: whether consumers had counted as many messages as were sent when the drain ended.
+        due: how many messages the schedule had in the window, None in a closed loop.
+    """
+    window_s = record["window_s"]
+    lag, e2e = record["latency_ns"]["schedule_lag"], record["latency_ns"]["e2e"]
+    competing = record["consumers"] > max(1, record["settings"].get("partitions", 1))
+    counts = record.get("broker_counts", {})
+    depth = counts.get("depth_at_end")
+    observer = record.get("observer")
+    return Facts(
+        durability=record["durability"],
+        rate_kind=record["rate"]["kind"],
+        consumers=record["consumers"],
+        window_s=window_s,
+        sent=record["sent"],
+        acked=record.get("acked"),
+        received=record.get("received") or 0,
+        lost=record.get("lost") or 0,
+        confirmed_lost=record.get("confirmed_lost") or 0,
+        duplicated=record.get("duplicated") or 0,
+        explained_duplicates=(record.get("dup_redelivery") or 0) + (record.get("dup_resend") or 0),
+        corrupted=record.get("corrupted") or 0,
+        foreign=record.get("foreign") or 0,
+        due=due,
+        missing=record.get("missing_msgs"),
+        out_of_order=record.get("out_of_order") or 0,
+        order_promised=not competing,
+        stored=counts.get("stored"),
+        depth_at_end=depth,
+        # The broker knows best: a duplicate makes up for a missing message in a count, and what is missing from an
+        # empty queue is lost, not late. Counters say only how long it was worth waiting.
+        drained=drained if depth is None else depth == 0,
+        errors=record.get("errors", {}),
+        out_of_range=record["out_of_range"],
+        offered_msgs_per_s=record["offered_msgs_per_s"],
+        achieved_msgs_per_s=record["sent_msgs_per_s"],
+        goodput_msgs_per_s=record["goodput_msgs_per_s"],
+        lag_p99_ns=lag["p99"] if lag else None,
+        e2e_p50_ns=e2e["p50"] if e2e else None,
+        cpu_cores={name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()},
+        producers_held_back_share=record["blocked_share"],
+        **({} if observer is None else observed_facts(observer)),
+    )
+
+
+def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Facts` that an observer's summary knows, to be merged with the accounting's."""
+    busiest = [share for share in summary["agent_core_share_max"].values() if share is not None]
+    alarms = summary["alarms"]
+    facts = {
+        "agent_core_share_max": max(busiest, default=None),
+        "host_busy_share": summary["host_busy_share"],
+        "psi_cpu_some_share": summary["psi_cpu_some_share"],
+        "steal_share": summary["host_steal_share"],
+        "others_cores": summary["others_cores"],
+        "others_names": tuple(summary["others_names"]),
+        "alarms": None if alarms is None else tuple(alarms),
+        "blocked_connections": summary["blocked_connections_max"],
+        "disk_full": summary["disk_full"],
+        "samples": summary["samples"],
+        "observer_defects": tuple(summary.get("defects") or ()),
+    }
+    return {name: value for name, value in facts.items() if value is not None}

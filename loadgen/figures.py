@@ -1,0 +1,145 @@
+"""A trial's figures: rates, latencies and the ledger's account, from what its agents reported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from loadgen.driver import confirms
+from loadgen.ledger import settle
+from loadgen.record import LATENCY_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.agent import Result
+    from loadgen.fleet import Outcome
+    from loadgen.histogram import Histogram
+    from loadgen.ledger import Account
+    from loadgen.plan import Trial
+    from loadgen.trial import Live
+
+Record = dict[str, Any]
+
+
+def offered_msgs_per_s(trial: Trial) -> float | None:
+    """What the schedule asks for in the measured window, on average; None in a closed loop."""
+    rate = trial.rate
+    if not isinstance(rate.msgs_per_s, (int, float)):
+        return None
+    if rate.to_msgs_per_s is None:
+        return rate.msgs_per_s
+    # A ramp is linear over warm-up and window together, so that its mean is its rate in the window's middle.
+    risen = (trial.warmup_s + trial.duration_s / 2) / (trial.warmup_s + trial.duration_s)
+    return rate.msgs_per_s + (rate.to_msgs_per_s - rate.msgs_per_s) * risen
+
+
+def account_of(outcome: Outcome) -> Account | None:
+    """What became of all messages, as far as agents lived to tell; None where no producer did.
+
+    What was received means something only where every agent told (`_all_told`).
+    """
+    sent = [result.sent_book for result in outcome.results if result.sent_book is not None]
+    received = [result.received_book for result in outcome.results if result.received_book is not None]
+    return settle(sent, received) if sent else None
+
+
+def _all_told(trial: Trial, outcome: Outcome) -> bool:
+    sent = sum(result.sent_book is not None for result in outcome.results)
+    received = sum(result.received_book is not None for result in outcome.results)
+    return sent == trial.producers and received == trial.consumers
+
+
+def figures(trial: Trial, live: Live, outcome: Outcome, account: Account | None) -> Record:
+    """All that the agents' results and reports say, under the record's names."""
+    results = outcome.results
+    producers = [result for result in results if result.role == "producer"]
+    window_s = _window_s(trial, outcome, producers)
+    share = 0.0 if window_s is None else window_s / trial.duration_s  # agents scale their CPU to the whole window
+    cpu_s = {role: sum(r.cpu_s for r in results if f"{r.role}s" == role) * share for role in ("producers", "consumers")}
+    return {
+        "status": "failed" if outcome.error else "partial" if outcome.interrupted else "complete",
+        "error": outcome.error,
+        "traceback": outcome.traceback,
+        "window_s": window_s,
+        "drain_s": outcome.drain_s,
+        **_rates(trial, results, account if _all_told(trial, outcome) else None, window_s),
+        **_accounted(trial, outcome, account),
+        "latency_ns": _latencies(live.histograms),
+        "out_of_range": sum(histogram.out_of_range_count for histogram in live.histograms.values()),
+        "resolution_ns": _resolution(live.histograms),
+        "blocked_share": max((result.blocked_share for result in producers), default=0.0),
+        "cpu_s": cpu_s,
+        "agent_cpu_share_max": max((r.cpu_s / trial.duration_s for r in results), default=0.0),
+    }
+
+
+def _window_s(trial: Trial, outcome: Outcome, producers: Sequence[Result]) -> float | None:
+    """How long the measured window really was; None where no producer lived to tell."""
+    if outcome.error is None and not outcome.interrupted:
+        return trial.duration_s
+    return min((result.window_s for result in producers), default=None)
+
+
+def _rates(trial: Trial, results: Sequence[Result], account: Account | None, window_s: float | None) -> Record:
+    """Rates over the window that passed; null where none of it did, as one over nothing would be invented."""
+
+    def rate(number: float) -> float | None:
+        return number / window_s if window_s else None
+
+    def total(what: str) -> int:
+        return sum(result.in_window.get(what, 0) for result in results)
+
+    received, acked = total("received"), total("acked")
+    once = received if account is None else max(0, received - account.duplicated - account.foreign)
+    return {
+        "sent_msgs_per_s": rate(total("sent")),
+        "acked_msgs_per_s": rate(acked) if confirms(trial.settings) else None,
+        "achieved_msgs_per_s": rate(received if trial.consumers else acked),
+        # Duplicates and foreign messages of the whole trial are taken off, the stricter way.
+        "goodput_msgs_per_s": rate(once),
+        "goodput_bytes_per_s": rate(total("received_bytes") * (once / received if received else 1)),
+    }
+
+
+def _accounted(trial: Trial, outcome: Outcome, account: Account | None) -> Record:
+    """The ledger's account; null is what it cannot know."""
+    if account is None:
+        return {}
+    unsent = sum(
+        max(0, result.due - result.sent_book.sent_count) for result in outcome.results if result.sent_book is not None
+    )
+    known: Record = {
+        "sent": account.sent,
+        "acked": account.acked,
+        "missing_msgs": account.missing,
+        "errors": {**account.errors, **({"unsent": unsent} if unsent else {})},
+        "ledger_examples": account.examples,
+    }
+    if trial.consumers and _all_told(trial, outcome):
+        known |= {
+            name: getattr(account, name)
+            for name in (
+                "received", "lost", "confirmed_lost", "unconfirmed_lost", "duplicated", "dup_resend", "dup_redelivery",
+                "out_of_order", "reordered_redelivery", "corrupted", "foreign",
+            )
+        }  # fmt: skip
+    if not outcome.drained and (outcome.interrupted or outcome.error is not None):
+        # Consumers were stopped while messages were on their way: what they had not seen was not lost.
+        known |= dict.fromkeys(("lost", "confirmed_lost", "unconfirmed_lost", "missing_msgs"))
+        known["ledger_examples"] = {**account.examples, "lost": []}
+    return known
+
+
+def _latencies(histograms: dict[str, Histogram]) -> Record:
+    return {
+        kind: histograms[kind].summary() if kind in histograms and histograms[kind].count else None
+        for kind in LATENCY_KINDS
+    }
+
+
+def _resolution(histograms: dict[str, Histogram]) -> Record:
+    histogram = histograms.get("resolution")
+    if histogram is None or not histogram.count:
+        return {"p50": None, "p99": None}
+    p50, p99 = histogram.percentiles([50, 99])
+    return {"p50": p50, "p99": p99}
