@@ -169,11 +169,13 @@ def kafka_tools(endpoint: Endpoint, topic: str, settings: dict[str, object], rec
     producer = _producer(endpoint.address, topic, settings, records, size_bytes)
     consumer = Tool(
         _java(
-            libs, "org.apache.kafka.tools.ConsumerPerformance", "--bootstrap-server", endpoint.address, "--topic", topic,
-            "--num-records", str(records), "--timeout", "60000", "--fetch-size", str(4 << 20), "--show-detailed-stats",
-            "--reporting-interval", "1000",
+            libs,
+            "org.apache.kafka.tools.ConsumerPerformance",
+            *("--bootstrap-server", endpoint.address, "--topic", topic, "--num-records", str(records)),
+            *("--timeout", "60000", "--fetch-size", str(4 << 20), "--show-detailed-stats"),
+            *("--reporting-interval", "1000"),
         )
-    )  # fmt: skip
+    )
     cores = _run([consumer, producer], timeout_s=300)
     return Measured(_warm(PRODUCED, producer.output, 1.0), _consumed(consumer.output), cores)
 

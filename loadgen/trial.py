@@ -45,9 +45,10 @@ class Live:
     endpoint: Endpoint
     writer: RunWriter | None
     progress: Callable[[str], None]
-    depth: Callable[[], int]
+    depth: Callable[[int], int]
     left_s: float = 0.0
     start_ns: int = 0
+    received: int = 0
     observer: Observer | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
     second: Histogram = field(default_factory=Histogram)
@@ -63,7 +64,7 @@ class Live:
             begun = {**describe(self.trial), "window_s": self.trial.duration_s}
             self.writer.begin_trial(begun, started_s=time.time() + window_in_s)
         groups = {**pids, "broker": self.endpoint.pids}
-        self.observer = Observer(groups, self.endpoint, depth=self.depth)
+        self.observer = Observer(groups, self.endpoint, depth=lambda: self.depth(self.received))
         self.observer.start(start_ns)
 
     def reported(self, report: Report) -> None:
@@ -83,6 +84,7 @@ class Live:
 
     def turned(self, board: Board) -> None:
         """Show where the trial is, and stop it before it fills the disk."""
+        self.received = board.total(Cell.RECEIVED)
         now = time.monotonic()
         if now - self._shown_s < PROGRESS_EVERY_S or not self.start_ns:
             return
@@ -180,9 +182,14 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     # The depth is asked from a thread of the observer's; clients are not shared between threads.
     gauge = load_driver(trial.driver).admin(setting.endpoint)
     live = Live(
-        trial, setting.endpoint, setting.writer, setting.progress, lambda: gauge.depth(target), setting.left_s,
+        trial=trial,
+        endpoint=setting.endpoint,
+        writer=setting.writer,
+        progress=setting.progress,
+        depth=lambda received: gauge.depth(target, received),
+        left_s=setting.left_s,
         shown=setting.shown,
-    )  # fmt: skip
+    )
     started = datetime.now(UTC)
     token = secrets.randbits(32)
     try:
@@ -206,7 +213,11 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     if observations is not None and record["window_s"]:
         record |= _observed(record, live, observations)
     if outcome.error is None:
-        record["broker_counts"] = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
+        try:
+            record["broker_counts"] = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
+        except LoadgenError as error:  # the broker went after the last message: the trial is lost, its record is not
+            outcome.error = record["error"] = str(error)
+            record["status"] = "failed"
     record["verdict"] = _verdict(record, outcome, account)
     return record, outcome
 

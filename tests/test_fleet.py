@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -32,11 +33,12 @@ from loadgen.runs import RunWriter, load
 from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from loadgen.agent import AgentSpec
     from loadgen.driver import Consumer
+    from loadgen.endpoint import BrokerName
 
 
 class Quiet:
@@ -318,3 +320,29 @@ def test_the_wait_for_the_disk_is_in_the_record(tmp_path: Path, monkeypatch: pyt
     options = Options("short", ["loadgen"], results=tmp_path, brokers="memory")
     run = execute(short_plan(), options, Quiet())
     assert run.trials[0]["written"] == {"waited_s": 30.0, "reached": False, "left_bytes": 1 << 30}
+
+
+def test_only_brokers_that_start_now_are_sized_for_their_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that is up keeps its pools, and is said to; one that starts is given its CPUs from the beginning."""
+    asked: dict[str, tuple[int, ...]] = {}
+
+    @contextlib.contextmanager
+    def opened(spec: str, names: Sequence[BrokerName], *, cpus: Sequence[int] = (), **_: Any) -> Iterator[Any]:
+        assert spec == "local"
+        asked.update(dict.fromkeys(names, tuple(cpus)))
+        yield {name: memory_endpoint(name) for name in names}
+
+    monkeypatch.setattr(engine, "open_brokers", opened)
+    monkeypatch.setattr(engine, "status", lambda _: [{"broker": "rabbitmq", "running": True}])
+    quiet = Quiet()
+    with engine._opened("local", ("kafka", "rabbitmq"), Pins((0,), (1,)), quiet) as endpoints:
+        assert list(endpoints) == ["kafka", "rabbitmq"]
+    assert asked == {"rabbitmq": (), "kafka": (0,)}
+    assert "rabbitmq: up already" in quiet.lines[0]
+
+
+def test_the_disk_that_is_looked_at_is_the_brokers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local brokers may be kept elsewhere, in a folder that is yet to be made."""
+    monkeypatch.setenv("LOADGEN_BROKERS_DIR", str(tmp_path / "not" / "yet"))
+    assert engine.disk_dir("local") == tmp_path
+    assert engine.disk_dir("docker") == Path.cwd()

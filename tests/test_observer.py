@@ -198,7 +198,7 @@ def test_a_defect_of_the_sampler_costs_the_verdict_and_not_the_measurement(monke
     origin_ns = time.monotonic_ns()
     watching.start(origin_ns)
     wait_for(lambda: len(watching._samples.at_ns) >= 12)
-    monkeypatch.setattr(watching, "_sample", lambda: 1 // 0)
+    monkeypatch.setattr(host, "read_load_1m", lambda _: 1 // 0)
     wait_for(lambda: bool(watching._defects))
     seen = watching.stop()
     assert len(seen.rows) >= 11

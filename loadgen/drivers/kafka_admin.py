@@ -122,7 +122,10 @@ class KafkaAdmin:
             self._unless(KafkaError.GROUP_ID_NOT_FOUND, f"group {target.group} cannot be deleted", future)
 
     def _unless(self, harmless: int, what: str, future: Any) -> None:
-        error = future.exception(CALL_S)
+        try:
+            error = future.exception(CALL_S)
+        except TimeoutError as late:
+            error = late  # `_result` tells it
         if isinstance(error, KafkaException) and error.args[0].code() in {harmless, KafkaError.NON_EMPTY_GROUP}:
             return
         self._result(what, future)
