@@ -86,9 +86,7 @@ def parse_alarms(body: bytes) -> tuple[str, ...]:
     alarms = answer.get("alarms") if isinstance(answer, dict) else None
     if not alarms:
         raise ValueError("a failed health check that names no alarm")
-    return tuple(
-        sorted({str(each.get("resource", each)) if isinstance(each, dict) else str(each) for each in alarms})
-    )
+    return tuple(sorted({str(each.get("resource", each)) if isinstance(each, dict) else str(each) for each in alarms}))
 
 
 def count_blocked(body: bytes) -> int:

@@ -365,9 +365,7 @@ def _disk(folder: Path, sys_root: Path) -> dict[str, Any]:
         folder = folder.parent
     number = folder.stat().st_dev
     block = sys_root / "dev/block" / f"{os.major(number)}:{os.minor(number)}"
-    queue = (
-        block / "queue" if (block / "queue").is_dir() else block.resolve().parent / "queue"
-    )  # a partition's disk
+    queue = block / "queue" if (block / "queue").is_dir() else block.resolve().parent / "queue"  # a partition's disk
     rotational = read_text(queue / "rotational")
     # The longest mount point above the folder is its file system; of two on one point the later one is seen.
     mounts = [each for each in psutil.disk_partitions(all=True) if folder.is_relative_to(each.mountpoint)]

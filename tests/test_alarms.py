@@ -88,9 +88,7 @@ def test_any_other_answer_is_an_error_and_no_alarm(status: int, body: bytes) -> 
 def test_prometheus_tells_alarms_where_management_is_missing() -> None:
     """The page's path is added when the address has none, and its password is not sent."""
     page = b"# HELP rabbitmq_alarms_memory_used_watermark is 1 if VM memory watermark is in effect\n"
-    page += (
-        b'rabbitmq_alarms_memory_used_watermark 0\nrabbitmq_alarms_free_disk_space_watermark{node="x"} 1\n'
-    )
+    page += b'rabbitmq_alarms_memory_used_watermark 0\nrabbitmq_alarms_free_disk_space_watermark{node="x"} 1\n'
     seen: list[Any] = []
     with serving({"/metrics": (200, page)}, seen) as url:
         assert AlarmReader(rabbitmq(None, url)).read() == AlarmReading(("disk",), None)

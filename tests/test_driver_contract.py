@@ -339,7 +339,7 @@ def test_a_consumer_is_ready_when_it_is_made(request: pytest.FixtureRequest) -> 
         deadline_s = time.monotonic() + PATIENCE_S
         shares: list[int] = []
         while sorted(shares) != [1, 1, 2] and time.monotonic() < deadline_s:
-            shares = [len(consumer._client.assignment()) for consumer in consumers]  # type: ignore[attr-defined]
+            shares = [len(consumer._mine) for consumer in consumers]  # type: ignore[attr-defined]
             time.sleep(0.01)
         assert sorted(shares) == [1, 1, 2]
 

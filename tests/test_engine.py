@@ -241,8 +241,9 @@ def test_a_dead_agent_fails_the_trial_with_its_name(
 def test_agents_end_when_the_tool_is_killed(endpoints: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
     """After kill -9 of the tool no agent goes on sending, and the run on disk is partial with what was written."""
     del endpoints
-    command = [sys.executable, "-m", "loadgen.cli", "run", "scenarios/latency.py", "--set", "duration_s=60", "--set", "warmup_s=0",
-               "--set", "rate=200", "--broker", "rabbitmq", "--repeats", "1", "--results", str(tmp_path)]  # fmt: skip
+    command = [sys.executable, "-m", "loadgen.cli", "run", "scenarios/latency.py", "--set", "duration_s=60",
+               "--set", "warmup_s=0", "--set", "rate=200", "--broker", "rabbitmq",
+               "--repeats", "1", "--results", str(tmp_path)]  # fmt: skip
     tool = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

@@ -35,9 +35,7 @@ SECOND_NS = 1_000_000_000
         (b"[gc] GC(0) Pause Young 1M->1M(1M) 3.4ms", None, 0),
     ],
 )
-def test_pause_lines_of_all_collectors_and_stamps(
-    line: bytes, ended_ns: int | None, duration_ns: int
-) -> None:
+def test_pause_lines_of_all_collectors_and_stamps(line: bytes, ended_ns: int | None, duration_ns: int) -> None:
     """A pause has its end on CLOCK_MONOTONIC and its length; other lines and unstamped ones are no pauses."""
     pauses = parse([line], started_ns=SECOND_NS, wall_minus_monotonic_ns=3 * SECOND_NS)
     expected = [] if ended_ns is None else [(ended_ns * 1_000_000, duration_ns * 1_000)]

@@ -57,9 +57,7 @@ def test_pressure_is_read_in_seconds_and_absent_where_the_kernel_has_none(tmp_pa
     """A container without /proc/pressure gives no pressure, not zero."""
     assert host.read_pressure_s(tmp_path) == {}
     line = "avg10=0.00 avg60=0.00 avg300=0.00 total="
-    proc = lay(
-        tmp_path, {"pressure/cpu": f"some {line}1500000\nfull {line}0\n", "pressure/io": f"some {line}2\n"}
-    )
+    proc = lay(tmp_path, {"pressure/cpu": f"some {line}1500000\nfull {line}0\n", "pressure/io": f"some {line}2\n"})
     assert host.read_pressure_s(proc) == {"cpu_some": 1.5, "cpu_full": 0.0, "io_some": 2e-6}
 
 
@@ -74,9 +72,7 @@ def test_a_process_with_any_name_is_read(tmp_path: Path) -> None:
     """Parentheses and spaces in a program's name do not shift the fields."""
     text = process_stat(7, "a) (b c", ticks=250, started=42, pages=3, flags=host.PF_KTHREAD)
     reading = host.read_process(7, lay(tmp_path, {"7/stat": text}))
-    assert reading == host.ProcessReading(
-        42, 250 / host.TICKS_PER_S, 3 * host.PAGE_BYTES, "a) (b c", is_kernel=True
-    )
+    assert reading == host.ProcessReading(42, 250 / host.TICKS_PER_S, 3 * host.PAGE_BYTES, "a) (b c", is_kernel=True)
     assert host.read_process(8, tmp_path) is None
     assert host.read_processes(tmp_path) == {7: reading}
 
@@ -189,17 +185,13 @@ def test_fsync_latency_of_a_missing_folder_is_an_error_for_people(tmp_path: Path
         host.fsync_latency(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    ("count", "percent", "value"), [(1, 50, 1), (50, 50, 25), (50, 99, 50), (100, 99, 99)]
-)
+@pytest.mark.parametrize(("count", "percent", "value"), [(1, 50, 1), (50, 50, 25), (50, 99, 50), (100, 99, 99)])
 def test_percentiles_are_nearest_ranks_rounded_up(count: int, percent: int, value: int) -> None:
     """Of 1 … count, the percentile is its own rank."""
     assert host._rank(list(range(1, count + 1)), percent) == value
 
 
-def test_the_environment_is_plain_json_without_names_or_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_is_plain_json_without_names_or_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the host's name nor a folder nor any environment variable gets into a run."""
     monkeypatch.setenv("LOADGEN_TEST_TOKEN", "swordfish-4711")
     text = json.dumps(host.environment(tmp_path / "not-yet-there"))

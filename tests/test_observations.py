@@ -128,9 +128,7 @@ def test_a_quota_that_is_used_up_is_a_full_host() -> None:
 
 def test_pauses_count_where_they_overlap_the_window() -> None:
     """Of four pauses those that touch the window are counted whole; without a log nothing is known."""
-    pauses = tuple(
-        Pause(round(at_s * SECOND_NS), SECOND_NS // 10, "Pause Young") for at_s in (0.9, 1.05, 1.5, 2.2)
-    )
+    pauses = tuple(Pause(round(at_s * SECOND_NS), SECOND_NS // 10, "Pause Young") for at_s in (0.9, 1.05, 1.5, 2.2))
     seen = observations(columns([0, 1, 2, 3], a=[0, 0, 0, 0]), pauses=pauses)
     expected = {"count": 2, "total_ns": SECOND_NS // 5, "max_ns": SECOND_NS // 10}
     assert seen.summary(SECOND_NS, 2 * SECOND_NS)["gc"] == expected
@@ -152,9 +150,7 @@ def test_alarms_near_the_window_are_its_own() -> None:
 
 def test_rows_tell_of_their_own_interval() -> None:
     """A row's cores are those between two samples, its depth the newest that is not stale."""
-    samples = columns(
-        [0, 1, 3], **host_counters([0, 1, 2], [0, 1, 4]), producers_cpu_s=[0, 1, 2], load_1m=[1, 2, 3]
-    )
+    samples = columns([0, 1, 3], **host_counters([0, 1, 2], [0, 1, 4]), producers_cpu_s=[0, 1, 2], load_1m=[1, 2, 3])
     depths = Series.of(columns([0.5], depth_msgs=[70]))
     first, second = observations(samples, depths=depths, origin_ns=SECOND_NS).rows
     assert (first["elapsed_s"], second["elapsed_s"]) == (0, 2)

@@ -77,6 +77,7 @@ class ConfluentConsumer:
         self._settles = bool(target.group) and target.settings["commit"] == "after"
         self._joined, self._begun = threading.Event(), threading.Event()
         self._waiting: threading.Event | None = None  # set when the thread that polls until the beginning has ended
+        self._mine: list[TopicPartition] = []
         self._refused: KafkaError | None = None
         settings = consumer_settings(target)
         try:
@@ -112,6 +113,8 @@ class ConfluentConsumer:
     def _assigned(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         """A callback of whoever polls: the group gave these partitions."""
         client.assign(partitions)
+        # Kept here, since asking the client itself while another thread polls it may block for good.
+        self._mine = partitions
         if not self._begun.is_set():
             client.pause(partitions)
         self._joined.set()
@@ -120,7 +123,7 @@ class ConfluentConsumer:
         """The first call that wants messages: from here on it is the caller who polls."""
         self._stop_waiting()
         try:
-            self._client.resume(self._client.assignment())
+            self._client.resume(self._mine)
         except KafkaException as error:
             raise TrialError(f"kafka at {self._target.endpoint.address}: {error.args[0].str()}") from None
         if self._refused is not None:
