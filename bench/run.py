@@ -45,9 +45,9 @@ KAFKA_SETTINGS: dict[str, object] = {
     "max_in_flight_requests_per_connection": 5,
     "buffer_memory": 33_554_432,
 }
-KAFKA_RECORDS = 20_000_000
+KAFKA_RECORDS = 16_000_000
 KAFKA_PRODUCER_RECORDS = 15_000_000
-RABBITMQ_SECONDS = 20
+RABBITMQ_SECONDS = 16
 SIZE_BYTES = 100
 
 
@@ -206,7 +206,7 @@ def pacing(endpoints: Mapping[BrokerName, Endpoint]) -> None:
             preset="low_latency",
             **{broker: part() if driver == "memory" else part(driver=driver)},
         )
-        plan = make_plan([scenario], Profile("bench", 2, 10, 5), brokers=(broker,))
+        plan = make_plan([scenario], Profile("bench", 1, 6, 5), brokers=(broker,))
         endpoint = memory_endpoint(broker) if driver == "memory" else endpoints[broker]
         achieved, lag = [], []
         for each in plan.trials:

@@ -31,8 +31,8 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "latency_ns": LATENCY_KINDS,
 }
 _DRIVER_KINDS = {
-    "amqp": "wire", "kafka": "wire", "stream": "wire", "memory": "memory",
-    "pika": "client", "pika-blocking": "client", "aio-pika": "client", "confluent": "client",
+    "amqp": "wire", "kafka": "wire", "memory": "memory",
+    "pika": "client", "pika-blocking": "client", "confluent": "client",
 }  # fmt: skip
 
 
