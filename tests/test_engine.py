@@ -125,21 +125,21 @@ def test_several_producers_and_consumers_share_the_rate_and_the_messages(
     assert record["duplicated"] == record["lost"] == 0
 
 
-def test_acks_at_a_low_rate_are_observed_when_they_come(endpoints: dict[BrokerName, Endpoint]) -> None:
-    """At 100 msg/s nobody waits for the next send to see a confirmation: the median is far below the 10 ms gap.
+@pytest.mark.parametrize("driver", ["amqp", "pika", "kafka", "confluent"])
+def test_acks_at_a_low_rate_are_observed_when_they_come(endpoints: dict[BrokerName, Endpoint], driver: str) -> None:
+    """Nobody waits for the next send to see a confirmation: acks come well within the gap between two sends.
 
-    Were acks seen at sends only, the median would be the gap, 10 ms (measured: 10.1, and 0.96 as it should be). A noisy
-    machine is given three attempts; a defect shows in all of them.
+    Were acks seen at sends only, every one would take a whole gap: 10 ms at 100 msg/s (measured: p50 10.1), 250 ms at
+    4 msg/s. Half a gap separates that from any delay that a busy machine adds to the fastest of 100 messages, and
+    to the median of a few that are 250 ms apart.
     """
-    for broker, endpoint in endpoints.items():
-        for driver in ("amqp", "pika") if broker == "rabbitmq" else ("kafka", "confluent"):
-            part = RabbitMQ(driver=driver) if broker == "rabbitmq" else Kafka(driver=driver)
-            allowed_ns = 3_000_000 if driver in {"amqp", "kafka"} else 8_000_000
-            medians_ns: list[float] = []
-            while len(medians_ns) < 3 and min(medians_ns, default=allowed_ns) >= allowed_ns:
-                record = run_once(endpoint, rate=Rate.fixed(100), **{broker: part})
-                medians_ns.append(record["latency_ns"]["ack"]["p50"])
-            assert min(medians_ns) < allowed_ns, driver
+    broker: BrokerName = "rabbitmq" if driver in {"amqp", "pika"} else "kafka"
+    part = RabbitMQ(driver=driver) if broker == "rabbitmq" else Kafka(driver=driver)
+    often = run_once(endpoints[broker], rate=Rate.fixed(100), **{broker: part})
+    assert often["latency_ns"]["ack"]["count"] == 100
+    assert often["latency_ns"]["ack"]["min"] < 5_000_000
+    seldom = run_once(endpoints[broker], rate=Rate.fixed(4), duration_s=2.0, **{broker: part})
+    assert seldom["latency_ns"]["ack"]["p50"] < 125_000_000
 
 
 @pytest.fixture

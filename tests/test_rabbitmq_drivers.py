@@ -435,7 +435,7 @@ from loadgen.scenario import Message
 
 host, port, user, password, queue = json.load(sys.stdin)
 endpoint = Endpoint("rabbitmq", ((host, port),), Credentials(user, password))
-settings = dict(persistent=True, confirms=True, confirm_window=50, heartbeat=60)
+settings = dict(persistent=True, mandatory=False, confirms=True, confirm_window=50, heartbeat=60)
 settings |= dict(prefetch=50, ack="manual", ack_every=10)
 target, payloads = Target(endpoint, queue, settings), Payloads(Message(size_bytes=100), 1, 2)
 driver = load_driver("amqp")
@@ -475,7 +475,7 @@ print("done")
 
 def test_the_wire_shares_a_gevent_hub(make_target: Any) -> None:
     """A waiting consumer lets other greenlets run, and batches pass as ever."""
-    pytest.importorskip("gevent")
+
     target = make_target()
     credentials = target.endpoint.credentials or Credentials("guest", "guest")
     host, port = target.endpoint.hosts[0]
