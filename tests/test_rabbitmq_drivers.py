@@ -475,7 +475,6 @@ print("done")
 
 def test_the_wire_shares_a_gevent_hub(make_target: Any) -> None:
     """A waiting consumer lets other greenlets run, and batches pass as ever."""
-
     target = make_target()
     credentials = target.endpoint.credentials or Credentials("guest", "guest")
     host, port = target.endpoint.hosts[0]
