@@ -80,8 +80,6 @@ class Result:
     due: int = 0
     in_window: dict[str, int] = field(default_factory=dict)
     cpu_s: float = 0.0
-    cpu_total_s: float = 0.0
-    rss_bytes: int = 0
     blocked_share: float = 0.0
     window_s: float = 0.0
 
@@ -179,7 +177,6 @@ class Agent:
         """The last report and the result."""
         self.report(time.monotonic_ns())
         self.result.cpu_s = self.clock.cpu_s
-        self.result.cpu_total_s = time.process_time()
         self.result.in_window = self.clock.counts
         self.pipe.send(("result", self.result))
 

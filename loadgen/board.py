@@ -24,9 +24,8 @@ class Cell(IntEnum):
     STOP_CONSUMING = 2
     HEARTBEAT_NS = 3
     SENT = 4
-    SETTLED = 5
-    RECEIVED = 6
-    FINISHED_PRODUCING = 7
+    RECEIVED = 5
+    FINISHED_PRODUCING = 6
 
 
 ROW_CELLS = 16  # two cache lines a row: writers do not slow each other down

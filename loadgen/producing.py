@@ -37,7 +37,6 @@ class ProducerAgent(Agent):
         self.pacer = make_pacer(spec.rate, spec.index, spec.count, spec.warmup_s + spec.duration_s, spec.seed)
         self.open_loop = spec.rate.is_open_loop
         self.sent = 0
-        self.settled = 0
         settings = spec.target.settings
         self.confirms = confirms(settings)
         self.book = SentBook(spec.index, confirms=self.confirms)
@@ -202,12 +201,10 @@ class ProducerAgent(Agent):
         for each in settled:
             number = len(each.seqs)
             self._unbooked_msgs += number
-            self.settled += number
             if each.error is None:
                 self.clock.count("acked", number, each.at_ns)
         if settled:
             self._unbooked += settled
-            self.row[Cell.SETTLED] = self.settled
 
     def keep_books(self) -> None:
         """Record the confirmations and lags that have gathered."""

@@ -228,26 +228,23 @@ class Connection:
 
     def read(self) -> int:
         """Take what has arrived, without waiting: how many bytes, 0 if none; raises TrialError at the end."""
-        try:
-            count = self._socket.recv_into(self._view[self.end :])
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        count = self._receive()
+        if count is None:
             return 0
-        except OSError as error:
-            raise self._lost(error) from None
         if count == 0:
             raise self._lost(None)
-        self.end += count
         if self._is_tls:  # one record a call: take the others too, select does not see them
-            while self.end < len(self._view) and (more := self._read_record()):
+            while self.end < len(self._view) and (more := self._receive()):
                 count += more
         self._has_heard = True
         return count
 
-    def _read_record(self) -> int:
+    def _receive(self) -> int | None:
+        """One call's bytes into the buffer: how many, 0 at the end of the stream, None where nothing has arrived."""
         try:
             count = self._socket.recv_into(self._view[self.end :])
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return 0
+            return None
         except OSError as error:
             raise self._lost(error) from None
         self.end += count
