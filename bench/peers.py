@@ -2,7 +2,7 @@
 
 Each function runs its tool to the end and returns its rates as the tool itself reports them interval by interval,
 without the first `WARM_S` seconds of the JVM, and the CPU of its processes over the same stretch as the kernel accounts
-it. The tools run under the same scheduling policy as our own closed loops (SCHED_BATCH).
+it. They run as their makers ship them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Tool:
         began = time.monotonic()
         with (
             tempfile.TemporaryFile("w+") as file,
-            subprocess.Popen(["chrt", "--batch", "0", *self.command], stdout=file, stderr=subprocess.STDOUT) as process,
+            subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT) as process,
         ):
             watched = psutil.Process(process.pid)
             while process.poll() is None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from loadgen.analysis.confidence import estimate
+from loadgen.stats.confidence import estimate
 from loadgen.report import points as pt
 from loadgen.report import render_run, words, write_report
 from loadgen.report.rules import CeilingClaim, Figure, LatencyClaim, ReachClaim

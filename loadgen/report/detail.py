@@ -11,7 +11,7 @@ from loadgen.report import words
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from loadgen.analysis.confidence import Estimate
+    from loadgen.stats.confidence import Estimate
     from loadgen.record import Record
 
 PERCENTILES = ("p50", "p99", "p99_9")

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loadgen.analysis.confidence import Estimate, Ratio, estimate, paired_ratio
+from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
 from loadgen.report import words
 
 if TYPE_CHECKING:

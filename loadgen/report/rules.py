@@ -16,7 +16,7 @@ from loadgen.report import words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loadgen.analysis.confidence import Estimate
+    from loadgen.stats.confidence import Estimate
 
 MS = 1e6
 Judgement = Literal["supports", "contradicts", "cannot tell here", "not measured"]

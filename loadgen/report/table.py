@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loadgen.analysis.confidence import Estimate
+from loadgen.stats.confidence import Estimate
 from loadgen.report import points as pt
 from loadgen.report.rules import (
     MS,

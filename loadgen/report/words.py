@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loadgen.analysis.confidence import Estimate, Ratio
+    from loadgen.stats.confidence import Estimate, Ratio
 
 BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
 CLOSED_LOOP = "closed loop, not latency"

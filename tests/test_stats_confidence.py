@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.analysis.confidence import estimate, paired_ratio
+from loadgen.stats.confidence import estimate, paired_ratio
 
 POSITIVE = st.floats(1e-3, 1e9)
 
