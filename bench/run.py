@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import peers
 
 from loadgen import host
-from loadgen.stats.confidence import paired_ratio
 from loadgen.brokers import open_brokers
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.plan import Profile, make_plan
 from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
+from loadgen.stats.confidence import paired_ratio
 from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:

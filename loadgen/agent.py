@@ -8,10 +8,13 @@ was *intended* (so that warm-up is excluded by intended time), rates to the seco
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from loadgen.board import Board, Cell
 from loadgen.payload import Payloads
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    from loadgen.driver import Target
+    from loadgen.driver import Int64, Target
     from loadgen.ledger import ReceivedBook, SentBook
     from loadgen.recorder import IntervalDelta
     from loadgen.scenario import Message, Rate
@@ -29,10 +32,11 @@ if TYPE_CHECKING:
 Role = Literal["producer", "consumer"]
 SECOND_NS = 1_000_000_000
 POLL_S = 0.05  # how long an agent with nothing to do waits before it looks at the board again
-# In a closed loop no latency is measured, and a client that looks a thousand times a second instead of at every small
-# packet leaves the broker the cores that they share (docs/performance.md).
+# In a closed loop no latency is measured, and a consumer that looks two hundred times a second instead of at every
+# small packet leaves the broker the cores that they share (docs/performance.md) …
 CLOSED_LOOP_NAP_S = 0.005
-NAP_BELOW_MSGS = 512  # … where what it heard last was less than this
+NAP_BELOW_BYTES = 768 << 10  # … where what it heard last was less than this: then nothing piles up meanwhile
+NAP_FROM_IN_FLIGHT_MSGS = 1_000  # … and where so many may be under way that none of them waits for it
 BOOK_MSGS = 256  # bookkeeping is done for so many messages at once: at a few messages a call it would cost the most
 BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
 
@@ -67,6 +71,8 @@ class Report:
     agent: str
     deltas: list[IntervalDelta]
     series: dict[str, Any]
+    events: list[tuple[str, int, int, str]] = field(default_factory=list)
+    """What happened to it: kind, begin and end in monotonic ns, words."""
 
 
 @dataclass(slots=True)
@@ -78,8 +84,10 @@ class Result:
     sent_book: SentBook | None = None
     received_book: ReceivedBook | None = None
     due: int = 0
-    in_window: dict[str, int] = field(default_factory=dict)
-    cpu_s: float = 0.0
+    per_second: dict[str, list[int]] = field(default_factory=dict)
+    """Counts in each second of the measured window."""
+    cpu_at: list[tuple[float, float]] = field(default_factory=list)
+    """(s since the window's begin, CPU s of this process until then), about once a second."""
     blocked_share: float = 0.0
     window_s: float = 0.0
 
@@ -89,39 +97,49 @@ class StoppedError(Exception):
 
 
 class Clocked:
-    """The moments of a trial for one agent, and its own cost inside the measured window."""
+    """The moments of a trial for one agent, and by the second: what it counted, and its own cost."""
 
     def __init__(self, spec: AgentSpec, start_ns: int) -> None:
         self.start_ns = start_ns
         self.window_start_ns = start_ns + round(spec.warmup_s * SECOND_NS)
         self.window_end_ns = self.window_start_ns + round(spec.duration_s * SECOND_NS)
-        self.counts: dict[str, int] = {}
-        self._cpu: list[tuple[int, float]] = []
+        self.seconds = max(1, math.ceil(spec.duration_s))
+        self.counts: dict[str, list[int]] = {}
+        self.cpu_at: list[tuple[float, float]] = []
+        self._next_edge_ns = self.window_start_ns
 
     def tick(self, now_ns: int) -> None:
-        """Note the CPU used at the first moment in the window and the first after it."""
-        edges = len(self._cpu)
-        if (edges == 0 and now_ns >= self.window_start_ns) or (edges == 1 and now_ns >= self.window_end_ns):
-            self._cpu.append((now_ns, time.process_time()))
+        """Note the CPU used at the first moment of each second of the window, and at the first after it."""
+        if now_ns < self._next_edge_ns or self._next_edge_ns > self.window_end_ns:
+            return
+        self.cpu_at.append(((now_ns - self.window_start_ns) / SECOND_NS, time.process_time()))
+        passed = (now_ns - self.window_start_ns) // SECOND_NS
+        following_ns = self.window_start_ns + (passed + 1) * SECOND_NS
+        is_over = now_ns >= self.window_end_ns
+        self._next_edge_ns = self.window_end_ns + 1 if is_over else min(following_ns, self.window_end_ns)
+
+    def close(self, now_ns: int) -> list[tuple[float, float]]:
+        """All notes of CPU, with a last one: a trial that is cut short ends between two."""
+        self.cpu_at.append(((now_ns - self.window_start_ns) / SECOND_NS, time.process_time()))
+        return self.cpu_at
 
     def count(self, what: str, number: int, now_ns: int) -> None:
-        """Add to a counter where the moment is inside the window."""
+        """Add to the count of the second that this moment is in; outside the window nothing is counted."""
         if self.window_start_ns <= now_ns < self.window_end_ns:
-            self.add(what, number)
+            self._of(what)[(now_ns - self.window_start_ns) // SECOND_NS] += number
 
-    def add(self, what: str, number: int) -> None:
-        """Add to a counter of what happened inside the window."""
-        self.counts[what] = self.counts.get(what, 0) + number
+    def count_each(self, what: str, amount: float, at_ns: Int64) -> None:
+        """Add the same amount for each of many moments (int64[n])."""
+        inside = (at_ns >= self.window_start_ns) & (at_ns < self.window_end_ns)
+        seconds = (at_ns[inside] - self.window_start_ns) // SECOND_NS
+        counts = self._of(what)
+        for second, number in enumerate(np.bincount(seconds).tolist()):
+            counts[second] += round(number * amount)
 
-    @property
-    def cpu_s(self) -> float:
-        """CPU seconds inside the window, scaled from the two moments that were caught to its exact length."""
-        if not self._cpu:
-            return 0.0
-        (t0, c0), (t1, c1) = self._cpu[0], self._cpu[-1]
-        if len(self._cpu) == 1:  # the window was cut short
-            t1, c1 = time.monotonic_ns(), time.process_time()
-        return (c1 - c0) * (self.window_end_ns - self.window_start_ns) / max(1, t1 - t0)
+    def _of(self, what: str) -> list[int]:
+        if what not in self.counts:
+            self.counts[what] = [0] * self.seconds
+        return self.counts[what]
 
 
 class Agent:
@@ -166,18 +184,22 @@ class Agent:
     def keep_books(self) -> None:
         """Record what has gathered since the last time; each role has its own way."""
 
+    def take_events(self) -> list[tuple[str, int, int, str]]:
+        """What happened to this agent since the last report; most have nothing to tell."""
+        return []
+
     def report(self, now_ns: int) -> None:
         """Send what was gained since the last report."""
         self.keep_books()
         series = {**self.series, "elapsed_s": (now_ns - self.clock.start_ns) / SECOND_NS}
         self.series.clear()
-        self.pipe.send(("report", Report(self.spec.name, self.recorder.take(), series)))
+        self.pipe.send(("report", Report(self.spec.name, self.recorder.take(), series, self.take_events())))
 
     def finish(self) -> None:
         """The last report and the result."""
         self.report(time.monotonic_ns())
-        self.result.cpu_s = self.clock.cpu_s
-        self.result.in_window = self.clock.counts
+        self.result.cpu_at = self.clock.close(time.monotonic_ns())
+        self.result.per_second = self.clock.counts
         self.pipe.send(("result", self.result))
 
     def add(self, what: str, number: int) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         _add_run(command, scenarios=name != "compare")
+    command = commands.add_parser("ab", help="two configurations interleaved: the effect, with its interval")
+    _add_run(command, scenarios=True)
+    command.add_argument(
+        "--effect", type=_effect, default=1.1, metavar="PERCENT", help="the effect worth finding (default: 10)"
+    )
     command = commands.add_parser("rerun", help="the same trials again, exactly")
     command.add_argument("run", help="a run's folder or id, or `latest`")
     _add_brokers(command)
@@ -106,6 +112,13 @@ def _positive(text: str) -> int:
     if not 1 <= number <= 1000:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 … 1000")
     return number
+
+
+def _effect(text: str) -> float:
+    percent = float(text)
+    if not 0 < percent <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected a percentage over 0, such as 10")
+    return 1 + percent / 100
 
 
 def _names(arguments: argparse.Namespace) -> tuple[BrokerName, ...]:
@@ -216,7 +229,7 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=1))
     for row in [] if arguments.json else rows:
-        print(f"{row['file']:32} {row['question']}")
+        print(f"{row['file']:38} {row['question']}")
     return 0
 
 
@@ -263,6 +276,38 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     return _execute(plan, name, arguments, console)
 
 
+def _ab(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.analysis.ab import compare_variants, sentences
+    from loadgen.engine import exit_status
+    from loadgen.errors import EXIT_CANNOT_TELL, EXIT_OK
+    from loadgen.load import load_variants
+    from loadgen.plan import PROFILES, make_ab_plan
+
+    a, b = load_variants(arguments.scenarios, arguments.sets)
+    plan = make_ab_plan(
+        a,
+        b,
+        PROFILES[arguments.profile],
+        brokers=_names(arguments),
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+    )
+    run = _carry_out(plan, f"ab-{a.name}", arguments, console)
+    compared = compare_variants(run, arguments.effect)
+    if arguments.json:
+        rows = [{**asdict(each), "sentences": sentences(each, arguments.effect)} for each in compared]
+        print(json.dumps({"path": str(run.path), "compared": rows}, indent=1))
+    for each in [] if arguments.json else compared:
+        where = "".join(f", {name} {value}" for name, value in each.point.items())
+        print(f"{each.broker} ({each.driver}){where}")
+        for sentence in sentences(each, arguments.effect):
+            print(f"  {sentence}")
+        if each.struck:
+            print(f"  {each.struck} trials were struck out: see the report")
+    told = all(each.effects[0].is_told for each in compared)
+    return max(exit_status(run), EXIT_OK if told else EXIT_CANNOT_TELL)
+
+
 def _rerun(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.engine import pins_of, plan_of
     from loadgen.runs import load
@@ -273,7 +318,16 @@ def _rerun(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Console, pins: Any = None) -> int:
-    from loadgen.engine import Options, execute, exit_status
+    from loadgen.engine import exit_status
+
+    run = _carry_out(plan, name, arguments, console, pins)
+    _print_run(run, arguments.json)
+    return exit_status(run)
+
+
+def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Console, pins: Any = None) -> Any:
+    """Run a plan and write its report; the value is the run."""
+    from loadgen.engine import Options, execute
     from loadgen.report import write_report
 
     options = Options(
@@ -287,10 +341,8 @@ def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Conso
     )
     run = execute(plan, options, console)
     console.clear()
-    paths = write_report(run)
-    _print_run(run, arguments.json)
-    console.message(f"report: {paths['html']}")
-    return exit_status(run)
+    console.message(f"report: {write_report(run)['html']}")
+    return run
 
 
 def _public_command(arguments: argparse.Namespace) -> list[str]:
@@ -341,6 +393,7 @@ _COMMANDS = {
     "run": _run,
     "plan": _plan,
     "compare": _run,
+    "ab": _ab,
     "rerun": _rerun,
     "report": _report,
     "doctor": _doctor,

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import BOOK_MSGS, BOOK_NS, CLOSED_LOOP_NAP_S, NAP_BELOW_MSGS, POLL_S, Agent
+from loadgen.agent import (
+    BOOK_MSGS,
+    BOOK_NS,
+    CLOSED_LOOP_NAP_S,
+    NAP_BELOW_BYTES,
+    NAP_FROM_IN_FLIGHT_MSGS,
+    POLL_S,
+    Agent,
+)
 from loadgen.board import Cell
+from loadgen.driver import Rebalancing
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.driver import Bool, Consumer, Int64, Received, UInt8
+    from loadgen.payload import Payloads
 
 LARGE_MSGS = 128  # from here on, a batch is checked at once
 
@@ -42,9 +54,11 @@ class ConsumerAgent(Agent):
         """Connect, wait for the start, and receive until the fleet says that it is over."""
         spec = self.spec
         consumer = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
+        self.consumer = consumer
         self.book = ReceivedBook()
         self.received = 0
         self.open_loop = spec.rate.is_open_loop
+        self.nap_below_msgs = 0 if self.open_loop else _nap_below_msgs(spec.target.settings, self.payloads)
         self._kept: list[Kept] = []
         self._kept_msgs = 0
         self._spans: list[tuple[int, int]] = []
@@ -59,15 +73,22 @@ class ConsumerAgent(Agent):
         finally:
             consumer.close()
 
+    def take_events(self) -> list[tuple[str, int, int, str]]:
+        """The group's rebalances, which may be what made a second slow."""
+        if not isinstance(self.consumer, Rebalancing):
+            return []
+        text = f"{self.spec.name} without partitions"
+        return [("rebalance", began_ns, ended_ns, text) for began_ns, ended_ns in self.consumer.take_rebalances()]
+
     def _receive_all(self, consumer: Consumer) -> None:
         while not self.board.ordered(Cell.STOP_CONSUMING):
             before = self.received
             for batch in consumer.receive(POLL_S):
                 self.take(batch)
             consumer.settle()
-            if not self.open_loop and self.received - before < NAP_BELOW_MSGS:
-                time.sleep(CLOSED_LOOP_NAP_S)
             self.row[Cell.RECEIVED] = self.received
+            if self.received - before < self.nap_below_msgs and not consumer.has_waiting:
+                time.sleep(CLOSED_LOOP_NAP_S)
             now = time.monotonic_ns()
             if self._kept_msgs >= BOOK_MSGS or (self._kept and now - self._booked_ns > BOOK_NS):
                 self.keep_books()
@@ -153,6 +174,16 @@ class ConsumerAgent(Agent):
             self.clock.count("received", number, at_ns)
             self.clock.count("received_bytes", size_bytes, at_ns)
         elif number:
-            inside = int(((at_ns >= self.clock.window_start_ns) & (at_ns < self.clock.window_end_ns)).sum())
-            self.clock.add("received", inside)
-            self.clock.add("received_bytes", round(size_bytes * inside / number))
+            self.clock.count_each("received", 1, at_ns)
+            self.clock.count_each("received_bytes", size_bytes / number, at_ns)
+
+
+def _nap_below_msgs(settings: Mapping[str, Any], payloads: Payloads) -> int:
+    """Below how many messages at once a closed loop's consumer naps; 0 where a nap would hold the producer back.
+
+    With a prefetch of 1 a nap would be the rate, and with few messages in flight confirms wait for acknowledgements.
+    """
+    limits = [settings.get("prefetch") or None, settings.get("confirm_window")]
+    if any(limit is not None and limit < NAP_FROM_IN_FLIGHT_MSGS for limit in limits):
+        return 0
+    return max(1, int(NAP_BELOW_BYTES / payloads.mean_size_bytes))

@@ -154,6 +154,11 @@ class Resending(Protocol):
 class Consumer(Protocol):
     """Receives messages and settles them after they were processed."""
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether `receive` would return messages that have come already and were too many for the last call."""
+        ...
+
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait up to `timeout_s` for the first message, then return all that has already arrived."""
         ...
@@ -164,6 +169,15 @@ class Consumer(Protocol):
 
     def close(self) -> None:
         """Settle what is pending, leave in order; never raises."""
+        ...
+
+
+@runtime_checkable
+class Rebalancing(Protocol):
+    """What a consumer has beside `Consumer` if a group shares the partitions out, and may do so again in mid-trial."""
+
+    def take_rebalances(self) -> list[tuple[int, int]]:
+        """Those since the last call: (begin, end) in monotonic ns, between which it had no partitions."""
         ...
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen import host
 from loadgen.brokers import is_warmed, mark_warmed, open_brokers, status
 from loadgen.brokers.state import brokers_dir
+from loadgen.ceiling import measure_ceiling
+from loadgen.checks.repeats import versions_changed
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.fleet import terminate_as_interrupt
-from loadgen.plan import Plan, Profile, Trial, make_plan
+from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
-from loadgen.trial import Setting, run_trial
+from loadgen.searching import find_capacity
+from loadgen.trial import Setting, describe, run_trial
+from loadgen.verdict import add_check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,28 +134,113 @@ def _run_trials(
     plan: Plan, endpoints: dict[BrokerName, Endpoint], writer: RunWriter, listener: Listener, pins: Pins
 ) -> str | None:
     """Run every trial; the value is why the run ended before its plan did, or None."""
-    left_s = plan.expected_s
-    for number, trial in enumerate(plan.trials, 1):
-        left_s -= trial.expected_s
-        endpoint = endpoints[trial.broker]
+    bench = _Bench(plan, endpoints, writer, listener, pins)
+    try:
+        for number, trial in enumerate(plan.trials, 1):
+            bench.turn_to(number, trial)
+            if trial.rate.kind == "search":
+                bench.search(trial)
+            elif trial.rate.fractions is not None:
+                bench.run_fraction(trial, trial.rate.fractions[0])
+            else:
+                bench.run(trial)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return None
+
+
+class _Bench:
+    """Runs trials one after another, keeps each record, and remembers the capacities that were found."""
+
+    def __init__(
+        self, plan: Plan, endpoints: dict[BrokerName, Endpoint], writer: RunWriter, listener: Listener, pins: Pins
+    ) -> None:
+        self.endpoints, self.writer, self.listener, self.pins = endpoints, writer, listener, pins
+        self.trials = len(plan.trials)
+        self.left_s = plan.expected_s
+        self.shown = ""
+        self.told: list[dict[str, Any]] = []
+        self.searches: dict[str, dict[str, Any]] = {}
+        self.ceilings: dict[str, dict[str, Any]] = {}
+
+    def turn_to(self, number: int, trial: Trial) -> None:
+        """The plan's next trial begins."""
+        self.left_s -= trial.expected_s
+        self.shown = f"[{number}/{self.trials}] "
+
+    def setting(self, trial: Trial) -> Setting:
+        """What a trial needs beside itself."""
+        left_s = max(0.0, self.left_s)
+        endpoint = self.endpoints[trial.broker]
+        return Setting(endpoint, self.listener.progress, self.writer, self.pins.client, self.shown, left_s)
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """Run one trial and write its record; KeyboardInterrupt and what ends a run go on to the caller."""
+        endpoint = self.endpoints[trial.broker]
         written = None
         if endpoint.source in WRITTEN_SOURCES:
-            written = asdict(host.wait_until_written(progress=listener.progress))
-        shown = f"[{number}/{len(plan.trials)}] "
-        setting = Setting(endpoint, listener.progress, writer, pins.client, shown, max(0.0, left_s))
-        record, outcome = run_trial(trial, setting)
+            written = asdict(host.wait_until_written(progress=self.listener.progress))
+        record, outcome = run_trial(trial, self.setting(trial))
         record["written"] = written
-        _keep(record, writer)
-        listener.message(shown + _line(record))
+        self._check_versions(record)
+        self.keep(record)
+        self.listener.message(self.shown + _line(record))
         if left := record.get("left_behind"):
-            listener.message(f"{shown}left behind on {trial.broker}: {left['name']}: {left['reason']}")
+            self.listener.message(f"{self.shown}left behind on {trial.broker}: {left['name']}: {left['reason']}")
         if outcome.cause is not None:
             raise outcome.cause
         if outcome.interrupted:
-            return "interrupted"
+            raise KeyboardInterrupt
         if outcome.error is not None:
             _refuse_dead(trial, endpoint)
-    return None
+        return record
+
+    def _check_versions(self, record: dict[str, Any]) -> None:
+        """Strike a trial that other software made than those before it: no repeat of theirs."""
+        self.told.append({name: record.get(name) for name in ("broker", "driver", "versions")})
+        if record["status"] == "complete":
+            found = versions_changed(self.told)
+            add_check(record["verdict"], found)
+            if found.passed is False:
+                self.told.pop()
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Write a trial's record."""
+        _keep(record, self.writer)
+
+    def search(self, trial: Trial) -> None:
+        """Find a capacity and write down how; a point without one is a trial that failed."""
+        answer = find_capacity(trial, self)
+        self.searches[trial.capacity_key] = answer
+        self.writer.add("searches", answer)
+        self.listener.message(self.shown + _search_line(answer))
+        if answer["capacity_msgs_per_s"] is None and trial.purpose == "measure":
+            self._fail(trial, answer["reason"])
+
+    def run_fraction(self, trial: Trial, fraction: float) -> None:
+        """Run a curve's trial at its share of the capacity that was found for it."""
+        capacity = (self.searches.get(trial.capacity_key) or {}).get("capacity_msgs_per_s")
+        if capacity is None:
+            self._fail(trial, "no capacity was found that it could be a fraction of")
+            return
+        producers = self.searches[trial.capacity_key]["producers"]
+        self.run(replace(trial, rate=Rate.fixed(capacity * fraction), asked=trial.rate, producers=producers))
+
+    def ceiling(self, trial: Trial) -> dict[str, Any]:
+        """What the generator reaches without a broker, measured once for each point and number of producers."""
+        key = f"{trial.capacity_key}/{trial.producers}"
+        if key not in self.ceilings:
+            found = self.ceilings[key] = measure_ceiling(trial, self.setting(trial))
+            self.writer.add("ceilings", found)
+            most = found["achieved_msgs_per_s"]
+            text = found["error"] if most is None else f"{most:,.0f} msg/s, {found['limits']}"
+            self.listener.message(f"{self.shown}{trial.id}: without a broker: {text}")
+        return self.ceilings[key]
+
+    def _fail(self, trial: Trial, reason: str) -> None:
+        """A point that could not be measured stands in the run, with its reason."""
+        verdict = {"status": "invalid", "bound_by": "unknown", "reasons": [reason], "checks": []}
+        self.keep({**describe(trial), "status": "failed", "error": reason, "verdict": verdict})
 
 
 def _keep(record: dict[str, Any], writer: RunWriter) -> None:
@@ -164,6 +254,18 @@ def _keep(record: dict[str, Any], writer: RunWriter) -> None:
             record["verdict"] = {"status": "invalid", "bound_by": "unknown", "reasons": [str(error)], "checks": []}
         writer.add_trial(record)
         raise
+
+
+def _search_line(answer: dict[str, Any]) -> str:
+    """A finished search in one line."""
+    if answer["capacity_msgs_per_s"] is None:
+        return f"{answer['id']}: no capacity: {answer['reason']}"
+    least = "at least " if answer["is_lower_bound"] else ""
+    rate = f"{answer['capacity_msgs_per_s']:,.0f} msg/s"
+    return (
+        f"{answer['id']}: capacity {least}{rate}, bound by {answer['bound_by']} ({answer['reason']}); "
+        f"{len(answer['trials'])} trials in {answer['elapsed_s']:.0f} s"
+    )
 
 
 def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
@@ -203,7 +305,12 @@ def _header(
         "profile": plan.profile.name,
         "repeats": plan.repeats,
         "seed": plan.seed,
-        "plan": {"warmup_s": plan.profile.warmup_s, "duration_s": plan.profile.duration_s, "brokers": plan.brokers},
+        "plan": {
+            "warmup_s": plan.profile.warmup_s,
+            "duration_s": plan.profile.duration_s,
+            "brokers": plan.brokers,
+            "is_ab": plan.is_ab,
+        },
         "pins": {"broker": pins.broker, "client": pins.client},
         "scenarios": [scenario.model_dump(mode="json", exclude_none=True) for scenario in plan.scenarios],
         "environment": environment,
@@ -227,6 +334,9 @@ def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
         kept = header["plan"]
         profile = Profile(header["profile"], kept["warmup_s"], kept["duration_s"], header["repeats"])
         wanted = tuple(name for name in kept["brokers"] if name in brokers)
+        if kept.get("is_ab"):
+            a, b = scenarios
+            return make_ab_plan(a, b, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
         return make_plan(scenarios, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
     except (KeyError, TypeError) as error:
         raise ScenarioError(f"{run.id}: cannot be run again, its plan was not kept ({error})") from None
@@ -352,7 +462,9 @@ def exit_status(run: Run) -> int:
         return EXIT_INTERRUPTED
     usable: dict[str, bool] = {}
     for record in run.trials:
-        point = record["id"].rpartition("/")[0]
+        if record["purpose"] != "measure":  # a search's way to its answer
+            continue
+        point = json.dumps([record[name] for name in ("scenario", "broker", "driver", "point")])
         good = record["status"] == "complete" and record["verdict"]["status"] != "invalid"
         usable[point] = usable.get(point, False) or good
     return EXIT_OK if run.status == "complete" and all(usable.values()) else EXIT_INVALID

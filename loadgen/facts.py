@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from loadgen.histogram import LOWEST_OF_BUCKET_NS, bucket_indices
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -30,7 +34,11 @@ class Facts:
     intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received.
     Shares are of the window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest
     thread of the busiest producer or consumer. `producers_held_back_share` is the share of time in which a
-    producer had messages due and no room for them.
+    producer had messages due and no room for them. `bucket_share_max` is the widest histogram bucket of the shown
+    latency's median and p99 over its value, `resolution` the time from a batch's first byte to its stamp.
+    `frequency_fall_share` is by how much the fastest CPU's lowest reading is below its highest, `throttles` how often
+    a CPU was slowed down for its heat. `little`, `steady` and `backlog` are findings of the flow over the window:
+    what was found (None: cannot tell) and the reason.
     """
 
     durability: str
@@ -60,6 +68,13 @@ class Facts:
     goodput_msgs_per_s: float = 0.0
     lag_p99_ns: int | None = None
     e2e_p50_ns: int | None = None
+    e2e_p99_ns: int | None = None
+    bucket_share_max: float | None = None
+    resolution_p50_ns: int | None = None
+    resolution_p99_ns: int | None = None
+    clock_source: str | None = None
+    clock_error_ns: int | None = None
+    clock_changed: bool = False
     cpu_cores: Mapping[str, float | None] = field(default_factory=dict)
     agent_core_share_max: float | None = None
     producers_held_back_share: float | None = None
@@ -69,11 +84,17 @@ class Facts:
     steal_share: float | None = None
     others_cores: float | None = None
     others_names: tuple[str, ...] = ()
+    frequency_fall_share: float | None = None
+    throttles: float | None = None
+    swapped_bytes: int | None = None
     alarms: tuple[str, ...] | None = None
     blocked_connections: int | None = None
     disk_full: bool | None = None
     samples: int | None = None
     observer_defects: tuple[str, ...] = ()
+    little: tuple[bool | None, str] | None = None
+    steady: tuple[bool | None, str] | None = None
+    backlog: tuple[bool | None, str] | None = None
 
     @property
     def is_open_loop(self) -> bool:
@@ -113,7 +134,8 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         due: how many messages the schedule had in the window, None in a closed loop.
     """
     window_s = record["window_s"]
-    lag, e2e = record["latency_ns"]["schedule_lag"], record["latency_ns"]["e2e"]
+    lag, e2e, ack = (record["latency_ns"].get(kind) for kind in ("schedule_lag", "e2e", "ack"))
+    resolution = record.get("resolution_ns") or {}
     competing = record["consumers"] > max(1, record["settings"].get("partitions", 1))
     counts = record.get("broker_counts", {})
     depth = counts.get("depth_at_end")
@@ -148,10 +170,36 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         goodput_msgs_per_s=record["goodput_msgs_per_s"],
         lag_p99_ns=lag["p99"] if lag else None,
         e2e_p50_ns=e2e["p50"] if e2e else None,
+        e2e_p99_ns=e2e["p99"] if e2e else None,
+        bucket_share_max=_bucket_share(e2e or ack),
+        resolution_p50_ns=resolution.get("p50"),
+        resolution_p99_ns=resolution.get("p99"),
         cpu_cores={name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()},
         producers_held_back_share=record["blocked_share"],
-        **({} if observer is None else observed_facts(observer)),
+        **clock_facts(record.get("clock") or (observer or {}).get("clock")),
+        **({} if not observer else observed_facts(observer)),
     )
+
+
+def _bucket_share(summary: Mapping[str, Any] | None) -> float | None:
+    """The widest bucket of a latency's median and p99, as a share of the value that it stands for."""
+    if not summary or summary["p50"] is None:
+        return None
+    values_ns = np.array([summary["p50"], summary["p99"]], np.int64)
+    indices = bucket_indices(values_ns)
+    widths_ns = LOWEST_OF_BUCKET_NS[indices + 1] - LOWEST_OF_BUCKET_NS[indices]
+    return float((widths_ns / np.maximum(values_ns, 1)).max())
+
+
+def clock_facts(clock: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of `Facts` that a clock's record (`loadgen.clocks`) knows."""
+    if not clock:
+        return {}
+    return {
+        "clock_source": clock["source"],
+        "clock_error_ns": clock["error_ns"],
+        "clock_changed": bool(clock.get("changed")),
+    }
 
 
 def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +213,9 @@ def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
         "steal_share": summary["host_steal_share"],
         "others_cores": summary["others_cores"],
         "others_names": tuple(summary["others_names"]),
+        "frequency_fall_share": summary.get("cpu_frequency_fall_share"),
+        "throttles": summary.get("cpu_throttles"),
+        "swapped_bytes": summary.get("swapped_bytes"),
         "alarms": None if alarms is None else tuple(alarms),
         "blocked_connections": summary["blocked_connections_max"],
         "disk_full": summary["disk_full"],

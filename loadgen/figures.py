@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from loadgen.driver import confirms
 from loadgen.ledger import settle
 from loadgen.record import LATENCY_KINDS
@@ -49,28 +51,41 @@ def _all_told(trial: Trial, outcome: Outcome) -> bool:
     return sent == trial.producers and received == trial.consumers
 
 
-def figures(trial: Trial, live: Live, outcome: Outcome, account: Account | None) -> Record:
-    """All that the agents' results and reports say, under the record's names."""
+def figures(trial: Trial, live: Live, outcome: Outcome, account: Account | None, cut_s: int = 0) -> Record:
+    """All that the agents' results and reports say, under the record's names.
+
+    The first `cut_s` seconds of the planned window count as warm-up: it was not steady yet.
+    """
     results = outcome.results
     producers = [result for result in results if result.role == "producer"]
-    window_s = _window_s(trial, outcome, producers)
-    share = 0.0 if window_s is None else window_s / trial.duration_s  # agents scale their CPU to the whole window
-    cpu_s = {role: sum(r.cpu_s for r in results if f"{r.role}s" == role) * share for role in ("producers", "consumers")}
+    planned_s = _window_s(trial, outcome, producers)
+    window_s = None if planned_s is None else planned_s - cut_s
+    used_s = [(result.role, _cpu_s(result, cut_s, cut_s + (window_s or 0.0))) for result in results]
+    histograms = live.measured(cut_s)
     return {
         "status": "failed" if outcome.error else "partial" if outcome.interrupted else "complete",
         "error": outcome.error,
         "traceback": outcome.traceback,
+        "warmup_s": trial.warmup_s + cut_s,
         "window_s": window_s,
         "drain_s": outcome.drain_s,
-        **_rates(trial, results, account if _all_told(trial, outcome) else None, window_s),
+        **_rates(trial, results, account if _all_told(trial, outcome) else None, window_s, cut_s),
         **_accounted(trial, outcome, account),
-        "latency_ns": _latencies(live.histograms),
-        "out_of_range": sum(histogram.out_of_range_count for histogram in live.histograms.values()),
-        "resolution_ns": _resolution(live.histograms),
+        "latency_ns": _latencies(histograms),
+        "out_of_range": sum(histogram.out_of_range_count for histogram in histograms.values()),
+        "resolution_ns": _resolution(histograms),
         "blocked_share": max((result.blocked_share for result in producers), default=0.0),
-        "cpu_s": cpu_s,
-        "agent_cpu_share_max": max((r.cpu_s / trial.duration_s for r in results), default=0.0),
+        "cpu_s": {f"{role}s": sum(s for of, s in used_s if of == role) for role in ("producer", "consumer")},
+        "agent_cpu_share_max": max((s for _, s in used_s), default=0.0) / window_s if window_s else 0.0,
     }
+
+
+def _cpu_s(result: Result, begin_s: float, end_s: float) -> float:
+    """The CPU that an agent used between two moments of the window, interpolated between its notes."""
+    if not result.cpu_at:
+        return 0.0
+    at_s, used_s = zip(*result.cpu_at, strict=True)
+    return float(np.interp(end_s, at_s, used_s) - np.interp(begin_s, at_s, used_s))
 
 
 def _window_s(trial: Trial, outcome: Outcome, producers: Sequence[Result]) -> float | None:
@@ -80,14 +95,16 @@ def _window_s(trial: Trial, outcome: Outcome, producers: Sequence[Result]) -> fl
     return min((result.window_s for result in producers), default=None)
 
 
-def _rates(trial: Trial, results: Sequence[Result], account: Account | None, window_s: float | None) -> Record:
+def _rates(
+    trial: Trial, results: Sequence[Result], account: Account | None, window_s: float | None, cut_s: int
+) -> Record:
     """Rates over the window that passed; null where none of it did, as one over nothing would be invented."""
 
     def rate(number: float) -> float | None:
         return number / window_s if window_s else None
 
     def total(what: str) -> int:
-        return sum(result.in_window.get(what, 0) for result in results)
+        return sum(sum(result.per_second.get(what, ())[cut_s:]) for result in results)
 
     received, acked = total("received"), total("acked")
     once = received if account is None else max(0, received - account.duplicated - account.foreign)

@@ -35,7 +35,7 @@ START_DELAY_S = 0.2
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 DRAIN_S = 60.0  # … or after this in any case
 FINISH_S = 45.0
-TURN_S = 0.1  # how often the fleet looks after its agents where none says anything
+TURN_S = 0.05  # how often the fleet looks after its agents where none says anything
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
 END_S = 2.0  # for all processes together to leave by themselves
 DUMP_S = 1.0  # for a stuck agent to write where it is
@@ -53,7 +53,7 @@ class Watcher(Protocol):
         """All agents are connected; load begins at `start_ns`. `pids` are those of each role."""
 
     def turned(self, board: Board) -> None:
-        """Called about ten times a second; may raise KeyboardInterrupt or TrialError to end the trial."""
+        """Called about twenty times a second; may raise KeyboardInterrupt or TrialError to end the trial."""
 
 
 @dataclass(slots=True)
@@ -186,7 +186,7 @@ class Fleet:
             self._turn(board)
 
     def _turn(self, board: Board) -> None:
-        """Take what the agents said in the last 100 ms, and look after them."""
+        """Take what the agents said in the last 50 ms, and look after them."""
         with contextlib.suppress(queue.Empty):
             self._hear(*self._inbox.get(timeout=TURN_S))
             while True:

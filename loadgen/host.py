@@ -7,23 +7,22 @@ no host name, no paths, no environment variables and nothing secret: runs are ma
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from loadgen.disks import disks_of, mount_of
 from loadgen.errors import HostError
+from loadgen.versions import PACKAGES, git_state, package_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,21 +34,6 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 WRITE_BYTES = 4096  # the smallest write that a file system gives to a disk
 
-PACKAGES = (
-    "loadgen",
-    "numpy",
-    "hdrhistogram",
-    "pandas",
-    "pyarrow",
-    "pydantic",
-    "psutil",
-    "crc32c",
-    "pika",
-    "kio",
-    "confluent-kafka",
-    "locust",
-    "gevent",
-)
 SYSCTLS = (
     "net/core/rmem_default",
     "net/core/rmem_max",
@@ -136,6 +120,33 @@ def read_memory_bytes(proc: Path = PROC) -> dict[str, int]:
         if unit == "kB":
             found[name] = int(number) * 1024
     return found
+
+
+def read_swapped_pages(proc: Path = PROC) -> tuple[int, int] | None:
+    """Pages swapped in and out since boot; None where the kernel does not count them."""
+    counts = dict(line.split(" ", 1) for line in (read_text(proc / "vmstat") or "").splitlines() if "pswp" in line)
+    if "pswpin" not in counts or "pswpout" not in counts:
+        return None
+    return int(counts["pswpin"]), int(counts["pswpout"])
+
+
+def read_frequency_hz(cpus: Iterable[int], sys_root: Path = SYS) -> float | None:
+    """What the fastest of `cpus` runs at now; None on most virtual machines. An idle CPU may read low by right."""
+    paths = (sys_root / f"devices/system/cpu/cpu{number}/cpufreq/scaling_cur_freq" for number in cpus)
+    read = (read_text(path) for path in paths)
+    return max((int(text) * 1e3 for text in read if text and text.isdigit() and int(text)), default=None)
+
+
+def read_throttles(cpus: Iterable[int], sys_root: Path = SYS) -> int | None:
+    """How often since boot `cpus` were slowed down because they were hot; None where the kernel does not tell."""
+    paths = (sys_root / f"devices/system/cpu/cpu{number}/thermal_throttle/core_throttle_count" for number in cpus)
+    counts = [int(text) for path in paths if (text := read_text(path))]
+    return sum(counts) if counts else None
+
+
+def clock_source(sys_root: Path = SYS) -> str | None:
+    """What the kernel reads the time from: tsc, kvm-clock, arch_sys_counter or another."""
+    return read_text(sys_root / "devices/system/clocksource/clocksource0/current_clocksource")
 
 
 def read_load_1m(proc: Path = PROC) -> float | None:
@@ -314,7 +325,6 @@ def _unwritten_bytes(proc: Path) -> int:
 def environment(data_dir: Path | None = None, *, proc: Path = PROC, sys_root: Path = SYS) -> dict[str, Any]:
     """What a reader needs to judge or repeat a run: machine, kernel, broker's disk, versions, revision."""
     memory = read_memory_bytes(proc)
-    clock = sys_root / "devices/system/clocksource/clocksource0/current_clocksource"
     return {
         "cpu": _cpu(proc, sys_root),
         "kernel": platform.release(),
@@ -322,14 +332,14 @@ def environment(data_dir: Path | None = None, *, proc: Path = PROC, sys_root: Pa
         "os": _os_name(),
         "memory_bytes": memory.get("MemTotal"),
         "swap_bytes": memory.get("SwapTotal"),
-        "clocksource": read_text(clock),
+        "clocksource": clock_source(sys_root),
         "disk": None if data_dir is None else _disk(data_dir, sys_root),
         "sysctl": {name.replace("/", "."): read_text(proc / "sys" / name) for name in SYSCTLS},
         "transparent_hugepages": _chosen(read_text(sys_root / "kernel/mm/transparent_hugepage/enabled")),
         "virtualisation": _virtualisation(proc, sys_root),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "git": _git(Path(__file__).resolve().parent.parent),
+        "packages": {name: version for name in PACKAGES if (version := package_version(name)) is not None},
+        "git": git_state(Path(__file__).resolve().parent.parent),
     }
 
 
@@ -363,21 +373,18 @@ def _disk(folder: Path, sys_root: Path) -> dict[str, Any]:
     folder = folder.resolve()
     while not folder.exists():  # a broker that has not written yet
         folder = folder.parent
-    number = folder.stat().st_dev
-    block = sys_root / "dev/block" / f"{os.major(number)}:{os.minor(number)}"
-    queue = block / "queue" if (block / "queue").is_dir() else block.resolve().parent / "queue"  # a partition's disk
-    rotational = read_text(queue / "rotational")
-    # The longest mount point above the folder is its file system; of two on one point the later one is seen.
-    mounts = [each for each in psutil.disk_partitions(all=True) if folder.is_relative_to(each.mountpoint)]
-    mount = max(mounts, key=lambda each: len(each.mountpoint), default=None)
+    disk = next(iter(disks_of(folder, sys_root)), None)
+    queue = None if disk is None else disk / "queue"
+    rotational = None if queue is None else read_text(queue / "rotational")
+    mount = mount_of(folder)
     # Devices of network and overlay file systems are host names and paths, and so are some options.
     return {
         "device": mount.device if mount and mount.device.startswith("/dev/") else None,
-        "filesystem": mount.fstype if mount else None,
-        "options": [each for each in mount.opts.split(",") if "/" not in each] if mount else None,
+        "filesystem": mount.filesystem if mount else None,
+        "options": [each for each in mount.options if "/" not in each] if mount else None,
         "rotational": None if rotational is None else rotational == "1",
-        "write_cache": read_text(queue / "write_cache"),
-        "scheduler": _chosen(read_text(queue / "scheduler")),
+        "write_cache": None if queue is None else read_text(queue / "write_cache"),
+        "scheduler": None if queue is None else _chosen(read_text(queue / "scheduler")),
         "free_bytes": disk_free(folder),
     }
 
@@ -395,31 +402,6 @@ def _virtualisation(proc: Path, sys_root: Path) -> dict[str, Any]:
         "product": read_text(sys_root / "class/dmi/id/product_name"),
         "container": any(path.exists() for path in (Path("/.dockerenv"), Path("/run/.containerenv"))),
     }
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
-
-
-def _git(root: Path) -> dict[str, Any] | None:
-    """Revision and dirty flag of the working tree this package lies in; None for an installed package."""
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    revision = _git_output(root, "rev-parse", "HEAD")
-    changes = _git_output(root, "status", "--porcelain", "--untracked-files=no")
-    return {"revision": revision, "dirty": None if changes is None else bool(changes)}
-
-
-def _git_output(root: Path, *command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, check=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 assert sys.platform == "linux", "loadgen reads /proc: it runs on Linux"

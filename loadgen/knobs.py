@@ -112,6 +112,8 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         "producers": scenario.producers,
         "consumers": scenario.consumers,
     }
+    if scenario.rate.fractions is not None:
+        shared["fraction"] = scenario.rate.fractions
     axes = {**shared, **{f"{broker}.{knob}": value for knob, value in given.items()}}
     swept_names = [name for name, value in axes.items() if isinstance(value, list)]
     for values in product(*(value if isinstance(value, list) else [value] for value in axes.values())):
@@ -124,7 +126,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             driver=settings.pop("driver"),
             durability=durability,
             message=scenario.message.model_copy(update={"size_bytes": chosen["size_bytes"]}),
-            rate=scenario.rate.model_copy(update={"msgs_per_s": chosen["msgs_per_s"]}),
+            rate=_rate(scenario.rate, chosen),
             producers=chosen["producers"],
             consumers=chosen["consumers"],
             settings=settings,
@@ -132,6 +134,13 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         )
         _refuse_unfit(point)
         yield point
+
+
+def _rate(rate: Rate, chosen: Settings) -> Rate:
+    one: Settings = {"msgs_per_s": chosen["msgs_per_s"]}
+    if "fraction" in chosen:
+        one["fractions"] = [chosen["fraction"]]
+    return rate.model_copy(update=one)
 
 
 def _refuse_unfit(point: Point) -> None:

@@ -11,7 +11,7 @@ from loadgen.errors import ScenarioError
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 SCENARIOS_DIR = Path("scenarios")
 
@@ -97,6 +97,28 @@ def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:
     return Scenario(**values)
 
 
+def load_variants(paths: Sequence[Path], texts: Sequence[str]) -> tuple[Scenario, Scenario]:
+    """Variants A and B: of two files (every `--set` holds for both), or of one file and its `--set`s.
+
+    With one file two sets are A's and B's, and a single one is B's, against the file as it is. A set may hold several
+    pairs, separated by blanks.
+    """
+    if len(paths) > 2:
+        raise ScenarioError(f"{len(paths)} scenario files: expected one with --set, or two")
+    found = [load_scenarios(path) for path in paths]
+    for path, scenarios in zip(paths, found, strict=True):
+        if len(scenarios) != 1:
+            raise ScenarioError(f"{path}: defines {len(scenarios)} scenarios; expected one to be a variant")
+    sets = [[parse_set(pair) for pair in text.split()] for text in texts]
+    if len(found) == 2:
+        both = [pair for each in sets for pair in each]
+        return apply_sets(found[0][0], both), apply_sets(found[1][0], both)
+    if not 1 <= len(sets) <= 2:
+        raise ScenarioError(f"{len(sets)} × --set: expected one (A is the file as it is) or two (A's and B's)")
+    (scenario,) = found[0]
+    return apply_sets(scenario, sets[0] if len(sets) == 2 else []), apply_sets(scenario, sets[-1])
+
+
 def _locate(scenario: Scenario, key: str) -> tuple[str, str]:
     part, dot, knob = key.partition(".")
     if dot and part in _PARTS:
@@ -117,10 +139,13 @@ def _locate(scenario: Scenario, key: str) -> tuple[str, str]:
 
 
 def _rate(value: Any, current: Rate) -> Rate:
-    if value == "saturate":
-        return Rate.saturate()
+    named = {"saturate": Rate.saturate, "search": Rate.search, "curve": Rate.curve}
     if isinstance(value, str):
-        raise ScenarioError(f"--set rate={value}: expected messages a second, a list of them, or saturate")
+        if value not in named:
+            raise ScenarioError(
+                f"--set rate={value}: expected messages a second, a list of them, or {', '.join(named)}"
+            )
+        return named[value]()
     return Rate.poisson(value) if current.kind == "poisson" else Rate.fixed(value)
 
 

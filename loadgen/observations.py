@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from loadgen.events import alarm_events, in_window, pause_events
+from loadgen.host import PAGE_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from loadgen.alarms import AlarmReading
+    from loadgen.events import Event
     from loadgen.gclog import Pause
 
     Used = Callable[[str], float | None]  # a counter's name -> by how much it grew
@@ -108,6 +112,7 @@ class Series:
 class Observations:
     """All that was seen from start to stop; `pauses` is None where no GC log was found.
 
+    `noted` are the events that others told; `clock` is the record of the host's own clock (`loadgen.clocks`).
     `others_s` are CPU seconds by program over the whole observation, not only a window's. `defects` are the observer's
     own: after one it no longer looked.
     """
@@ -122,6 +127,8 @@ class Observations:
     cpu_limit_cores: float | None = None
     pauses: tuple[Pause, ...] | None = None
     alarms: tuple[tuple[int, AlarmReading], ...] = ()
+    noted: tuple[Event, ...] = ()
+    clock: Mapping[str, Any] | None = None
     others_s: Mapping[str, float] | None = None
     errors: Mapping[str, int] | None = None
     defects: tuple[str, ...] = ()
@@ -148,6 +155,11 @@ class Observations:
         """By how much a counter grew from sample to sample; NaN where there is none."""
         counted = series.counted(name, self.samples.at_ns)
         return np.full(len(self.samples.at_ns) - 1, math.nan) if counted is None else np.diff(counted).clip(0)
+
+    @property
+    def events(self) -> list[Event]:
+        """Pauses, alarms and what was noted, of the whole observation."""
+        return [*pause_events(self.pauses or ()), *alarm_events(self.alarms), *self.noted]
 
     def summary(self, start_ns: int, end_ns: int) -> dict[str, Any]:
         """The window's figures under stable names; None is "not observed"."""
@@ -179,10 +191,15 @@ class Observations:
             "dirty_bytes_max": _int(largest("dirty_bytes")),
             "writeback_bytes_max": _int(largest("writeback_bytes")),
             "swap_used_bytes_max": _int(largest("swap_used_bytes")),
+            "swapped_bytes": self._swapped_bytes(used),
+            **self._frequency(used, start_ns, end_ns),
             **self._disk(start_ns, end_ns),
+            "disk": self._disk_times(start_ns, end_ns),
             "depth_msgs": self._depth(start_ns, end_ns),
             "gc": self._gc(start_ns, end_ns),
             **self._alarmed(start_ns, end_ns),
+            "events": [each.record(start_ns) for each in in_window(self.events, start_ns, end_ns)],
+            "clock": None if self.clock is None else dict(self.clock),
             "errors": dict(self.errors or {}),
             "defects": list(self.defects),
             "observer_cores": self._own_cores(),
@@ -207,6 +224,11 @@ class Observations:
         row |= self._host(used, window_s)
         for name in GAUGES:
             row[name] = _int(read(name)) if name.endswith("_bytes") else read(name)
+        row |= {f"{name}_per_s": _over(used(name), window_s) for name in ("disk_writes", "disk_flushes")}
+        row["disk_write_ns"] = _mean_ns(used("disk_write_s"), used("disk_writes"))
+        row["disk_flush_ns"] = _mean_ns(used("disk_flush_s"), used("disk_flushes"))
+        row["swapped_bytes_per_s"] = _over(self._swapped_bytes(used), window_s)
+        row["cpu_frequency_hz"] = self.watches.last("cpu_frequency_hz", end_ns, 2 * self.watch_interval_ns)
         row["disk_free_bytes"] = _int(self.watches.last("disk_free_bytes", end_ns, 2 * self.watch_interval_ns))
         row["depth_msgs"] = _int(self.depths.last("depth_msgs", end_ns, 3 * self.interval_ns))
         seen = bisect_right(self.alarms, end_ns, key=itemgetter(0))
@@ -272,6 +294,31 @@ class Observations:
         least = int(free.min()) if len(free) else None
         return {"disk_free_bytes_min": least, "disk_full": None if least is None else least < DISK_FULL_BYTES}
 
+    def _disk_times(self, start_ns: int, end_ns: int) -> dict[str, float | int | None] | None:
+        """Writes and flushes of the broker's disk: how many, how long on average, and in the slowest interval."""
+        if "disk_writes" not in self.samples.columns:
+            return None
+        inside = [row for row in self.rows if start_ns < row["monotonic_ns"] <= end_ns]
+        figures: dict[str, float | int | None] = {}
+        for name, plural in (("write", "writes"), ("flush", "flushes")):
+            number = self.samples.used(f"disk_{plural}", start_ns, end_ns)
+            took_s = self.samples.used(f"disk_{name}_s", start_ns, end_ns)
+            means_ns = [row[f"disk_{name}_ns"] for row in inside if row[f"disk_{name}_ns"] is not None]
+            figures[plural] = None if number is None else round(number)
+            figures[f"{name}_mean_ns"] = _mean_ns(took_s, number)
+            figures[f"{name}_interval_mean_ns_max"] = max(means_ns, default=None)
+        return figures
+
+    def _frequency(self, used: Used, start_ns: int, end_ns: int) -> dict[str, float | None]:
+        """How steadily the CPUs ran: by how much the fastest one fell, and how often one was slowed for its heat."""
+        seen_hz = self.watches.seen("cpu_frequency_hz", start_ns, end_ns)
+        fall_share = float(1 - seen_hz.min() / seen_hz.max()) if len(seen_hz) else None
+        return {"cpu_frequency_fall_share": fall_share, "cpu_throttles": used("cpu_throttles")}
+
+    def _swapped_bytes(self, used: Used) -> int | None:
+        pages = [_known(used(f"swapped_{way}_pages")) for way in ("in", "out")]
+        return None if None in pages else round(sum(each or 0.0 for each in pages) * PAGE_BYTES)
+
     def _depth(self, start_ns: int, end_ns: int) -> dict[str, float] | None:
         depths = self.depths.seen("depth_msgs", start_ns, end_ns)
         if not len(depths):
@@ -302,6 +349,12 @@ class Observations:
 
 def _known(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
+
+
+def _mean_ns(total_s: float | None, number: float | None) -> float | None:
+    """The mean duration of what was counted; None where nothing was."""
+    total_s, number = _known(total_s), _known(number)
+    return total_s * 1e9 / number if total_s is not None and number else None
 
 
 def _over(value: float | None, window_s: float) -> float | None:

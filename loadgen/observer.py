@@ -3,7 +3,8 @@
 Three threads, so that a slow answer never delays a sample: the sampler reads `/proc`; the depth thread asks
 how long the queue is; the watch thread looks now and then at alarms, GC logs, the disk and other programs.
 A process that ends keeps its last total, and what could not be read is None. Samples are taken at
-origin + k intervals without drift, so that a window of whole seconds begins and ends at samples.
+origin + k intervals without drift, so that a window of whole seconds begins and ends at samples. What only agents
+know, such as a consumer group's rebalance, is told to it (`note`) and joins the timeline.
 
 The cost is measured in each run (`observer_cores` of the summary): 0.003 of a core with four agents
 and a broker, half of it for the sampler and half for the list of all processes.
@@ -21,6 +22,9 @@ from typing import TYPE_CHECKING
 
 from loadgen import host
 from loadgen.alarms import AlarmReader
+from loadgen.clocks import local_clock
+from loadgen.disks import disks_of, read_disks
+from loadgen.events import Event
 from loadgen.gclog import GcLogs
 from loadgen.observations import Columns, Observations, Series
 
@@ -128,7 +132,8 @@ class Observer:
         depth: Messages waiting; called from a thread of its own only, so give it an `Admin` of its own.
         watch_interval_s: Between looks at what changes slowly or costs the broker something.
         cpus: The CPUs that "host" means; by default those that this process may use.
-        proc: Where the kernel's readings are.
+        proc: Where the kernel's readings of processes and memory are.
+        sys_root: Where its readings of CPUs, disks and the clock are.
     """
 
     def __init__(
@@ -141,10 +146,12 @@ class Observer:
         watch_interval_s: float = WATCH_INTERVAL_S,
         cpus: Sequence[int] | None = None,
         proc: Path = host.PROC,
+        sys_root: Path = host.SYS,
     ) -> None:
         assert interval_s > 0
         assert watch_interval_s > 0
         self._proc = proc
+        self._sys = sys_root
         self._interval_ns = round(interval_s * 1e9)
         self._watch_interval_ns = round(watch_interval_s * 1e9)
         self._cpus = tuple(host.allowed_cpus() if cpus is None else cpus)
@@ -156,6 +163,8 @@ class Observer:
         }
         self._depth = depth
         self._data_dir = endpoint.data_dir if endpoint else None
+        self._disks = disks_of(self._data_dir, sys_root) if self._data_dir else ()
+        self._clock_source: str | None = None
         self._alarm_reader = AlarmReader(endpoint) if endpoint and endpoint.broker == "rabbitmq" else None
         self._gc_logs: GcLogs | None = None
         if endpoint and endpoint.broker == "kafka" and endpoint.log_dir and endpoint.log_dir.is_dir():
@@ -164,6 +173,7 @@ class Observer:
         self._others = _Others()
         self._pauses: list[Pause] = []
         self._alarms: list[tuple[int, AlarmReading]] = []
+        self._noted: list[Event] = []
         self._errors: dict[str, int] = defaultdict(int)
         self._cpu_s: dict[str, float] = {}
         self._late_ns = 0
@@ -176,10 +186,15 @@ class Observer:
         """Count one more process into a group: a broker that was restarted."""
         self._groups[group].pids.append(pid)
 
+    def note(self, kind: str, began_ns: int, ended_ns: int, text: str) -> None:
+        """Put an event on the timeline that somebody else saw; times are CLOCK_MONOTONIC."""
+        self._noted.append(Event(kind, began_ns, ended_ns, text))
+
     def start(self, origin_ns: int) -> None:
         """Begin; rows count their time from `origin_ns` (CLOCK_MONOTONIC), which may still be to come."""
         assert not self._threads, "an observer is started once"
         self._origin_ns = origin_ns
+        self._clock_source = host.clock_source(self._sys)
         work: list[tuple[str, Callable[[], None], int]] = [("sampler", self._sample, self._interval_ns)]
         work.append(("watch", self._watch, self._watch_interval_ns))
         if self._depth is not None:
@@ -211,6 +226,8 @@ class Observer:
             depths=Series.of(self._depths),
             pauses=tuple(self._pauses) if self._gc_logs is not None and self._gc_logs.found else None,
             alarms=tuple(self._alarms),
+            noted=tuple(self._noted),
+            clock=local_clock(self._clock_source, self._sys),
             others_s=dict(self._others.by_name_s),
             errors=dict(self._errors),
             defects=tuple(self._defects),
@@ -246,7 +263,24 @@ class Observer:
             "memory_available_bytes": memory.get("MemAvailable"),
             "swap_used_bytes": memory["SwapTotal"] - memory["SwapFree"] if "SwapTotal" in memory else None,
         }
+        row |= self._swap_and_disk()
         self._samples.append(at_ns, row)
+
+    def _swap_and_disk(self) -> dict[str, float | None]:
+        """Counters since boot of what was swapped, and of what the broker's disk did."""
+        row: dict[str, float | None] = {}
+        swapped = host.read_swapped_pages(self._proc)
+        if swapped is not None:
+            row |= {"swapped_in_pages": swapped[0], "swapped_out_pages": swapped[1]}
+        counts = read_disks(self._disks)
+        if counts is not None:
+            row |= {
+                "disk_writes": counts.writes,
+                "disk_write_s": counts.write_s,
+                "disk_flushes": counts.flushes,
+                "disk_flush_s": counts.flush_s,
+            }
+        return row
 
     def _watch(self) -> None:
         ours = {pid for group in self._groups.values() for pid in tuple(group.pids)}
@@ -254,6 +288,9 @@ class Observer:
         with self._tolerating("processes"):
             self._others.read(host.read_processes(self._proc), ours)
             row["kernel_cpu_s"] = self._others.kernel_s
+        # Here and not with the samples: kernels before 5.18 take up to 10 ms to tell a CPU's frequency.
+        row["cpu_frequency_hz"] = host.read_frequency_hz(self._cpus, self._sys)
+        row["cpu_throttles"] = host.read_throttles(self._cpus, self._sys)
         if self._data_dir is not None:
             with self._tolerating("disk"):
                 row["disk_free_bytes"] = host.disk_free(self._data_dir)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import random
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import Point, points
+from loadgen.scenario import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loadgen.endpoint import BrokerName
-    from loadgen.scenario import Durability, Message, Rate, Scenario
+    from loadgen.scenario import Durability, Message, Scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,19 @@ PROFILES = {
 
 # Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 1.5 to 3 s).
 OVERHEAD_S = 2.5
+# A capacity search: about so many short trials before the one of full length (docs/method.md).
+SEARCH_PROBES = 7
+SEARCH_WARMUP_S = 1.0
+SEARCH_DURATION_S = 2.5
 # A closed loop's rate is not known beforehand; these are over what either broker did on any machine we tried, so that
 # the plan's bytes are an upper bound.
 MAX_RATE_MSGS_PER_S: dict[BrokerName, float] = {"rabbitmq": 150_000, "kafka": 6_000_000}
 MAX_RATE_BYTES_PER_S: dict[BrokerName, float] = {"rabbitmq": 400e6, "kafka": 800e6}
 FRAMING_BYTES = 40  # what either broker stores beside a message's own bytes, roughly
+
+
+Purpose = Literal["measure", "burst", "probe"]
+"""Why a trial was run: its figures are the scenario's answer, or they were a search's way to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,15 @@ class Trial:
     seed: int
     warmup_s: float
     duration_s: float
+    purpose: Purpose = "measure"
+    asked: Rate | None = None
+    """What the scenario asked for, where the rate had to be found by a search first."""
+
+    @property
+    def capacity_key(self) -> str:
+        """Which capacity this trial looks for or builds on: its point but for the fraction of it."""
+        rest = {name: str(value) for name, value in self.point.items() if name != "fraction"}
+        return "/".join((self.scenario, self.broker, self.driver, *(f"{name}={rest[name]}" for name in sorted(rest))))
 
     @property
     def stored_bytes_max(self) -> float:
@@ -86,7 +104,8 @@ class Trial:
     @property
     def expected_s(self) -> float:
         """Roughly how long it takes, in seconds."""
-        return self.warmup_s + self.duration_s + OVERHEAD_S
+        probes = SEARCH_PROBES if self.rate.kind == "search" else 0
+        return self.warmup_s + self.duration_s + OVERHEAD_S + probes * (search_length_s(self) + OVERHEAD_S)
 
     @property
     def _unused_keys(self) -> str:
@@ -94,12 +113,24 @@ class Trial:
 
     def describe(self) -> str:
         """One line for people."""
-        rate = "as fast as it goes" if self.rate.msgs_per_s is None else f"{self.rate.kind} {self.rate.msgs_per_s:g}/s"
         return (
-            f"{self.id}: {rate}, {self.message.mean_size_bytes:g} B, class {self.durability}, "
+            f"{self.id}: {_described(self.rate)}, {self.message.mean_size_bytes:g} B, class {self.durability}, "
             f"{self.producers} → {self.consumers}{self._unused_keys}, {self.warmup_s:g} + {self.duration_s:g} s, "
             f"at most {self.stored_bytes_max / 1e9:.2f} GB"
         )
+
+
+def search_length_s(trial: Trial) -> float:
+    """Warm-up and window of one probe in seconds; longer where the profile has more time than the quick one."""
+    return min(trial.warmup_s, SEARCH_WARMUP_S) + min(trial.duration_s, SEARCH_DURATION_S)
+
+
+def _described(rate: Rate) -> str:
+    if rate.kind == "search":
+        return "capacity search" + (f" (p99 at most {rate.p99_ms:g} ms)" if rate.p99_ms else "")
+    if rate.fractions is not None:
+        return f"{rate.fractions[0]:.0%} of its capacity"
+    return "as fast as it goes" if rate.msgs_per_s is None else f"{rate.kind} {rate.msgs_per_s:g}/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +143,7 @@ class Plan:
     repeats: int
     seed: int
     brokers: tuple[BrokerName, ...] = field(default=("rabbitmq", "kafka"))
+    is_ab: bool = False
 
     @property
     def expected_s(self) -> float:
@@ -166,10 +198,71 @@ def make_plan(
         for scenario, pair in shuffled:
             order = pair if repeat % 2 else tuple(reversed(pair))
             trials += [_trial(scenario, point, profile, repeat, seed) for point in order]
+    trials = [*_searches(trials), *trials]
     _refuse_beyond_drivers(trials)
     names = [trial.id for trial in trials]
     assert len(set(names)) == len(names), "trial ids are unique"
     return Plan(tuple(trials), tuple(scenarios), profile, count, seed, tuple(brokers))
+
+
+def make_ab_plan(
+    a: Scenario,
+    b: Scenario,
+    profile: Profile,
+    *,
+    brokers: Sequence[BrokerName] = ("rabbitmq", "kafka"),
+    repeats: int | None = None,
+    seed: int = 1,
+) -> Plan:
+    """Two variants of a scenario, point by point in pairs; which one goes first is drawn for each pair by the seed.
+
+    Raises ScenarioError where they do not have the same number of points on the same brokers.
+    """
+    found = [[point for point in points(variant) if point.broker in brokers] for variant in (a, b)]
+    if [each.broker for each in found[0]] != [each.broker for each in found[1]]:
+        counts = " and ".join(str(len(each)) for each in found)
+        raise ScenarioError(f"A and B have {counts} points: expected the same number on the same brokers")
+    if not found[0]:
+        raise ScenarioError(f"nothing to run: no scenario here drives {' or '.join(brokers)}")
+    count = profile.repeats if repeats is None else repeats
+    trials: list[Trial] = []
+    for repeat in range(1, count + 1):
+        drawn = random.Random(f"{seed}/{repeat}")  # noqa: S311 - an order, not a secret
+        pairs = [[(a, one, "A"), (b, other, "B")] for one, other in zip(*found, strict=True)]
+        drawn.shuffle(pairs)
+        for pair in pairs:
+            drawn.shuffle(pair)
+            for variant, point, letter in pair:
+                named = replace(point, swept={**point.swept, "variant": letter})
+                # Both get the same messages: seeds come from the first scenario's name.
+                trials.append(replace(_trial(variant, named, profile, repeat, seed), seed=_seed(a, repeat, seed)))
+    trials = [*_searches(trials), *trials]
+    _refuse_beyond_drivers(trials)
+    names = [trial.id for trial in trials]
+    if len(set(names)) < len(names):
+        raise ScenarioError(f"{a.name}: its sweeps make two points that cannot be told apart; sweep fewer values")
+    return Plan(tuple(trials), (a, b), profile, count, seed, tuple(brokers), is_ab=True)
+
+
+def _seed(scenario: Scenario, repeat: int, seed: int) -> int:
+    """Both brokers get the same messages at the same times; repeats get others."""
+    return zlib.crc32(f"{seed}/{scenario.name}/{repeat}".encode())
+
+
+def _searches(trials: Sequence[Trial]) -> list[Trial]:
+    """A capacity search for each curve, before all of its trials: every repeat is then measured at the same rates."""
+    found: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.rate.kind == "curve" and trial.capacity_key not in found:
+            rest = {name: value for name, value in trial.point.items() if name != "fraction"}
+            found[trial.capacity_key] = replace(
+                trial,
+                id=f"{_identity(trial.scenario, trial.broker, trial.driver, rest)}/capacity/{trial.repeat}",
+                point=rest,
+                rate=Rate.search(trial.rate.p99_ms),
+                purpose="probe",
+            )
+    return list(found.values())
 
 
 def _refuse_beyond_drivers(trials: Sequence[Trial]) -> None:
@@ -201,10 +294,8 @@ def _shared(point: Point) -> tuple[Any, ...]:
 
 
 def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed: int) -> Trial:
-    swept = "-".join(f"{name.rpartition('.')[2]}={_plain(value)}" for name, value in point.swept.items())
-    identity = "/".join(part for part in (scenario.name, point.broker, point.driver, swept) if part)
     return Trial(
-        id=f"{identity}/{repeat}",
+        id=f"{_identity(scenario.name, point.broker, point.driver, point.swept)}/{repeat}",
         scenario=scenario.name,
         broker=point.broker,
         driver=point.driver,
@@ -216,11 +307,15 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
         producers=point.producers,
         consumers=point.consumers,
         repeat=repeat,
-        # Both brokers get the same messages at the same times; repeats get others.
-        seed=zlib.crc32(f"{seed}/{scenario.name}/{repeat}".encode()),
+        seed=_seed(scenario, repeat, seed),
         warmup_s=profile.warmup_s if scenario.warmup_s is None else scenario.warmup_s,
         duration_s=profile.duration_s if scenario.duration_s is None else scenario.duration_s,
     )
+
+
+def _identity(scenario: str, broker: str, driver: str, swept: dict[str, Any]) -> str:
+    values = "-".join(f"{name.rpartition('.')[2]}={_plain(value)}" for name, value in swept.items())
+    return "/".join(part for part in (scenario, broker, driver, values) if part)
 
 
 def _plain(value: Any) -> str:

@@ -29,6 +29,11 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "broker_counts": ("stored", "depth_at_end"),
     "written": ("waited_s", "reached", "left_bytes"),
     "latency_ns": LATENCY_KINDS,
+    "versions": ("broker", "client", "python", "loadgen"),
+    "clock": ("source", "offset_ns", "error_ns", "drift_ppm", "samples", "changed"),
+    "under_way": ("mean_msgs", "max_msgs", "slope_msgs_per_s", "samples"),
+    "little": ("agrees", "reason"),
+    "steady": ("steady", "cut_s", "reason"),
 }
 _DRIVER_KINDS = {
     "amqp": "wire", "kafka": "wire", "memory": "memory",
@@ -40,12 +45,18 @@ def completed(record: Mapping[str, Any]) -> Record:
     """The record with every documented field present; what is not known is null."""
     full: Record = {"id": record["id"], "status": "complete", **dict.fromkeys(_NULL_FIELDS)}
     full |= {name: {} for name in _EMPTY_FIELDS}
+    full["purpose"] = "measure"
     full["verdict"] = {"status": "unknown", "bound_by": "unknown", "reasons": []}
     full |= {key: value for key, value in record.items() if value is not None}
     for name, parts in _PARTS.items():
         full[name] = {**dict.fromkeys(parts), **(record.get(name) or {})}
     full["driver_kind"] = full["driver_kind"] or _DRIVER_KINDS.get(full["driver"] or "")
     return full
+
+
+def enters(record: Mapping[str, Any]) -> bool:
+    """Whether a trial may enter a figure: it came to its end and nothing is known against it."""
+    return record["status"] == "complete" and record["verdict"]["status"] in {"valid", "unknown"}
 
 
 def make_partial(record: Record, reason: str) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loadgen.errors import HostError, ScenarioError
 from loadgen.record import Record, completed, make_partial, plain
 from loadgen.redaction import refuse_secrets
+from loadgen.series import SERIES_FILE, SERIES_LIVE_FILE, live_series, to_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from loadgen.recorder import IntervalDelta
 
 SCHEMA_VERSION = 1
-RUN_FILE, HLOG_FILE, SERIES_FILE, SERIES_LIVE_FILE = "run.json", "histograms.hlog", "series.parquet", "series.jsonl"
+RUN_FILE, HLOG_FILE = "run.json", "histograms.hlog"
 # Deltas of one interval come again with late messages; by then nearly all have come. A straggler gets a line
 # of its own, which a reader adds up just the same.
 HOLD_INTERVAL_S = 3.0
@@ -79,6 +80,8 @@ class RunWriter:
             "scenarios": [],
             "environment": {},
             "brokers": {},
+            "searches": [],
+            "ceilings": [],
             **header,
         }
         self._trials: dict[str, Record] = {}
@@ -89,13 +92,14 @@ class RunWriter:
         self._is_log_lost = False
         self._write()
 
-    def begin_trial(self, record: Mapping[str, Any], started_s: float, interval_s: float = 1.0) -> None:
+    def begin_trial(self, record: Mapping[str, Any], started_s: float, interval_s: float = 1.0) -> float:
         """Announce a trial before its first interval, so that a kill leaves its name and settings behind.
 
-        `started_s` (UNIX time) is where interval 0 and the measured window begin; warm-up lies before it.
+        `started_s` (UNIX time) is where interval 0 and the measured window begin; the value is the log's time of it.
         """
         self._placed[record["id"]] = {"hlog_start_s": started_s - self._created_s, "interval_s": interval_s}
         self._keep({"started_utc": _utc(datetime.now(UTC)), **record, "status": "running"})
+        return started_s - self._created_s
 
     def add_trial(self, record: Mapping[str, Any]) -> None:
         """Add a trial's final record (or replace the one begun), after its buffered intervals."""
@@ -174,6 +178,12 @@ class RunWriter:
                 self._hlog.close()
             self._hlog = None
 
+    def add(self, part: Literal["searches", "ceilings"], record: Mapping[str, Any]) -> None:
+        """Add what was found over several trials."""
+        refuse_secrets(record, part)
+        self._header[part].append(dict(record))
+        self._write()
+
     def add_series(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows (one an interval and agent); numbers, strings, booleans or None by column."""
         lines = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
@@ -187,7 +197,7 @@ class RunWriter:
         if self._hlog is not None:
             self._hlog.close()
         with _as_host_error(self.path):
-            _to_parquet(self.path)
+            to_parquet(self.path)
         for record in self._trials.values():
             if record["status"] == "running":
                 make_partial(record, reason or "the run ended before this trial did")
@@ -289,7 +299,7 @@ class Run:
 
         if (self.path / SERIES_FILE).exists():
             return pd.read_parquet(self.path / SERIES_FILE)
-        table = _live_series(self.path)
+        table = live_series(self.path)
         return pd.DataFrame() if table is None else table.to_pandas()
 
 
@@ -307,6 +317,7 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
         newer = f"schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; upgrade loadgen"
         raise ScenarioError(f"{folder / RUN_FILE}: {newer}")
     trials = [completed(record) for record in document.pop("trials")]
+    document = {"searches": [], "ceilings": [], **document}
     run = Run(folder, document, trials, document["status"], document["reason"], _index(folder / HLOG_FILE))
     if run.status == "running" and not _is_alive(document["writer"]):
         _recover(run)
@@ -337,7 +348,7 @@ def _recover(run: Run) -> None:
                 histogram = run.histogram(owner, kind)
                 record["latency_ns"][kind] = histogram.summary() if histogram.count else None
     try:
-        _to_parquet(run.path)
+        to_parquet(run.path)
     except OSError:
         return  # a run on a read-only disk: `series` reads the lines instead
 
@@ -367,49 +378,6 @@ def _index(path: Path) -> dict[tuple[str, str], list[hlog.Interval]]:
     except ValueError as error:
         raise ScenarioError(f"{error}; the log was changed after the run") from None
     return found
-
-
-def _live_series(folder: Path) -> Any:
-    """The lines written so far as an Arrow table, without a torn last one; None where there are none."""
-    path = folder / SERIES_LIVE_FILE
-    if not path.exists():
-        return None
-    content = path.read_bytes()
-    content = content[: content.rfind(b"\n") + 1]
-    if not content.strip():
-        return None
-    import pyarrow as pa  # noqa: PLC0415 - only at a run's end
-    from pyarrow import json as arrow_json  # noqa: PLC0415
-
-    try:
-        return arrow_json.read_json(pa.BufferReader(content))
-    except pa.ArrowInvalid:
-        # A column that changes its type must not cost the run its series: such a column becomes text.
-        rows = [json.loads(line) for line in content.splitlines()]
-        names = dict.fromkeys(name for row in rows for name in row)
-        return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-
-
-def _column(values: list[Any]) -> Any:
-    """An Arrow column, of text where the values are not of one type."""
-    import pyarrow as pa  # noqa: PLC0415
-
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None else str(value) for value in values])
-
-
-def _to_parquet(folder: Path) -> None:
-    table = _live_series(folder)
-    if table is None:
-        return
-    from pyarrow import parquet  # noqa: PLC0415
-
-    draft = folder / f".{SERIES_FILE}"
-    parquet.write_table(table, draft)
-    draft.replace(folder / SERIES_FILE)
-    (folder / SERIES_LIVE_FILE).unlink()
 
 
 def _fresh_folder(root: Path, name: str) -> Path:

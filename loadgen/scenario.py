@@ -19,6 +19,8 @@ from loadgen.errors import ScenarioError
 from loadgen.payload import STAMP_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadgen.driver import Int64
 
 _Item = TypeVar("_Item")
@@ -171,14 +173,22 @@ class Message(Part):
 RateMsgs = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class Rate(Part):
-    """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp` or `.saturate`."""
+CURVE_FRACTIONS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1)
+_Fraction = Annotated[float, Field(gt=0, le=2)]
 
-    kind: Literal["fixed", "poisson", "ramp", "saturate"]
+
+class Rate(Part):
+    """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp`, `.saturate`, `.search` or `.curve`."""
+
+    kind: Literal["fixed", "poisson", "ramp", "saturate", "search", "curve"]
     msgs_per_s: RateMsgs | _Sweep[RateMsgs] | None = None
     """All producers together; for a ramp, where it begins."""
     to_msgs_per_s: RateMsgs | None = None
     """Where a ramp ends."""
+    p99_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+    """A search's objective: the p99 of the end-to-end response time that the rate must keep, in ms."""
+    fractions: _Sweep[_Fraction] | None = None
+    """Of a curve: the shares of the scenario's capacity at which latency is measured; over 1 is overload."""
 
     @classmethod
     def fixed(cls, msgs_per_s: float | list[float]) -> Self:
@@ -200,13 +210,33 @@ class Rate(Part):
         """As fast as it goes with a bounded number in flight (`confirm_window`, `buffer_memory`): a closed loop."""
         return cls(kind="saturate")
 
+    @classmethod
+    def search(cls, p99_ms: float | None = None) -> Self:
+        """The highest rate that is sustained, found by measuring; with `p99_ms`, the highest that keeps that too."""
+        return cls(kind="search", p99_ms=p99_ms)
+
+    @classmethod
+    def curve(cls, fractions: Sequence[float] = CURVE_FRACTIONS, p99_ms: float | None = None) -> Self:
+        """Latency against load: the capacity is searched first, then each of its fractions is an open loop."""
+        return cls(kind="curve", fractions=list(fractions), p99_ms=p99_ms)
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if (self.kind == "saturate") != (self.msgs_per_s is None):
-            raise ValueError(f"Rate.{self.kind} {'takes no' if self.kind == 'saturate' else 'needs a'} rate")
+        unrated = self.kind in {"saturate", "search", "curve"}
+        if unrated != (self.msgs_per_s is None):
+            raise ValueError(f"Rate.{self.kind} {'takes no' if unrated else 'needs a'} rate")
         if (self.kind == "ramp") != (self.to_msgs_per_s is not None):
             raise ValueError("only Rate.ramp goes from one rate to another, and it needs both")
+        if (self.kind == "curve") != (self.fractions is not None):
+            raise ValueError("only Rate.curve takes fractions of the capacity, and it needs some")
+        if self.p99_ms is not None and self.kind not in {"search", "curve"}:
+            raise ValueError(f"Rate.{self.kind} takes no p99_ms: it is the objective of Rate.search and Rate.curve")
         return self
+
+    @property
+    def needs_capacity(self) -> bool:
+        """Whether the rate is only known once a capacity has been searched."""
+        return self.kind in {"search", "curve"}
 
     @property
     def is_open_loop(self) -> bool:
@@ -331,6 +361,8 @@ class Scenario(Part):
             raise ValueError("expected rabbitmq=RabbitMQ(…), kafka=Kafka(…) or both")
         if self.message.keys and self.kafka is None:
             raise ValueError(f"message.keys = {self.message.keys}: a RabbitMQ queue has no use for keys; expected 0")
+        if self.rate.needs_capacity and 0 in ([self.consumers] if isinstance(self.consumers, int) else self.consumers):
+            raise ValueError(f"Rate.{self.rate.kind}: expected consumers, whose rate it is")
         for point in points(self):  # raises on the first impossible combination
             del point
         return self

@@ -16,10 +16,12 @@ from loadgen.errors import LoadgenError, TrialError
 from loadgen.facts import facts_of
 from loadgen.figures import account_of, figures, offered_msgs_per_s
 from loadgen.fleet import Fleet, Outcome
+from loadgen.flow import Flow, Settled, is_growing
 from loadgen.histogram import Histogram
 from loadgen.host import disk_free
 from loadgen.observer import Observer
 from loadgen.verdict import judge
+from loadgen.versions import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from loadgen.ledger import Account
     from loadgen.observer import Observations
     from loadgen.plan import Trial
+    from loadgen.recorder import IntervalDelta
     from loadgen.runs import RunWriter
 
 MIN_FREE_BYTES = 1 << 30  # below this a trial is stopped, before the brokers are harmed
 PROGRESS_EVERY_S = 0.5
+CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
 Record = dict[str, Any]
 
@@ -50,7 +54,10 @@ class Live:
     start_ns: int = 0
     received: int = 0
     observer: Observer | None = None
+    flow: Flow = field(default_factory=Flow)
+    hlog_start_s: float | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    early: list[IntervalDelta] = field(default_factory=list)  # may turn out to be warm-up
     second: Histogram = field(default_factory=Histogram)
     shown: str = ""
     _shown_s: float = 0.0
@@ -62,7 +69,7 @@ class Live:
         window_in_s = (start_ns - time.monotonic_ns()) / SECOND_NS + self.trial.warmup_s
         if self.writer is not None:
             begun = {**describe(self.trial), "window_s": self.trial.duration_s}
-            self.writer.begin_trial(begun, started_s=time.time() + window_in_s)
+            self.hlog_start_s = self.writer.begin_trial(begun, started_s=time.time() + window_in_s)
         groups = {**pids, "broker": self.endpoint.pids}
         self.observer = Observer(groups, self.endpoint, depth=lambda: self.depth(self.received))
         self.observer.start(start_ns)
@@ -72,19 +79,34 @@ class Live:
         newest = Histogram()
         for delta in report.deltas:
             # Interval 0 is the first of the measured window; nothing is intended after its end.
-            if delta.interval >= 0:
+            if 0 <= delta.interval < min(CUT_MOST_S, self.trial.duration_s / 2):
+                self.early.append(delta)
+            elif delta.interval >= 0:
                 delta.add_to(self.histograms.setdefault(delta.kind, Histogram()))
             if delta.kind in {"e2e", "e2e_service"} and (delta.kind == "e2e" or not self.trial.rate.is_open_loop):
                 delta.add_to(newest)
         if newest.count:
             self.second = newest
+        for event in report.events:
+            if self.observer is not None:
+                self.observer.note(*event)
         if self.writer is not None:
             self.writer.add_intervals(self.trial.id, report.deltas, agent=report.agent)
             self.writer.add_series([{"trial": self.trial.id, "agent": report.agent, **report.series}])
 
+    def measured(self, cut_s: int) -> dict[str, Histogram]:
+        """The measured window's histograms by kind, without its first `cut_s` seconds; final once called."""
+        for delta in self.early:
+            if delta.interval >= cut_s:
+                delta.add_to(self.histograms.setdefault(delta.kind, Histogram()))
+        self.early.clear()
+        return self.histograms
+
     def turned(self, board: Board) -> None:
-        """Show where the trial is, and stop it before it fills the disk."""
+        """Look at the counters, show where the trial is, and stop it before it fills the disk."""
         self.received = board.total(Cell.RECEIVED)
+        if self.start_ns:
+            self.flow.sample(board, time.monotonic_ns())
         now = time.monotonic()
         if now - self._shown_s < PROGRESS_EVERY_S or not self.start_ns:
             return
@@ -137,7 +159,8 @@ def describe(trial: Trial) -> Record:
         "repeat": trial.repeat,
         "seed": trial.seed,
         "message": trial.message.model_dump(mode="json"),
-        "rate": trial.rate.model_dump(mode="json"),
+        "rate": (trial.asked or trial.rate).model_dump(mode="json"),
+        "purpose": trial.purpose,
         "producers": trial.producers,
         "consumers": trial.consumers,
         "warmup_s": trial.warmup_s,
@@ -190,6 +213,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         left_s=setting.left_s,
         shown=setting.shown,
     )
+    told = versions(trial.driver, setting.endpoint.version)
     started = datetime.now(UTC)
     token = secrets.randbits(32)
     try:
@@ -207,11 +231,15 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         except LoadgenError as error:  # a full disk ends the run, and does not take the record along
             outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
     record = describe(trial)
-    record |= {"started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
+    record |= {"versions": told, "started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
     account = account_of(outcome)
-    record |= figures(trial, live, outcome, account)
+    settled = _settled(trial, live, outcome)
+    record |= figures(trial, live, outcome, account, settled.cut_s)
+    if live.hlog_start_s is not None:
+        record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
     if observations is not None and record["window_s"]:
         record |= _observed(record, live, observations)
+    record |= _flowed(record, live, settled)
     if outcome.error is None:
         try:
             record["broker_counts"] = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
@@ -227,7 +255,36 @@ def _observed(record: Record, live: Live, observations: Observations) -> Record:
     begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
     summary = observations.summary(begin_ns, begin_ns + round(record["window_s"] * SECOND_NS))
     cpu_s = {**record["cpu_s"], "broker": summary["cpu_s"].get("broker")}
-    return {"observer": summary, "cpu_s": cpu_s, "rss_bytes": summary["rss_bytes"]}
+    return {
+        "observer": summary,
+        "cpu_s": cpu_s,
+        "rss_bytes": summary["rss_bytes"],
+        "clock": summary["clock"],
+    }
+
+
+def _settled(trial: Trial, live: Live, outcome: Outcome) -> Settled:
+    """Where the trial became steady; one that was cut short keeps its whole window."""
+    if outcome.error is not None or outcome.interrupted:
+        return Settled(0, None, "the trial was cut short")
+    found = live.flow.settled(
+        live.start_ns, trial.warmup_s, trial.duration_s, consumed=trial.consumers > 0, is_open=trial.rate.is_open_loop
+    )
+    return found if found.cut_s <= CUT_MOST_S else replace(found, cut_s=0)
+
+
+def _flowed(record: Record, live: Live, settled: Settled) -> Record:
+    """What the counters say of the window: steady or not, the number under way, Little's law."""
+    steady = {"steady": settled.steady, "reason": settled.reason, "cut_s": settled.cut_s}
+    if not record["window_s"] or not record["consumers"]:
+        return {"steady": steady}
+    begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
+    agrees, reason = live.flow.little(record, begin_ns)
+    return {
+        "steady": steady,
+        "under_way": live.flow.summary(begin_ns, record["window_s"]),
+        "little": {"agrees": agrees, "reason": reason},
+    }
 
 
 def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[int, ...]) -> list[AgentSpec]:
@@ -266,4 +323,18 @@ def _verdict(record: Record, outcome: Outcome, account: Account | None) -> Recor
         status = "invalid" if outcome.error else "unknown"
         return {"status": status, "bound_by": "unknown", "reasons": [why], "checks": []}
     due = None if account is None else account.due
-    return judge(facts_of(record, drained=outcome.drained, due=due)).record()
+    facts = facts_of(record, drained=outcome.drained, due=due)
+    return judge(replace(facts, **_flow_facts(record))).record()
+
+
+def _flow_facts(record: Record) -> Record:
+    """What the counters showed, as the verdict's flow checks take it: (finding, reason) each."""
+    steady, little = record["steady"], record.get("little")
+    under_way, offered = record.get("under_way"), record["offered_msgs_per_s"]
+    known: Record = {"steady": (steady["steady"], steady["reason"])}
+    if little is not None:
+        known["little"] = (little["agrees"], little["reason"])
+    if under_way and offered:
+        grew = under_way["slope_msgs_per_s"]["estimate"]
+        known["backlog"] = (not is_growing(under_way, offered), f"it grew by {grew:,.0f} msg/s")
+    return known

@@ -184,3 +184,178 @@ def compare_run(root: Path, repeats: int = 5, *, seed: int = 1) -> Run:
     }
     writer.add_trial(useless)
     return load(writer.finish("complete"))
+
+
+# --- capacity searches and latency-rate curves ---
+
+FRACTIONS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1)
+LONG_WINDOW_S = 12.0
+CAPACITIES = {"rabbitmq": 42e3, "kafka": 1.2e6}
+CHECKS_OF_OVERLOAD = [
+    {"name": "integrity", "passed": True, "reason": "every message arrived as sent"},
+    {"name": "latency complete", "passed": False, "reason": "9,000 of 90,000 messages <due> were not sent"},
+]
+
+
+def probe(broker: str, number: int, step: str, offered: float | None, **given: Any) -> dict[str, Any]:
+    """A trial of a capacity search; its rate is what the scenario asked for, as in a real run."""
+    scenario, repeat = given.pop("scenario", "load"), given.pop("repeat", 1)
+    asked = given.pop("rate", {"kind": "search", "msgs_per_s": None, "p99_ms": None, "fractions": None})
+    home = given.pop("home", f"{scenario}/{broker}/{DRIVERS[broker][0]}/{repeat}")
+    record = trial(
+        broker, scenario, repeat=repeat, rate=asked, goodput_msgs_per_s=given.pop("goodput", offered or 50e3)
+    )
+    purpose = "measure" if step == "confirm" and asked["kind"] == "search" else step if step == "burst" else "probe"
+    record |= {"id": f"{home}/{step}-{number}", "offered_msgs_per_s": offered, "purpose": purpose, **given}
+    return record
+
+
+def search_record(broker: str, trials: list[dict[str, Any]], capacity: float | None, **given: Any) -> dict[str, Any]:
+    """A search's record over trials of which the last confirmed the capacity, where there is one."""
+    first = trials[0]
+    scenario, driver, point = first["scenario"], first["driver"], given.pop("point", {})
+    names = "".join(f"/{name}={value}" for name, value in sorted(point.items()))
+    return {
+        "id": first["id"].rpartition("/")[0],
+        "key": f"{scenario}/{broker}/{driver}{names}",
+        "scenario": scenario,
+        "broker": broker,
+        "driver": driver,
+        "durability": first["durability"],
+        "point": point,
+        "repeat": first["repeat"],
+        "p99_ms": None,
+        "capacity_msgs_per_s": capacity,
+        "high_msgs_per_s": None if capacity is None else 1.05 * capacity,
+        "is_lower_bound": False,
+        "bound_by": "broker",
+        "reason": f"at {1.05 * (capacity or 1):,.0f} msg/s the <backlog> grew by 1,000 msg/s",
+        "producers": 1,
+        "ceiling_msgs_per_s": None if capacity is None else 12 * capacity,
+        "trial": None if capacity is None else trials[-1]["id"],
+        "trials": [each["id"] for each in trials],
+        "elapsed_s": 52.0,
+        **given,
+    }
+
+
+def ceiling_record(search: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """The generator against a null broker, for a search's point."""
+    return {
+        **{name: search[name] for name in ("key", "scenario", "broker", "driver", "durability", "point", "producers")},
+        "consumers": 1,
+        "achieved_msgs_per_s": search["ceiling_msgs_per_s"],
+        "how": "null broker",
+        "bound_by": "generator",
+        "limits": "the null broker took 0.42 of a core beside the clients; a lower bound of what the generator can do",
+        "error": None,
+        **given,
+    }
+
+
+def write_search(
+    writer: RunWriter, broker: str, capacity: float, rng: np.random.Generator, **given: Any
+) -> dict[str, Any]:
+    """A burst, a probe that held, one that did not, and the trial that confirmed; the value is the search's record."""
+    of_trial = {name: given.pop(name) for name in ("scenario", "repeat", "rate", "home", "point") if name in given}
+    tried = [
+        probe(broker, number, step, offered, **of_trial)
+        for number, (step, offered) in enumerate(
+            (("burst", None), ("probe", capacity), ("probe", 1.05 * capacity), ("confirm", capacity)), 1
+        )
+    ]
+    for record in tried:
+        offered = record["offered_msgs_per_s"]
+        kind = "e2e_service" if offered is None else "e2e"
+        write_trial(writer, record, {kind: 4e6 if (offered or 0) <= capacity else 90e6}, rng)
+    found = search_record(broker, tried, capacity, point=of_trial.get("point", {}), **given)
+    writer.add("searches", found)
+    return found
+
+
+def search_run(root: Path, repeats: int = 3, *, seed: int = 1) -> Run:
+    """Both brokers' capacities, searched once a repeat, with a ceiling each."""
+    rng = np.random.default_rng(seed)
+    writer = RunWriter(root, "search", HEADER)
+    for repeat in range(1, repeats + 1):
+        for broker, capacity in CAPACITIES.items():
+            found = write_search(writer, broker, capacity * rng.lognormal(0, 0.03), rng, repeat=repeat)
+            if repeat == 1:
+                writer.add("ceilings", ceiling_record(found))
+    return load(writer.finish("complete"))
+
+
+def write_long_trial(
+    writer: RunWriter,
+    record: dict[str, Any],
+    median_ns: float,
+    rng: np.random.Generator,
+    slow_ns: dict[int, float] | None = None,
+) -> None:
+    """A trial of 12 s with end-to-end response times of this median, and seconds in which 5 % take so much longer."""
+    writer.begin_trial(record, started_s=time.time() + WARMUP_S)
+    recorder = Recorder(["e2e"], origin_ns=0)
+    for second in range(-int(WARMUP_S), int(LONG_WINDOW_S)):
+        values = median_ns * rng.lognormal(0, 0.5, 400)
+        values[:20] += (slow_ns or {}).get(second, 0.0)
+        recorder.record("e2e", second * SECOND_NS + np.arange(400) * (SECOND_NS // 400), values.astype(np.int64))
+    deltas = recorder.take()
+    writer.add_intervals(record["id"], deltas, agent="consumer0")
+    from loadgen.histogram import Histogram  # noqa: PLC0415
+
+    merged = Histogram()
+    for delta in deltas:
+        if delta.interval >= 0:
+            delta.add_to(merged)
+    writer.add_trial({**record, "latency_ns": {"e2e": merged.summary()}})
+
+
+def fraction_trial(broker: str, fraction: float, repeat: int, capacity: float, **given: Any) -> dict[str, Any]:
+    """A curve's trial at a fraction of a capacity: carried up to it, and invalid beyond, as overload is."""
+    rate = {"kind": "curve", "msgs_per_s": None, "p99_ms": None, "fractions": [fraction]}
+    offered = fraction * capacity
+    record = trial(broker, "load", repeat=repeat, rate=rate, goodput_msgs_per_s=min(offered, capacity))
+    record |= {
+        "id": f"load/{broker}/{record['driver']}/fraction={fraction}/{repeat}",
+        "point": {"fraction": fraction},
+        "offered_msgs_per_s": offered,
+        "window_s": LONG_WINDOW_S,
+        "verdict": {"status": "valid", "bound_by": "offered", "reasons": [], "checks": []},
+    }
+    if fraction > 1:
+        failed = CHECKS_OF_OVERLOAD[1]
+        record["verdict"] = {
+            "status": "invalid", "bound_by": "broker", "reasons": [f"{failed['name']}: {failed['reason']}"],
+            "checks": CHECKS_OF_OVERLOAD,
+        }  # fmt: skip
+    return record | given
+
+
+def curve_run(root: Path, repeats: int = 3, *, seed: int = 1, capacities: dict[str, float] | None = None) -> Run:
+    """A curve of each broker: one search, then every fraction once a repeat; pauses explain RabbitMQ's slow seconds."""
+    rng = np.random.default_rng(seed)
+    writer = RunWriter(root, "curve", HEADER)
+    found = capacities or CAPACITIES
+    rate = {"kind": "search", "msgs_per_s": None, "p99_ms": None, "fractions": None}
+    for broker, capacity in found.items():
+        home = f"load/{broker}/{DRIVERS[broker][0]}/capacity/1"
+        search = write_search(writer, broker, capacity, rng, rate=rate, home=home)
+        for trial_id in search["trials"]:
+            writer.add_trial({**writer._trials[trial_id], "purpose": "probe"})
+        writer.add("ceilings", ceiling_record(search))
+    for repeat in range(1, repeats + 1):
+        for fraction in FRACTIONS:
+            for broker, capacity in found.items():
+                # M/M/1 on a floor: what does not queue takes no part in the knee.
+                floor_ns, service_ns = (0.25e6, 0.12e6) if broker == "rabbitmq" else (0.4e6, 0.3e6)
+                median_ns = floor_ns + service_ns / (1 - fraction) if fraction < 1 else 12e6 if fraction == 1 else 400e6
+                record = fraction_trial(broker, fraction, repeat, capacity)
+                slow_ns = {}
+                if broker == "rabbitmq" and fraction == 0.9 and repeat == 1:
+                    slow_ns = {3: 50e6, 8: 90e6}
+                    pauses = [
+                        {"kind": "gc pause", "at_s": each + 0.2, "duration_s": 0.08, "text": "Full"} for each in slow_ns
+                    ]
+                    record["observer"] = {"events": pauses, "gc": {"count": 2}}
+                write_long_trial(writer, record, median_ns * rng.lognormal(0, 0.06), rng, slow_ns)
+    return load(writer.finish("complete"))

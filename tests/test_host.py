@@ -223,11 +223,23 @@ def test_a_machine_that_tells_nothing_is_unknown_not_zero(tmp_path: Path) -> Non
     assert host.read_load_1m(tmp_path) is None
 
 
-def test_an_installed_package_has_no_revision(tmp_path: Path) -> None:
-    """Only a working tree of its own has one; a tree that git does not know has no revision either."""
-    assert host._git(tmp_path) is None
-    (tmp_path / ".git").mkdir()
-    assert host._git(tmp_path) in (None, {"revision": None, "dirty": None})
+def test_swapped_pages_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:
+    """Pages in and out, whatever else begins alike; without them it is unknown."""
+    assert host.read_swapped_pages(tmp_path) is None
+    proc = lay(tmp_path, {"vmstat": "nr_free_pages 5\npswpin 3\npswpout 4\nzswpin 9\n"})
+    assert host.read_swapped_pages(proc) == (3, 4)
+
+
+def test_the_fastest_cpu_tells_the_frequency_and_all_of_them_their_heat(tmp_path: Path) -> None:
+    """Only the wanted CPUs count, and a machine that tells neither is unknown."""
+    assert host.read_frequency_hz([0], tmp_path) is None
+    assert host.read_throttles([0], tmp_path) is None
+    cpu = "devices/system/cpu/cpu"
+    files = {f"{cpu}{n}/cpufreq/scaling_cur_freq": f"{khz}\n" for n, khz in enumerate((800_000, 2_500_000, 9_000_000))}
+    files |= {f"{cpu}{n}/thermal_throttle/core_throttle_count": f"{n + 1}\n" for n in range(3)}
+    root = lay(tmp_path, files)
+    assert host.read_frequency_hz([0, 1], root) == 2.5e9
+    assert host.read_throttles([0, 1], root) == 3
 
 
 def test_the_real_process_is_read() -> None:

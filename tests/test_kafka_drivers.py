@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from loadgen import brokers
-from loadgen.driver import Target
+from loadgen.driver import Rebalancing, Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.wire import kafka_cluster
 from loadgen.drivers.wire.kafka_batch import key_partitions, key_table
@@ -273,6 +273,29 @@ def test_consumers_without_a_group_share_partitions(make_target: Callable[..., T
     assert consumers[3].receive(0.05) == []
     assert sorted(everything) == list(range(3_000))
     for consumer in consumers:
+        consumer.close()
+
+
+def test_a_rebalance_in_mid_trial_is_noted(make_target: Callable[..., Target]) -> None:
+    """A member that joins late takes partitions from the first, which tells when it had none."""
+    target = make_target(partitions=2)
+    first = CLIENT.consumer(target, 0, 2)
+    assert isinstance(first, Rebalancing)
+    first.receive(0.1)
+    assert first.take_rebalances() == []
+    made: list[Consumer] = []
+    joining = threading.Thread(target=lambda: made.append(CLIENT.consumer(target, 1, 2)))
+    before_ns = time.monotonic_ns()
+    joining.start()
+    seen: list[tuple[int, int]] = []
+    deadline = time.monotonic() + 60
+    while (joining.is_alive() or not seen) and time.monotonic() < deadline:
+        first.receive(0.1)
+        seen += first.take_rebalances()
+    joining.join()
+    assert seen
+    assert all(before_ns <= began_ns <= ended_ns for began_ns, ended_ns in seen)
+    for consumer in (first, *made):
         consumer.close()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import REFUSED, MemoryDriver, memory_endpoint
-from loadgen.drivers.memory_hub import Behaviour
+from loadgen.drivers.memory_behaviour import Behaviour, Service
 from loadgen.drivers.memory_link import SimulatedClock
 from loadgen.errors import BrokerError, ScenarioError, TrialError
 from loadgen.ledger import Account, ReceivedBook, SentBook, settle
@@ -24,6 +24,7 @@ from loadgen.scenario import Message, Uniform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from loadgen.driver import Received
 
@@ -150,6 +151,53 @@ def test_exponential_delays_keep_mean_and_order() -> None:
     assert simulation.account().out_of_order == 0
 
 
+def test_one_server_works_on_one_message_at_a_time() -> None:
+    """Deliveries follow each other at the service time, and each confirmation comes when its work begins."""
+    simulation = Simulation(memory__service_ms=2)
+    begin_ns = simulation.clock.now_ns
+    simulation.send(4)
+    confirmed = [each.at_ns - begin_ns for _ in range(4) for each in simulation.producer.poll(1.0)]
+    assert confirmed == [0, 2 * MS_NS, 4 * MS_NS, 6 * MS_NS]
+    (consumer,) = simulation.consumers
+    assert sum(len(batch.starts) for batch in consumer.receive(0)) == 3  # all but the one that is being worked on
+    (batch,) = consumer.receive(1.0)
+    assert (batch.read_ns - begin_ns, len(batch.starts)) == (8 * MS_NS, 1)
+    simulation.clock.now_ns = begin_ns + 100 * MS_NS
+    simulation.send(1)
+    (batch,) = consumer.receive(1.0)
+    assert batch.read_ns - begin_ns == 102 * MS_NS  # an idle server begins at once
+
+
+@given(st.integers(1, 60), st.sampled_from(["fixed", "exponential"]))
+def test_a_server_is_never_idle_while_a_message_waits(count: int, distribution: str) -> None:
+    """Work begins when the message has come and the one before it is done, whatever batches the messages come in."""
+    service = Service(Behaviour(service_ms=1, service_distribution=distribution), np.random.default_rng(count))
+    arrivals = np.sort(np.random.default_rng(count + 1).integers(0, count * MS_NS, count)).repeat(2)
+    begins, ends = np.hstack([service.serve(2, int(now_ns)) for now_ns in arrivals[::2]])
+    assert (begins == np.maximum(arrivals, np.concatenate(([0], ends[:-1])))).all()
+    assert (ends >= begins).all()
+
+
+@pytest.mark.parametrize("message", [FIXED, MIXED])
+def test_the_log_of_harm_names_every_message(message: Message, tmp_path: Path) -> None:
+    """What was lost, doubled, swapped, damaged and refused is in the file, each under its own sequence number."""
+    log = tmp_path / "harm"
+    simulation = Simulation(
+        message, memory__loss_every=10, memory__duplicate_every=7, memory__reorder_every=4, memory__corrupt_every=9,
+        memory__refuse_every=13, memory__harm_log=str(log),
+    )  # fmt: skip
+    simulation.send(12)
+    simulation.drain()
+    simulation.send(12)
+    simulation.drain()
+    # Counted from 1: up to the refused one the n-th taken is message n - 1, from there on message n. The 20th is lost,
+    # and so changes places with none.
+    assert sorted(log.read_text().splitlines()) == sorted([
+        "lost 9", "lost 20", "duplicated 6", "duplicated 14", "duplicated 21", "reordered 2", "reordered 6",
+        "reordered 10", "reordered 15", "corrupted 8", "corrupted 18", "refused 12",
+    ])  # fmt: skip
+
+
 def test_a_pause_stops_everything_and_then_ends() -> None:
     """What is sent in a pause is confirmed and delivered at its end."""
     simulation = Simulation(memory__pause_every_ms=100, memory__pause_ms=40)
@@ -225,6 +273,9 @@ def test_the_window_is_the_room_and_comes_back_with_confirmations() -> None:
         ({"memory.loss_every": 2.5}, "whole number"),
         ({"memory.reorder_every": 1}, "at least 2"),
         ({"memory.delay_distribution": "normal"}, "exponential"),
+        ({"memory.service_distribution": "normal"}, "exponential"),
+        ({"memory.service_ms": 1, "memory.loss_every": 2}, "goes with no loss_every"),
+        ({"memory.harm_log": 1}, "path"),
         ({"memory.pause_every_ms": 5, "memory.pause_ms": 5}, "longer"),
     ],
 )

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from loadgen.alarms import AlarmReading
+from loadgen.events import Event
 from loadgen.gclog import Pause
+from loadgen.host import PAGE_BYTES
 from loadgen.observations import Columns, Observations, Series
 
 if TYPE_CHECKING:
@@ -146,6 +148,59 @@ def test_alarms_near_the_window_are_its_own() -> None:
     assert summary["blocked_connections_max"] == 3
     assert [row["alarms"] for row in seen.rows] == [0, 0]
     assert observations(columns([0, 1], a=[0, 0])).summary(0, SECOND_NS)["alarms"] is None
+
+
+def test_pauses_alarms_and_notes_stand_on_one_timeline() -> None:
+    """In order of time and in seconds from the window's beginning; what is far away is left out."""
+    seen = observations(
+        columns([0, 1, 2, 3], a=[0, 0, 0, 0]),
+        pauses=(Pause(2 * SECOND_NS, SECOND_NS // 2, "Pause Full"),),
+        alarms=tuple((at_s * SECOND_NS, AlarmReading(names, 0)) for at_s, names in ((0, ()), (1, ("disk",)), (3, ()))),
+        noted=(Event("rebalance", 5 * SECOND_NS // 2, 5 * SECOND_NS // 2, "c0"), Event("far", 9 * 10**9, 10**10, "")),
+    )
+    told = seen.summary(SECOND_NS, 3 * SECOND_NS)["events"]
+    assert [(each["kind"], each["at_s"], each["duration_s"], each["text"]) for each in told] == [
+        ("alarm", -1, 3, "disk"),
+        ("gc pause", 0.5, 0.5, "Pause Full"),
+        ("rebalance", 1.5, 0, "c0"),
+    ]
+
+
+def test_a_disks_times_are_means_of_the_window_and_of_each_interval() -> None:
+    """A flush of 40 ms in one second is not hidden by quick ones in another; no flush is no duration."""
+    samples = columns(
+        [0, 1, 2, 3, 4],
+        disk_writes=[0, 10, 20, 20, 90],
+        disk_write_s=[0, 0.1, 0.1, 0.1, 9],
+        disk_flushes=[0, 1, 11, 11, 99],
+        disk_flush_s=[0, 0.04, 0.05, 0.05, 9],
+    )
+    seen = observations(samples)
+    assert seen.summary(0, 3 * SECOND_NS)["disk"] == {
+        "writes": 20,
+        "write_mean_ns": pytest.approx(5e6),
+        "write_interval_mean_ns_max": pytest.approx(10e6),
+        "flushes": 11,
+        "flush_mean_ns": pytest.approx(50e6 / 11),
+        "flush_interval_mean_ns_max": pytest.approx(40e6),
+    }
+    assert [row["disk_flush_ns"] for row in seen.rows[:3]] == [pytest.approx(40e6), pytest.approx(1e6), None]
+    assert seen.rows[0]["disk_writes_per_s"] == 10
+    assert observations(columns([0, 1], a=[0, 0])).summary(0, SECOND_NS)["disk"] is None
+
+
+def test_swap_and_frequency_are_those_of_the_window() -> None:
+    """What was swapped before it is not its own; a frequency that nobody told is unknown."""
+    samples = columns([0, 1, 2, 3], swapped_in_pages=[0, 5, 6, 6], swapped_out_pages=[0, 0, 0, 2])
+    watches = columns([0, 1, 2, 3], cpu_frequency_hz=[9e9, 2e9, 1e9, 2e9], cpu_throttles=[4, 4, 5, 5])
+    seen = observations(samples, watches=Series.of(watches))
+    summary = seen.summary(SECOND_NS, 3 * SECOND_NS)
+    assert summary["swapped_bytes"] == 3 * PAGE_BYTES
+    assert summary["cpu_frequency_fall_share"] == pytest.approx(0.5)
+    assert summary["cpu_throttles"] == 1
+    assert [row["swapped_bytes_per_s"] for row in seen.rows] == [5 * PAGE_BYTES, PAGE_BYTES, 2 * PAGE_BYTES]
+    unknown = observations(columns([0, 1], a=[0, 0])).summary(0, SECOND_NS)
+    assert {unknown[name] for name in ("swapped_bytes", "cpu_frequency_fall_share", "cpu_throttles")} == {None}
 
 
 def test_rows_tell_of_their_own_interval() -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadgen import host, observer
+from loadgen.checks.machine import check_observed
 from loadgen.endpoint import Endpoint
 from loadgen.facts import Facts, observed_facts
 from loadgen.observer import Observer
-from loadgen.verdict import check_observed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,6 +218,58 @@ def test_a_process_can_be_added_while_it_runs(spinning: int) -> None:
     watching.add("broker", spinning)
     wait_for(lambda: "broker_cpu_s" in watching._samples.values)
     assert watching.stop().rows[-1]["broker_cpu_s"] is not None
+
+
+def test_what_others_saw_joins_the_timeline() -> None:
+    """A noted event is in the summary of the window that it touches, in seconds from its beginning."""
+    watching = Observer({}, None, 0.02)
+    origin_ns = time.monotonic_ns()
+    watching.start(origin_ns)
+    watching.note("rebalance", origin_ns + 1_000_000_000, origin_ns + 1_500_000_000, "consumer0")
+    wait_for(lambda: len(watching._samples.at_ns) >= 2)
+    events = watching.stop().summary(origin_ns, origin_ns + 2_000_000_000)["events"]
+    assert events == [{"kind": "rebalance", "at_s": 1.0, "duration_s": 0.5, "text": "consumer0"}]
+
+
+def test_the_machines_own_noise_is_read_from_its_kernel(tmp_path: Path) -> None:
+    """Frequency, heat, swap and the broker's disk come from /proc and /sys, and the clock source is compared."""
+    root, proc = tmp_path / "sys", tmp_path / "proc"
+    device = tmp_path.stat().st_dev
+    files = {
+        "devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "2000000",
+        "devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": "0",
+        "devices/system/clocksource/clocksource0/current_clocksource": "tsc",
+        f"dev/block/{os.major(device)}:{os.minor(device)}/stat": "0 0 0 0 1 0 0 10 0 0 0 0 0 0 0 1 2",
+    }
+
+    def lay(changes: dict[str, str]) -> None:
+        for name, text in changes.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+
+    lay(files)
+    proc.mkdir()
+    (proc / "vmstat").write_text("pswpin 1\npswpout 0\n")
+    endpoint = Endpoint("rabbitmq", (("127.0.0.1", 1),), data_dir=tmp_path)
+    watching = Observer({}, endpoint, 0.02, watch_interval_s=0.02, cpus=[0], proc=proc, sys_root=root)
+    origin_ns = time.monotonic_ns()
+    watching.start(origin_ns)
+    wait_for(lambda: len(watching._watches.at_ns) >= 2 and len(watching._samples.at_ns) >= 2)
+    changed = dict(zip(files, ("1500000", "3", "hpet", "0 0 0 0 3 0 0 50 0 0 0 0 0 0 0 2 8"), strict=True))
+    lay(changed)
+    (proc / "vmstat").write_text("pswpin 2\npswpout 5\n")
+    told = len(watching._watches.at_ns), len(watching._samples.at_ns)
+    wait_for(lambda: len(watching._watches.at_ns) > told[0] + 1 and len(watching._samples.at_ns) > told[1] + 1)
+    seen = watching.stop()
+    summary = seen.summary(origin_ns, time.monotonic_ns())
+    assert summary["cpu_frequency_fall_share"] == pytest.approx(0.25)
+    assert summary["cpu_throttles"] == 3
+    assert summary["swapped_bytes"] == 6 * host.PAGE_BYTES
+    assert (summary["disk"]["writes"], summary["disk"]["write_mean_ns"]) == (2, pytest.approx(20e6))
+    assert (summary["disk"]["flushes"], summary["disk"]["flush_mean_ns"]) == (1, pytest.approx(6e6))
+    assert (summary["clock"]["source"], summary["clock"]["changed"]) == ("hpet", True)
+    assert summary["errors"] == {}
+    assert json.loads(json.dumps(seen.rows)) == seen.rows
 
 
 def test_both_real_brokers_are_observed(endpoints: dict[BrokerName, Endpoint]) -> None:

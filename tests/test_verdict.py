@@ -6,10 +6,12 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loadgen import verdict
 from loadgen.facts import Facts, facts_of, observed_facts
+from loadgen.histogram import Histogram
 from loadgen.verdict import Check, bound, judge
 
 GOOD = Facts(
@@ -29,9 +31,13 @@ GOOD = Facts(
     steal_share=0.0,
     others_cores=0.02,
     samples=10,
+    clock_source="tsc",
+    clock_error_ns=1,
 )
 OPEN = {"rate_kind": "fixed", "offered_msgs_per_s": 10_000, "lag_p99_ns": 200_000, "e2e_p50_ns": 300_000,
+        "e2e_p99_ns": 1_000_000, "bucket_share_max": 0.001, "resolution_p50_ns": 20_000, "resolution_p99_ns": 100_000,
         "due": 100_000, "missing": 0}  # fmt: skip
+UNREAD = {"resolution_p50_ns": None, "resolution_p99_ns": None}
 SHORT = {**OPEN, "achieved_msgs_per_s": 8_000, "goodput_msgs_per_s": 8_000}
 
 
@@ -112,6 +118,42 @@ TABLE = [
     ("latency complete", {**OPEN, "missing": 1_001}, False),
     ("histogram range", {}, True),
     ("histogram range", {"out_of_range": 1}, False),
+    ("resolution", {}, True),  # a closed loop
+    ("resolution", OPEN, True),
+    ("resolution", {**OPEN, "bucket_share_max": None}, None),
+    ("resolution", {**OPEN, "bucket_share_max": 0.01}, True),
+    ("resolution", {**OPEN, "bucket_share_max": 0.011}, None),
+    ("resolution", {**OPEN, "resolution_p50_ns": 60_000}, True),
+    ("resolution", {**OPEN, "resolution_p50_ns": 60_001}, None),
+    ("resolution", {**OPEN, "resolution_p99_ns": 200_000}, True),
+    ("resolution", {**OPEN, "resolution_p99_ns": 200_001}, None),
+    ("resolution", {**OPEN, **UNREAD}, None),
+    ("resolution", {**OPEN, **UNREAD, "e2e_p50_ns": None, "e2e_p99_ns": None}, True),  # confirmations only
+    ("clock", {}, True),
+    ("clock", OPEN, True),
+    ("clock", {"clock_error_ns": None}, None),
+    ("clock", {"clock_source": "hpet"}, None),
+    ("clock", {"clock_source": None}, None),
+    ("clock", {"clock_changed": True}, None),
+    ("clock", {"clock_error_ns": 10**9}, True),  # no latency between two clocks is shown
+    ("clock", {**OPEN, "clock_error_ns": 30_000}, True),
+    ("clock", {**OPEN, "clock_error_ns": 30_001}, None),
+    ("clock", {**OPEN, "clock_error_ns": 299_999}, None),
+    ("clock", {**OPEN, "clock_error_ns": 300_000}, False),
+    ("steady state", {}, True),
+    ("steady state", {"steady": (True, "from 2 s on")}, True),
+    ("steady state", {"steady": (False, "still falling")}, None),
+    ("steady state", {"steady": (None, "too short")}, None),
+    ("backlog", {}, True),
+    ("backlog", OPEN, True),
+    ("backlog", {"backlog": (False, "grew")}, True),  # a closed loop bounds it
+    ("backlog", {**OPEN, "backlog": (True, "level")}, True),
+    ("backlog", {**OPEN, "backlog": (False, "grew")}, None),
+    ("backlog", {**SHORT, "backlog": (False, "grew")}, False),
+    ("Little's law", {}, True),
+    ("Little's law", {"little": (True, "agrees")}, True),
+    ("Little's law", {"little": (None, "too few")}, True),
+    ("Little's law", {"little": (False, "differs")}, False),
     ("generator CPU", {}, True),
     ("generator CPU", {"agent_core_share_max": None}, None),
     ("generator CPU", {"agent_core_share_max": 0.99}, True),  # it bounds the rate, and bound_by says so
@@ -131,6 +173,13 @@ TABLE = [
     ("stolen CPU", {"steal_share": 0.05}, True),
     ("stolen CPU", {"steal_share": 0.051}, None),
     ("stolen CPU", {"steal_share": None}, None),
+    ("CPU frequency", {}, True),  # a virtual machine tells none
+    ("CPU frequency", {"frequency_fall_share": 0.1, "throttles": 0}, True),
+    ("CPU frequency", {"frequency_fall_share": 0.11}, None),
+    ("CPU frequency", {"frequency_fall_share": 0.0, "throttles": 1}, None),
+    ("swap", {}, True),
+    ("swap", {"swapped_bytes": 0}, True),
+    ("swap", {"swapped_bytes": 4096}, None),
     ("alarms", {}, True),
     ("alarms", {"alarms": ()}, True),
     ("alarms", {"alarms": ("memory",)}, False),
@@ -263,12 +312,9 @@ def test_what_was_not_observed_is_left_to_the_facts_own_default() -> None:
     assert dataclasses.replace(GOOD, **observed).others_names == ("cc1",)
 
 
-@pytest.mark.parametrize(
-    ("depth", "counted", "drained"), [(0, False, True), (3, True, False), (None, True, True), (None, False, False)]
-)
-def test_the_broker_decides_whether_a_queue_was_drained(depth: int | None, counted: bool, drained: bool) -> None:
-    """A duplicate in place of a missing message makes the counts equal; a depth that is known is not deceived."""
-    record: dict[str, Any] = {
+def trial_record(**changes: Any) -> dict[str, Any]:
+    """The part of a small trial's record that the facts are taken from."""
+    return {
         "durability": "broker",
         "rate": {"kind": "saturate"},
         "consumers": 1,
@@ -277,12 +323,53 @@ def test_the_broker_decides_whether_a_queue_was_drained(depth: int | None, count
         "sent": 10,
         "received": 10,
         "latency_ns": {"schedule_lag": None, "e2e": None},
-        "broker_counts": {"stored": None, "depth_at_end": depth},
+        "broker_counts": {"stored": None, "depth_at_end": None},
         "out_of_range": 0,
         "offered_msgs_per_s": None,
         "sent_msgs_per_s": 10.0,
         "goodput_msgs_per_s": 10.0,
         "cpu_s": {},
         "blocked_share": 0.0,
+        **changes,
     }
+
+
+@pytest.mark.parametrize(
+    ("depth", "counted", "drained"), [(0, False, True), (3, True, False), (None, True, True), (None, False, False)]
+)
+def test_the_broker_decides_whether_a_queue_was_drained(depth: int | None, counted: bool, drained: bool) -> None:
+    """A duplicate in place of a missing message makes the counts equal; a depth that is known is not deceived."""
+    record = trial_record(broker_counts={"stored": None, "depth_at_end": depth})
     assert facts_of(record, drained=counted, due=None).drained is drained
+
+
+def summary_of(*values_ns: int) -> dict[str, Any]:
+    """A latency's summary as a record holds it."""
+    histogram = Histogram()
+    histogram.add(np.array(values_ns, np.int64))
+    return histogram.summary()
+
+
+@pytest.mark.parametrize(("value_ns", "widest"), [(4, 1 / 4), (2_000, 1 / 2_000), (5_000_000, 1 / 1024)])
+def test_a_bucket_is_as_coarse_as_it_is_wide(value_ns: int, widest: float) -> None:
+    """Single nanoseconds are coarse beside a few of them; three digits are kept of everything longer."""
+    summary = summary_of(value_ns)
+    seen = facts_of(trial_record(latency_ns={"ack": summary}), drained=True, due=None)
+    assert seen.bucket_share_max is not None
+    assert widest / 2.1 < seen.bucket_share_max <= widest
+    assert facts_of(trial_record(), drained=True, due=None).bucket_share_max is None
+
+
+def test_what_the_consumer_resolves_and_the_clock_knows_are_facts() -> None:
+    """They come from the record; its own clock, of many hosts, goes before that of the observer's host."""
+    clock = {"source": "tsc", "offset_ns": 0, "error_ns": 1, "drift_ppm": 0.0, "samples": 0, "changed": False}
+    record = trial_record(
+        latency_ns={"e2e": summary_of(1_000, 9_000)},
+        resolution_ns={"p50": 5, "p99": 7},
+        clock={**clock, "error_ns": 77, "changed": True},
+    )
+    seen = facts_of(record, drained=True, due=None)
+    assert (seen.resolution_p50_ns, seen.resolution_p99_ns) == (5, 7)
+    assert (seen.e2e_p50_ns, seen.e2e_p99_ns) == (1_000, record["latency_ns"]["e2e"]["p99"])
+    assert (seen.clock_source, seen.clock_error_ns, seen.clock_changed) == ("tsc", 77, True)
+    assert facts_of(trial_record(), drained=True, due=None).clock_error_ns is None

@@ -1,1 +1,20 @@
-"""What the files of runs say, with how much certainty."""
+"""What a run's files say, over trials: capacities, curves, slow seconds. Files only, never a broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loadgen.record import Record
+
+
+def is_measured(record: Record) -> bool:
+    """Whether a trial is an answer of its scenario; the others were a capacity search's way to one, and no figure's."""
+    return bool(record["purpose"] == "measure")
+
+
+def capacity_key(record: Record) -> str:
+    """Which capacity a trial builds on: as `key` of the run's `searches`, but by the driver that really ran."""
+    rest = {name: str(value) for name, value in record["point"].items() if name != "fraction"}
+    names = (f"{name}={rest[name]}" for name in sorted(rest))
+    return "/".join((record["scenario"], record["broker"], record["driver"], *names))

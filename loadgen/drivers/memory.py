@@ -5,7 +5,7 @@
 `SimulatedClock` everything happens in one process instead, and time moves only while somebody waits.
 
 Settings beside the brokers' own (`confirm_window`, `confirms` or `acks`, `prefetch`, `ack`, and
-`buffer_memory` where there is no window) are those of `memory_hub.Behaviour`, each under the name
+`buffer_memory` where there is no window) are those of `memory_behaviour.Behaviour`, each under the name
 `memory.<field>`, in the trial's settings or, where those do not say, in the endpoint's configuration.
 """
 
@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadgen.driver import DriverInfo, Received, Settled, confirms
-from loadgen.drivers.memory_hub import Behaviour, Hub
+from loadgen.drivers.memory_behaviour import PREFIX, Behaviour
+from loadgen.drivers.memory_hub import Hub
 from loadgen.drivers.memory_link import (
     NS_PER_S,
     Frame,
@@ -58,8 +59,8 @@ _hubs: dict[tuple[int, str], subprocess.Popen[bytes]] = {}  # by the process tha
 
 
 def memory_endpoint(broker: BrokerName = "rabbitmq", **behaviour: Any) -> Endpoint:
-    """An endpoint in memory that stands for `broker`; `behaviour` as in `memory_hub.Behaviour`."""
-    settings = {f"memory.{name}": value for name, value in behaviour.items()}
+    """An endpoint in memory that stands for `broker`; `behaviour` as in `memory_behaviour.Behaviour`."""
+    settings = {f"{PREFIX}{name}": value for name, value in behaviour.items()}
     Behaviour.of(settings)
     return Endpoint(
         broker,
@@ -195,7 +196,7 @@ class MemoryAdmin:
         return int(self._ask(target)["stored"])
 
     def effective(self, target: Target) -> dict[str, Any]:
-        """The queue's behaviour, and under "harm" what it did to messages so far (`memory_hub.Harm`)."""
+        """The queue's behaviour, and under "harm" what it did to messages so far (`memory_behaviour.Harm`)."""
         return self._ask(target)
 
     def close(self) -> None:
@@ -282,6 +283,11 @@ class MemoryConsumer:
         self._automatic = target.settings.get("ack") == "automatic"
         self._handed_out = 0
         link.send(Frame(Kind.CONSUME, flags=self._automatic, first=int(target.settings.get("prefetch") or 0)))
+
+    @property
+    def has_waiting(self) -> bool:
+        """Never: all that has arrived is handed out."""
+        return False
 
     def receive(self, timeout_s: float) -> list[Received]:
         """All that has arrived, waiting up to `timeout_s` for the first."""

@@ -1,4 +1,4 @@
-"""A queue in memory that confirms, delays, loses, doubles, swaps, damages and pauses as it is told.
+"""A queue in memory that confirms, serves, delays, loses, doubles, swaps, damages and pauses as it is told.
 
 `Hub` is the broker without clock or socket; run as a module, `Server` puts it behind a Unix socket. It
 knows exactly what harm it did (`Hub.harm`), which is what a ledger is tested against.
@@ -14,95 +14,21 @@ import socket
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loadgen.drivers.memory_behaviour import NS_PER_MS, Behaviour, Harm, Service
 from loadgen.drivers.memory_link import Frame, FrameSocket, Kind, batch
-from loadgen.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from loadgen.driver import Bool, Int64, UInt8
 
-PREFIX = "memory."
 OUTBOX_MAX_BYTES = 1 << 20  # of deliveries under way to one consumer
 DELIVERY_MAX_BYTES = 256 << 10
-NS_PER_MS = 1_000_000
-_WHOLE = {
-    "loss_every", "duplicate_every", "reorder_every", "corrupt_every", "refuse_every", "max_bytes", "seed",
-}  # fmt: skip
+_STREAM = 0x485542
 IDLE_S = 0.5  # how often a server with nothing to do looks whether its maker is still there
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """How the broker behaves; each field is the setting `memory.<field>`. 0 is never.
-
-    The harm of "every n-th" message counts the messages that the broker took, from 1 on.
-    """
-
-    delay_ms: float = 0.0
-    """From taking a message to its delivery."""
-    delay_distribution: Literal["fixed", "exponential"] = "fixed"
-    """Exponential: `delay_ms` is the mean, and the queue keeps its order."""
-    confirm_delay_ms: float = 0.0
-    """From taking a message to its confirmation."""
-    loss_every: int = 0
-    """Confirmed and never delivered."""
-    duplicate_every: int = 0
-    """Delivered twice."""
-    reorder_every: int = 0
-    """Swapped with the message before it, where both came in one batch."""
-    corrupt_every: int = 0
-    """Delivered with its last byte changed."""
-    refuse_every: int = 0
-    """Not taken, and the producer is told so."""
-    pause_every_ms: float = 0.0
-    """The length of a cycle, at whose end the broker does nothing for `pause_ms`."""
-    pause_ms: float = 0.0
-    """How long it does nothing."""
-    max_bytes: int = 256 << 20
-    """How much it holds before it stops reading from producers."""
-    seed: int = 0
-    """Of the exponential delays."""
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Behaviour:
-        """From a trial's settings; raises ScenarioError for an unknown or impossible one."""
-        given = {name.removeprefix(PREFIX): value for name, value in settings.items() if name.startswith(PREFIX)}
-        known = {each.name for each in fields(cls)}
-        for name, value in given.items():
-            if name not in known:
-                raise ScenarioError(f"{PREFIX}{name}: no such setting; expected {', '.join(sorted(known))}")
-            if name == "delay_distribution":
-                continue
-            if not (isinstance(value, int if name in _WHOLE else int | float) and value >= 0):
-                kind = "whole number" if name in _WHOLE else "number"
-                raise ScenarioError(f"{PREFIX}{name} = {value!r}: expected a {kind} of at least 0")
-        behaviour = cls(**given)
-        if behaviour.delay_distribution not in {"fixed", "exponential"}:
-            raise ScenarioError(
-                f"{PREFIX}delay_distribution = {behaviour.delay_distribution}: expected fixed or exponential"
-            )
-        if behaviour.reorder_every == 1:
-            raise ScenarioError(f"{PREFIX}reorder_every = 1: expected 0 or at least 2, since two messages are swapped")
-        if behaviour.pause_ms and behaviour.pause_every_ms <= behaviour.pause_ms:
-            raise ScenarioError(f"{PREFIX}pause_every_ms = {behaviour.pause_every_ms}: must be longer than pause_ms")
-        return behaviour
-
-
-@dataclass(slots=True)
-class Harm:
-    """What the broker did to messages, exactly; duplicates and damage are counted in copies delivered."""
-
-    lost: int = 0
-    duplicated: int = 0
-    reordered: int = 0
-    corrupted: int = 0
-    refused: int = 0
 
 
 @dataclass(slots=True)
@@ -129,8 +55,10 @@ class Chunk:
 
     def ready_count(self, now_ns: int) -> int:
         """How many of them may be delivered by now."""
+        if self.next_ready_ns() > now_ns:
+            return 0
         if isinstance(self.ready_ns, int):
-            return self.count if self.ready_ns <= now_ns else 0
+            return self.count
         return int(np.searchsorted(self.ready_ns, now_ns, side="right")) - self.begin
 
     def next_ready_ns(self) -> int:
@@ -177,23 +105,24 @@ class Hub:
 
     def __init__(self, behaviour: Behaviour, start_ns: int) -> None:
         self.behaviour = behaviour
-        self.harm = Harm()
+        self.harm = Harm(behaviour.harm_log)
         self.taken = 0
         self.stopped = False
         self.waiting_count = 0
         self.waiting_bytes = 0
-        how = behaviour
-        self._is_harmless = not any(
-            (how.loss_every, how.duplicate_every, how.reorder_every, how.corrupt_every, how.refuse_every)
-        )
+        self._is_harmless = behaviour.is_harmless
         self._start_ns = start_ns
         self._offered = 0
         self._queue: deque[Chunk] = deque()
         self._confirms: deque[tuple[int, Peer, Frame]] = deque()
         self._peers: list[Peer] = []
+        self._confirm_delay_ns = int(behaviour.confirm_delay_ms * NS_PER_MS)
         self._turn = 0
         self._last_ready_ns = 0
-        self._rng = np.random.default_rng(behaviour.seed)
+        # A stream of its own: a schedule of the same seed would draw the very same numbers (the pacer's [seed, 0, 0] is
+        # what numpy makes of seed alone), and arrivals would know how long they will be served.
+        self._rng = np.random.default_rng([behaviour.seed, _STREAM])
+        self._service = Service(behaviour, self._rng)
 
     def connect(self) -> Peer:
         """A new client."""
@@ -236,7 +165,7 @@ class Hub:
             told = {
                 "depth": self.depth,
                 "stored": self.taken,
-                "harm": asdict(self.harm),
+                "harm": self.harm.counts,
                 **asdict(self.behaviour),
             }
             self._send(peer, Frame(Kind.ANSWER, body=np.frombuffer(json.dumps(told).encode(), np.uint8)))
@@ -278,7 +207,10 @@ class Hub:
 
     def _publish(self, peer: Peer, frame: Frame, now_ns: int) -> None:
         """Take a batch, and say when each part of it will have been confirmed."""
-        ready_ns = now_ns + int(self.behaviour.confirm_delay_ms * NS_PER_MS)
+        if self._service.exists:
+            self._serve(peer, frame, now_ns)
+            return
+        ready_ns = now_ns + self._confirm_delay_ns
         if self._is_harmless:
             if not peer.automatic:
                 confirm = Frame(Kind.CONFIRM, count=frame.count, first=frame.first)
@@ -293,32 +225,44 @@ class Hub:
             for begin, end in itertools.pairwise(edges):
                 kind = Kind.CONFIRM if accepted[begin] else Kind.REFUSE
                 self._confirms.append((ready_ns, peer, Frame(kind, count=end - begin, first=frame.first + begin)))
-        self.harm.refused += frame.count - int(accepted.sum())
+        self.harm.note("refused", np.flatnonzero(~accepted), *frame.split())
         rows = np.flatnonzero(accepted)
         if len(rows):
             self._take(frame, rows, now_ns)
+
+    def _serve(self, peer: Peer, frame: Frame, now_ns: int) -> None:
+        """Take a batch whose messages the one server works on in turn; each is confirmed when that begins."""
+        begins_ns, ends_ns = self._service.serve(frame.count, now_ns)
+        if not peer.automatic:
+            for row, begin_ns in enumerate(begins_ns.tolist()):
+                confirm = Frame(Kind.CONFIRM, count=1, first=frame.first + row)
+                self._confirms.append((begin_ns + self._confirm_delay_ns, peer, confirm))
+        self.taken += frame.count
+        self._enqueue(*frame.split(), frame.size_bytes, ends_ns)
 
     def _take(self, frame: Frame, rows: Int64, now_ns: int) -> None:
         """Put these rows of a batch into the queue, after the harm that is due."""
         data, offsets = frame.split()
         first, self.taken = self.taken, self.taken + len(rows)
-        kept, corrupted = self._harmed(rows, first)
+        kept, corrupted, done = self._harmed(rows, first)
+        for what, which in done.items():
+            self.harm.note(what, which, data, offsets)
         if not np.array_equal(kept, np.arange(frame.count)) or corrupted.any():
             data, offsets = _gather(data, offsets, kept)
             data[offsets[1:][corrupted] - 1] ^= 0xFF
         if len(kept):
             self._enqueue(data, offsets, frame.size_bytes, now_ns)
 
-    def _enqueue(self, data: UInt8, offsets: Int64, size_bytes: int, now_ns: int) -> None:
+    def _enqueue(self, data: UInt8, offsets: Int64, size_bytes: int, from_ns: Int64 | int) -> None:
         count = len(offsets) - 1
-        chunk = Chunk(data, offsets, size_bytes, self._ready_ns(count, now_ns), 0, count)
+        chunk = Chunk(data, offsets, size_bytes, self._ready_ns(count, from_ns), 0, count)
         self._queue.append(chunk)
         self.waiting_count += count
         self.waiting_bytes += chunk.bytes
 
-    def _harmed(self, rows: Int64, first: int) -> tuple[Int64, Bool]:
-        """Which rows, numbered from first, are delivered, in which order, and which of these are damaged."""
-        count, how, harm = len(rows), self.behaviour, self.harm
+    def _harmed(self, rows: Int64, first: int) -> tuple[Int64, Bool, dict[str, Int64]]:
+        """Which rows, numbered from first, are delivered, in which order, which of these are damaged; the harm done."""
+        count, how = len(rows), self.behaviour
         order = np.arange(count)
         late = np.flatnonzero(self._every(how.reorder_every, first, count)[1:]) + 1
         order[late], order[late - 1] = late - 1, late
@@ -327,11 +271,13 @@ class Hub:
         copies[lost] = 0
         order = np.repeat(order, copies[order])
         corrupted = self._every(how.corrupt_every, first, count)[order]
-        harm.lost += int(lost.sum())
-        harm.duplicated += int((copies > 1).sum())
-        harm.reordered += int((copies[late] * copies[late - 1] > 0).sum())
-        harm.corrupted += int(corrupted.sum())
-        return rows[order], corrupted
+        done = {
+            "lost": rows[lost],
+            "duplicated": rows[copies > 1],
+            "reordered": rows[late - 1][copies[late] * copies[late - 1] > 0],
+            "corrupted": rows[order][corrupted],
+        }
+        return rows[order], corrupted, done
 
     @staticmethod
     def _every(number: int, first: int, count: int) -> Bool:
@@ -341,11 +287,12 @@ class Hub:
             which[-(first + 1) % number :: number] = True
         return which
 
-    def _ready_ns(self, count: int, now_ns: int) -> Int64 | int:
+    def _ready_ns(self, count: int, from_ns: Int64 | int) -> Int64 | int:
+        """When each of `count` messages may be delivered, which until `from_ns` were not the queue's to delay."""
         delay_ns = self.behaviour.delay_ms * NS_PER_MS
         if self.behaviour.delay_distribution == "fixed" or not delay_ns:
-            return now_ns + int(delay_ns)
-        ready = now_ns + self._rng.exponential(delay_ns, count).astype(np.int64)
+            return from_ns + int(delay_ns)
+        ready: Int64 = from_ns + self._rng.exponential(delay_ns, count).astype(np.int64)
         ready[0] = max(int(ready[0]), self._last_ready_ns)
         np.maximum.accumulate(ready, out=ready)
         self._last_ready_ns = int(ready[-1])

@@ -24,7 +24,7 @@ def write_report(run: Run) -> dict[str, Path]:
 
 def render_run(run: Run) -> str:
     """The run's answer for a terminal."""
+    from loadgen.report.content import gather  # noqa: PLC0415
     from loadgen.report.markdown import render_text  # noqa: PLC0415
-    from loadgen.report.table import make_table  # noqa: PLC0415
 
-    return render_text(make_table(run))
+    return render_text(run, gather(run))

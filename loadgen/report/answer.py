@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from loadgen.checks.repeats import versions_changed
+from loadgen.record import enters
+from loadgen.report import capacity, curve, words
 from loadgen.report import points as pt
-from loadgen.report import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadgen.analysis.curve import Curve
     from loadgen.record import Record
     from loadgen.report.table import Table
     from loadgen.runs import Run
@@ -19,8 +22,9 @@ LEADING_CLASSES = ("broker", "flushed", "none", "replicated", "replicated_flushe
 
 
 def sentences(table: Table) -> list[str]:
-    """Throughput in one sentence and latency in another, as far as the run compares the brokers in them."""
-    said = [sentence for sentence in (_throughput(table), _latency(table)) if sentence]
+    """Capacity, the knee, throughput and latency, a sentence each, as far as the run compares the brokers in them."""
+    asked = (_capacity(table), _knee(table), _throughput(table), _latency(table))
+    said = [sentence for sentence in asked if sentence]
     if said:
         return said
     if table.trials and len(table.struck) == len(table.trials):
@@ -38,6 +42,45 @@ def _leading(comparisons: Sequence[pt.Comparison]) -> pt.Comparison | None:
 def _has(comparison: pt.Comparison, broker: str) -> bool:
     point = comparison.one(broker, "wire")
     return point is not None and bool(point.used)
+
+
+def _capacity(table: Table) -> str | None:
+    pairs = [pair for group in capacity.grouped(table.capacities) if (pair := capacity.pair(group))]
+    if not pairs:
+        return None
+    kafka, rabbitmq = min(pairs, key=lambda pair: LEADING_CLASSES.index(pair[0].durability))
+    theirs, ours = capacity.rate_text(kafka), capacity.rate_text(rabbitmq)
+    what = f"{capacity.load_text(kafka, kafka.p99_ms)}, class {kafka.durability}"
+    where = _limited([(each.broker, each.bound_by) for each in (kafka, rabbitmq)])
+    up, down = capacity.ratio(kafka, rabbitmq), capacity.ratio(rabbitmq, kafka)
+    if kafka.is_lower_bound and rabbitmq.is_lower_bound:
+        return f"Neither broker's capacity was reached: Kafka sustained {theirs}, RabbitMQ {ours} ({what}){where}."
+    if up.low is None:
+        return f"Kafka sustained {theirs}, RabbitMQ {ours} ({what}; one search each, so no interval){where}."
+    if up.direction == "no difference shown":
+        few = _few(up.pairs)
+        return f"No difference in capacity is shown: Kafka sustained {theirs}, RabbitMQ {ours} ({what}){few}{where}."
+    first, second, ratio = ("Kafka", "RabbitMQ", up) if up.direction == "higher" else ("RabbitMQ", "Kafka", down)
+    figures = f"{theirs} against {ours}" if first == "Kafka" else f"{ours} against {theirs}"
+    return f"{first} sustained {words.times(ratio)} the rate of {second} ({figures}, {what}){where}."
+
+
+def _knee(table: Table) -> str | None:
+    """Where latency turns up, by wire drivers, in the class that leads."""
+    wire = [[each for each in group if each.driver_kind == "wire"] for group in curve.grouped(table.curves)]
+    bent = [[each for each in group if each.knee_point] for group in wire if _is_one_each(group)]
+    leading = min(filter(None, bent), key=lambda group: LEADING_CLASSES.index(group[0].durability), default=[])
+    parts = [
+        f"{words.rate(point.offered_msgs_per_s)} for {words.broker_name(each.broker)} "
+        f"({pt.fraction_label(point.fraction)} of its capacity, with 99 % within {words.duration(point.p99.median)})"
+        for each in leading
+        if (point := each.knee_point) is not None
+    ]
+    return f"From the knee on, latency grows faster than load: {' and '.join(parts)}." if parts else None
+
+
+def _is_one_each(group: Sequence[Curve]) -> bool:
+    return len({each.broker for each in group}) == len(group)
 
 
 def _throughput(table: Table) -> str | None:
@@ -113,8 +156,13 @@ def _few(pairs: int) -> str:
 
 
 def _limits(*points: pt.Point) -> str:
-    host = [words.broker_name(point.broker) for point in points if "host" in point.bound_by]
-    client = [words.broker_name(point.broker) for point in points if "generator" in point.bound_by]
+    return _limited([(point.broker, point.bound_by) for point in points])
+
+
+def _limited(bounds: Sequence[tuple[str, str]]) -> str:
+    """What else than the brokers set their rates; `bounds` are pairs of a broker and what bounded it."""
+    host = [words.broker_name(broker) for broker, bound_by in bounds if "host" in bound_by]
+    client = [words.broker_name(broker) for broker, bound_by in bounds if "generator" in bound_by]
     said = ""
     if host:
         said += f"; {' and '.join(host)} with this client on this host, whose CPUs were used up"
@@ -126,7 +174,7 @@ def _limits(*points: pt.Point) -> str:
 def caveats(run: Run, table: Table) -> list[str]:
     """What a careful reader would ask: machine, guarantees, repeats, limits, what was left out."""
     checks: tuple[Callable[[Run, Table], str | None], ...] = (
-        _incomplete, _machine, _same_machine, _repeats, _bound, _left_out, _unknown, _deviating,
+        _incomplete, _machine, _same_machine, _versions, _repeats, _bound, _left_out, _unknown, _deviating,
     )  # fmt: skip
     return [said for said in (check(run, table) for check in checks) if said]
 
@@ -156,6 +204,12 @@ def _same_machine(run: Run, table: Table) -> str | None:
     pins = run.header.get("pins") or {}
     shared = "each kept to its own CPUs" if pins.get("broker") and pins.get("client") else "sharing its CPUs"
     return f"Brokers and clients ran on one machine, {shared}, over its loopback: no network is in the figures."
+
+
+def _versions(run: Run, table: Table) -> str | None:
+    del run
+    check = versions_changed(table.trials)
+    return f"These are no repeats of one thing: versions {check.reason}." if check.passed is False else None
 
 
 def _repeats(run: Run, table: Table) -> str | None:
@@ -193,12 +247,17 @@ def _left_out(run: Run, table: Table) -> str | None:
     if not table.struck:
         return None
     count = f"{len(table.struck)} of {words.plural(len(table.trials), 'trial')}"
-    return f"Struck out below, and in no figure: {count}, invalid or incomplete."
+    struck = {record["id"] for record in table.struck}
+    overloaded = sum(
+        each.trial_id in struck for found in table.curves for point in found.points for each in point.repeats
+    )
+    but = f"; {overloaded} of them are a curve's overload, and shown as such" if overloaded else ""
+    return f"Struck out below, and in no figure: {count}, invalid or incomplete{but}."
 
 
 def _unknown(run: Run, table: Table) -> str | None:
     del run
-    unknown = [each for each in table.trials if pt.enters(each) and each["verdict"]["status"] == "unknown"]
+    unknown = [each for each in table.trials if enters(each) and each["verdict"]["status"] == "unknown"]
     if not unknown:
         return None
     count = words.plural(len(unknown), "trial")

@@ -1,90 +1,39 @@
-"""The report's charts: what a performance engineer would print, drawn by matplotlib without its global state.
+"""The report's charts: what a performance engineer would print.
 
-Orange and dark blue are told apart by all common kinds of colour vision, as they differ in lightness too, and
-each series is named beside it. Latency and throughput show every repeat, so that nobody has to trust a mean.
+Latency and throughput show every repeat, so that nobody has to trust a mean.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from loadgen.histogram import Histogram
 from loadgen.report import points as pt
 from loadgen.report import words
+from loadgen.report.drawing import MUTED, STYLE, Chart, colour, finish, log_latency_axis, rate_tick, styled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
     from loadgen.report.table import Table
     from loadgen.runs import Run
 
-COLOURS = {"rabbitmq": "#e65c00", "kafka": "#1f3a6e"}
-OTHER_COLOUR = "#5b7f5b"
-INK, MUTED, GRID, PAPER = "#1b1f24", "#5f6873", "#d5d9de", "#ffffff"
-# In the page these become variables, so that one drawing serves light and dark; see page.py.
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "loadgen",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "savefig.facecolor": PAPER,
-}
+__all__ = ["STYLE", "draw"]  # the method page's charts look like the report's
+
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 CURVE_POINTS = 160
 SHOWN_FROM = 1.2  # 1 / (1 - p): the fastest sixth of the messages is of no interest
-PNG_DPI = 160
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One drawing in both formats, with the words that stand in for it where it cannot be seen."""
-
-    name: str
-    title: str
-    note: str
-    svg: str
-    png: bytes
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs want literal keys
-        yield
 
 
 def draw(run: Run, table: Table) -> list[Chart]:
     """Every chart that the run has data for."""
-    with _styled():
+    with styled():
         drawn = [
             _latency_chart(run, table, is_open_loop=True),
             _throughput_chart(table),
@@ -92,21 +41,6 @@ def draw(run: Run, table: Table) -> list[Chart]:
             _latency_chart(run, table, is_open_loop=False),
         ]
     return [chart for chart in drawn if chart is not None]
-
-
-def _colour(broker: str) -> str:
-    return COLOURS.get(broker, OTHER_COLOUR)
-
-
-def _finish(figure: Figure, name: str, title: str, note: str) -> Chart:
-    FigureCanvasAgg(figure)
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    # Ids must stay apart when several drawings stand in one page.
-    text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    return Chart(name, title, note, text[text.index("<svg") :], png.getvalue())
 
 
 # --- latency by percentile ---
@@ -122,12 +56,21 @@ def _curve(histogram: Histogram) -> tuple[Any, Any]:
 
 
 def _latency_panels(table: Table, *, is_open_loop: bool) -> list[pt.Comparison]:
+    fractions = _panel_fractions(table)
     return [
         comparison
         for comparison in table.comparisons
-        if any(_is_drawn(point, is_open_loop=is_open_loop) for point in comparison.points)
+        if fractions.issuperset(comparison.shared["rate"].get("fractions") or ())
+        and any(_is_drawn(point, is_open_loop=is_open_loop) for point in comparison.points)
         and all(len([p for p in comparison.points if p.broker == b and _is_wire(p)]) <= 1 for b in pt.BROKER_ORDER)
     ]
+
+
+def _panel_fractions(table: Table) -> set[float]:
+    """Of a curve, which has its own chart, the points nearest to half of the capacity and to nine tenths of it."""
+    found = {point.fraction for each in table.comparisons for point in each.points if not point.is_beyond_capacity}
+    known = [fraction for fraction in found if fraction is not None]
+    return {min(known, key=lambda fraction: abs(fraction - wanted)) for wanted in (0.5, 0.9) if known}
 
 
 def _is_wire(point: pt.Point) -> bool:
@@ -164,7 +107,7 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
         title = f"Time from send to receipt under full load ({words.CLOSED_LOOP})"
         figure.suptitle(words.CLOSED_LOOP, x=0.995, ha="right", fontsize=9, color=MUTED, style="italic")
     note = f"End-to-end {what}, wire drivers. Thin: each repeat; bold: all repeats merged, message by message."
-    return _finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
+    return finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
 
 
 def _share_latencies(panels: list[Axes]) -> None:
@@ -183,25 +126,23 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
         for record in point.used:
             histogram = run.histogram(record["id"], kind)
             if histogram.count:
-                axes.plot(*_curve(histogram), color=_colour(point.broker), linewidth=0.7, alpha=0.45)
+                axes.plot(*_curve(histogram), color=colour(point.broker), linewidth=0.7, alpha=0.45)
                 merged.merge(histogram)
         if merged.count:
             x, y = _curve(merged)
-            axes.plot(x, y, color=_colour(point.broker), linewidth=2.2, label=words.broker_name(point.broker))
+            axes.plot(x, y, color=colour(point.broker), linewidth=2.2, label=words.broker_name(point.broker))
             longest, drawn = max(longest, float(merged.count)), drawn + 1
     shared = comparison.shared
-    rate = "as fast as it goes" if kind != "e2e" else words.offered(shared["rate"].get("msgs_per_s"))
-    axes.set_title(f"{rate} × {words.size(shared['size_bytes'])}, class {comparison.durability}")
+    axes.set_title(
+        f"{pt.rate_label(shared['rate'])} × {words.size(shared['size_bytes'])}, class {comparison.durability}"
+    )
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    log_latency_axis(axes)
     shown = [p for p in PERCENTILES if 1 / (1 - p / 100) <= longest * 1.001]
     axes.xaxis.set_major_locator(FixedLocator([1 / (1 - p / 100) for p in shown]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * (1 - 1 / x), 4):g} %"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(SHOWN_FROM, longest)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("percentile of messages")
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)
@@ -263,28 +204,28 @@ def _throughput_chart(table: Table) -> Chart | None:
     figure = Figure(figsize=(9.2, 1.15 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
     axes = figure.subplots()
     for point, height in zip(points, _lines(axes, points), strict=True):
-        estimate, colour = point.estimate(pt.goodput), _colour(point.broker)
+        estimate, ink = point.estimate(pt.goodput), colour(point.broker)
         if estimate.low is not None and estimate.high is not None and estimate.low > 0:
             axes.plot(
                 [estimate.low, estimate.high],
                 [height] * 2,
-                color=colour,
+                color=ink,
                 linewidth=7,
                 alpha=0.28,
                 solid_capstyle="butt",
             )
-        face = "none" if point.driver_kind == "client" else colour
+        face = "none" if point.driver_kind == "client" else ink
         axes.scatter(
             estimate.values,
             [height] * estimate.n,
             s=20,
             facecolors=face,
-            edgecolors=colour,
+            edgecolors=ink,
             linewidths=1.1,
             zorder=3,
         )
         assert estimate.median is not None
-        axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=1.6)
+        axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=ink, linewidth=1.6)
         end = max(*estimate.values, estimate.high or 0.0, estimate.median)
         caveat = f"  ({point.bound_by}-bound)" if point.bound_by in {"host", "generator"} else ""
         axes.annotate(
@@ -294,20 +235,14 @@ def _throughput_chart(table: Table) -> Chart | None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low * 0.8, high * 5)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
     axes.set_xlabel("goodput, messages a second (log scale)")
     note = (
         "Dots: each repeat; band: 95 % interval over repeats; tick: median. "
         "Filled: wire drivers, what the broker can do; hollow: client libraries, what an application gets. "
         "Compare within one class only."
     )
-    return _finish(figure, "throughput", "Throughput at equal guarantees", note)
-
-
-def _tick(rate: float) -> str:
-    """A power of ten on a rate's axis: 10 k, 1 M."""
-    scale, unit = next((each for each in ((1e6, " M"), (1e3, " k")) if rate >= each[0]), (1.0, ""))
-    return f"{rate / scale:g}{unit}"
+    return finish(figure, "throughput", "Throughput at equal guarantees", note)
 
 
 def _groups(points: Sequence[pt.Point]) -> int:
@@ -338,7 +273,7 @@ def _cpu_chart(table: Table) -> Chart | None:
                 median,
                 left=left,
                 height=0.62,
-                color=_colour(point.broker),
+                color=colour(point.broker),
                 alpha=shades[role],
                 linewidth=0,
             )
@@ -352,4 +287,4 @@ def _cpu_chart(table: Table) -> Chart | None:
     axes.set_xlim(0, max(totals) * 1.18)
     axes.set_xlabel("CPU time a message, µs")
     note = "Medians over repeats at full load; from light to full: producers, consumers, broker."
-    return _finish(figure, "cpu", "CPU a message", note)
+    return finish(figure, "cpu", "CPU a message", note)

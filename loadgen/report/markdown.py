@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from loadgen.report import answer, detail, words
+from loadgen.record import enters
+from loadgen.report import detail, slowest, words
+from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
+from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from loadgen.record import Record
+    from loadgen.report.capacity import CapacityBlock
+    from loadgen.report.content import Content
+    from loadgen.report.curve import CurveSheet
+    from loadgen.report.detail import Quantity
     from loadgen.report.rules import Figure
-    from loadgen.report.table import Cell, Table
+    from loadgen.report.table import Cell
+    from loadgen.runs import Run
+
+    Columns = Sequence[tuple[str, Callable[[Any], Quantity]]]
 
 WIDTH_CHARS = 110
+WORST_LINES = 4  # of a worst trial's slow seconds, for a terminal
 _DETAIL_HEADS = (
     "point", "goodput", "e2e p50", "e2e p99", "e2e p99.9", "ack p50", "ack p99", "ack p99.9",
     "CPU producers", "CPU consumers", "CPU broker", "verdicts", "bound by",
@@ -41,9 +53,10 @@ def by_point(cell: Cell) -> list[tuple[str, list[Figure]]]:
     return list(grouped.items())
 
 
-def render_text(table: Table) -> str:
-    """What `loadgen compare` and `loadgen run` print: the answer, the measured rows, the comparison."""
-    lines = [*(_wrapped(sentence, "") for sentence in answer.sentences(table)), ""]
+def render_text(run: Run, content: Content) -> str:
+    """What `loadgen compare` and `loadgen run` print: the answer, the measured rows, capacities, the comparison."""
+    table = content.table
+    lines = [*(_wrapped(sentence, "") for sentence in content.sentences), ""]
     measured = [row for row in table.rows if row.is_measured]
     for row in measured:
         for cell in row.cells:
@@ -54,12 +67,56 @@ def render_text(table: Table) -> str:
     silent = len(table.rows) - len(measured)
     if silent:
         lines.append(f"{silent} of the table's {len(table.rows)} rows are not measured by this run.")
-    for block in detail.blocks(table.comparisons):
+    for capacities in content.capacities:
+        lines += ["", *_capacity_text(capacities)]
+    for sheet in content.curves:
+        lines += ["", *_curve_text(sheet)]
+    for block in content.blocks:
         lines += ["", *_block_text(block)]
+    lines += _slowest_text(run, content)
     if table.struck:
         lines += ["", f"Struck out ({len(table.struck)} of {words.plural(len(table.trials), 'trial')}):"]
         lines += [_wrapped(f"{record['id']}: {_why(record)}", "    ") for record in table.struck]
     return "\n".join(lines)
+
+
+def _capacity_text(block: CapacityBlock) -> list[str]:
+    """The table without what the first rate above showed, which is a sentence and follows."""
+    columns = CAPACITY_COLUMNS[:-1]
+    rows = [[_name(line), *(_one_line(of(line)) for _, of in columns)] for line in block.lines]
+    lines = [f"Capacity: {block.scenario}, class {block.durability}: {block.load}"]
+    lines += _columns([["", *(head for head, _ in columns)], *rows])
+    lines += [_wrapped(f"{_name(line)}: {line.above}; {line.effort}", "    ") for line in block.lines]
+    lines += [_wrapped(note, "    ") for note in block.notes]
+    return [*lines, *([f"  Kafka / RabbitMQ, capacity: {block.ratio}"] if block.ratio else [])]
+
+
+def _curve_text(sheet: CurveSheet) -> list[str]:
+    heads = [head for head, _ in CURVE_COLUMNS]
+    rows = [[of(line).text for _, of in CURVE_COLUMNS] for line in sheet.lines]
+    lines = [f"Latency against load: {_name(sheet)}, {sheet.scenario}, class {sheet.durability}: {sheet.load}"]
+    lines += [*_columns([heads, *rows]), _wrapped(sheet.knee, "  ")]
+    return [*lines, *([_wrapped(OVERLOAD_NOTE, "  ")] if sheet.has_overload else [])]
+
+
+def _slowest_text(run: Run, content: Content) -> list[str]:
+    if not content.table.tails:
+        return []
+    lines = ["", f"The slowest seconds: {slowest.lead(content.table.tails)}"]
+    for tail in content.worst:
+        broker = words.broker_name(run.trial(tail.trial_id)["broker"])
+        lines.append(_wrapped(f"{broker}'s worst trial, {tail.trial_id}:", "  "))
+        lines += [_wrapped(line, "    ") for line in tail.lines()[:WORST_LINES]]
+    return lines
+
+
+def _name(line: Any) -> str:
+    """`RabbitMQ (amqp) prefetch 10`."""
+    return f"{line.broker} ({line.driver}) {line.own_label}".rstrip()
+
+
+def _one_line(quantity: Quantity) -> str:
+    return f"{quantity.text} ({quantity.interval})" if quantity.interval else quantity.text
 
 
 def _why(record: dict[str, object]) -> str:
@@ -79,7 +136,7 @@ def _block_text(block: detail.Block) -> list[str]:
     head = ["", "goodput", "e2e p50 / p99 / p99.9", "ack p50 / p99", "CPU µs p+c / broker", "n", "bound by"]
     rows = [
         [
-            f"{line.broker} ({line.driver}) {line.own_label}".rstrip(),
+            _name(line),
             line.rate.text,
             " / ".join(each.text for each in line.e2e),
             " / ".join(each.text for each in line.ack[:2]),
@@ -102,9 +159,10 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def render_markdown(table: Table, caveats: Iterable[str], charts: Iterable[tuple[str, str]]) -> str:
+def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
     """The report as Markdown, for repositories and pull requests; `charts` are (title, relative path)."""
-    lines = [f"# RabbitMQ vs Kafka: {table.run_id}", "", " ".join(answer.sentences(table)), ""]
+    table = content.table
+    lines = [f"# RabbitMQ vs Kafka: {table.run_id}", "", " ".join(content.sentences), ""]
     lines += ["| Feature | RabbitMQ | | Apache Kafka | |", "| --- | --- | --- | --- | --- |"]
     for row in table.rows:
         cells = [text for cell in row.cells for text in (_escaped(cell.claim), _cell_markdown(cell))]
@@ -113,21 +171,74 @@ def render_markdown(table: Table, caveats: Iterable[str], charts: Iterable[tuple
         "",
         "Each cell: the article's claim, then what was measured (median, 95 % interval, repeats n).",
         "",
+        *_capacity_markdown(content),
     ]
     for title, path in charts:
-        lines += [f"![{title}]({path})", ""]
-    lines += ["## Caveats", "", *(f"- {_escaped(each)}" for each in caveats), "", "## In detail", ""]
-    for block in detail.blocks(table.comparisons):
+        lines += [f"![{_escaped(title)}]({path})", ""]
+    lines += ["## Caveats", "", *(f"- {_escaped(each)}" for each in content.caveats), ""]
+    lines += _slowest_markdown(content)
+    lines += ["## In detail", ""]
+    for block in content.blocks:
         lines += _block_markdown(block)
-    lines += [
-        "## Trials",
-        "",
-        "| trial | goodput | verdict | bound by | why |",
-        "| --- | --- | --- | --- | --- |",
+    if content.has_single_runs:
+        lines += [detail.ONE_RUN_NOTE, ""]
+    lines += ["## Trials", "", *_trials_markdown(table.trials)]
+    for search in content.searches:
+        name = f"`{search.id}`: {_escaped(search.answer)}" if search.id else _escaped(search.answer)
+        lines += ["", f"<details><summary>{name}</summary>", "", *_trials_markdown(search.probes), "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def _capacity_markdown(content: Content) -> list[str]:
+    if not content.capacities and not content.curves:
+        return []
+    lines = ["## Capacity", "", CAPACITY_NOTE, ""]
+    for block in content.capacities:
+        lines += [f"### {block.scenario}, class {block.durability}: {_escaped(block.load)}", ""]
+        lines += _table_markdown(["", *(head for head, _ in CAPACITY_COLUMNS)], CAPACITY_COLUMNS, block.lines)
+        lines += [f"- {_escaped(note)}" for note in block.notes]
+        lines += [f"- Kafka / RabbitMQ, capacity: {block.ratio}"] if block.ratio else []
+        lines.append("")
+    for sheet in content.curves:
+        lines += [f"### Latency against load: {_escaped(_name(sheet))}, class {sheet.durability}", ""]
+        lines += [f"{sheet.scenario}, {_escaped(sheet.load)}: {_escaped(sheet.knee)}.", ""]
+        lines += [*_table_markdown([head for head, _ in CURVE_COLUMNS], CURVE_COLUMNS, sheet.lines), ""]
+        lines += [OVERLOAD_NOTE, ""] if sheet.has_overload else []
+    return lines
+
+
+def _table_markdown(heads: Sequence[str], columns: Columns, lines: Sequence[Any]) -> list[str]:
+    """A table of quantities; where there is a head more than columns, each line's name comes first."""
+    names = [[_escaped(_name(line))] if len(heads) > len(columns) else [] for line in lines]
+    rows = [
+        [*name, *(_quantity_markdown(of(line)) for _, of in columns)] for name, line in zip(names, lines, strict=True)
     ]
-    struck = {record["id"] for record in table.struck}
-    for record in table.trials:
-        mark = "~~" if record["id"] in struck else ""
+    return [_row(heads), _row(["---"] * len(heads)), *map(_row, rows)]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _quantity_markdown(quantity: Quantity) -> str:
+    text, interval = _escaped(quantity.text), _escaped(quantity.interval)
+    return f"{text}<br><sub>{interval}</sub>" if interval else text
+
+
+def _slowest_markdown(content: Content) -> list[str]:
+    tails = content.table.tails
+    if not tails:
+        return []
+    lines = ["## The slowest seconds", "", slowest.lead(tails), "", slowest.SLOWEST_NOTE, ""]
+    for tail in content.worst:
+        lines += [f"- `{tail.trial_id}`", *(f"  - {_escaped(line)}" for line in tail.lines())]
+    return [*lines, ""]
+
+
+def _trials_markdown(trials: Iterable[Record]) -> list[str]:
+    lines = ["| trial | goodput | verdict | bound by | why |", "| --- | --- | --- | --- | --- |"]
+    for record in trials:
+        mark = "" if enters(record) else "~~"
         verdict = record["verdict"]
         why = record["error"] or "; ".join(verdict["reasons"])
         goodput = words.rate(record["goodput_msgs_per_s"])
@@ -135,7 +246,7 @@ def render_markdown(table: Table, caveats: Iterable[str], charts: Iterable[tuple
             f"| {mark}`{record['id']}`{mark} | {mark}{goodput}{mark} | {verdict['status']} "
             f"| {verdict['bound_by']} | {_escaped(why)} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _cell_markdown(cell: Cell) -> str:
@@ -150,14 +261,11 @@ def _cell_markdown(cell: Cell) -> str:
 def _block_markdown(block: detail.Block) -> list[str]:
     kind = "response times" if block.is_open_loop else f"service times: {words.CLOSED_LOOP}"
     lines = [f"### {block.scenario}, class {block.durability}: {_escaped(block.load)}", "", f"Times are {kind}.", ""]
-    lines += [
-        f"| {' | '.join(_DETAIL_HEADS)} |",
-        f"| {' | '.join('---' for _ in _DETAIL_HEADS)} |",
-    ]
+    lines += [_row(_DETAIL_HEADS), _row(["---"] * len(_DETAIL_HEADS))]
     for line in block.lines:
         quantities = (line.rate, *line.e2e, *line.ack, *line.cpu)
-        shown = [f"{each.text}<br><sub>{each.interval}</sub>" if each.interval else each.text for each in quantities]
-        name = _escaped(f"{line.broker} ({line.driver}) {line.own_label}".rstrip())
+        shown = [_quantity_markdown(each) for each in quantities]
+        name = _escaped(_name(line))
         lines.append(f"| {name} | {' | '.join(shown)} | {line.verdicts} | {line.bound_by} |")
     lines.append("")
     lines += [f"- Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]

@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from loadgen.report import answer, charts, detail, words
-from loadgen.report import points as pt
+from loadgen.record import enters
+from loadgen.report import answer, capacity, charts, curve, detail, drawing, load_chart, slowest, timeline, words
+from loadgen.report.content import gather
 from loadgen.report.markdown import by_point, render_markdown
-from loadgen.report.table import make_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadgen.record import Record
-    from loadgen.report.charts import Chart
-    from loadgen.report.table import Table
+    from loadgen.report.content import Content
+    from loadgen.report.drawing import Chart
     from loadgen.runs import Run
 
 # The drawings' colours become the page's variables, so that one drawing serves light and dark.
 VARIABLES = {
-    charts.COLOURS["rabbitmq"]: "var(--rabbitmq)",
-    charts.COLOURS["kafka"]: "var(--kafka)",
-    charts.OTHER_COLOUR: "var(--other)",
-    charts.INK: "var(--ink)",
-    charts.MUTED: "var(--muted)",
-    charts.GRID: "var(--grid)",
-    charts.PAPER: "var(--paper)",
+    drawing.COLOURS["rabbitmq"]: "var(--rabbitmq)",
+    drawing.COLOURS["kafka"]: "var(--kafka)",
+    drawing.OTHER_COLOUR: "var(--other)",
+    drawing.INK: "var(--ink)",
+    drawing.MUTED: "var(--muted)",
+    drawing.GRID: "var(--grid)",
+    drawing.PAPER: "var(--paper)",
     "'DejaVu Sans'": "system-ui, 'DejaVu Sans', sans-serif",
 }
 COUNTS = ("sent", "acked", "received", "lost", "duplicated", "out_of_order", "corrupted")
+MARKS = {True: "✓", False: "✗", None: "?"}
 CONFIGURATION_CHARS_MAX = 400  # of one value: lists of features run to pages
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """The charts by where they stand in the page."""
+
+    load: Sequence[Chart]
+    seconds: Sequence[Chart]
+    others: Sequence[Chart]
+
+    @property
+    def all(self) -> list[Chart]:
+        """Every chart, in the page's order."""
+        return [*self.load, *self.others, *self.seconds]
 
 
 def write_report(run: Run) -> dict[str, Path]:
     """Write the page, its Markdown and the charts into the run's folder."""
-    table = make_table(run)
-    drawn = charts.draw(run, table)
-    for chart in drawn:
+    content = gather(run)
+    drawn = Drawings(
+        load=load_chart.draw(content.table.curves),
+        seconds=timeline.draw(run, content.worst),
+        others=charts.draw(run, content.table),
+    )
+    for chart in drawn.all:
         run.save(f"charts/{chart.name}.svg", _standalone(chart))
         run.save(f"charts/{chart.name}.png", chart.png)
-    links = [(chart.title, f"charts/{chart.name}.svg") for chart in drawn]
+    links = [(chart.title, f"charts/{chart.name}.svg") for chart in drawn.all]
     return {
-        "html": run.save("report.html", render_html(run, table, drawn)),
-        "markdown": run.save("report.md", render_markdown(table, answer.caveats(run, table), links)),
+        "html": run.save("report.html", render_html(run, content, drawn)),
+        "markdown": run.save("report.md", render_markdown(content, links)),
         "charts": run.path / "charts",
     }
 
@@ -53,7 +75,7 @@ def _standalone(chart: Chart) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{chart.svg}'
 
 
-def render_html(run: Run, table: Table, drawn: list[Chart]) -> str:
+def render_html(run: Run, content: Content, drawn: Drawings) -> str:
     """The page's text. Everything from the run is escaped; only our own drawings are markup."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -63,22 +85,35 @@ def render_html(run: Run, table: Table, drawn: list[Chart]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
-    anchors = {record["id"]: f"trial-{number}" for number, record in enumerate(table.trials, 1)}
+    anchors = {record["id"]: f"trial-{number}" for number, record in enumerate(run.trials, 1)}
+    rows = {record["id"]: _trial_row(record, anchors[record["id"]]) for record in run.trials}
     return environment.get_template("page.html.jinja").render(
         run=run,
-        table=table,
-        sentences=answer.sentences(table),
-        caveats=answer.caveats(run, table),
+        content=content,
+        table=content.table,
         machine=answer.machine(run),
         by_point=by_point,
         words=words,
-        charts=[{"chart": chart, "svg": _inline(chart)} for chart in drawn],
-        blocks=detail.blocks(table.comparisons),
+        notes={
+            "capacity": capacity.CAPACITY_NOTE,
+            "overload": curve.OVERLOAD_NOTE,
+            "one_run": detail.ONE_RUN_NOTE,
+            "slowest": slowest.SLOWEST_NOTE,
+            "slow_lead": slowest.lead(content.table.tails),
+        },
+        columns={"capacity": capacity.CAPACITY_COLUMNS, "curve": curve.CURVE_COLUMNS},
+        charts={name: [_shown(chart) for chart in getattr(drawn, name)] for name in ("load", "seconds", "others")},
         anchors=anchors,
-        trials=[_trial_row(record, anchors[record["id"]]) for record in table.trials],
+        tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],
+        trials=[rows[record["id"]] for record in content.table.trials],
+        searches=[(each, [rows[record["id"]] for record in each.probes]) for each in content.searches],
         brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
         command=_command(run.header.get("command")),
     )
+
+
+def _shown(chart: Chart) -> dict[str, Any]:
+    return {"chart": chart, "svg": _inline(chart)}
 
 
 def _inline(chart: Chart) -> Markup:
@@ -99,12 +134,13 @@ def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
     return {
         "anchor": anchor,
         "record": record,
-        "is_struck": not pt.enters(record),
+        "is_struck": not enters(record),
         "latency": e2e or service,
         "is_closed_loop": not e2e and bool(service),
         "counts": [(name.replace("_", " "), record[name]) for name in COUNTS if record[name] is not None],
         "status": record["verdict"]["status"] if record["status"] == "complete" else record["status"],
         "reasons": [*([record["error"]] if record["error"] else []), *record["verdict"]["reasons"]],
+        "checks": [(MARKS[check["passed"]], check) for check in record["verdict"].get("checks") or ()],
         "settings": ", ".join(f"{name} {value}" for name, value in record["settings"].items() if value is not None),
     }
 

@@ -1,6 +1,7 @@
 """Trials gathered into points: the repeats of one measurement, and the two brokers' points beside each other.
 
-Only complete trials whose verdict is valid or unknown enter a figure; others stay in sight, struck through.
+Only complete trials whose verdict is valid or unknown enter a figure; others stay in sight, struck through. Trials that
+were a capacity search's way to its answer are in no point at all.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
+from loadgen.analysis import is_measured
+from loadgen.record import enters
 from loadgen.report import words
+from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,12 +24,9 @@ if TYPE_CHECKING:
 SCENARIO_ORDER = ("throughput", "latency", "clients")  # those of the article's table come first
 CLASS_ORDER = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 BROKER_ORDER = ("rabbitmq", "kafka")
+FOUND_KINDS = frozenset({"search", "curve"})
+"""Rates that a search finds, with as many producers as it takes."""
 Value = float | None
-
-
-def enters(record: Record) -> bool:
-    """Whether a trial may enter a figure: it came to its end and nothing is known against it."""
-    return record["status"] == "complete" and record["verdict"]["status"] in {"valid", "unknown"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,32 @@ class Point:
         return bool(self.shared["rate"].get("kind") != "saturate")
 
     @property
+    def fraction(self) -> float | None:
+        """The share of its capacity that a curve's point is measured at; None for every other point."""
+        fractions = self.shared["rate"].get("fractions")
+        return float(fractions[0]) if fractions else None
+
+    @property
+    def is_beyond_capacity(self) -> bool:
+        """Whether its latency is of overload, and depends on how long a trial lasts."""
+        return (self.fraction or 0.0) > 1
+
+    @property
     def label(self) -> str:
         """What is particular to the point: `1 KiB, 5,000 msg/s, 1 producer, 4 consumers, prefetch 10`."""
         return ", ".join(part for part in (load_label(self.shared), self.own_label) if part)
 
     @property
     def own_label(self) -> str:
-        """What the scenario sweeps of this broker alone: `prefetch 10`; empty where it sweeps nothing."""
-        own = f"{self.broker}."
-        return ", ".join(
-            f"{name.removeprefix(own)} {value}" for name, value in self.swept.items() if name.startswith(own)
-        )
+        """What is this broker's alone: `variant B, prefetch 10, 2 producers`; empty where nothing is."""
+        return own_label(self.broker, self.swept, self.found_producers)
+
+    @property
+    def found_producers(self) -> int | None:
+        """How many producers a search ended with, at the most; None where the scenario says how many there are."""
+        if self.shared["producers"] is not None:
+            return None
+        return max((record["producers"] or 1 for record in (*self.used, *self.struck)), default=None)
 
     @property
     def bound_by(self) -> str:
@@ -110,14 +125,37 @@ class Comparison:
 
 def load_label(shared: dict[str, Any]) -> str:
     """The message and the load that points have in common: `1 KiB, 5,000 msg/s, 1 producer, 4 consumers`."""
-    kind = shared["rate"].get("kind")
-    load = words.offered(shared["rate"].get("msgs_per_s")) + ("" if kind == "fixed" else f" {kind}")
-    parts = (
-        words.size(shared["size_bytes"]),
-        "as fast as it goes" if kind == "saturate" else load,
-        words.plural(shared["producers"], "producer"),
-        words.plural(shared["consumers"], "consumer"),
-    )
+    parts = [words.size(shared["size_bytes"]), rate_label(shared["rate"])]
+    if shared["producers"] is not None:
+        parts.append(words.plural(shared["producers"], "producer"))
+    return ", ".join([*parts, words.plural(shared["consumers"], "consumer")])
+
+
+def rate_label(rate: dict[str, Any]) -> str:
+    """The load alone: `5,000 msg/s`, `as fast as it goes`, `at capacity (p99 ≤ 10 ms)`, `50 % of capacity`."""
+    kind, p99_ms = rate.get("kind"), rate.get("p99_ms")
+    objective = f" (p99 ≤ {p99_ms:g} ms)" if p99_ms else ""
+    if kind == "search":
+        return f"at capacity{objective}"
+    if kind == "curve":
+        return f"{fraction_label(rate['fractions'][0])} of capacity{objective}"
+    if kind == "saturate":
+        return "as fast as it goes"
+    return words.offered(rate.get("msgs_per_s")) + ("" if kind == "fixed" else f" {kind}")
+
+
+def fraction_label(fraction: float) -> str:
+    """A share of a capacity: `50 %`, in one piece."""
+    return f"{fraction * 100:.4g}\N{NO-BREAK SPACE}%"
+
+
+def own_label(broker: str, swept: dict[str, Any], found_producers: int | None) -> str:
+    """What tells one broker's points apart: the variant, its own knobs, and producers that a search added."""
+    parts = [f"variant {swept['variant']}"] if "variant" in swept else []
+    own = f"{broker}."
+    parts += [f"{name.removeprefix(own)} {value}" for name, value in swept.items() if name.startswith(own)]
+    if found_producers is not None and found_producers > 1:
+        parts.append(words.plural(found_producers, "producer"))
     return ", ".join(parts)
 
 
@@ -159,17 +197,12 @@ def comparisons(trials: Iterable[Record]) -> list[Comparison]:
     repeats: dict[str, list[Record]] = {}
     homes: dict[str, Comparison] = {}
     for record in trials:
-        if record["broker"] is None or record["rate"] is None:
-            continue  # a trial known only by its intervals: it is listed, and compared with nothing
-        shared = {
-            "size_bytes": (record["message"] or {}).get("size_bytes"),
-            "rate": record["rate"],
-            "producers": record["producers"],
-            "consumers": record["consumers"],
-        }
+        if record["broker"] is None or record["rate"] is None or not is_measured(record):
+            continue  # a trial known only by its intervals, or a search's: it is listed, and compared with nothing
+        shared = _shared(record)
         home = _key(record["scenario"], record["durability"], shared)
         comparison = gathered.setdefault(home, Comparison(record["scenario"], str(record["durability"]), shared))
-        point = _key(home, record["broker"], record["driver"], record["settings"])
+        point = _key(home, record["broker"], record["driver"], record["settings"], record["point"].get("variant"))
         repeats.setdefault(point, []).append(record)
         homes[point] = comparison
     for point, records in repeats.items():
@@ -177,6 +210,17 @@ def comparisons(trials: Iterable[Record]) -> list[Comparison]:
     for comparison in gathered.values():
         comparison.points.sort(key=_point_order)
     return sorted(gathered.values(), key=_comparison_order)
+
+
+def _shared(record: Record) -> dict[str, Any]:
+    """What points must have in common to be compared; producers only where the scenario says how many."""
+    is_found = record["rate"].get("kind") in FOUND_KINDS
+    return {
+        "size_bytes": (record["message"] or {}).get("size_bytes"),
+        "rate": record["rate"],
+        "producers": record["point"].get("producers") if is_found else record["producers"],
+        "consumers": record["consumers"],
+    }
 
 
 def _point(home: Comparison, records: list[Record]) -> Point:
@@ -214,7 +258,7 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
         comparison.scenario,
         _rank(comparison.durability, CLASS_ORDER),
         rate.get("kind") or "",
-        rate.get("msgs_per_s") or 0.0,
+        rate.get("msgs_per_s") or (rate.get("fractions") or [0.0])[0],
         _sortable((comparison.shared["size_bytes"],)),
     )
 
@@ -222,6 +266,11 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
 def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Values of a sweep, which may be numbers or words, in an order that never fails."""
     return tuple((0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values)
+
+
+def broker_rank(broker: str) -> int:
+    """Where a broker stands in tables: RabbitMQ first."""
+    return _rank(broker, BROKER_ORDER)
 
 
 def class_rank(durability: str) -> int:

@@ -1,4 +1,4 @@
-"""The article's table as data: ten rows of claims, the measurements beside them, the comparison in detail.
+"""The article's table as data: ten rows of claims, the measurements beside them, and what else a run has to say.
 
 No measured cell is written by hand: each is the median over repeats of the trials that answer its row, with
 their interval, number and ids. A row that nothing answers yet says so.
@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loadgen.stats.confidence import Estimate
+from loadgen.analysis import is_measured
+from loadgen.analysis.capacity import PointCapacity, capacities
+from loadgen.analysis.curve import Curve, curves
+from loadgen.record import enters
 from loadgen.report import points as pt
+from loadgen.report import slowest
 from loadgen.report.rules import (
     MS,
     NOT_MEASURED,
@@ -22,10 +26,12 @@ from loadgen.report.rules import (
     OrderClaim,
     ReachClaim,
 )
+from loadgen.stats.confidence import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadgen.analysis.tail import Tail
     from loadgen.record import Record
     from loadgen.runs import Run
 
@@ -71,13 +77,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What the run says to the article, and the comparison in detail."""
+    """What the run says to the article, its comparisons, capacities and curves, and its slow seconds.
+
+    `trials` are answers of their scenarios; `probes` were capacity searches' ways to one, and are in no figure.
+    """
 
     run_id: str
     rows: tuple[Row, ...]
     comparisons: tuple[pt.Comparison, ...]
     trials: tuple[Record, ...]
     struck: tuple[Record, ...] = field(default=())
+    probes: tuple[Record, ...] = field(default=())
+    capacities: tuple[PointCapacity, ...] = field(default=())
+    curves: tuple[Curve, ...] = field(default=())
+    tails: tuple[Tail, ...] = field(default=())
 
 
 def _figure(
@@ -107,7 +120,8 @@ def _wire_points(comparisons: Sequence[pt.Comparison], scenario: str, broker: st
 
 def latency_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
     """End-to-end response time, p50 and p99, at the latency scenario's fixed rates, by the wire driver."""
-    found = [each for each in _wire_points(comparisons, LATENCY_SCENARIO, broker) if each.is_open_loop]
+    points = _wire_points(comparisons, LATENCY_SCENARIO, broker)
+    found = [each for each in points if each.is_open_loop and not each.is_beyond_capacity]
     shown = [(point, percentile) for point in found for percentile in ("p50", "p99")]
     return [_figure(point, percentile, "ns", pt.latency("e2e", percentile)) for point, percentile in shown]
 
@@ -117,7 +131,7 @@ def throughput_figures(comparisons: Sequence[pt.Comparison], broker: str) -> lis
     return [
         _figure(point, f"class {point.durability}", "msgs_per_s", pt.goodput)
         for point in _wire_points(comparisons, THROUGHPUT_SCENARIO, broker)
-        if point.durability in THROUGHPUT_CLASSES
+        if point.durability in THROUGHPUT_CLASSES and point.fraction is None
     ]
 
 
@@ -171,13 +185,23 @@ ARTICLE = (
 
 def make_table(run: Run) -> Table:
     """Answer the article's rows from a run; files only, never a broker."""
-    comparisons = pt.comparisons(run.trials)
+    trials = tuple(record for record in run.trials if is_measured(record))
+    comparisons = pt.comparisons(trials)
     rows = tuple(
         Row(claimed.feature, tuple(_cell(claimed, comparisons, index) for index in range(len(BROKERS))))
         for claimed in ARTICLE
     )
-    struck = tuple(record for record in run.trials if not pt.enters(record))
-    return Table(run.id, rows, tuple(comparisons), tuple(run.trials), struck)
+    return Table(
+        run_id=run.id,
+        rows=rows,
+        comparisons=tuple(comparisons),
+        trials=trials,
+        struck=tuple(record for record in trials if not enters(record)),
+        probes=tuple(record for record in run.trials if not is_measured(record)),
+        capacities=tuple(capacities(run)),
+        curves=tuple(curves(run)),
+        tails=tuple(slowest.tails(run, trials)),
+    )
 
 
 def _cell(claimed: Claimed, comparisons: Sequence[pt.Comparison], index: int) -> Cell:

@@ -59,6 +59,11 @@ def offered(value_msgs_per_s: float | None) -> str:
     return NOTHING if value_msgs_per_s is None else f"{value_msgs_per_s:,.10g} msg/s"
 
 
+def seconds(value_s: float) -> str:
+    """How long something took: `42 s`, `3.1 min`."""
+    return f"{value_s:.0f} s" if value_s < 100 else f"{value_s / 60:.1f} min"
+
+
 def micros(value_us: float | None) -> str:
     """CPU time a message."""
     return NOTHING if value_us is None else f"{significant(value_us)} µs"
@@ -82,15 +87,22 @@ def interval(estimate: Estimate, unit: str, *, is_bare: bool = False) -> str:
     """The interval in the unit of the median: `0.31–0.37 ms`, bare without it; one repeat has none, and it says so."""
     if estimate.low is None or estimate.high is None:
         return "no interval"
-    middle = estimate.median or estimate.high
+    return span(estimate.low, estimate.high, estimate.median or estimate.high, unit, is_bare=is_bare)
+
+
+def span(low: float | None, high: float | None, middle: float, unit: str, *, is_bare: bool = False) -> str:
+    """Two bounds in the unit that `middle` is shown in: `0.31–0.37 ms`; `from 0.31 ms` where one of them is unknown."""
     scale, name = 1.0, "µs"
     if unit == "ns":
         scale, name = _scaled(middle, _DURATIONS)
     elif unit == "msgs_per_s":
         scale, name = _scaled(middle, _RATES)
         name = f"{name} msg/s".strip()
-    ends = f"{significant(estimate.low / scale)}–{significant(estimate.high / scale)}"
-    return ends if is_bare else f"{ends} {name}"
+    ends = [None if end is None else significant(end / scale) for end in (low, high)]
+    text = "–".join(end for end in ends if end is not None)
+    if None in ends:
+        text = "" if not text else f"{'up to' if ends[0] is None else 'from'} {text}"
+    return text if is_bare or not text else f"{text} {name}"
 
 
 def times(ratio: Ratio) -> str:

@@ -76,14 +76,17 @@ class ConfluentConsumer:
         self._highest: dict[int, int] = {}
         self._settles = bool(target.group) and target.settings["commit"] == "after"
         self._joined, self._begun = threading.Event(), threading.Event()
+        self._was_full = False
         self._waiting: threading.Event | None = None  # set when the thread that polls until the beginning has ended
         self._mine: list[TopicPartition] = []
         self._refused: KafkaError | None = None
+        self._revoked_ns = 0
+        self._rebalances: list[tuple[int, int]] = []
         settings = consumer_settings(target)
         try:
             self._client = Consumer({**settings, "error_cb": self._watch.on_error})
             if target.group:
-                self._client.subscribe([target.name], on_assign=self._assigned)
+                self._client.subscribe([target.name], on_assign=self._assigned, on_revoke=self._revoked)
             else:
                 self._client.assign(self._share(index, count))
         except KafkaException as error:
@@ -115,9 +118,22 @@ class ConfluentConsumer:
         client.assign(partitions)
         # Kept here, since asking the client itself while another thread polls it may block for good.
         self._mine = partitions
+        if self._revoked_ns:
+            self._rebalances.append((self._revoked_ns, time.monotonic_ns()))
+            self._revoked_ns = 0
         if not self._begun.is_set():
             client.pause(partitions)
         self._joined.set()
+
+    def _revoked(self, _: Consumer, __: list[TopicPartition]) -> None:
+        """A callback of whoever polls: the group takes the partitions back; librdkafka lets go of them by itself."""
+        if self._begun.is_set():  # before that, members join one after another and nobody waits for a message
+            self._revoked_ns = time.monotonic_ns()
+
+    def take_rebalances(self) -> list[tuple[int, int]]:
+        """The rebalances since the last call: (begin, end) in monotonic ns, without partitions meanwhile."""
+        taken, self._rebalances = self._rebalances, []
+        return taken
 
     def _begin(self) -> None:
         """The first call that wants messages: from here on it is the caller who polls."""
@@ -139,10 +155,16 @@ class ConfluentConsumer:
         topic = self._client.list_topics(self._target.name, timeout=_METADATA_S).topics[self._target.name]
         return [TopicPartition(self._target.name, each) for each in sorted(topic.partitions) if each % count == index]
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether the last call took as many as it may: librdkafka has more, most likely."""
+        return self._was_full
+
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait for the first message, then take what librdkafka has fetched already, at most `max_poll_records`."""
         if self._waiting is not None:
             self._begin()
+        self._was_full = False
         first = self._client.poll(timeout_s)
         if first is None:
             self._watch.look(self._client)
@@ -150,6 +172,7 @@ class ConfluentConsumer:
         read_ns = time.monotonic_ns()
         # consume() with a timeout would wait for the whole number; without, it only drains.
         rest = self._client.consume(self._max_poll_records - 1, 0) if self._max_poll_records > 1 else []
+        self._was_full = len(rest) >= self._max_poll_records - 1
         by_partition: dict[int, list[Message]] = {}
         for message in (first, *rest):
             if (error := message.error()) is not None:

@@ -63,6 +63,11 @@ class _PikaConsumer(ABC):
         self._acks = Acks(target)
         self._channel: Any = None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether deliveries are left in the inbox, which hands out all."""
+        return bool(self._inbox)
+
     def receive(self, timeout_s: float) -> list[Received]:
         """Turn pika's loop until there is a message; all that came with it."""
         if self._acks.has_rest:

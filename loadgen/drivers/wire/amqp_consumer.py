@@ -46,6 +46,11 @@ class AmqpConsumer:
             self._connection.close()
             raise
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether whole deliveries were left of the last read."""
+        return self._connection.end - self._connection.begin >= self._need_bytes
+
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait for the first message and return all that one read brought; what is left over stays for the next."""
         connection = self._connection

@@ -123,6 +123,11 @@ class KafkaConsumer:
         self._progress.handed = dict(self._progress.fetched)
         self._fetch()
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether more was fetched than `max_poll_records`."""
+        return self._reading is not None or bool(self._pending)
+
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait for the first message, then return all that has come, at most `max_poll_records`."""
         received = self._take()

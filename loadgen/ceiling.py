@@ -1,0 +1,313 @@
+"""The generator's ceiling: what the same scenario carries where no broker bounds it, measured on the same machine.
+
+A trial's clients run against a null broker (`loadgen.nullbroker`) as a closed loop: same driver, messages, processes
+and settings. For `confluent`, producing and consuming are measured apart, and the ceiling is the smaller of the two:
+producers against librdkafka's mock cluster, consumers at a topic of the real broker that was filled before.
+
+On one host whatever stands in for the broker takes CPU too, and a closed loop waits (for its window of
+acknowledgements, and where a consumer naps between small reads). So a ceiling is a lower bound of what the
+generator can do: a broker's rate well below it is the broker's, one near it may be the generator's.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from loadgen.agent import SECOND_NS, AgentSpec
+from loadgen.driver import Target, confirms
+from loadgen.drivers import load_driver
+from loadgen.errors import BrokerError, LoadgenError
+from loadgen.facts import Facts, observed_facts
+from loadgen.fleet import Fleet
+from loadgen.ledger import settle
+from loadgen.nullbroker import null_broker
+from loadgen.scenario import Rate
+from loadgen.trial import Live, run_trial
+from loadgen.verdict import bound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadgen.agent import Role
+    from loadgen.board import Board
+    from loadgen.fleet import Outcome
+    from loadgen.ledger import SentBook
+    from loadgen.observer import Observations
+    from loadgen.plan import Trial
+    from loadgen.trial import Setting
+
+WARMUP_S = 1.0
+SECONDS = 3.0
+FILL_S = 3.0  # how long a topic is filled; a wire producer is several times as fast as librdkafka reads
+CORE_FULL_SHARE = 0.9  # of the null broker's one thread: from here on it may be the limit itself
+NULL_BROKER, MOCK_CLUSTER, FILLED_TOPIC = "null broker", "mock cluster", "pre-filled topic"
+MOCK_BROKERS = "test.mock.num.brokers"  # librdkafka's name of it, which its driver looks for in the endpoint
+Record = dict[str, Any]
+
+
+def measure_ceiling(trial: Trial, setting: Setting, seconds: float = SECONDS) -> Record:
+    """What the trial's clients carry without a broker: a record with the fields of docs/results.md, "A ceiling".
+
+    Args:
+        trial: any trial of the point; its rate is replaced by a closed loop, its lengths by the ceiling's own.
+        setting: as for `run_trial`; its endpoint is used for `confluent` only, whose consumers need a real Kafka.
+        seconds: how long to measure, after a warm-up of 1 s.
+
+    Returns:
+        A record whose `achieved_msgs_per_s` is null and whose `error` says why where it could not be measured.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+        LoadgenError: what ends a whole run, such as a disk that is full.
+    """
+    point = {name: getattr(value, "value", value) for name, value in trial.point.items() if name != "fraction"}
+    record: Record = {
+        "key": trial.capacity_key,
+        "scenario": trial.scenario,
+        "broker": trial.broker,
+        "driver": trial.driver,
+        "durability": str(trial.durability),
+        "point": point,
+        "producers": trial.producers,
+        "consumers": trial.consumers,
+    }
+    closed = replace(
+        trial, id=f"{trial.id}/ceiling", rate=Rate.saturate(), asked=None, warmup_s=WARMUP_S, duration_s=seconds
+    )
+    setting = replace(setting, writer=None)
+    if trial.driver != "confluent" or setting.endpoint.source == "memory":
+        return record | _by_null_broker(closed, setting) | {"parts": []}
+    parts = [_by_mock_cluster(closed, setting)]
+    if trial.consumers:
+        try:
+            parts.append(_by_filled_topic(closed, setting))
+        except BrokerError as failure:
+            parts.append(_unmeasured(FILLED_TOPIC, str(failure)))
+    failed = [part for part in parts if part["achieved_msgs_per_s"] is None]
+    least = failed[0] if failed else min(parts, key=lambda part: float(part["achieved_msgs_per_s"]))
+    return record | least | {"parts": parts}
+
+
+def _by_null_broker(trial: Trial, setting: Setting) -> Record:
+    if setting.endpoint.source == "memory":  # a queue in memory is no broker already
+        return _ran(trial, setting, NULL_BROKER)
+    with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
+        return _ran(trial, replace(setting, endpoint=endpoint), NULL_BROKER)
+
+
+def _by_mock_cluster(trial: Trial, setting: Setting) -> Record:
+    """Producers alone, each with a mock cluster within its own process; a null broker serves the control plane."""
+    with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
+        mocked = replace(endpoint, configuration={MOCK_BROKERS: 1})
+        return _ran(replace(trial, consumers=0), replace(setting, endpoint=mocked), MOCK_CLUSTER)
+
+
+def _free_cpus(setting: Setting) -> set[int]:
+    """The CPUs that clients are not held to; empty where they may use all."""
+    return os.sched_getaffinity(0) - set(setting.cpus) if setting.cpus else set()
+
+
+def _ran(trial: Trial, setting: Setting, how: str) -> Record:
+    """An ordinary trial's figures as a ceiling's."""
+    try:
+        record, outcome = run_trial(trial, setting)
+    except BrokerError as failure:
+        return _unmeasured(how, str(failure))
+    _refuse_interrupted(outcome)
+    if outcome.error is not None:
+        return _unmeasured(how, outcome.error)
+    if how == MOCK_CLUSTER and record["broker_counts"]["stored"]:
+        return _unmeasured(how, "the producers sent to the null broker: librdkafka made no mock cluster")
+    # Where nobody consumes and nothing is confirmed, what was handed over is all there is to count.
+    counts = trial.consumers or confirms(trial.settings)
+    rate = record["achieved_msgs_per_s"] if counts else record["sent_msgs_per_s"]
+    cores = (record["cpu_s"].get("broker") or 0.0) / record["window_s"]
+    return _measured(
+        how, rate, record["cpu_s"], record["window_s"], _bound_by(record["verdict"]["bound_by"], how, cores)
+    )
+
+
+def _bound_by(bound_by: str, how: str, cores: float) -> str:
+    """What set the limit where there is no broker: what stood in for it, the machine, or the clients by themselves."""
+    if bound_by in {"host", "generator"}:
+        return bound_by
+    return how if how == FILLED_TOPIC or cores >= CORE_FULL_SHARE else "generator"
+
+
+def _measured(how: str, rate: float, cpu_s: Record, window_s: float, bound_by: str) -> Record:
+    return {
+        "achieved_msgs_per_s": rate,
+        "cpu_s": {name: cpu_s.get(name) for name in ("producers", "consumers", "broker")},
+        "window_s": window_s,
+        "how": how,
+        "bound_by": bound_by,
+        "limits": _limits(how, cpu_s, window_s, bound_by),
+        "error": None,
+    }
+
+
+def _unmeasured(how: str, error: str) -> Record:
+    unknown = dict.fromkeys(("achieved_msgs_per_s", "window_s", "bound_by", "limits"))
+    return {**unknown, "cpu_s": dict.fromkeys(("producers", "consumers", "broker")), "how": how, "error": error}
+
+
+def _limits(how: str, cpu_s: Record, window_s: float, bound_by: str) -> str:
+    """In words, what keeps this ceiling from being higher."""
+    cores = (cpu_s.get("broker") or 0.0) / window_s
+    what = {
+        NULL_BROKER: f"the null broker took {cores:.2f} of a core beside the clients",
+        MOCK_CLUSTER: "for producing only, and librdkafka's mock cluster has its share of the producers' CPU",
+        FILLED_TOPIC: f"for consuming only, and the real broker took {cores:.2f} of a core",
+    }[how]
+    why = {
+        "generator": "the clients' own code, or what they wait for, set the rate",
+        "host": "together they used up the machine",
+    }.get(bound_by, f"the clients waited for the {how}")
+    return f"{what}; {why}: a lower bound of what the generator can do"
+
+
+def _refuse_interrupted(outcome: Outcome) -> None:
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    if outcome.cause is not None:
+        raise outcome.cause
+
+
+# --- consumers at a topic that was filled before ---
+
+
+def _by_filled_topic(trial: Trial, setting: Setting) -> Record:
+    """Fill a topic of the real broker by the wire driver, then let the trial's consumers read it."""
+    admin = load_driver(trial.driver).admin(setting.endpoint)
+    name = f"loadgen-{trial.scenario}-{secrets.token_hex(4)}"
+    target = Target(setting.endpoint, name, trial.settings, group=name)
+    token = secrets.randbits(32)  # of both, so that consumers know the messages as this run's and check every byte
+    left_behind = None
+    try:
+        admin.create(target)
+        try:
+            books, error = _fill(trial, setting, target, token)
+            part = _read(trial, setting, target, token, books) if error is None else _unmeasured(FILLED_TOPIC, error)
+        finally:
+            try:
+                admin.delete(target)
+            except LoadgenError as failure:
+                left_behind = {"name": name, "reason": str(failure)}
+    finally:
+        admin.close()
+    return part | {"left_behind": left_behind}
+
+
+def _fill(trial: Trial, setting: Setting, target: Target, token: int) -> tuple[list[SentBook], str | None]:
+    """What the trial's producers put there through the wire driver, and what went wrong, if anything did."""
+    name = f"{trial.id}: filling a topic"
+    fill = replace(trial, id=name, driver="kafka", consumers=0, warmup_s=0.0, duration_s=FILL_S)
+
+    def specs(board: Board) -> list[AgentSpec]:
+        return [_spec(fill, setting, target, token, board, "producer", index) for index in range(fill.producers)]
+
+    outcome, _ = _run(_live(fill, setting, depth=lambda _: 0), fill.producers, specs)
+    return [result.sent_book for result in outcome.results if result.sent_book is not None], outcome.error
+
+
+def _read(trial: Trial, setting: Setting, target: Target, token: int, books: list[SentBook]) -> Record:
+    """The rate at which the trial's consumers read the topic, from when they are warm until its end or the window's."""
+    filled = sum(book.sent_count for book in books)
+    # Producers give a trial its length: this one is due to send its first message after the end.
+    keeper = replace(trial, driver="kafka", rate=Rate.fixed(1.0 / (trial.warmup_s + trial.duration_s)))
+
+    def specs(board: Board) -> list[AgentSpec]:
+        readers = [_spec(trial, setting, target, token, board, "consumer", each) for each in range(trial.consumers)]
+        timer = _spec(keeper, setting, target, token, board, "producer", trial.producers)
+        return [*readers, replace(timer, row=len(readers) + 1, count=trial.producers + 1)]
+
+    live = _live(trial, setting, depth=lambda received: max(0, filled - received))
+    outcome, observations = _run(live, trial.consumers + 1, specs)
+    if outcome.error is not None or observations is None:
+        return _unmeasured(FILLED_TOPIC, outcome.error or "nothing was observed")
+    if damage := _damage(outcome, books):
+        return _unmeasured(FILLED_TOPIC, damage)
+    warm_ns = live.start_ns + round(trial.warmup_s * SECOND_NS)
+    span = _span(live, warm_ns, filled) or _span(live, live.start_ns, filled)
+    if span is None:
+        return _unmeasured(FILLED_TOPIC, f"the {filled:,} messages of the topic were read too fast to be timed")
+    begin_ns, end_ns, rate = span
+    summary = observations.summary(begin_ns, end_ns)
+    window_s = (end_ns - begin_ns) / SECOND_NS
+    known = Facts(
+        durability=str(trial.durability),
+        rate_kind="saturate",
+        consumers=trial.consumers,
+        window_s=window_s,
+        sent=filled,
+        acked=None,
+        received=filled,
+        **observed_facts(summary),
+    )
+    cpu_s = {**summary["cpu_s"], "producers": None}
+    bound_by = _bound_by(bound(known)[0], FILLED_TOPIC, (cpu_s.get("broker") or 0.0) / window_s)
+    return _measured(FILLED_TOPIC, rate, cpu_s, window_s, bound_by)
+
+
+def _damage(outcome: Outcome, books: list[SentBook]) -> str | None:
+    """What the ledger has against the messages that were read; what nobody had the time to read is not lost."""
+    sent = [*books, *(result.sent_book for result in outcome.results if result.sent_book is not None)]
+    account = settle(sent, [result.received_book for result in outcome.results if result.received_book is not None])
+    if not account.corrupted and not account.foreign:
+        return None
+    return f"{account.corrupted:,} messages of the topic were damaged, {account.foreign:,} were nobody's"
+
+
+def _span(live: Live, begin_ns: int, filled: int) -> tuple[int, int, float] | None:
+    """The first and last moment (ns) from `begin_ns` on when messages were left to read, and the rate between them."""
+    end_ns = live.start_ns + round((live.trial.warmup_s + live.trial.duration_s) * SECOND_NS)
+    at_s, _, received = live.flow.between(begin_ns, end_ns)
+    reading = (received > 0) & (received < filled)
+    at_s, received = at_s[reading], received[reading]
+    if len(at_s) < 2 or received[-1] == received[0]:
+        return None
+    first_ns, last_ns = (begin_ns + round(float(each) * SECOND_NS) for each in (at_s[0], at_s[-1]))
+    return first_ns, last_ns, float((received[-1] - received[0]) / (at_s[-1] - at_s[0]))
+
+
+def _live(trial: Trial, setting: Setting, depth: Callable[[int], int]) -> Live:
+    return Live(trial, setting.endpoint, None, setting.progress, depth, setting.left_s, shown=setting.shown)
+
+
+def _run(
+    live: Live, agents: int, make_specs: Callable[[Board], list[AgentSpec]]
+) -> tuple[Outcome, Observations | None]:
+    try:
+        outcome = Fleet(live).run(make_specs, agents)
+    finally:
+        observations = live.observer.stop() if live.observer is not None else None
+    _refuse_interrupted(outcome)
+    return outcome, observations
+
+
+def _spec(
+    trial: Trial, setting: Setting, target: Target, token: int, board: Board, role: Role, index: int
+) -> AgentSpec:
+    """One agent of a trial where all are of one role."""
+    return AgentSpec(
+        role=role,
+        name=f"{role}{index}",
+        row=index + 1,
+        index=index,
+        count=trial.producers if role == "producer" else trial.consumers,
+        driver=trial.driver,
+        target=target,
+        message=trial.message,
+        rate=trial.rate,
+        seed=trial.seed,
+        token=token,
+        warmup_s=trial.warmup_s,
+        duration_s=trial.duration_s,
+        consumers=trial.consumers,
+        board=board.path,
+        rows=board.rows,
+        cpus=setting.cpus,
+    )

@@ -1,0 +1,114 @@
+"""Was every message accounted for? What was sent, confirmed, received, lost, doubled, reordered, changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loadgen.checks import Check
+
+if TYPE_CHECKING:
+    from loadgen.facts import Facts
+
+
+def check_integrity(facts: Facts) -> Check:
+    """No message arrived changed: in no class and at no rate is one allowed."""
+    bad = facts.corrupted
+    return Check("integrity", bad == 0, f"{bad:,} corrupted messages" if bad else "every message arrived as sent")
+
+
+def check_foreign(facts: Facts) -> Check:
+    """Every message was one that this trial's producers sent: others took resources, and nobody knows whose."""
+    strange = facts.foreign
+    return Check("foreign", strange == 0, f"{strange:,} messages that nobody here sent" if strange else "none")
+
+
+def check_loss(facts: Facts) -> Check:
+    """No confirmed message is missing once the queue is drained; class `none` only states its loss.
+
+    What was never confirmed may be lost in any class (the producer knew). Before a drain ends, missing is
+    not lost. Where nobody consumes, the broker must hold what it confirmed.
+    """
+    name = "loss"
+    if facts.consumers == 0:
+        return _loss_unconsumed(facts)
+    if facts.durability == "none":
+        if not facts.drained and facts.lost:
+            return Check(name, None, f"{facts.lost:,} messages still missing when the drain was given up")
+        return Check(name, True, f"{facts.lost:,} of {facts.sent:,} lost, as class none allows")
+    if not facts.drained and facts.confirmed_lost:
+        text = f"{facts.confirmed_lost:,} confirmed messages missing when the drain was given up"
+        return Check(name, None, text)
+    if facts.confirmed_lost:
+        text = f"{facts.confirmed_lost:,} confirmed messages lost in class {facts.durability}"
+        return Check(name, False, text)
+    unconfirmed = f"; {facts.lost:,} unconfirmed ones lost" if facts.lost else ""
+    return Check(name, True, f"no confirmed message lost{unconfirmed}")
+
+
+def _loss_unconsumed(facts: Facts) -> Check:
+    """With no consumer, what the broker counts as stored (or as waiting) stands for what was received."""
+    held = facts.depth_at_end if facts.stored is None else facts.stored
+    if held is None:
+        return Check("loss", None, "nobody consumed, and the broker did not tell what it holds")
+    if facts.durability == "none" or facts.acked is None:
+        return Check("loss", True, f"nobody consumed: the broker holds {held:,} of {facts.sent:,} sent")
+    text = f"nobody consumed: the broker holds {held:,} of {facts.acked:,} confirmed messages"
+    return Check("loss", held >= facts.acked, text)
+
+
+def check_drained(facts: Facts) -> Check:
+    """All that was sent arrived or was given up as lost before the trial ended: else counts are not final."""
+    if facts.consumers == 0:
+        return Check("drained", True, "nobody consumed")
+    if facts.drained:
+        return Check("drained", True, "the queue was emptied")
+    return Check("drained", None, "the queue was not emptied in time: counts are not final")
+
+
+def check_duplicates(facts: Facts) -> Check:
+    """Every duplicate is explained by a redelivery or a resend; one out of nothing is a defect."""
+    unexplained = facts.duplicated - facts.explained_duplicates
+    if unexplained > 0:
+        return Check("duplicates", False, f"{unexplained:,} duplicates without redelivery or resend")
+    text = f"{facts.duplicated:,} duplicates, all by redelivery or resend" if facts.duplicated else "none"
+    return Check("duplicates", True, text)
+
+
+def check_order(facts: Facts) -> Check:
+    """Where order is promised (one consumer a queue or partition), it changed only with redelivery."""
+    if not facts.out_of_order:
+        return Check("order", True, "kept")
+    text = f"{facts.out_of_order:,} messages out of order without redelivery"
+    if not facts.order_promised:
+        return Check("order", True, f"{text}, which nobody promised here")
+    return Check("order", None, text)
+
+
+def check_stored(facts: Facts) -> Check:
+    """The broker's own count lies between what it confirmed (or delivered) and what was sent."""
+    if facts.stored is None:
+        return Check("broker's count", True, "this broker keeps none")
+    least, what = facts.received - facts.duplicated, "received"
+    if facts.acked is not None and facts.acked > least:
+        least, what = facts.acked, "acked"
+    if facts.stored < least:
+        return Check("broker's count", False, f"stored {facts.stored:,}, but {least:,} were {what}")
+    text = f"stored {facts.stored:,} of {facts.sent:,} sent"
+    if facts.stored > facts.sent:
+        return Check("broker's count", None, f"{text}: resent, or not of this trial")
+    return Check("broker's count", True, text)
+
+
+def check_traffic(facts: Facts) -> Check:
+    """Something was sent and, with consumers, received inside a window that has a length."""
+    if facts.window_s <= 0 or facts.sent == 0:
+        return Check("traffic", False, "nothing was sent in the measured window")
+    if facts.consumers and facts.received == 0:
+        return Check("traffic", False, f"nothing of {facts.sent:,} messages was received")
+    return Check("traffic", True, f"{facts.sent:,} sent, {facts.received:,} received")
+
+
+def check_errors(facts: Facts) -> Check:
+    """Messages refused, or due and never sent, are part of a result but want an explanation before it is used."""
+    seen = [f"{count:,} {name}" for name, count in sorted(facts.errors.items()) if count]
+    return Check("errors", None if seen else True, ", ".join(seen) or "none")

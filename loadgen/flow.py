@@ -1,0 +1,138 @@
+"""How many messages were under way, seen from outside: the shared counters read some twenty times a second.
+
+No agent takes part in it, and no latency: what it says of a trial's backlog, of Little's law and of whether a trial
+was steady is independent of what the histograms say. A message is under way from the moment it was handed to the
+client until the consumer's code has it.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadgen.agent import SECOND_NS
+from loadgen.board import Cell
+from loadgen.stats.queueing import little
+from loadgen.stats.steady import steady_state
+from loadgen.stats.trend import slope
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from loadgen.board import Board
+
+    Float64 = npt.NDArray[np.float64]
+
+SAMPLE_NS = 45_000_000  # the fleet turns every 50 ms, and more often while agents report
+CUT_SHARE = 0.05  # what is measured too early is left out where it differs by more than repeats do
+CUT_LATENCY_SHARE = 0.5  # … of a number under way, which varies far more than a rate
+FEW_MSGS = 20  # of so few under way every change is chance, and none is a backlog
+GROWTH_SHARE = 0.01  # a backlog that grows by less than 1 % of the rate is one that the rate's own test allows
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the flow says of a finished trial.
+
+    `cut_s` whole seconds of the planned window come before it was steady; `steady` is None where the data cannot tell.
+    """
+
+    cut_s: int
+    steady: bool | None
+    reason: str
+
+
+class Flow:
+    """Samples of (monotonic ns, messages sent, messages received), and what follows from them."""
+
+    def __init__(self) -> None:
+        self._at_ns, self._sent, self._received = array("q"), array("q"), array("q")
+
+    def sample(self, board: Board, now_ns: int) -> None:
+        """Note the counters, unless they were noted just before."""
+        if self._at_ns and now_ns - self._at_ns[-1] < SAMPLE_NS:
+            return
+        # Received first: what arrives between the two readings would make the number under way negative.
+        received = board.total(Cell.RECEIVED)
+        self._sent.append(board.total(Cell.SENT))
+        self._received.append(received)
+        self._at_ns.append(now_ns)
+
+    def between(self, begin_ns: int, end_ns: int) -> tuple[Float64, Float64, Float64]:
+        """The samples in [begin, end): seconds since `begin_ns`, sent, received, each float64[n]."""
+        at_ns = np.array(self._at_ns, np.int64)
+        inside = (at_ns >= begin_ns) & (at_ns < end_ns)
+        at_s = (at_ns[inside] - begin_ns) / SECOND_NS
+        return at_s, np.array(self._sent, np.float64)[inside], np.array(self._received, np.float64)[inside]
+
+    def settled(self, start_ns: int, warmup_s: float, duration_s: float, *, consumed: bool, is_open: bool) -> Settled:
+        """Where the trial became steady: by its rate in a closed loop, by the number under way in an open one.
+
+        The scenario's warm-up is the floor. At most the first half of the measured window is given up, in whole
+        seconds, and only where what happened in it really differs from the rest.
+        """
+        at_s, sent, received = self.between(start_ns, start_ns + round((warmup_s + duration_s) * SECOND_NS))
+        if len(at_s) < 3 or (is_open and not consumed):
+            return Settled(0, None, "too little was seen to tell" if consumed else "nobody consumed")
+        if is_open:
+            times_s, values = at_s, sent - received
+            if values[times_s >= warmup_s].mean() < FEW_MSGS:
+                return Settled(0, True, f"fewer than {FEW_MSGS} messages under way on average")
+        else:
+            times_s, values = at_s[1:], np.diff(received if consumed else sent) / np.diff(at_s)
+        found = steady_state(times_s, values, warmup_s)
+        cut_s = math.ceil(found.warmup_s - warmup_s - 1e-9)
+        if cut_s <= 0 or found.steady is False:
+            return Settled(0, found.steady, found.reason)
+        early = values[(times_s >= warmup_s) & (times_s < warmup_s + cut_s)]
+        rest = values[times_s >= warmup_s + cut_s]
+        limit = CUT_LATENCY_SHARE if is_open else CUT_SHARE
+        differs = len(early) and len(rest) and abs(early.mean() - rest.mean()) > limit * max(1.0, rest.mean())
+        if not differs or cut_s > duration_s / 2:
+            return Settled(0, found.steady, found.reason)
+        return Settled(cut_s, found.steady, f"{found.reason}; {cut_s} s more than planned were left out")
+
+    def summary(self, begin_ns: int, window_s: float) -> dict[str, Any]:
+        """The number under way in the measured window: mean, largest, and its slope with a 95 % interval."""
+        at_s, sent, received = self.between(begin_ns, begin_ns + round(window_s * SECOND_NS))
+        if len(at_s) < 3:
+            return {}
+        under_way = sent - received
+        trend = slope(at_s, under_way)
+        assert trend.per_s is not None, "two samples have a slope"
+        return {
+            "mean_msgs": float(under_way.mean()),
+            "max_msgs": int(under_way.max()),
+            "slope_msgs_per_s": {"estimate": trend.per_s, "low": trend.low, "high": trend.high},
+            "samples": len(at_s),
+        }
+
+    def little(self, record: Mapping[str, Any], begin_ns: int) -> tuple[bool | None, str]:
+        """Whether Little's law holds between this gauge, the rate and the mean service time; None: cannot tell."""
+        service = record["latency_ns"]["e2e_service"]
+        rate, window_s = record["achieved_msgs_per_s"], record["window_s"]
+        if not service or not rate:
+            return None, "no end-to-end service times"
+        if record.get("lost") or record.get("duplicated"):
+            return None, "lost or duplicated messages never leave the gauge, or leave it twice"
+        at_s, sent, received = self.between(begin_ns, begin_ns + round(window_s * SECOND_NS))
+        if len(at_s) < 3:
+            return None, "too little was seen to tell"
+        # A batch is counted when all of it has been taken, its latencies end where it was parsed.
+        skew_s = (record["resolution_ns"]["p99"] or 0) / SECOND_NS
+        found = little(rate, service["mean"] / SECOND_NS, at_s, sent - received, skew_s=skew_s)
+        return found.agrees, found.reason
+
+
+def is_growing(summary: Mapping[str, Any], offered_msgs_per_s: float) -> bool:
+    """Whether a backlog grew: the interval of its slope lies above 0, and the slope above a share of the rate."""
+    trend = summary.get("slope_msgs_per_s")
+    if not trend or trend["low"] is None:
+        return False
+    return bool(trend["low"] > 0 and trend["estimate"] > GROWTH_SHARE * offered_msgs_per_s)

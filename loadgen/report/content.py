@@ -1,0 +1,71 @@
+"""Everything that a report shows, as data: made once, for the page, the Markdown and the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadgen.report import answer, capacity, curve, detail, slowest
+from loadgen.report.table import Table, make_table
+
+if TYPE_CHECKING:
+    from loadgen.analysis.tail import Tail
+    from loadgen.record import Record
+    from loadgen.report.capacity import CapacityBlock
+    from loadgen.report.curve import CurveSheet
+    from loadgen.report.detail import Block
+    from loadgen.runs import Run
+
+
+@dataclass(frozen=True)
+class Search:
+    """A capacity search and those of its trials that are no answers; without an id, of searches that never ended."""
+
+    id: str
+    answer: str
+    probes: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A report's parts; `worst` are the trials whose seconds are drawn."""
+
+    table: Table
+    sentences: tuple[str, ...]
+    caveats: tuple[str, ...]
+    capacities: tuple[CapacityBlock, ...]
+    curves: tuple[CurveSheet, ...]
+    blocks: tuple[Block, ...]
+    worst: tuple[Tail, ...]
+    searches: tuple[Search, ...]
+
+    @property
+    def has_single_runs(self) -> bool:
+        """Whether a figure stands on one repeat, with that run's own bounds."""
+        parts = (self.blocks, self.curves, self.capacities)
+        return any(each.has_single_runs for part in parts for each in part)
+
+
+def gather(run: Run) -> Content:
+    """All that a run has to say; reads its files only."""
+    table = make_table(run)
+    return Content(
+        table=table,
+        sentences=tuple(answer.sentences(table)),
+        caveats=tuple(answer.caveats(run, table)),
+        capacities=tuple(capacity.capacity_blocks(run, table.capacities)),
+        curves=tuple(curve.curve_sheets(run, table.curves)),
+        blocks=tuple(detail.blocks(run, table.comparisons)),
+        worst=tuple(slowest.worst(run, table.tails)),
+        searches=tuple(_searches(run, table)),
+    )
+
+
+def _searches(run: Run, table: Table) -> list[Search]:
+    probes = {record["id"]: record for record in table.probes}
+    found = []
+    for each in run.header["searches"]:
+        tried = tuple(probes.pop(trial_id) for trial_id in each["trials"] if trial_id in probes)
+        found.append(Search(each["id"], capacity.search_text(each), tried))
+    left = tuple(probes.values())
+    return [*found, *([Search("", "searches that did not come to their end", left)] if left else [])]

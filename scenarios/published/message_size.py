@@ -1,0 +1,19 @@
+"""How do messages and bytes a second change with the size of a message?
+
+Answers to: LinkedIn 2014 and every sweep since: in messages a second small ones win, in bytes a second large ones do,
+and both curves are straight on logarithmic axes until bandwidth takes over from the cost of a message.
+"""
+
+from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
+
+scenario = Scenario(
+    name="published-message-size",
+    question="How do messages and bytes a second change with the size of a message?",
+    message=Message(size_bytes=[64, 256, 1024, 4096, 16_384, 65_536]),
+    rate=Rate.saturate(),
+    durability=Durability.BROKER,
+    rabbitmq=RabbitMQ(),
+    kafka=Kafka(),
+    preset="throughput",
+)
+globals().update(scenario.locust_users())

@@ -1,0 +1,30 @@
+"""A client of a null broker, as its sessions see it, for tests that cut its bytes themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Line:
+    """What a session has of its client: bytes to be read, bytes written, and whether it is held back."""
+
+    waiting: bytes = b""
+    written: bytearray = field(default_factory=bytearray)
+    backlog_bytes: int = 0
+    is_held: bool = False
+
+    def read_into(self, view: memoryview) -> int:
+        """Whatever waits."""
+        count = min(len(view), len(self.waiting))
+        view[:count] = self.waiting[:count]
+        self.waiting = self.waiting[count:]
+        return count
+
+    def write(self, *parts: bytes | memoryview) -> None:
+        """Keep it."""
+        self.written += b"".join(parts)
+
+    def hold(self, is_held: bool) -> None:
+        """Note it."""
+        self.is_held = is_held

@@ -1,0 +1,120 @@
+"""What the shared counters say of a trial: steady or not, growing or not, and Little's law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadgen.agent import SECOND_NS
+from loadgen.board import Cell
+from loadgen.flow import Flow, is_growing
+
+STEP_NS = SECOND_NS // 20
+
+
+@dataclass
+class Counters:
+    """A board whose counters are set by hand."""
+
+    sent: int = 0
+    received: int = 0
+
+    def total(self, cell: Cell) -> int:
+        """As a board's."""
+        return {Cell.SENT: self.sent, Cell.RECEIVED: self.received}[cell]
+
+
+def flow(rates_per_s: np.ndarray[Any, Any], under_way: np.ndarray[Any, Any] | float) -> Flow:
+    """Samples every 50 ms of a trial with these rates, and this number under way."""
+    made, counters = Flow(), Counters()
+    received = np.cumsum(rates_per_s / 20)
+    sent = received + under_way
+    for index, (out, into) in enumerate(zip(sent, received, strict=True)):
+        counters.sent, counters.received = round(out), round(into)
+        made.sample(counters, index * STEP_NS)  # type: ignore[arg-type]
+    return made
+
+
+def noisy(seconds: float, rate_per_s: float, seed: int = 1) -> np.ndarray[Any, Any]:
+    """Rates that vary by 3 % from sample to sample."""
+    return rate_per_s * np.exp(np.random.default_rng(seed).normal(0, 0.03, round(20 * seconds)))
+
+
+def test_a_steady_closed_loop_keeps_its_whole_window() -> None:
+    """Noise alone is no reason to leave anything out."""
+    found = flow(noisy(12, 50_000), 1_000).settled(0, 2, 10, consumed=True, is_open=False)
+    assert (found.cut_s, found.steady) == (0, True)
+
+
+def test_a_slow_start_that_outlasts_the_warm_up_is_left_out_in_whole_seconds() -> None:
+    """Half the rate for 1.5 s after the planned warm-up costs two seconds of the window, and is said."""
+    rates = np.concatenate([noisy(3.5, 25_000), noisy(8.5, 50_000)])
+    found = flow(rates, 1_000).settled(0, 2, 10, consumed=True, is_open=False)
+    assert found.cut_s == 2
+    assert found.steady is True
+    assert "left out" in found.reason
+
+
+def test_a_rate_that_falls_all_the_time_is_never_steady() -> None:
+    """No part of it is cut: there is nothing steady to keep."""
+    rates = noisy(12, 50_000) * np.linspace(1.5, 0.5, 240)
+    found = flow(rates, 1_000).settled(0, 2, 10, consumed=True, is_open=False)
+    assert (found.cut_s, found.steady) == (0, False)
+
+
+def test_a_few_messages_under_way_are_steady_whatever_they_do() -> None:
+    """At low rates the number under way is 0 or 1, and no trend of it means anything."""
+    found = flow(noisy(12, 100), 1).settled(0, 2, 10, consumed=True, is_open=True)
+    assert (found.cut_s, found.steady) == (0, True)
+
+
+def test_without_consumers_an_open_loop_cannot_tell() -> None:
+    """Nobody receives: there is no number under way."""
+    assert flow(noisy(12, 100), 1).settled(0, 2, 10, consumed=False, is_open=True).steady is None
+
+
+@pytest.mark.parametrize(("growth_per_s", "expected"), [(0.0, False), (30.0, False), (500.0, True)])
+def test_a_backlog_grows_where_its_slope_is_shown_and_matters(growth_per_s: float, expected: bool) -> None:
+    """A hundredth of the rate is within what a carried rate may lack; a twentieth is not."""
+    noise = np.random.default_rng(3).normal(0, 20, 240)
+    under_way = 500 + noise + growth_per_s * np.arange(240) / 20
+    summary = flow(noisy(12, 10_000), under_way).summary(0, 12)
+    assert summary["samples"] == 240
+    assert is_growing(summary, 10_000) is expected
+
+
+def record(rate: float, mean_s: float, **more: Any) -> dict[str, Any]:
+    """The fields of a trial's record that Little's law looks at."""
+    return {
+        "latency_ns": {"e2e_service": {"mean": mean_s * 1e9}},
+        "achieved_msgs_per_s": rate,
+        "window_s": 12.0,
+        "resolution_ns": {"p99": 1e5},
+        **more,
+    }
+
+
+@pytest.mark.parametrize(("mean_s", "expected"), [(0.02, True), (0.04, False), (0.01, False)])
+def test_littles_law_finds_a_latency_that_does_not_fit_the_gauge(mean_s: float, expected: bool) -> None:
+    """10,000 a second for 20 ms each are 200 under way; half or twice that latency is a mistake somewhere."""
+    noise = np.random.default_rng(5).normal(0, 10, 240)
+    gauge = flow(noisy(12, 10_000), 200 + noise)
+    assert gauge.little(record(10_000, mean_s), 0)[0] is expected
+
+
+def test_littles_law_says_nothing_where_messages_were_lost() -> None:
+    """A lost message never leaves the gauge."""
+    gauge = flow(noisy(12, 10_000), 200)
+    assert gauge.little(record(10_000, 0.02, lost=3), 0)[0] is None
+
+
+def test_samples_keep_their_distance() -> None:
+    """A fleet that turns a thousand times a second is sampled some twenty times."""
+    made = Flow()
+    for index in range(1_000):
+        made.sample(Counters(), index * 1_000_000)  # type: ignore[arg-type]
+    at_s, _, _ = made.between(0, SECOND_NS)
+    assert 20 <= len(at_s) <= 23

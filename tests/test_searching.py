@@ -1,0 +1,178 @@
+"""Capacity searches and curves carried out by the engine, on queues whose capacity is known."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+
+from loadgen import engine
+from loadgen.drivers.memory import memory_endpoint
+from loadgen.engine import Options, execute, exit_status, plan_of
+from loadgen.errors import ScenarioError
+from loadgen.plan import Profile, make_plan
+from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
+from loadgen.search import seen_in
+
+if TYPE_CHECKING:
+
+    from loadgen.runs import Run
+
+SERVICE_MS = 1.0
+KNOWN_MSGS_PER_S = 1_000.0
+
+
+class Silent:
+    """A listener that remembers what stays."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self.messages.append(text)
+
+    def progress(self, text: str) -> None:
+        """A line that the next one replaces."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A curve on a queue with one server that takes 1 ms for a message."""
+    scenario = Scenario(
+        name="known",
+        question="What does one server carry?",
+        message=Message(size_bytes=100),
+        rate=Rate.curve([0.3, 0.8, 1.2]),
+        rabbitmq=RabbitMQ(confirm_window=200),
+        warmup_s=0.5,
+        duration_s=1.5,
+    )
+    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1), brokers=("rabbitmq",))
+    options = Options(name="known", command=["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
+        return execute(plan, options, Silent())
+
+
+def test_a_known_capacity_is_found_and_not_exceeded(run: Run) -> None:
+    """A server of 1 ms a message cannot carry over 1,000 a second, and the search says what it found at the edge."""
+    (search,) = run.header["searches"]
+    found = search["capacity_msgs_per_s"]
+    # How far below it stays is the machine's affair; above it would be a lie.
+    assert 0.3 * KNOWN_MSGS_PER_S < found <= 1.03 * KNOWN_MSGS_PER_S
+    assert search["high_msgs_per_s"] is None or search["high_msgs_per_s"] > found
+    assert search["reason"]
+
+
+def test_the_proof_of_a_search_stays_on_record(run: Run) -> None:
+    """Burst, probes and the confirming trial are all there, none of them an answer of the curve."""
+    (search,) = run.header["searches"]
+    records = {record["id"]: record for record in run.trials}
+    steps = [records[each]["purpose"] for each in search["trials"]]
+    assert steps[0] == "burst"
+    assert set(steps[1:]) == {"probe"}
+    assert search["trial"] == search["trials"][-1]
+    assert records[search["trial"]]["offered_msgs_per_s"] == pytest.approx(search["capacity_msgs_per_s"])
+
+
+def test_a_curve_is_measured_at_its_fractions_of_the_capacity(run: Run) -> None:
+    """Each trial offers its share, says which, and those over the capacity are there too."""
+    (search,) = run.header["searches"]
+    measured = [record for record in run.trials if record["purpose"] == "measure"]
+    assert sorted(record["point"]["fraction"] for record in measured) == [0.3, 0.8, 1.2]
+    for record in measured:
+        assert record["rate"]["kind"] == "curve"
+        offered = record["point"]["fraction"] * search["capacity_msgs_per_s"]
+        assert record["offered_msgs_per_s"] == pytest.approx(offered)
+
+
+def test_more_load_waits_longer(run: Run) -> None:
+    """Queueing: at 1.2 of its capacity a server's median response time is far above that at 0.3."""
+    median = {
+        record["point"]["fraction"]: record["latency_ns"]["e2e"]["p50"]
+        for record in run.trials
+        if record["purpose"] == "measure"
+    }
+    assert median[1.2] > 3 * median[0.3]
+
+
+def test_the_generators_ceiling_is_kept(run: Run) -> None:
+    """Without a broker (here: its queue in memory) the same scenario was measured in the same session."""
+    (ceiling,) = run.header["ceilings"]
+    (search,) = run.header["searches"]
+    assert search["ceiling_msgs_per_s"] == ceiling["achieved_msgs_per_s"]
+
+
+def test_the_run_keeps_its_schema_and_can_be_run_again(run: Run) -> None:
+    """Searches and ceilings are documented fields; the plan is the same one again."""
+    schema = json.loads((engine.Path(engine.__file__).parent / "run.schema.json").read_text())
+    jsonschema.validate({**run.header, "trials": run.trials}, schema)
+    again = plan_of(run, ("rabbitmq", "kafka"))
+    assert [trial.rate.kind for trial in again.trials] == ["search", "curve", "curve", "curve"]
+    assert exit_status(run) in {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ({"rate": Rate.search(), "consumers": 0}, "expected consumers"),
+        ({"rate": Rate.curve(), "consumers": [0, 1]}, "expected consumers"),
+    ],
+)
+def test_what_nobody_consumes_has_no_capacity(mistake: dict[str, Any], words: str) -> None:
+    """One line says so, before any broker is touched."""
+    with pytest.raises(ScenarioError, match=words):
+        Scenario(name="x", question="?", kafka=Kafka(), **mistake)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Rate.curve([]), lambda: Rate.curve([0.0]), lambda: Rate.curve([0.5, 0.5]), lambda: Rate.search(-1),
+     lambda: Rate(kind="fixed", msgs_per_s=5, p99_ms=1), lambda: Rate(kind="search", msgs_per_s=5)],
+)  # fmt: skip
+def test_impossible_rates_are_refused(make: Any) -> None:
+    """Each mistake is one line."""
+    with pytest.raises(ScenarioError) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A trial that carried its 1,000 messages a second."""
+    return {
+        "goodput_msgs_per_s": 1_000.0, "offered_msgs_per_s": 1_000.0, "window_s": 5.0, "errors": {}, "under_way": {},
+        "latency_ns": {"e2e": {"p99": 4e6}}, "verdict": {"status": "valid", "bound_by": "offered", "checks": []},
+        **changes,
+    }  # fmt: skip
+
+
+GROWING = {"slope_msgs_per_s": {"estimate": 50.0, "low": 40.0, "high": 60.0}}
+WRONG = {"status": "invalid", "bound_by": "broker", "checks": [{"name": "loss", "passed": False, "reason": "3 lost"}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "p99_ms", "why"),
+    [
+        ({"goodput_msgs_per_s": 985.0}, None, "only 985 came through"),
+        ({"under_way": GROWING}, None, "the backlog grew by 50 msg/s"),
+        ({"errors": {"nacked": 3}}, None, "3 nacked"),
+        ({}, 3.0, "p99 was 4.00 ms, over 3 ms"),
+        ({"verdict": WRONG}, None, "loss: 3 lost"),
+    ],
+)
+def test_a_rate_is_not_sustained_for_a_reason(changes: dict[str, Any], p99_ms: float | None, why: str) -> None:
+    """Each condition is looked at, and the one that failed is told."""
+    seen = seen_in(record(**changes), p99_ms)
+    assert not seen.sustained
+    assert why in seen.why
+
+
+def test_a_rate_is_sustained_with_every_subscriber_served() -> None:
+    """Three subscribers receive three times what was produced."""
+    assert seen_in(record()).sustained
+    assert seen_in(record(), 5.0).sustained
+    assert seen_in(record(goodput_msgs_per_s=3_000.0), fan_out=3).sustained
+    assert not seen_in(record(goodput_msgs_per_s=2_000.0), fan_out=3).sustained
