@@ -233,7 +233,8 @@ def _read(trial: Trial, setting: Setting, target: Target, token: int, books: lis
     warm_ns = live.start_ns + round(trial.warmup_s * SECOND_NS)
     span = _span(live, warm_ns, filled) or _span(live, live.start_ns, filled)
     if span is None:
-        return _unmeasured(FILLED_TOPIC, f"the {filled:,} messages of the topic were read too fast to be timed")
+        seen = f"{live.received:,} of {filled:,} messages received"
+        return _unmeasured(FILLED_TOPIC, f"consumers were not seen reading for long enough to be timed: {seen}")
     begin_ns, end_ns, rate = span
     summary = observations.summary(begin_ns, end_ns)
     window_s = (end_ns - begin_ns) / SECOND_NS

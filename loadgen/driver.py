@@ -238,6 +238,11 @@ class Driver(Protocol):
         """What it can do."""
         ...
 
+    @property
+    def send_bytes(self) -> int:
+        """How much a closed loop best hands over in one call: its cost is spread, and all of it stays in caches."""
+        ...
+
     def admin(self, endpoint: Endpoint) -> Admin:
         """Connect the control plane."""
         ...
@@ -259,3 +264,4 @@ class DriverInfo:
     broker: BrokerName | Literal["memory"]
     kind: DriverKind
     capabilities: Capabilities = field(default_factory=Capabilities)
+    send_bytes: int = 16 << 10

@@ -17,7 +17,7 @@ import numpy as np
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.stats.queueing import little
-from loadgen.stats.steady import steady_state
+from loadgen.stats.steady import DRIFT_SHARE, steady_state
 from loadgen.stats.trend import slope
 
 if TYPE_CHECKING:
@@ -86,13 +86,13 @@ class Flow:
                 return Settled(0, True, f"fewer than {FEW_MSGS} messages under way on average")
         else:
             times_s, values = at_s[1:], np.diff(received if consumed else sent) / np.diff(at_s)
-        found = steady_state(times_s, values, warmup_s)
+        limit = CUT_LATENCY_SHARE if is_open else CUT_SHARE
+        found = steady_state(times_s, values, warmup_s, share=max(limit, DRIFT_SHARE))
         cut_s = math.ceil(found.warmup_s - warmup_s - 1e-9)
         if cut_s <= 0 or found.steady is False:
             return Settled(0, found.steady, found.reason)
         early = values[(times_s >= warmup_s) & (times_s < warmup_s + cut_s)]
         rest = values[times_s >= warmup_s + cut_s]
-        limit = CUT_LATENCY_SHARE if is_open else CUT_SHARE
         differs = len(early) and len(rest) and abs(early.mean() - rest.mean()) > limit * max(1.0, rest.mean())
         if not differs or cut_s > duration_s / 2:
             return Settled(0, found.steady, found.reason)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from loadgen.driver import Int64, Producer, Settled
 
-SEND_BYTES = {"rabbitmq": 16 << 10, "kafka": 256 << 10}  # of payload handed over in one call of a closed loop
 FLUSH_S = 30.0  # how long confirmations may be awaited after the last message …
 FLUSH_STOPPED_S = 5.0  # … and where the trial is ended early
 FLUSH_SLICE_S = 1.0  # after so long the fleet hears that the loop still turns
@@ -43,7 +42,8 @@ class ProducerAgent(Agent):
         mean_bytes = self.payloads.mean_size_bytes
         self.window_msgs = int(settings.get("confirm_window") or settings.get("buffer_memory", 32 << 20) / mean_bytes)
         self.window_msgs = max(1, self.window_msgs)
-        self.send_msgs = max(1, int(SEND_BYTES[spec.target.endpoint.broker] / mean_bytes))
+        self.driver = load_driver(spec.driver)
+        self.send_msgs = max(1, int(self.driver.send_bytes / mean_bytes))
         if not self.open_loop:
             self.send_msgs = min(self.send_msgs, max(1, self.window_msgs // 4))
         ring_msgs = 1 << (4 * (self.window_msgs + self.send_msgs)).bit_length()
@@ -61,7 +61,7 @@ class ProducerAgent(Agent):
 
     def run(self) -> None:
         """Connect, wait for the start, send until the trial's time is over, and wait for the last confirmation."""
-        producer = load_driver(self.spec.driver).producer(self.spec.target, self.payloads)
+        producer = self.driver.producer(self.spec.target, self.payloads)
         try:
             self.begin(("ack", "ack_service", "schedule_lag", "e2e") if self.open_loop else ("ack_service",))
             self._send_all(producer)

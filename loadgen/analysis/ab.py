@@ -7,14 +7,13 @@ interval, which assumes log-normal repeats.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from loadgen.record import enters
 from loadgen.stats.bootstrap import BootstrapRatio, bootstrap_ratio
-from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
+from loadgen.stats.confidence import Estimate, Ratio, estimate, log_ratios, paired_ratio
 from loadgen.stats.power import repeats_needed
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _effect(
     }
     repeats = sorted(values["A"].keys() & values["B"].keys())
     pairs = [(values["B"][repeat], values["A"][repeat]) for repeat in repeats]
-    logs = [math.log(b / a) for b, a in pairs if a and b and a > 0 and b > 0]
+    logs = log_ratios(pairs)
     spread = stdev(logs) if len(logs) > 1 else None
     return Effect(
         measure=name,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 SOUND_CHECKS = frozenset(
-    {"traffic", "integrity", "foreign", "loss", "duplicates", "broker's count", "histogram range", "clock", "observed"}
+    {"traffic", "integrity", "foreign", "loss", "duplicates", "broker's count", "histogram range", "clock", "disk"}
 )
 """Checks that more load than a broker can carry is no excuse for; all others may fail for nothing but overload."""
 

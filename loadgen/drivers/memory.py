@@ -327,6 +327,7 @@ class MemoryDriver:
         self._queues = _Queues(clock)
         self.name, self.broker, self.kind = INFO.name, INFO.broker, INFO.kind
         self.capabilities = INFO.capabilities
+        self.send_bytes = INFO.send_bytes
 
     def admin(self, endpoint: Endpoint) -> MemoryAdmin:
         """The control plane; there is nothing to connect to."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 CAPACITY_NOTE = (
-    "Capacity is the highest offered rate that a trial of full length sustained: carried within 1 %, with a backlog "
-    "that did not grow, without errors, and with a generator that could have done more. “At least” stands where "
-    "nothing showed that the broker could not have carried more."
+    "Capacity is the highest offered rate that a trial of full length sustained: carried within 1\N{NO-BREAK SPACE}%, "
+    "with a backlog that did not grow, without errors, and with a generator that could have done more. “At least” "
+    "stands where nothing showed that the broker could not have carried more."
 )
 
 

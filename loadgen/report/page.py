@@ -13,6 +13,7 @@ from loadgen.record import enters
 from loadgen.report import answer, capacity, charts, curve, detail, drawing, load_chart, slowest, timeline, words
 from loadgen.report.content import gather
 from loadgen.report.markdown import by_point, render_markdown
+from loadgen.report.points import FOUND_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,6 +137,8 @@ def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
         "record": record,
         "is_struck": not enters(record),
         "latency": e2e or service,
+        # A rate that was found is in no name, so it stands beside what came through.
+        "offered": record["offered_msgs_per_s"] if (record["rate"] or {}).get("kind") in FOUND_KINDS else None,
         "is_closed_loop": not e2e and bool(service),
         "counts": [(name.replace("_", " "), record[name]) for name in COUNTS if record[name] is not None],
         "status": record["verdict"]["status"] if record["status"] == "complete" else record["status"],

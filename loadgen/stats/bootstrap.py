@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from loadgen.stats.confidence import log_ratios
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,13 +64,7 @@ def bootstrap_ratio(
         raise ValueError(f"{resamples} resamples: expected at least 100")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence}: expected more than 0 and less than 1")
-    logs = np.array(
-        [
-            math.log(top) - math.log(bottom)
-            for top, bottom in pairs
-            if top is not None and bottom is not None and _usable(top) and _usable(bottom)
-        ]
-    )
+    logs = np.array(log_ratios(pairs))
     count = len(logs)
     if not count:
         return BootstrapRatio(None, None, None, 0, confidence, "no pair has both of its halves")
@@ -82,10 +78,6 @@ def bootstrap_ratio(
     left_out = np.array([middle(np.delete(logs, each)) for each in range(count)])
     low, high = np.quantile(resampled, _bca_shares(found, resampled, left_out, confidence), method="inverted_cdf")
     return BootstrapRatio(math.exp(found), math.exp(low), math.exp(high), count, confidence)
-
-
-def _usable(value: float) -> bool:
-    return math.isfinite(value) and value > 0
 
 
 def _bca_shares(

@@ -112,17 +112,22 @@ def estimate(values: Iterable[float | None], confidence: float = CONFIDENCE) -> 
     return Estimate(used, median_of(used) if used else None, low, high, len(given) - len(used), confidence)
 
 
+def log_ratios(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:
+    """The logarithm of numerator / denominator of each pair that has both, positive and finite."""
+    return [
+        math.log(top) - math.log(bottom)
+        for top, bottom in pairs
+        if top is not None and bottom is not None and _usable(top) and _usable(bottom)
+    ]
+
+
 def paired_ratio(pairs: Iterable[tuple[float | None, float | None]], confidence: float = CONFIDENCE) -> Ratio:
     """Numerator / denominator over (numerator, denominator) pairs of one repeat each; halves are left out.
 
     The t interval is of the mean difference of logs within pairs: repeats of the two brokers are
     interleaved, so what disturbed one round disturbed both of its halves and falls out of the difference.
     """
-    logs = [
-        math.log(top) - math.log(bottom)
-        for top, bottom in pairs
-        if top is not None and bottom is not None and _usable(top) and _usable(bottom)
-    ]
+    logs = log_ratios(pairs)
     if not logs:
         return Ratio(None, None, None, 0, confidence)
     low, high = _t_interval(logs, confidence) or (None, None)

@@ -38,4 +38,5 @@ DRIVER = ClientKafka(
     broker="kafka",
     kind="client",
     capabilities=Capabilities(partitions=True, compression=("none", "gzip", "snappy", "lz4", "zstd"), idempotence=True),
+    send_bytes=256 << 10,
 )

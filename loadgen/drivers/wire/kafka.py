@@ -40,4 +40,5 @@ DRIVER = WireKafka(
     broker="kafka",
     kind="wire",
     capabilities=Capabilities(partitions=True, compression=CODECS, idempotence=True),
+    send_bytes=256 << 10,
 )
