@@ -14,7 +14,7 @@ from pika import frame, spec
 
 from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, DeliveryParser
 from loadgen.drivers.wire.amqp_frames import PublishPacker, PublishTemplate, encode, publish_head
-from loadgen.nullbroker import amqp_queue
+from loadgen.nullbroker import amqp, amqp_queue
 from loadgen.nullbroker.amqp import AmqpRelay, AmqpSession
 from loadgen.payload import Payloads
 from loadgen.scenario import Message, Uniform
@@ -139,6 +139,16 @@ def test_messages_cut_into_any_pieces_come_out_as_they_went_in(names: list[str],
     assert consumer.messages() == [body for name in names for body in STREAMS[name][1]]
 
 
+@pytest.mark.parametrize("name", STREAMS)
+def test_messages_larger_than_the_buffer_come_out_as_they_went_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffer grows to what a message needs."""
+    monkeypatch.setattr(amqp, "BUFFER_BYTES", 16)
+    stream, bodies = STREAMS[name]
+    publisher, (consumer,) = opened()
+    publisher.say(stream)
+    assert consumer.messages() == bodies
+
+
 def test_acknowledgements_cut_at_any_byte_open_the_window_again() -> None:
     """Single and multiple ones, in two reads: as many messages follow as were acknowledged."""
     stream, bodies = publishes(8, 40)
@@ -174,6 +184,26 @@ def test_no_consumer_ever_has_more_than_its_prefetch(batches: list[int], prefetc
     places = {body: place for place, body in enumerate(all_bodies)}
     for mine in got:
         assert [places[body] for body in mine] == sorted(places[body] for body in mine)
+
+
+def test_what_waits_goes_before_what_comes_in_the_same_turn() -> None:
+    """Room that acknowledgements make is for the messages that waited, also where newer ones are read right after."""
+    stream, bodies = publishes(9, 40)
+    row_bytes = len(stream) // 9
+    publisher, (consumer,) = opened(prefetch=2)
+    publisher.say(stream[: 5 * row_bytes])
+    consumer.line.waiting, publisher.line.waiting = encode(spec.Basic.Ack(2, multiple=True)), stream[5 * row_bytes :]
+    consumer.session.readable()
+    publisher.session.readable()
+    consumer.relay.turn()
+    assert consumer.messages() == bodies[:4]
+
+
+def test_a_heartbeat_is_answered_by_another() -> None:
+    """A client that hears nothing else knows that the connection lives."""
+    _, (consumer,) = opened()
+    consumer.say(HEARTBEAT)
+    assert [type(each) for each in consumer.heard()] == [frame.Heartbeat]
 
 
 def test_with_automatic_acknowledgement_nothing_is_awaited() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import synthetic
 
-from loadgen.stats.confidence import estimate
 from loadgen.report import points as pt
 from loadgen.report import render_run, words, write_report
 from loadgen.report.rules import CeilingClaim, Figure, LatencyClaim, ReachClaim
 from loadgen.report.table import make_table
 from loadgen.runs import Run, RunWriter, load
+from loadgen.stats.confidence import estimate
 
 if TYPE_CHECKING:
     from pathlib import Path

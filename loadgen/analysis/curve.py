@@ -177,7 +177,9 @@ def _point(fraction: float, records: Iterable[Record]) -> CurvePoint:
     carried = sum(_is_carried(record) for record in complete)
     fell_short = bool(complete) and 2 * carried <= len(complete)
     is_overload = fraction > 1 or fell_short
-    why = "above the capacity" if fraction > 1 else f"not carried in {len(complete) - carried} of {len(complete)}"
+    why = f"not carried in {len(complete) - carried} of {len(complete)}"
+    if fraction > 1:
+        why = f"above the capacity{f', and yet carried in {carried} of {len(complete)}' if carried else ''}"
     used = [record for record in complete if enters(record) or (is_overload and _is_only_overloaded(record))]
     return CurvePoint(
         fraction=fraction,

@@ -212,7 +212,6 @@ class PublishParser:
             begin = body_end
             body_end = self._content_end(raw, begin, end, spec.FRAME_BODY)
             if body_end < 0:
-                self.need_end = max(self.need_end, begin + missing + _HEAD_BYTES + 1)
                 return None
             missing -= body_end - begin - _HEAD_BYTES - 1
         if missing < 0:

@@ -68,8 +68,8 @@ def _latency_panels(table: Table, *, is_open_loop: bool) -> list[pt.Comparison]:
 
 def _panel_fractions(table: Table) -> set[float]:
     """Of a curve, which has its own chart, the points nearest to half of the capacity and to nine tenths of it."""
-    found = {point.fraction for each in table.comparisons for point in each.points if not point.is_beyond_capacity}
-    known = [fraction for fraction in found if fraction is not None]
+    points = [point for each in table.comparisons for point in each.points if point.used]
+    known = sorted({point.fraction for point in points if point.fraction is not None and point.fraction <= 1})
     return {min(known, key=lambda fraction: abs(fraction - wanted)) for wanted in (0.5, 0.9) if known}
 
 
@@ -203,6 +203,8 @@ def _throughput_chart(table: Table) -> Chart | None:
         return None
     figure = Figure(figsize=(9.2, 1.15 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
     axes = figure.subplots()
+    axes.set_xlim(_rate_limits(points))  # by hand: rates that are all alike have no range of their own
+    axes.set_xscale("log")
     for point, height in zip(points, _lines(axes, points), strict=True):
         estimate, ink = point.estimate(pt.goodput), colour(point.broker)
         if estimate.low is not None and estimate.high is not None and estimate.low > 0:
@@ -232,9 +234,6 @@ def _throughput_chart(table: Table) -> Chart | None:
             words.rate(estimate.median) + caveat, (end, height), xytext=(7, 0), textcoords="offset points",
             va="center", fontsize=8.5,
         )  # fmt: skip
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low * 0.8, high * 5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
     axes.set_xlabel("goodput, messages a second (log scale)")
     note = (
@@ -243,6 +242,15 @@ def _throughput_chart(table: Table) -> Chart | None:
         "Compare within one class only."
     )
     return finish(figure, "throughput", "Throughput at equal guarantees", note)
+
+
+def _rate_limits(points: Sequence[pt.Point]) -> tuple[float, float]:
+    """Room for all repeats and intervals of points on a logarithmic axis, and for the figures beside them."""
+    found = [point.estimate(pt.goodput) for point in points]
+    ends = [end for each in found for end in (*each.values, each.low, each.high) if end and np.isfinite(end)]
+    low, high = min(ends), max(ends)
+    margin = (high / low) ** 0.05
+    return low / margin * 0.8, high * margin * 5
 
 
 def _groups(points: Sequence[pt.Point]) -> int:

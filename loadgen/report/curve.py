@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen.report import detail, words
 from loadgen.report import points as pt
 from loadgen.report.capacity import found_producers, home, load_text, one_run_of, order
-from loadgen.report.detail import Quantity, quantity
+from loadgen.report.detail import NOTHING, Quantity, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,8 +55,8 @@ class CurveSheet:
 
     @property
     def has_overload(self) -> bool:
-        """Whether a rate was too much."""
-        return any(line.is_overload for line in self.lines)
+        """Whether times in overload are shown."""
+        return any(line.is_overload and line.p50 != NOTHING for line in self.lines)
 
     @property
     def has_single_runs(self) -> bool:
@@ -99,11 +99,18 @@ def objective(curve: Curve) -> float | None:
 def knee_text(curve: Curve) -> str:
     """Where the knee is, how far repeats agree on it, and the latency there; or why there is none."""
     point = curve.knee_point
+    if not curve.shown:
+        return f"nothing was measured{_first_error(curve)}"
     if point is None:
-        return f"no knee: {curve.knee.reason}" if curve.shown else "nothing was measured"
+        return f"no knee: {curve.knee.reason}"
     p50, p99 = (words.duration(each.median) for each in (point.p50, point.p99))
     where = f"{words.rate(point.offered_msgs_per_s)}, {pt.fraction_label(point.fraction)} of capacity"
     return f"knee at {where}: p50 {p50}, p99 {p99}{_agreement(curve)}"
+
+
+def _first_error(curve: Curve) -> str:
+    errors = [record["error"] for point in curve.points for record in point.struck if record["error"]]
+    return f": {errors[0]}" if errors else ""
 
 
 def _agreement(curve: Curve) -> str:

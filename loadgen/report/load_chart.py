@@ -278,7 +278,10 @@ def _in_words(curve: Curve) -> str:
     sound = [point for point in curve.shown if not point.is_overload]
     told = {point.fraction: point for point in (*sound[:1], curve.knee_point, *sound[-1:]) if point is not None}
     parts = [_point_words(point, "the knee, " if point is curve.knee_point else "") for point in told.values()]
-    parts += [_point_words(point, "overload, ") for point in curve.shown if point.is_overload]
+    for point in curve.shown:
+        if point.is_overload:
+            is_plain = point.fraction > 1 and not point.carried
+            parts.append(_point_words(point, "overload, " if is_plain else f"overload ({point.why}), "))
     text = f"{_named(curve)}, p50 and p99: {'; '.join(parts)}."
     capacity = curve.capacity
     if capacity is None or capacity.msgs_per_s is None:

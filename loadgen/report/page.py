@@ -10,7 +10,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from loadgen.record import enters
-from loadgen.report import answer, capacity, charts, curve, detail, drawing, load_chart, slowest, timeline, words
+from loadgen.report import (
+    answer,
+    capacity,
+    charts,
+    curve,
+    detail,
+    drawing,
+    load_chart,
+    slowest,
+    sweep_chart,
+    timeline,
+    words,
+)
 from loadgen.report.content import gather
 from loadgen.report.markdown import by_point, render_markdown
 from loadgen.report.points import FOUND_KINDS
@@ -59,7 +71,7 @@ def write_report(run: Run) -> dict[str, Path]:
     drawn = Drawings(
         load=load_chart.draw(content.table.curves),
         seconds=timeline.draw(run, content.worst),
-        others=charts.draw(run, content.table),
+        others=[*charts.draw(run, content.table), *sweep_chart.draw(content.table.comparisons)],
     )
     for chart in drawn.all:
         run.save(f"charts/{chart.name}.svg", _standalone(chart))

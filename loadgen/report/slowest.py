@@ -66,7 +66,7 @@ def lead(found: Sequence[Tail]) -> str:
     slow = [tail for tail in found if tail.slow]
     trials = words.plural(len(found), "trial")
     if not slow:
-        return f"No second stands out in any of {trials}."
+        return f"No second stands out in {trials}."
     seconds = sum(len(tail.slow) for tail in slow)
     explained = sum(tail.explained for tail in slow)
     return (

@@ -1,0 +1,69 @@
+"""Throughput along a sweep: which charts are drawn, and what they say in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from synthetic import HEADER, trial
+
+from loadgen.report import sweep_chart, write_report
+from loadgen.report.table import make_table
+from loadgen.runs import Run, RunWriter, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES = (64, 1024, 16_384)
+
+
+def run_of(root: Path, knob: str, values: tuple[Any, ...], **given: Any) -> Run:
+    """Three repeats of a closed loop at each value; RabbitMQ's rate falls with it, Kafka's less."""
+    writer = RunWriter(root, "sweep", HEADER)
+    for repeat in (1, 2, 3):
+        for place, value in enumerate(values):
+            for broker, rate in (("rabbitmq", 40_000 / (1 + place)), ("kafka", 900_000 - place)):
+                name = f"{broker}.{knob}" if knob == "prefetch" else knob
+                record = trial(broker, "sweep", repeat=repeat, goodput_msgs_per_s=rate + repeat, **given)
+                record |= {"id": f"{record['id']}-{value}", "point": {name: value}}
+                record["settings"] = {**record["settings"], knob: value}
+                if knob == "size_bytes":
+                    record["message"] = {"size_bytes": value, "compressibility": 0.0, "keys": 0}
+                writer.add_trial(record)
+    return load(writer.finish("complete"))
+
+
+def test_message_sizes_have_a_panel_in_messages_and_one_in_bytes(tmp_path: Path) -> None:
+    """Both brokers have a line each, and the words tell every point of it."""
+    (chart,) = sweep_chart.draw(make_table(run_of(tmp_path, "size_bytes", SIZES)).comparisons)
+    assert "throughput against message size" in chart.title
+    assert "bytes a second" in chart.svg
+    assert "messages a second" in chart.svg
+    for words in ("RabbitMQ: 40.0 k msg/s at 64 B", "at 1 KiB", "Kafka: 900 k msg/s", "at 16 KiB"):
+        assert words in chart.note
+
+
+def test_a_knob_of_one_broker_is_drawn_for_it(tmp_path: Path) -> None:
+    """Each broker's own sweep is a chart of its own, without bytes."""
+    charts = sweep_chart.draw(make_table(run_of(tmp_path, "prefetch", (1, 10, 100))).comparisons)
+    assert len(charts) == 2
+    assert all("against prefetch" in chart.title and "bytes a second" not in chart.svg for chart in charts)
+
+
+@pytest.mark.parametrize("values", [(64, 1024), (64,)])
+def test_two_values_are_no_sweep(tmp_path: Path, values: tuple[int, ...]) -> None:
+    """A pair of figures is shown better by the table."""
+    assert not sweep_chart.draw(make_table(run_of(tmp_path, "size_bytes", values)).comparisons)
+
+
+def test_an_open_loop_has_no_throughput_to_draw(tmp_path: Path) -> None:
+    """What was offered is what was carried."""
+    run = run_of(tmp_path, "size_bytes", SIZES, rate={"kind": "fixed", "msgs_per_s": 1_000.0})
+    assert not sweep_chart.draw(make_table(run).comparisons)
+
+
+def test_the_page_shows_it(tmp_path: Path) -> None:
+    """The chart is a file of its own, and stands in the page."""
+    paths = write_report(run_of(tmp_path, "size_bytes", SIZES))
+    assert (paths["charts"] / "sweep-1.svg").exists()
+    assert "throughput against message size" in paths["html"].read_text()
