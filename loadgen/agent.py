@@ -36,7 +36,8 @@ POLL_S = 0.05  # how long an agent with nothing to do waits before it looks at t
 # small packet leaves the broker the cores that they share (docs/performance.md) …
 CLOSED_LOOP_NAP_S = 0.005
 NAP_BELOW_BYTES = 768 << 10  # … where what it heard last was less than this: then nothing piles up meanwhile
-NAP_FROM_IN_FLIGHT_MSGS = 1_000  # … and where so many may be under way that none of them waits for it
+NAP_FROM_IN_FLIGHT_MSGS = 1_000  # … where so many may be under way that none of them waits for it
+NAP_SHARE = 0.25  # … and for no longer than this share of the time in which so many are received
 BOOK_MSGS = 256  # bookkeeping is done for so many messages at once: at a few messages a call it would cost the most
 BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
 

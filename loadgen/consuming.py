@@ -6,6 +6,7 @@ since a check costs as much for one message as for fifty; large ones are checked
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from loadgen.agent import (
     CLOSED_LOOP_NAP_S,
     NAP_BELOW_BYTES,
     NAP_FROM_IN_FLIGHT_MSGS,
+    NAP_SHARE,
     POLL_S,
+    SECOND_NS,
     Agent,
 )
 from loadgen.board import Cell
@@ -30,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from loadgen.driver import Bool, Consumer, Int64, Received, UInt8
-    from loadgen.payload import Payloads
 
 LARGE_MSGS = 128  # from here on, a batch is checked at once
+RATED_S = 0.1  # how often a closed loop's consumer looks how long it may nap
 
 
 @dataclass(slots=True)
@@ -58,11 +61,15 @@ class ConsumerAgent(Agent):
         self.book = ReceivedBook()
         self.received = 0
         self.open_loop = spec.rate.is_open_loop
-        self.nap_below_msgs = 0 if self.open_loop else _nap_below_msgs(spec.target.settings, self.payloads)
+        self.in_flight_msgs = _in_flight_msgs(spec.target.settings)
+        naps = not self.open_loop and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS
+        self.nap_below_msgs = max(1, int(NAP_BELOW_BYTES / self.payloads.mean_size_bytes)) if naps else 0
+        self.nap_s = 0.0
         self._kept: list[Kept] = []
         self._kept_msgs = 0
         self._spans: list[tuple[int, int]] = []
         self._booked_ns = 0
+        self._rated_ns, self._rated = 0, 0
         try:
             kinds = ("e2e", "e2e_service", "resolution") if self.open_loop else ("e2e_service", "resolution")
             self.begin(kinds)
@@ -88,12 +95,23 @@ class ConsumerAgent(Agent):
             consumer.settle()
             self.row[Cell.RECEIVED] = self.received
             if self.received - before < self.nap_below_msgs and not consumer.has_waiting:
-                time.sleep(CLOSED_LOOP_NAP_S)
+                time.sleep(self.nap_s)
             now = time.monotonic_ns()
+            if not self.open_loop:
+                self._set_nap(now)
             if self._kept_msgs >= BOOK_MSGS or (self._kept and now - self._booked_ns > BOOK_NS):
                 self.keep_books()
                 self._booked_ns = now
             self.heartbeat(now)
+
+    def _set_nap(self, now_ns: int) -> None:
+        """Ten times a second: a nap that leaves most of what may be in flight on its way."""
+        passed_s = (now_ns - self._rated_ns) / SECOND_NS
+        if passed_s < RATED_S:
+            return
+        rate = (self.received - self._rated) / passed_s
+        self._rated_ns, self._rated = now_ns, self.received
+        self.nap_s = min(CLOSED_LOOP_NAP_S, NAP_SHARE * self.in_flight_msgs / rate) if rate else 0.0
 
     def take(self, batch: Received) -> None:
         """Count a batch; check it now, or keep a copy for the next bulk."""
@@ -178,12 +196,10 @@ class ConsumerAgent(Agent):
             self.clock.count_each("received_bytes", size_bytes / number, at_ns)
 
 
-def _nap_below_msgs(settings: Mapping[str, Any], payloads: Payloads) -> int:
-    """Below how many messages at once a closed loop's consumer naps; 0 where a nap would hold the producer back.
+def _in_flight_msgs(settings: Mapping[str, Any]) -> float:
+    """How many messages may be under way to one consumer; unlimited in Kafka, whose acks do not wait for consumers.
 
     With a prefetch of 1 a nap would be the rate, and with few messages in flight confirms wait for acknowledgements.
     """
-    limits = [settings.get("prefetch") or None, settings.get("confirm_window")]
-    if any(limit is not None and limit < NAP_FROM_IN_FLIGHT_MSGS for limit in limits):
-        return 0
-    return max(1, int(NAP_BELOW_BYTES / payloads.mean_size_bytes))
+    limits = (settings.get("prefetch") or None, settings.get("confirm_window"))
+    return min((float(limit) for limit in limits if limit is not None), default=math.inf)

@@ -54,6 +54,8 @@ def consumer_settings(target: Target) -> dict[str, Any]:
         "max.partition.fetch.bytes": knobs["max_partition_fetch_bytes"],
         "fetch.max.bytes": max(MAX_FETCH_BYTES, knobs["max_partition_fetch_bytes"]),
         "message.max.bytes": min(MAX_FETCH_BYTES, max(1_000_000, knobs["max_partition_fetch_bytes"])),
+        # By default it stops fetching for a whole second once 100,000 messages are queued.
+        "fetch.queue.backoff.ms": 5,
         "session.timeout.ms": SESSION_TIMEOUT_MS,
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "partition.assignment.strategy": "range",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from loadgen.payload import Payloads
 
 KEY_BYTES = 8
+MOCK_BROKERS = "test.mock.num.brokers"
 MESSAGE_TIMEOUT_MS = 120_000  # these two as the Java client's defaults
 REQUEST_TIMEOUT_MS = 30_000
 _MAX_QUEUE = 2_147_483_647
@@ -44,8 +45,11 @@ def producer_settings(target: Target, payloads: Payloads) -> dict[str, Any]:
     """Every setting that matters, under librdkafka's names; what has no knob is as the Java client has it."""
     knobs = target.settings
     largest_bytes = int(payloads.pool.sizes.max()) + KEY_BYTES
+    # A ceiling's endpoint asks for librdkafka's own mock cluster within this process (`loadgen.ceiling`); 0 is none.
+    mock_brokers = target.endpoint.configuration.get(MOCK_BROKERS, 0)
     return {
         **client_settings(target.endpoint),
+        MOCK_BROKERS: mock_brokers,
         "acks": acks_number(knobs["acks"]),
         "enable.idempotence": knobs["enable_idempotence"],
         "linger.ms": knobs["linger_ms"],
@@ -64,7 +68,7 @@ def producer_settings(target: Target, payloads: Payloads) -> dict[str, Any]:
         "partitioner": "murmur2_random",
         "sticky.partitioning.linger.ms": 10,
         "delivery.report.only.error": False,
-        "allow.auto.create.topics": False,
+        "allow.auto.create.topics": mock_brokers > 0,  # whose topics nobody else can make
     }
 
 
