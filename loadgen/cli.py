@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMPARE_SCENARIOS = ("throughput", "clients", "latency")
 PROFILE_NAMES = ("quick", "standard", "full")
 BROKER_NAMES = ("rabbitmq", "kafka")
+DEFAULT_EFFECT = 1.1  # a tenth more or less is what most people would act on
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,10 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         _add_run(command, scenarios=name != "compare")
-    command = commands.add_parser("ab", help="two configurations interleaved: the effect, with its interval")
+    command = commands.add_parser(
+        "ab",
+        help="two configurations interleaved: the effect, with its interval",
+        description="A against B: two scenario files (each --set holds for both), or one file with one --set (B's; A "
+        "is the file as it is) or two (A's, then B's). A --set may hold several: 'kafka.linger_ms=5 producers=2'.",
+    )
     _add_run(command, scenarios=True)
     command.add_argument(
-        "--effect", type=_effect, default=1.1, metavar="PERCENT", help="the effect worth finding (default: 10)"
+        "--effect", type=_effect, default=DEFAULT_EFFECT, metavar="PERCENT", help="effect worth finding (default: 10)"
     )
     command = commands.add_parser("rerun", help="the same trials again, exactly")
     command.add_argument("run", help="a run's folder or id, or `latest`")
@@ -108,14 +114,17 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if not 1 <= number <= 1000:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 … 1000")
     return number
 
 
 def _effect(text: str) -> float:
-    percent = float(text)
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = 0.0
     if not 0 < percent <= 1000:
         raise argparse.ArgumentTypeError(f"{text}: expected a percentage over 0, such as 10")
     return 1 + percent / 100
@@ -277,7 +286,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _ab(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.analysis.ab import compare_variants, sentences
     from loadgen.engine import exit_status
     from loadgen.errors import EXIT_CANNOT_TELL, EXIT_OK
     from loadgen.load import load_variants
@@ -293,19 +301,29 @@ def _ab(arguments: argparse.Namespace, console: Console) -> int:
         seed=arguments.seed,
     )
     run = _carry_out(plan, f"ab-{a.name}", arguments, console)
-    compared = compare_variants(run, arguments.effect)
-    if arguments.json:
-        rows = [{**asdict(each), "sentences": sentences(each, arguments.effect)} for each in compared]
-        print(json.dumps({"path": str(run.path), "compared": rows}, indent=1))
-    for each in [] if arguments.json else compared:
+    told = _print_ab(run, arguments.effect, arguments.json)
+    return max(exit_status(run), EXIT_OK if told else EXIT_CANNOT_TELL)
+
+
+def _print_ab(run: Any, effect: float, as_json: bool) -> bool:
+    """Print what an A/B run found; the value is whether every point's first question is answered."""
+    from loadgen.analysis.ab import compare_variants, sentences
+    from loadgen.record import plain
+
+    compared = compare_variants(run, effect)
+    if as_json:
+        rows = [{**asdict(each), "sentences": sentences(each, effect)} for each in compared]
+        print(json.dumps({"path": str(run.path), "compared": plain(rows)}, indent=1))
+    for each in [] if as_json else compared:
         where = "".join(f", {name} {value}" for name, value in each.point.items())
         print(f"{each.broker} ({each.driver}){where}")
-        for sentence in sentences(each, arguments.effect):
+        for sentence in sentences(each, effect):
             print(f"  {sentence}")
         if each.struck:
             print(f"  {each.struck} trials were struck out: see the report")
-    told = all(each.effects[0].is_told for each in compared)
-    return max(exit_status(run), EXIT_OK if told else EXIT_CANNOT_TELL)
+    if not as_json:
+        print("The first line of each answers the question; the others are not corrected for being several.")
+    return all(each.effects[0].is_told for each in compared)
 
 
 def _rerun(arguments: argparse.Namespace, console: Console) -> int:
@@ -356,7 +374,9 @@ def _public_command(arguments: argparse.Namespace) -> list[str]:
 def _print_run(run: Any, as_json: bool) -> None:
     from loadgen.report import render_run
 
-    if as_json:
+    if (run.header.get("plan") or {}).get("is_ab"):
+        _print_ab(run, DEFAULT_EFFECT, as_json)
+    elif as_json:
         print(json.dumps({"path": str(run.path), "status": run.status, "trials": run.trials}, indent=1))
     else:
         print(render_run(run))

@@ -125,7 +125,7 @@ class Flow:
         if len(at_s) < 3:
             return None, "too little was seen to tell"
         # A batch is counted when all of it has been taken, its latencies end where it was parsed.
-        skew_s = (record["resolution_ns"]["p99"] or 0) / SECOND_NS
+        skew_s = (record["resolution_ns"]["p50"] or 0) / SECOND_NS
         found = little(rate, service["mean"] / SECOND_NS, at_s, sent - received, skew_s=skew_s)
         return found.agrees, found.reason
 

@@ -218,6 +218,12 @@ def make_ab_plan(
 
     Raises ScenarioError where they do not have the same number of points on the same brokers.
     """
+    for variant in (a, b):
+        if variant.rate.kind == "curve":
+            raise ScenarioError(
+                f"{variant.name}: each variant's curve has rates of its own, which cannot be compared; expected a "
+                "fixed rate, Rate.saturate() or Rate.search()"
+            )
     found = [[point for point in points(variant) if point.broker in brokers] for variant in (a, b)]
     if [each.broker for each in found[0]] != [each.broker for each in found[1]]:
         counts = " and ".join(str(len(each)) for each in found)
@@ -228,12 +234,15 @@ def make_ab_plan(
     trials: list[Trial] = []
     for repeat in range(1, count + 1):
         drawn = random.Random(f"{seed}/{repeat}")  # noqa: S311 - an order, not a secret
-        pairs = [[(a, one, "A"), (b, other, "B")] for one, other in zip(*found, strict=True)]
+        pairs = [
+            (number, [(a, one, "A"), (b, other, "B")])
+            for number, (one, other) in enumerate(zip(*found, strict=True), 1)
+        ]
         drawn.shuffle(pairs)
-        for pair in pairs:
+        for number, pair in pairs:
             drawn.shuffle(pair)
             for variant, point, letter in pair:
-                named = replace(point, swept={**point.swept, "variant": letter})
+                named = replace(point, swept={**point.swept, "variant": letter, "pair": number})
                 # Both get the same messages: seeds come from the first scenario's name.
                 trials.append(replace(_trial(variant, named, profile, repeat, seed), seed=_seed(a, repeat, seed)))
     trials = [*_searches(trials), *trials]

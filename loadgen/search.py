@@ -18,13 +18,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadgen.facts import CARRIED_SHARE
+from loadgen.facts import CARRIED_SHARE, CORE_FULL_SHARE
 from loadgen.flow import is_growing
+from loadgen.verdict import BoundBy
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
-
-    from loadgen.verdict import BoundBy
 
 START_SHARE = 0.85  # of the burst's rate: an open loop in small batches carries less than a closed one
 START_SHARE_OBJECTIVE = 0.6  # … and a latency objective is met well below saturation
@@ -36,9 +35,10 @@ PROBES_MOST = 10
 CONFIRM_STEP = 0.93
 CONFIRMS_MOST = 3
 RETRIES = 2
-DISTURBANCES = frozenset({"stolen CPU", "other programs", "host noise"})
+DISTURBANCES = frozenset({"stolen CPU", "other programs", "CPU frequency", "swap"})
 
 Step = Literal["burst", "probe", "confirm"]
+Limit = BoundBy | Literal["objective"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,12 @@ class Seen:
     rate_msgs_per_s: float
     sustained: bool
     why: str
-    limit: BoundBy = "unknown"
+    limit: Limit = "unknown"
     disturbed: bool = False
+    is_client_full: bool = False
+    """A client's thread used up its core: it may not have been able to do more."""
+    is_producer_full: bool = False
+    """… a producer's, so that more producers would help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Capacity:
     rate_msgs_per_s: float | None
     high_msgs_per_s: float | None
     producers: int
-    bound_by: BoundBy
+    bound_by: Limit
     is_lower_bound: bool
     reason: str
 
@@ -79,7 +83,7 @@ class Capacity:
 def search(producers: int, producers_most: int, *, has_objective: bool) -> Generator[Probe, Seen, Capacity]:
     """Yield what to measure, take what was seen, return the capacity (rates in messages/s, all producers together)."""
     burst = yield Probe("burst", None, producers)
-    while burst.limit == "generator" and producers < producers_most:
+    while burst.is_producer_full and producers < producers_most:
         producers = min(producers_most, 2 * producers)
         burst = yield Probe("burst", None, producers)
     if burst.rate_msgs_per_s <= 0:
@@ -94,7 +98,7 @@ def search(producers: int, producers_most: int, *, has_objective: bool) -> Gener
             continue
         if seen.sustained:
             low = rate
-        elif seen.limit == "generator" and producers < producers_most:
+        elif seen.is_producer_full and producers < producers_most:
             producers, high = min(producers_most, 2 * producers), math.inf
             continue
         else:
@@ -122,8 +126,8 @@ def _confirm(low: float, high: float, failed: Seen, producers: int) -> Generator
         seen = yield Probe("confirm", low, producers)
         if seen.sustained:
             reached = not math.isinf(high)
-            is_lower_bound = not reached or failed.limit == "generator"
-            reason = failed.why if reached else "no higher rate was tried"
+            is_lower_bound = not reached or failed.limit == "generator" or seen.is_client_full
+            reason = failed.why if reached else "no higher rate failed"
             return Capacity(low, high if reached else None, producers, failed.limit, is_lower_bound, reason)
         if seen.disturbed and retries:
             retries -= 1
@@ -146,17 +150,23 @@ def seen_in(
     """
     achieved = (record["goodput_msgs_per_s"] or 0.0) / fan_out
     verdict = record["verdict"]
+    limit: Limit = verdict["bound_by"] if verdict["bound_by"] != "offered" else "unknown"
+    shares = (record.get("observer") or {}).get("agent_core_share_max") or {}
+    full = {role for role in ("producers", "consumers") if (shares.get(role) or 0.0) >= CORE_FULL_SHARE}
     disturbed = any(each["passed"] is None and each["name"] in DISTURBANCES for each in verdict.get("checks", ()))
     offered = record["offered_msgs_per_s"]
     if offered is None:
-        return Seen(achieved, False, "a closed loop", verdict["bound_by"], disturbed)
-    why = _against(record, achieved, offered, p99_ms) or _invalid(verdict, is_confirming=is_confirming)
-    if why is None:
-        return Seen(achieved, True, f"carried {achieved:,.0f} of {offered:,.0f} msg/s")
-    return Seen(achieved, False, why, verdict["bound_by"] if verdict["bound_by"] != "offered" else "unknown", disturbed)
+        why: str | None = "a closed loop"
+    else:
+        why = _against(record, achieved, offered) or _invalid(verdict, is_confirming=is_confirming)
+        if why is None and p99_ms is not None:
+            why = _missed(record, offered, p99_ms)
+            limit = "objective" if why else limit
+    carried = f"carried {achieved:,.0f} of {offered or 0:,.0f} msg/s"
+    return Seen(achieved, why is None, why or carried, limit, disturbed, bool(full), "producers" in full)
 
 
-def _against(record: Mapping[str, Any], achieved: float, offered: float, p99_ms: float | None) -> str | None:
+def _against(record: Mapping[str, Any], achieved: float, offered: float) -> str | None:
     """What speaks against the rate having been sustained, or nothing."""
     at = f"at {offered:,.0f} msg/s"
     errors = {name: count for name, count in record["errors"].items() if name != "unsent"}
@@ -168,11 +178,16 @@ def _against(record: Mapping[str, Any], achieved: float, offered: float, p99_ms:
     growth = record.get("under_way") or {}
     if is_growing(growth, offered):
         return f"{at} the backlog grew by {growth['slope_msgs_per_s']['estimate']:,.0f} msg/s"
-    p99_ns = (record["latency_ns"]["e2e"] or {}).get("p99")
-    if p99_ms is not None and (p99_ns is None or p99_ns > p99_ms * 1e6):
-        seen = "not known" if p99_ns is None else f"{p99_ns / 1e6:.2f} ms"
-        return f"{at} the p99 was {seen}, over {p99_ms:g} ms"
     return None
+
+
+def _missed(record: Mapping[str, Any], offered: float, p99_ms: float) -> str | None:
+    """How the objective was missed, or nothing."""
+    p99_ns = (record["latency_ns"]["e2e"] or {}).get("p99")
+    if p99_ns is not None and p99_ns <= p99_ms * 1e6:
+        return None
+    seen = "not known" if p99_ns is None else f"{p99_ns / 1e6:.2f} ms"
+    return f"at {offered:,.0f} msg/s the p99 was {seen}, over {p99_ms:g} ms"
 
 
 def _invalid(verdict: Mapping[str, Any], *, is_confirming: bool) -> str | None:

@@ -335,6 +335,6 @@ def _flow_facts(record: Record) -> Record:
     if little is not None:
         known["little"] = (little["agrees"], little["reason"])
     if under_way and offered:
-        grew = under_way["slope_msgs_per_s"]["estimate"]
-        known["backlog"] = (not is_growing(under_way, offered), f"it grew by {grew:,.0f} msg/s")
+        grew, is_grown = under_way["slope_msgs_per_s"]["estimate"], is_growing(under_way, offered)
+        known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")
     return known

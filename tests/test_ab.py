@@ -41,7 +41,8 @@ def recorded(folder: Path, repeats: int, ratio: float, spread: float, invalid: i
             writer.add_trial(
                 {
                     "id": f"ab/rabbitmq/amqp/variant={variant}/{repeat}", "broker": "rabbitmq", "driver": "amqp",
-                    "point": {"variant": variant}, "repeat": repeat, "window_s": 1.0, "rate": {"kind": "saturate"},
+                    "point": {"variant": variant, "pair": 1}, "repeat": repeat,
+                    "consumers": 1, "window_s": 1.0, "rate": {"kind": "saturate"},
                     "goodput_msgs_per_s": level * math.exp(noise.normal(0, spread)), "achieved_msgs_per_s": level,
                     "verdict": {"status": "invalid" if repeat <= invalid else "valid", "bound_by": "broker",
                                 "reasons": [], "checks": []},
@@ -99,7 +100,7 @@ def test_a_real_effect_is_shown_with_its_interval(tmp_path: Path) -> None:
     """A fifth more at a spread of 3 % is found in five pairs, and the interval holds the truth."""
     (compared,) = compare_variants(recorded(tmp_path, 5, 1.2, 0.03), 1.1)
     effect = compared.effects[0]
-    assert (effect.measure, effect.ratio.direction, effect.is_told) == ("goodput", "higher", True)
+    assert (effect.measure, effect.ratio.direction, effect.is_told) == ("rate", "higher", True)
     assert (effect.ratio.low or 0) < 1.2 < (effect.ratio.high or 0)
     assert effect.bootstrap is None
     assert "higher" in sentences(compared, 1.1)[0]
@@ -123,6 +124,31 @@ def test_enough_pairs_without_an_effect_tell_that_there_is_none(tmp_path: Path) 
     assert "would have been" in sentences(compared, 1.1)[0]
 
 
+def test_two_drivers_are_compared_too(tmp_path: Path) -> None:
+    """What differs between A and B is shown as both; the pair's number holds them together."""
+    writer = RunWriter(tmp_path, "ab", {})
+    for repeat in (1, 2, 3):
+        for variant, driver, rate in (("A", "amqp", 40_000.0), ("B", "pika", 15_000.0)):
+            writer.add_trial(
+                {
+                    "id": f"ab/{variant}/{repeat}", "broker": "rabbitmq", "driver": driver, "repeat": repeat,
+                    "point": {"variant": variant, "pair": 1, "prefetch": 10 if variant == "A" else 20},
+                    "rate": {"kind": "saturate"}, "consumers": 0, "achieved_msgs_per_s": rate + repeat,
+                    "window_s": 1.0, "verdict": {"status": "valid", "bound_by": "broker", "reasons": [], "checks": []},
+                }
+            )  # fmt: skip
+    (compared,) = compare_variants(load(writer.finish("complete")), 1.1)
+    assert (compared.driver, compared.point) == ("amqp / pika", {"prefetch": "10 / 20"})
+    assert compared.effects[0].ratio.direction == "lower"
+
+
+def test_curves_are_refused() -> None:
+    """Each variant's curve would have rates of its own."""
+    curved = SCENARIO.model_copy(update={"rate": Rate.curve([0.5])})
+    with pytest.raises(ScenarioError, match="rates of its own"):
+        make_ab_plan(curved, SCENARIO, PROFILE)
+
+
 def test_struck_trials_leave_their_pair(tmp_path: Path) -> None:
     """An invalid trial enters no comparison, and is counted."""
     (compared,) = compare_variants(recorded(tmp_path, 5, 1.2, 0.03, invalid=2), 1.1)
@@ -141,8 +167,8 @@ def test_the_command_compares_two_rates_on_queues_in_memory(tmp_path: Path, caps
     said = json.loads(capsys.readouterr().out)
     assert status in {0, 2, 3}  # a machine in use may cost a trial or a certainty, never the figures
     (compared,) = said["compared"]
-    goodput = next(each for each in compared["effects"] if each["measure"] == "goodput")
-    assert goodput["ratio"]["ratio"] is None or goodput["ratio"]["ratio"] == pytest.approx(2.0, rel=0.1)
+    rate = next(each for each in compared["effects"] if each["measure"] == "rate")
+    assert rate["ratio"]["ratio"] is None or rate["ratio"]["ratio"] == pytest.approx(2.0, rel=0.1)
     run = load(said["path"])
     assert {record["point"]["variant"] for record in run.trials} == {"A", "B"}
     assert run.header["plan"]["is_ab"] is True

@@ -449,6 +449,16 @@ def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint
         yield opened["kafka"]
 
 
+def test_a_group_is_asked_for_on_a_broker_that_has_just_started(mortal: Endpoint) -> None:
+    """Its coordinator is only just being made: it is waited for, and the process lives on."""
+    target = Target(mortal, "early", resolve("kafka", {}, "broker", "default"), group="early")
+    admin = WIRE.admin(mortal)
+    admin.create(target)
+    assert admin.depth(target) == 0
+    admin.delete(target)
+    admin.close()
+
+
 def test_kill_and_restart_in_mid_run(mortal: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker killed and restarted under load: every message acknowledged, there once and in order."""
     monkeypatch.setattr(kafka_cluster, "GIVE_UP_S", 90.0)  # however long a restart takes on a busy machine

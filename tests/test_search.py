@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.search import APART, CONFIRM_STEP, Capacity, Probe, Seen, search
+from loadgen.facts import Facts
+from loadgen.search import APART, CONFIRM_STEP, DISTURBANCES, Capacity, Probe, Seen, search
+from loadgen.verdict import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,8 +82,12 @@ def test_a_generator_at_its_limit_gets_more_producers() -> None:
     def answer(probe: Probe) -> Seen:
         own = 1_000.0 * probe.producers
         seen = system(min(2_900.0, own))(probe)
-        limit = "generator" if own < 2_900.0 else "broker"
-        return Seen(seen.rate_msgs_per_s, seen.sustained, seen.why, limit)  # type: ignore[arg-type]
+        is_own = own < 2_900.0
+        limit = "generator" if is_own else "broker"
+        return Seen(
+            seen.rate_msgs_per_s, seen.sustained, seen.why, limit,  # type: ignore[arg-type]
+            is_client_full=is_own and not seen.sustained, is_producer_full=is_own and not seen.sustained,
+        )  # fmt: skip
 
     found, _ = run(answer)
     assert found.producers == 4
@@ -94,11 +100,30 @@ def test_a_generator_that_cannot_grow_makes_a_lower_bound() -> None:
 
     def answer(probe: Probe) -> Seen:
         seen = system(1_000.0)(probe)
-        return Seen(seen.rate_msgs_per_s, seen.sustained, seen.why, "generator")
+        return Seen(seen.rate_msgs_per_s, seen.sustained, seen.why, "generator", is_producer_full=True)
 
     found, probes = run(answer, most=2)
     assert (found.bound_by, found.is_lower_bound, found.producers) == ("generator", True, 2)
     assert max(probe.producers for probe in probes) == 2
+
+
+def test_a_full_consumer_gets_no_more_producers() -> None:
+    """They would only make it worse; the answer is "at least", and says why."""
+
+    def answer(probe: Probe) -> Seen:
+        seen = system(1_000.0)(probe)
+        return Seen(seen.rate_msgs_per_s, seen.sustained, seen.why, "generator", is_client_full=True)
+
+    found, _ = run(answer)
+    assert (found.bound_by, found.is_lower_bound, found.producers) == ("generator", True, 1)
+
+
+def test_disturbances_are_checks_that_exist() -> None:
+    """A check that was renamed would never disturb a search again."""
+    facts = Facts(
+        durability="broker", rate_kind="fixed", consumers=1, window_s=1.0, sent=1, acked=1, received=1
+    )  # fmt: skip
+    assert {each.name for each in judge(facts).checks} >= DISTURBANCES
 
 
 def test_a_disturbed_probe_is_tried_again() -> None:

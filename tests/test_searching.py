@@ -17,7 +17,6 @@ from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.search import seen_in
 
 if TYPE_CHECKING:
-
     from loadgen.runs import Run
 
 SERVICE_MS = 1.0
@@ -168,6 +167,7 @@ def test_a_rate_is_not_sustained_for_a_reason(changes: dict[str, Any], p99_ms: f
     seen = seen_in(record(**changes), p99_ms)
     assert not seen.sustained
     assert why in seen.why
+    assert (seen.limit == "objective") is (p99_ms is not None)
 
 
 def test_a_rate_is_sustained_with_every_subscriber_served() -> None:

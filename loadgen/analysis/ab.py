@@ -6,7 +6,6 @@ interval, which assumes log-normal repeats.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
@@ -67,26 +66,40 @@ class Compared:
 
 def compare_variants(run: Run, effect_ratio: float) -> list[Compared]:
     """Every point's effects, from a run that `loadgen ab` made; `effect_ratio` (such as 1.1) is the one of interest."""
-    groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
+    groups: dict[int, list[Record]] = {}
     for record in run.trials:
         if record["purpose"] == "measure" and record["point"].get("variant") in VARIANTS:
-            point = {name: value for name, value in record["point"].items() if name != "variant"}
-            key = json.dumps([record["broker"], record["driver"], point], sort_keys=True)
-            groups.setdefault(key, (point, []))[1].append(record)
-    return [_compared(point, records, effect_ratio) for point, records in groups.values()]
+            groups.setdefault(record["point"]["pair"], []).append(record)
+    return [_compared(records, effect_ratio) for _, records in sorted(groups.items())]
 
 
-def _compared(point: dict[str, Any], records: list[Record], effect: float) -> Compared:
+def _compared(records: list[Record], effect: float) -> Compared:
     used = [record for record in records if enters(record)]
-    is_open = any(record["latency_ns"]["e2e"] for record in used)
+    kind = next((kind for kind in ("e2e", "ack") if any(each["latency_ns"][kind] for each in used)), None)
     is_rate = records[0]["rate"]["kind"] in {"saturate", "search"}
-    latency = [("e2e p50", "ns", _latency("p50")), ("e2e p99", "ns", _latency("p99"))] if is_open else []
-    rate = [("goodput", "msgs_per_s", _goodput)]
+    latency = [(f"{kind} {name}", "ns", _latency(kind, name)) for name in ("p50", "p99")] if kind else []
+    rate = [("rate", "msgs_per_s", _rate)]
     cost = [("client CPU a message", "us", _cpu_us("producers", "consumers")),
             ("broker CPU a message", "us", _cpu_us("broker"))]  # fmt: skip
     measures = [*rate, *latency, *cost] if is_rate else [*latency, *rate, *cost]
     effects = tuple(_effect(name, unit, used, measure, effect) for name, unit, measure in measures)
-    return Compared(records[0]["broker"], records[0]["driver"], point, effects, len(records) - len(used))
+    drivers = " / ".join(dict.fromkeys(each["driver"] for each in sorted(records, key=_variant)))
+    return Compared(records[0]["broker"], drivers, _shared_point(records), effects, len(records) - len(used))
+
+
+def _variant(record: Record) -> str:
+    letter: str = record["point"]["variant"]
+    return letter
+
+
+def _shared_point(records: list[Record]) -> dict[str, Any]:
+    """What both variants sweep; a value that is not the same in both is shown as `A's / B's`."""
+    seen: dict[str, list[Any]] = {}
+    for record in sorted(records, key=_variant):
+        for name, value in record["point"].items():
+            if name not in {"variant", "pair"} and value not in seen.setdefault(name, []):
+                seen[name].append(value)
+    return {name: values[0] if len(values) == 1 else " / ".join(map(str, values)) for name, values in seen.items()}
 
 
 def _effect(
@@ -112,16 +125,17 @@ def _effect(
     )
 
 
-def _latency(percentile: str) -> Callable[[Record], float | None]:
+def _latency(kind: str, percentile: str) -> Callable[[Record], float | None]:
     def measure(record: Record) -> float | None:
-        summary = record["latency_ns"]["e2e"]
+        summary = record["latency_ns"][kind]
         return None if summary is None else summary[percentile]
 
     return measure
 
 
-def _goodput(record: Record) -> float | None:
-    value: float | None = record["goodput_msgs_per_s"]
+def _rate(record: Record) -> float | None:
+    """Received once and intact, or where nobody consumes what was confirmed."""
+    value: float | None = record["goodput_msgs_per_s" if record["consumers"] else "achieved_msgs_per_s"]
     return value
 
 
@@ -154,7 +168,8 @@ def _sentence(effect: Effect, effect_ratio: float) -> str:
         return f"{effect.measure}: B is {change}: {interval}"
     wanted = f"{effect_ratio - 1:.0%}"
     if effect.is_told:
-        return f"{effect.measure}: no difference shown, and one of {wanted} would have been: {interval}"
+        found = f"no difference shown, and one of {wanted} would have been, nine times in ten"
+        return f"{effect.measure}: {found}: {interval}"
     needed = "more than 1,000" if effect.repeats_needed is None else f"{effect.repeats_needed}"
     spread = f"at this spread ({effect.spread_log:.1%} a pair)" if effect.spread_log is not None else ""
     return f"{effect.measure}: no difference shown: {interval}; {wanted} would need {needed} repeats {spread}".rstrip()

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -25,6 +25,8 @@ from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
 
@@ -32,6 +34,9 @@ CALL_S = 10.0
 CREATED_S = 15.0
 FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
 _PAUSE_S = 0.05
+_NO_COORDINATOR_YET = frozenset(
+    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
+)
 EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -118,17 +123,29 @@ class KafkaAdmin:
         future = self._client.delete_topics([target.name], operation_timeout=CALL_S)[target.name]
         self._unless(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {target.name} cannot be deleted", future)
         if target.group:
-            future = self._client.delete_consumer_groups([target.group], request_timeout=CALL_S)[target.group]
-            self._unless(KafkaError.GROUP_ID_NOT_FOUND, f"group {target.group} cannot be deleted", future)
+            self._delete_group(target.group)
 
     def _unless(self, harmless: int, what: str, future: Any) -> None:
         try:
             error = future.exception(CALL_S)
         except TimeoutError as late:
             error = late  # `_result` tells it
-        if isinstance(error, KafkaException) and error.args[0].code() in {harmless, KafkaError.NON_EMPTY_GROUP}:
+        if isinstance(error, KafkaException) and error.args[0].code() == harmless:
             return
         self._result(what, future)
+
+    def _delete_group(self, group: str) -> None:
+        def ask() -> None:
+            self._client.delete_consumer_groups([group], request_timeout=CALL_S)[group].result(CALL_S)
+
+        what = f"kafka at {self._address}: group {group} cannot be deleted"
+        try:
+            self._coordinated(ask)
+        except KafkaException as error:
+            if error.args[0].code() not in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NON_EMPTY_GROUP}:
+                raise BrokerError(f"{what}: {_text(error)}") from None
+        except TimeoutError:
+            raise BrokerError(f"{what}: no answer within {CALL_S:g} s") from None
 
     def depth(self, target: Target, received: int | None = None) -> int:
         """How many messages consumers have not been handed yet or, without `received`, not committed yet."""
@@ -143,10 +160,31 @@ class KafkaAdmin:
         return sum(end - int(committed.get(partition, begins[partition])) for partition, end in ends.items())
 
     def _committed(self, target: Target, partitions: list[int]) -> dict[int, int]:
-        wanted = ConsumerGroupTopicPartitions(target.group, [TopicPartition(target.name, each) for each in partitions])
-        future = self._client.list_consumer_group_offsets([wanted], request_timeout=CALL_S)[target.group]
-        found = self._result(f"group {target.group} tells no offsets", future)
-        return {each.partition: each.offset for each in found.topic_partitions if each.offset >= 0}
+        # Asked as a member that never joins: where the group's coordinator is not ready yet, as on a broker that has
+        # just started, the admin client's ListConsumerGroupOffsets ends the whole process (librdkafka 2.16: it hands
+        # the retry to a consumer group that an admin client does not have).
+        wanted = [TopicPartition(target.name, each) for each in partitions]
+        asking = Consumer({**client_settings(target.endpoint), "group.id": target.group})
+        try:
+            found = self._coordinated(lambda: asking.committed(wanted, timeout=CALL_S))
+        except KafkaException as error:
+            raise BrokerError(
+                f"kafka at {self._address}: group {target.group} tells no offsets: {_text(error)}"
+            ) from None
+        finally:
+            asking.close()
+        return {each.partition: each.offset for each in found if each.offset >= 0}
+
+    def _coordinated(self, ask: Callable[[], Any]) -> Any:
+        """What a group's coordinator says; one that a broker is only just making is waited for."""
+        deadline_s = time.monotonic() + CALL_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_COORDINATOR_YET or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_PAUSE_S)
 
     def stored(self, target: Target) -> int:
         """How many messages the topic holds by its own offsets."""
