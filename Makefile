@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help compare test lint format bench up down clean
+.PHONY: help compare test prove lint format bench up down clean
 help:
 	@echo "make compare   measure RabbitMQ against Kafka on this machine, and write the report"
 	@echo "make test      run every test, on real brokers"
+	@echo "make prove     measure what is known from elsewhere, and write docs/method.md (at most 30 minutes)"
 	@echo "make lint      ruff and mypy        make bench    the speed bars of docs/performance.md"
 	@echo "make up|down   start or stop the brokers        make clean    remove what was installed"
 
@@ -33,6 +34,9 @@ compare: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(TESTS)
+
+prove: $(STAMP)
+	@PYTHONPATH=bench $(BIN)/python -m prove
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

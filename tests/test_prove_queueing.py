@@ -1,0 +1,77 @@
+"""Queues whose waiting times are known: the production's agents on a simulated clock measure them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prove import queueing
+from prove.histograms import share_over
+from prove.proof import Scale
+from prove.simulation import simulate
+
+from loadgen.histogram import Histogram
+from loadgen.scenario import Rate
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[queueing.Point, queueing.Seen]:
+    """Every small point, simulated."""
+    return {point: queueing.measure(point) for point in queueing.points(Scale.SMALL)}
+
+
+def test_recorded_waits_are_those_of_theory(found: dict[queueing.Point, queueing.Seen]) -> None:
+    """The small proof passes: every interval holds the true value, every message is accounted for."""
+    proof = queueing.compare(found)
+    assert proof.passed, [row for row in proof.rows if not row.ok]
+    assert len(proof.rows) == 6
+    assert "</svg>" in proof.charts[0].svg
+
+
+@pytest.mark.parametrize("slower", [0.9, 1.1])
+def test_another_server_than_the_real_one_is_noticed(found: dict[queueing.Point, queueing.Seen], slower: float) -> None:
+    """Held against the theory of a server a tenth slower or faster, the same figures fail."""
+    others = {replace(point, load=point.load * slower): seen for point, seen in found.items()}
+    assert not queueing.compare(others).passed
+
+
+def test_a_lost_message_fails_the_proof(found: dict[queueing.Point, queueing.Seen]) -> None:
+    """Times that are right of messages that are not all there prove nothing."""
+    others = {point: replace(seen, is_accounted=False) for point, seen in found.items()}
+    assert not queueing.compare(others).passed
+
+
+def test_every_interval_is_wider_the_more_there_are(found: dict[queueing.Point, queueing.Seen]) -> None:
+    """Bonferroni: one point alone is held to a narrower interval than the same point among others."""
+    ((point, seen), *_) = found.items()
+    alone, among = queueing.compare({point: seen}), queueing.compare(found)
+    reach = [float(proof.rows[0].tolerance.removeprefix("± ")) for proof in (alone, among)]
+    assert 0 < reach[0] < reach[1]
+
+
+def test_times_in_a_simulation_are_exact() -> None:
+    """Two messages a second at a server that needs 0.8 s of each: no wait, ever, and 0.8 s from due to received."""
+    seen = simulate(Rate.fixed(1), {"service_ms": 800}, seed=1, warmup_s=1, duration_s=5)
+    assert [each.count for each in seen.window("e2e")] == [1] * 5
+    for kind, expected_ns in (("ack", 0), ("e2e", 800_000_000), ("schedule_lag", 0)):
+        assert {each.max for each in seen.window(kind)} == {each.min for each in seen.window(kind)} == {expected_ns}
+    assert seen.account().distinct == 6
+
+
+def test_a_queue_that_grows_is_seen_to_grow() -> None:
+    """A server that needs 1.5 s of a message each second is later by half a second with each."""
+    seen = simulate(Rate.fixed(1), {"service_ms": 1_500}, seed=1, warmup_s=0, duration_s=4)
+    assert [each.max for each in seen.window("ack")] == [0, 500_000_000, 1_000_000_000, 1_500_000_000]
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50), st.integers(1, 10**9))
+def test_the_share_over_a_limit_is_right_to_a_bucket(values: list[int], limit: int) -> None:
+    """All that is over the limit by more than a bucket counts, nothing that is below it by more than one."""
+    histogram = Histogram()
+    histogram.add(np.array(values))
+    share = share_over(histogram, limit) * len(values)
+    assert sum(value > limit * 1.001 + 1 for value in values) <= share + 1e-9
+    assert share <= sum(value >= limit * 0.999 - 1 for value in values) + 1e-9
