@@ -1,0 +1,178 @@
+"""Pairs of trials of one configuration: measured on a broker, kept in recorded.json, or invented.
+
+`python -m prove.pairs --pairs 60` (with `bench` on the path) measures both brokers' anew, in some ten minutes on a
+machine that does nothing else. A pair in which another program or the hypervisor took the CPU, according to the
+verdict, is left out, and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadgen import host
+from loadgen.errors import TrialError
+from loadgen.plan import Profile, make_ab_plan
+from loadgen.record import enters
+from loadgen.report.words import broker_name
+from loadgen.runs import RunWriter, load
+from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
+from loadgen.stats.power import repeats_needed
+from loadgen.trial import Setting, run_trial
+from prove.trials import own_broker
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.plan import Plan
+    from loadgen.runs import Run
+
+    Float64 = npt.NDArray[np.float64]
+
+KEPT = Path(__file__).with_name("recorded.json")
+RECORDING = Profile("prove", warmup_s=0.5, duration_s=1.5, repeats=1)
+WARM = Profile("prove", warmup_s=0.0, duration_s=4.0, repeats=1)
+UNDISTURBED = ("other programs", "stolen CPU")  # the checks that must find nothing in a pair that is kept
+IDLE_SHARE, IDLE_S, IDLE_MOST_S = 0.9, 0.5, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Pairs of one configuration's rates on one broker, in the order in which they were measured.
+
+    `pairs` is (messages/s, messages/s) each; `left_out` counts the pairs that others on the machine disturbed.
+    """
+
+    title: str
+    pairs: tuple[tuple[float, float], ...]
+    made_utc: str = ""
+    machine: str = ""
+    left_out: int = 0
+
+    @property
+    def spread_log(self) -> float:
+        """The standard deviation of the log ratios where a coin decides which half is above: their mean is 0 then."""
+        halves = np.log(np.array(self.pairs, np.float64))
+        return float(np.sqrt(((halves[:, 0] - halves[:, 1]) ** 2).mean()))
+
+    def repeats_needed(self, ratio: float, power: float, alpha: float) -> int:
+        """The pairs that a comparison needs to find a ratio; raises TrialError where 1,000 would not do."""
+        needed = repeats_needed(ratio, self.spread_log, power, alpha)
+        if needed is None:
+            raise TrialError(f"{self.title}: pairs vary by {self.spread_log:.0%}, 1,000 repeats would not do")
+        return needed
+
+
+def invented(spread_log: float, pairs: int, seed: int) -> Recorded:
+    """Pairs of log-normal trials that each vary by `spread_log` and share nothing."""
+    values = 40_000 * np.random.default_rng(seed).lognormal(0, spread_log, (pairs, 2))
+    return Recorded(f"log-normal, {spread_log:.0%} each", tuple((a, b) for a, b in values.tolist()))
+
+
+def kept(path: Path = KEPT) -> list[Recorded]:
+    """The recorded pairs of the repository."""
+    return [
+        Recorded(**{**each, "pairs": tuple((first, second) for first, second in each["pairs"])})
+        for each in json.loads(path.read_text(encoding="utf-8"))
+    ]
+
+
+def scenario_of(broker: BrokerName, rate: Rate) -> Scenario:
+    """The configuration that is compared with itself; Kafka's has few messages under way, to write little."""
+    part: dict[str, Any] = {broker: RabbitMQ() if broker == "rabbitmq" else Kafka(buffer_memory=64 << 10)}
+    return Scenario(
+        name="prove-aa",
+        question="Do comparisons keep their promise?",
+        message=Message(size_bytes=100),
+        rate=rate,
+        **part,
+    )
+
+
+def carry_out(plan: Plan, endpoint: Endpoint) -> Run:
+    """Run a plan's trials in its order, as `loadgen ab` does; one that fails raises TrialError."""
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        writer = RunWriter(Path(folder), "prove", {})
+        for trial in plan.trials:
+            host.wait_until_written(progress=_quiet)
+            record, outcome = run_trial(trial, Setting(endpoint, _quiet, writer))
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            if outcome.error is not None:
+                raise TrialError(f"{trial.broker}: {outcome.error}")
+            writer.add_trial(record)
+        return load(writer.finish("complete"))
+
+
+def warm(endpoint: Endpoint) -> None:
+    """A load that nobody counts, so that the first trial does not measure the broker's compiler."""
+    equal = scenario_of(endpoint.broker, Rate.saturate())
+    carry_out(make_ab_plan(equal, equal, WARM, brokers=(endpoint.broker,)), endpoint)
+
+
+def record(broker: BrokerName, count: int) -> Recorded:
+    """So many pairs of neighbours in time in which the machine did nothing else."""
+    pairs: list[tuple[float, float]] = []
+    left_out = 0
+    with own_broker(broker) as endpoint:
+        warm(endpoint)
+        equal = scenario_of(broker, Rate.saturate())
+        while len(pairs) < count:
+            wait_until_idle()
+            seed = 1 + len(pairs) + left_out
+            run = carry_out(make_ab_plan(equal, equal, RECORDING, brokers=(broker,), seed=seed), endpoint)
+            if all(map(is_undisturbed, run.trials)):
+                first, second = (round(float(trial["goodput_msgs_per_s"]), 1) for trial in run.trials)
+                pairs.append((first, second))
+            else:
+                left_out += 1
+            print(f"{broker}: {len(pairs)} of {count} pairs, {left_out} left out", flush=True)
+        machine = host.environment(endpoint.data_dir)
+        title = f"{broker_name(broker)} {endpoint.version}"
+    cpu = f"{machine['cpu']['model']}, {len(machine['cpu']['allowed'])} CPUs, Linux {machine['kernel']}"
+    return Recorded(title, tuple(pairs), f"{datetime.now(UTC):%Y-%m-%d %H:%M}", cpu, left_out)
+
+
+def wait_until_idle() -> None:
+    """Wait until the machine has most of its CPU time left, for a minute at most."""
+    end = time.monotonic() + IDLE_MOST_S
+    while time.monotonic() < end:
+        before = host.read_cpu_s(host.allowed_cpus())
+        time.sleep(IDLE_S)
+        after = host.read_cpu_s(host.allowed_cpus())
+        spent = {name: after[name] - before[name] for name in after}
+        if spent["idle"] + spent["iowait"] >= IDLE_SHARE * sum(spent.values()):
+            return
+
+
+def is_undisturbed(trial: dict[str, Any]) -> bool:
+    """Whether a trial's verdict has nothing against it, and found nobody else on the CPU."""
+    checks = {each["name"]: each["passed"] for each in trial["verdict"]["checks"]}
+    return enters(trial) and all(checks[name] is True for name in UNDISTURBED)
+
+
+def _quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+def main() -> None:
+    """Record pairs on both brokers, and keep them."""
+    parser = argparse.ArgumentParser(prog="prove.pairs", description=main.__doc__)
+    parser.add_argument("--pairs", type=int, default=60)
+    count = parser.parse_args().pairs
+    brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
+    made = [asdict(record(broker, count)) for broker in brokers]
+    KEPT.write_text(json.dumps(made) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
