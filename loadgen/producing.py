@@ -46,7 +46,8 @@ class ProducerAgent(Agent):
         self.send_msgs = max(1, int(self.driver.send_bytes / mean_bytes))
         if not self.open_loop:
             self.send_msgs = min(self.send_msgs, max(1, self.window_msgs // 4))
-        ring_msgs = 1 << (4 * (self.window_msgs + self.send_msgs)).bit_length()
+        # Up to BOOK_MSGS confirmations wait to be booked: with a window of one, those are what the ring must hold.
+        ring_msgs = 1 << (4 * (self.window_msgs + self.send_msgs + BOOK_MSGS)).bit_length()
         self.mask = ring_msgs - 1
         self.sent_ns = np.zeros(ring_msgs, np.int64)
         self.intended_ns = self.sent_ns if not self.open_loop else np.zeros(ring_msgs, np.int64)

@@ -381,3 +381,15 @@ def test_what_stays_on_the_broker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert left["reason"] == "not allowed"
     assert any(left["name"] in reason for reason in run.trials[0]["verdict"]["reasons"])
     assert any(left["name"] in line for line in quiet.lines)
+
+
+def test_a_window_of_one_outlives_many_confirmations_between_two_bookings() -> None:
+    """Each message is confirmed before the next is sent, and none is overwritten before it was booked."""
+    scenario = Scenario(
+        name="one", question="?", message=Message(size_bytes=100), rate=Rate.saturate(),
+        rabbitmq=RabbitMQ(confirm_window=1),
+    )  # fmt: skip
+    plan = make_plan([scenario], Profile("test", 0.2, 1.0, 1), brokers=("rabbitmq",))
+    record, _ = run_trial(plan.trials[0], Setting(memory_endpoint("rabbitmq"), lambda _: None))
+    assert record["error"] is None
+    assert record["acked"] == record["sent"] == record["received"] > 0
