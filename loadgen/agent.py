@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
 import os
 import time
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ class Agent:
         self.result = Result(agent=spec.name, role=spec.role)
         self.series: dict[str, int] = {}
         self._next_report_ns = 0
-        self._parent = os.getppid()
+        self._fleet = multiprocessing.parent_process()
 
     def begin(self, kinds: tuple[str, ...]) -> None:
         """Say that this agent is ready, and wait for the fleet's start; raises StoppedError where that never comes."""
@@ -209,5 +210,5 @@ class Agent:
 
     def _leave_if_orphaned(self) -> None:
         """End at once where the fleet was killed: load must never go on by itself."""
-        if os.getppid() != self._parent:
+        if self._fleet is not None and not self._fleet.is_alive():
             os._exit(1)

@@ -214,14 +214,22 @@ sys.exit(main(["run", "scenarios/latency.py", "--brokers", "memory", "--broker",
 """
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process of one thread has started; none of one that has ended."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_ending_it_while_agents_connect_prints_no_traceback(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and a closed terminal, which reach every process of the group, end a run of agents that still import."""
     command = [sys.executable, "-c", "if __name__ == '__main__':\n" + RUN.replace("\n", "\n "), str(tmp_path)]
     tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{tool.pid}/task/{tool.pid}/children")
-    while len(children.read_text().split()) < 4:  # the resource tracker and three agents, of which none has connected
-        time.sleep(0.005)
+    # The resource tracker and the fork server, and of that three agents, of which none has connected.
+    while not any(len(children(each)) == 3 for each in children(tool.pid)):
+        time.sleep(0.001)
     os.killpg(tool.pid, number)
     _, errors = tool.communicate(timeout=60)
     assert tool.returncode == 130
