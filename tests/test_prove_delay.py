@@ -52,6 +52,15 @@ def test_response_times_that_are_off_fail() -> None:
         assert [row.ok for row in rows] == [True, False, False, False, False, True, True, True]
 
 
+def test_a_path_that_is_longer_without_a_delay_fails() -> None:
+    """Trials without a delay are held against the median: as long as the path was passes, 0.4 ms more does not."""
+    path = pairs()
+    for off_ns, ok in ((0, True), (400_000, False), (-400_000, False)):
+        without = replace(path, without_ns=path.undelayed_ns + off_ns)
+        (row,) = (each for each in delay.compare({CASE: without}, BOUNDS).rows if "without a delay" in each.name)
+        assert row.ok is ok
+
+
 def test_a_recorder_that_disagrees_with_the_log_fails() -> None:
     """Percentiles of the histogram a hundredth too high are noticed."""
     right = pairs()

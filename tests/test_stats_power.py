@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import nct, t
+from scipy.stats import chi2, nct, t
 
 from loadgen.stats.confidence import paired_ratio
-from loadgen.stats.power import detectable_ratio, power, repeats_needed
+from loadgen.stats.power import detectable_ratio, power, repeats_needed, spread_bound
 
 EFFECTS = st.floats(1.005, 3.0)
 SPREADS = st.floats(0.005, 0.5)
@@ -109,3 +109,16 @@ def test_impossible_arguments_are_named(arguments: tuple[float, float, int], wha
         power(*arguments)
     with pytest.raises(ValueError, match="power"):
         detectable_ratio(0.1, 5, 0.01)
+
+
+@given(st.floats(0.001, 1.0), st.integers(1, 200), st.floats(0.05, 0.95))
+def test_a_spread_lies_below_its_bound_as_often_as_is_said(spread: float, freedom: int, confidence: float) -> None:
+    """The bound is where so much of the estimate's own distribution lies above the estimate."""
+    bound = spread_bound(spread, freedom, confidence)
+    assert chi2.sf(freedom * spread**2 / bound**2, freedom) == pytest.approx(confidence)
+
+
+def test_a_bound_without_an_estimate_is_refused() -> None:
+    """One pair has no spread."""
+    with pytest.raises(ValueError, match="0 degrees of freedom"):
+        spread_bound(0.1, 0)

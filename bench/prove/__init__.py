@@ -7,4 +7,4 @@ function `prove(scale: Scale) -> Proof` and put its name here.
 
 from __future__ import annotations
 
-PROOFS = ("queueing", "ledger", "delay", "stall", "turns", "compared")  # in the order in which the page has them
+PROOFS = ("queueing", "ledger", "delay", "stall", "turns", "compared", "aa")  # in the order in which the page has them

@@ -70,6 +70,24 @@ def repeats_needed(
     return enough
 
 
+def spread_bound(sd_log: float, freedom: int, confidence: float = 0.8) -> float:
+    """What a standard deviation that was estimated with so many degrees of freedom is below, with this confidence.
+
+    A plan that takes an estimate for the truth finds the effect less often than it promises, in half of all cases;
+    with the upper limit of 80 % it does so in one of five (R. H. Browne, "On the use of a pilot sample for sample
+    size determination", Statistics in Medicine 14, 1995).
+
+    Raises:
+        ValueError: sd_log negative, freedom below 1, or a confidence outside (0, 1).
+    """
+    _check(sd_log, 1 - confidence)
+    if freedom < 1:
+        raise ValueError(f"{freedom} degrees of freedom: expected 1 or more")
+    from scipy.stats import chi2  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
+
+    return sd_log * math.sqrt(freedom / float(chi2.ppf(1 - confidence, freedom)))
+
+
 def detectable_ratio(sd_log: float, repeats: int, power: float = 0.9, alpha: float = 0.05) -> float:
     """The smallest ratio above 1 that so many pairs show with this power, and so does its reciprocal.
 
