@@ -1,0 +1,207 @@
+"""A Kafka client for hand-written Locust users: publish, consume, request and reply, by the wire drivers."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadgen.driver import Target
+from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
+from loadgen.drivers.wire.kafka_producer import KafkaProducer
+from loadgen.errors import TrialError
+from loadgen.knobs import resolve
+from loadgen.locust.client import CONFIRM_S, BrokerClient, Delivery, RequestTimeoutError, Timed
+from loadgen.locust.topic import ensure_topic
+from loadgen.scenario import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loadgen.driver import Int64, UInt8
+    from loadgen.endpoint import Endpoint
+
+ASKED = b"loadgen-request:"  # Kafka has no reply-to: a request begins with this and 16 bytes that the reply repeats
+ID_BYTES = 16
+LOOK_S = 0.05
+
+
+class Bodies:
+    """What the wire producer takes its messages from: here those that somebody gives, of any sizes."""
+
+    size_bytes = None
+    mean_size_bytes = 1024.0
+    producer = 0
+    message = Message()
+
+    def __init__(self) -> None:
+        self._next: Sequence[bytes] = ()
+
+    def give(self, bodies: Sequence[bytes]) -> None:
+        """The messages of the next call of `send`."""
+        self._next = bodies
+
+    def pack(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> tuple[UInt8, Int64]:
+        """They end to end (uint8), and where each begins (int64[n+1])."""
+        del first_seq, intended_ns, sent_ns
+        sizes = [len(body) for body in self._next]
+        flat = np.frombuffer(b"".join(self._next), np.uint8)
+        return flat, np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+
+    def key_indices(self, first_seq: int, count: int) -> Int64 | None:
+        """No keys."""
+        del first_seq, count
+        return None
+
+
+class KafkaClient(BrokerClient):
+    """A producer with acks=all and a consumer of all partitions (or its share of them), each made when first used.
+
+    Args:
+        endpoint: gives the broker; asked when the first request is made.
+        topic: the topic unless a call says otherwise; made where it does not exist.
+        group: the consumer group whose committed offsets are gone on from.
+        place: (index, count): consumer `index` reads every count-th partition.
+        knobs: of `loadgen.Kafka`, for producer and consumer.
+        fire: Locust's request event.
+        context: what the user adds to each event.
+    """
+
+    def __init__(
+        self, endpoint: Callable[[], Endpoint], topic: str, group: str, place: tuple[int, int], knobs: dict[str, Any],
+        fire: Callable[..., None], context: Callable[[], dict[str, Any]],
+    ) -> None:  # fmt: skip
+        super().__init__(fire, context)
+        self._endpoint, self._topic, self._group, self._place = endpoint, topic, group, place
+        self._settings = resolve("kafka", knobs, "broker", "low_latency")
+        self._producers: dict[str, tuple[KafkaProducer, Bodies]] = {}
+        self._consumers: dict[str, KafkaConsumer] = {}
+        self._waiting: dict[str, list[bytes]] = {}
+        self._sent = 0
+
+    # Requests.
+
+    def publish(self, body: bytes, topic: str | None = None) -> bool:
+        """Publish a message and wait until the broker has confirmed it; whether it has."""
+        return self.publish_batch([body], topic) == 1
+
+    def publish_batch(self, bodies: Sequence[bytes], topic: str | None = None) -> int:
+        """Publish messages at once and wait for all confirmations; how many were confirmed.
+
+        Each message is a request of its own, timed until its confirmation.
+        """
+        name, timed, told, confirmed = topic or self._topic, Timed(), 0, 0
+        with self._failing("publish", name, timed):
+            for settled in self._publish(name, bodies):
+                error = None if settled.error is None else TrialError(settled.error)
+                for _ in range(len(settled.seqs)):
+                    self._tell("publish", name, timed, len(bodies[min(told, len(bodies) - 1)]), error)
+                    told, confirmed = told + 1, confirmed + (error is None)
+            if told < len(bodies):
+                raise RequestTimeoutError("the broker did not confirm")
+            return confirmed
+        for _ in range(len(bodies) - told - 1):  # one was told with the failure
+            self._tell("publish", name, timed, 0, timed.error)
+        return confirmed
+
+    def consume(self, count: int = 1, timeout_s: float = 1.0, topic: str | None = None) -> list[Delivery]:
+        """Wait for a message, then return what has come, at most `count`; nothing if none comes in time.
+
+        Each message is a request, timed from the call on. What was returned may be committed.
+        """
+        name, timed = topic or self._topic, Timed()
+        with self._failing("consume", name, timed):
+            waiting = self._received(name, timeout_s)
+            taken, waiting[:] = [_delivery(body, name) for body in waiting[:count]], waiting[count:]
+            for delivery in taken:
+                self._tell("consume", name, timed, len(delivery.body), None, delivery)
+            return taken
+        return []
+
+    def request(self, body: bytes, topic: str | None = None, timeout_s: float = 5.0) -> bytes | None:
+        """Send a request and wait for its reply on the topic's `-replies`; None where none comes in time."""
+        name, timed, asked = topic or self._topic, Timed(), uuid.uuid4().bytes
+        replies = f"{name}-replies"
+        with self._failing("request", name, timed):
+            self._consumer(replies, from_end=True)
+            self._publish(name, [ASKED + asked + body])
+            deadline_s = time.monotonic() + timeout_s
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                found = [reply[ID_BYTES:] for reply in self._received(replies, left_s) if reply[:ID_BYTES] == asked]
+                self._waiting[replies].clear()  # the others' replies
+                if found:
+                    self._tell("request", name, timed, len(found[0]), None, found[0])
+                    return found[0]
+            raise RequestTimeoutError(f"no reply within {timeout_s:g} s")
+        return None
+
+    def reply(self, delivery: Delivery, body: bytes) -> bool:
+        """Answer a message that somebody waits on (`request`); whether it could be sent."""
+        timed = Timed()
+        with self._failing("reply", "reply", timed):
+            self._publish(delivery.reply_to, [delivery.correlation_id + body])
+            self._tell("reply", "reply", timed, len(body), None)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Commit what was consumed, and leave."""
+        for producer, _ in self._producers.values():
+            producer.close()
+        for consumer in self._consumers.values():
+            consumer.close()
+        for each in (self._producers, self._consumers, self._waiting):
+            each.clear()
+
+    def _drop(self) -> None:
+        self.close()
+
+    # The connections.
+
+    def _target(self, topic: str) -> Target:
+        endpoint = self._endpoint()
+        ensure_topic(endpoint, topic)
+        return Target(endpoint, topic, self._settings, group=self._group)
+
+    def _publish(self, topic: str, bodies: Sequence[bytes]) -> list[Any]:
+        """Send messages, and return what the broker said about them within `CONFIRM_S`."""
+        if topic not in self._producers:
+            made = Bodies()
+            self._producers[topic] = (KafkaProducer(self._target(topic), made), made)  # type: ignore[arg-type]
+        producer, given = self._producers[topic]
+        given.give(bodies)
+        now_ns = time.monotonic_ns()
+        producer.send(self._sent, np.full(len(bodies), now_ns), now_ns)
+        self._sent += len(bodies)
+        return producer.flush(CONFIRM_S)
+
+    def _consumer(self, topic: str, *, from_end: bool = False) -> KafkaConsumer:
+        if topic not in self._consumers:
+            target = self._target(topic)
+            if from_end:  # nobody else's position, and nothing that came before
+                target = Target(target.endpoint, topic, self._settings)
+            self._consumers[topic] = KafkaConsumer(target, *((0, 1) if from_end else self._place))
+            self._waiting[topic] = []
+        return self._consumers[topic]
+
+    def _received(self, topic: str, timeout_s: float) -> list[bytes]:
+        """What has been received and not handed out, after waiting for some of it."""
+        consumer = self._consumer(topic)
+        waiting = self._waiting[topic]
+        deadline_s = time.monotonic() + timeout_s
+        while not waiting and (left_s := deadline_s - time.monotonic()) > 0:
+            for batch in consumer.receive(min(left_s, LOOK_S)):
+                sizes = np.broadcast_to(np.asarray(batch.sizes), len(batch.starts))
+                for start, size in zip(batch.starts.tolist(), sizes.tolist(), strict=True):
+                    waiting.append(batch.buffer[start : start + size].tobytes())
+            consumer.settle()
+        return waiting
+
+
+def _delivery(body: bytes, topic: str) -> Delivery:
+    if not body.startswith(ASKED):
+        return Delivery(body)
+    begin = len(ASKED)
+    return Delivery(body[begin + ID_BYTES :], f"{topic}-replies", body[begin : begin + ID_BYTES])

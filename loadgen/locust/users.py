@@ -1,0 +1,127 @@
+"""Users written by hand, for whoever knows HttpUser: `self.client` talks to RabbitMQ or Kafka.
+
+```python
+from locust import constant, task
+from loadgen.locust import KafkaUser
+
+class Orders(KafkaUser):
+    topic = "orders"
+    wait_time = constant(0.1)
+
+    @task
+    def place(self):
+        self.client.publish(b"an order")
+```
+
+`host` is the broker's URL (`amqp://user:password@host:5672/vhost`, `kafka://host:9092`); without one it is the broker
+that `--brokers` says, which by default are the project's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gevent.lock import RLock
+from locust import User, events
+
+from loadgen.errors import LoadgenError
+from loadgen.locust.client_kafka import KafkaClient
+from loadgen.locust.client_rabbitmq import RabbitMQClient
+from loadgen.locust.helper import Helper
+from loadgen.locust.listeners import listen
+from loadgen.locust.messages import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+listen()
+
+
+class Endpoints:
+    """Where brokers are, asked once of a native process: reaching or starting one takes time that gevent has not."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._keeper: Helper | None = None
+        self._found: dict[tuple[str, BrokerName], Endpoint] = {}
+
+    def of(self, spec: str, broker: BrokerName) -> Endpoint:
+        """The broker of this spec; raises LoadgenError where it cannot be reached."""
+        with self._lock:
+            if (spec, broker) not in self._found:
+                if self._keeper is None:
+                    self._keeper = Helper("keeper", lambda *_: None, lambda: None)
+                    events.quitting.add_listener(lambda **_: self._close())
+                answer = self._keeper.call("endpoints", brokers=spec, names=[broker])
+                if "error" in answer:
+                    raise LoadgenError(answer["error"])
+                self._found[spec, broker] = unpack(answer["endpoints"])[broker]
+            return self._found[spec, broker]
+
+    def _close(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+
+
+endpoints = Endpoints()
+
+
+class BrokerUser(User):
+    """What both kinds share: a client that connects with the first request and leaves with the user."""
+
+    abstract = True
+    broker: ClassVar[BrokerName]
+    client: Any
+
+    def endpoint(self) -> Endpoint:
+        """The broker, by this user's `host` or by `--brokers`."""
+        spec = self.host or getattr(self.environment.parsed_options, "brokers", "local")
+        return endpoints.of(str(spec), self.broker)
+
+    def on_stop(self) -> None:
+        """Leave in order; a subclass that has its own `on_stop` calls this one."""
+        self.client.close()
+
+
+class RabbitMQUser(BrokerUser):
+    """A user whose `client` talks to RabbitMQ (`loadgen.locust.client_rabbitmq.RabbitMQClient`)."""
+
+    abstract = True
+    broker = "rabbitmq"
+    queue: str = "loadgen-locust"
+    """Published to and consumed from unless a call says otherwise; declared durable if it does not exist."""
+    queue_type: str = "classic"
+    prefetch: int = 100
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        self.client = RabbitMQClient(
+            self.endpoint, self.queue, self.queue_type, self.prefetch, environment.events.request.fire, self.context
+        )
+
+
+class KafkaUser(BrokerUser):
+    """A user whose `client` talks to Kafka (`loadgen.locust.client_kafka.KafkaClient`)."""
+
+    abstract = True
+    broker = "kafka"
+    topic: str = "loadgen-locust"
+    """Published to and consumed from unless a call says otherwise; made if it does not exist."""
+    group: str = ""
+    """Of consumers: they go on where it has committed, else they begin at the earliest message."""
+    consumers: int = 1
+    """Over how many users of this class (in this process) the partitions are shared."""
+    knobs: ClassVar[dict[str, Any]] = {}
+    """Of `loadgen.Kafka`, such as {"linger_ms": 5}."""
+    _numbers: ClassVar[Iterator[int]] = itertools.count()
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        place = (next(self._numbers) % self.consumers, self.consumers)
+        self.client = KafkaClient(
+            self.endpoint, self.topic, self.group, place, self.knobs, environment.events.request.fire, self.context
+        )

@@ -1,0 +1,148 @@
+"""What goes wrong under Locust: a broker or a worker dies, users come and go. No hang, and true counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import locusts
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+
+class Proxy:
+    """A port that leads to a broker, until it is cut."""
+
+    def __init__(self, to: tuple[str, int]) -> None:
+        self._to = to
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = self._listening.accept()
+                there = socket.create_connection(self._to)
+                self._ends += [here, there]
+                for source, sink in ((here, there), (there, here)):
+                    thread = threading.Thread(target=self._pass, args=(source, sink), daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Nothing leads anywhere from now on."""
+        for end in (self._listening, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+        for end in (self._listening, *self._ends):
+            end.close()
+
+
+@pytest.fixture
+def proxy(rabbitmq_endpoint: Endpoint) -> Iterator[Proxy]:
+    """A way to the session's RabbitMQ that can be cut."""
+    made = Proxy(rabbitmq_endpoint.hosts[0])
+    yield made
+    made.cut()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gradual(
+    tmp_path_factory: pytest.TempPathFactory, endpoints: dict[BrokerName, Endpoint]
+) -> Iterator[locusts.Together]:
+    """A test whose users come one a second; it needs nobody, and runs beside the others."""
+    del endpoints
+    made = locusts.Together(tmp_path_factory.mktemp("gradual"))
+    made.start("gradual", "--headless", "-u", "6", "-r", "1", "-t", "14s", "--broker", "rabbitmq", "--set", "rate=300")
+    yield made
+    made.close()
+
+
+def test_a_broker_that_dies_shows_as_failures_and_not_as_a_hang(
+    tmp_path: Path, proxy: Proxy, rabbitmq_endpoint: Endpoint
+) -> None:
+    """Users fail and try again, the test ends when it should, the trial says why it failed, and the status is 2."""
+    login = rabbitmq_endpoint.credentials
+    assert login is not None
+    url = f"amqp://{login.username}:{login.password}@127.0.0.1:{proxy.port}/"
+    words = ("--headless", "-u", "2", "-r", "2", "-t", "9s", "--broker", "rabbitmq", "--brokers", url)
+    process = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=200"))
+    said = locusts.wait_for(process, locusts.STARTED)
+    time.sleep(3)
+    proxy.cut()
+    ended = locusts.end(process, tmp_path, said)
+    assert ended.status == 2, ended.text
+    rows = [ended.row(method) for method in ("PUBLISH", "CONSUME")]
+    assert sum(int(row["Failure Count"]) for row in rows) > 2, "it goes on trying"
+    failures = (tmp_path / "stats_failures.csv").read_text()
+    assert "rabbitmq at 127.0.0.1" in failures
+    trial = ended.trial
+    assert (trial["status"], trial["verdict"]["status"]) == ("failed", "invalid")
+    assert "rabbitmq at 127.0.0.1" in trial["error"]
+    if login.password != "guest":  # noqa: S105 - what RabbitMQ is shipped with, and no secret
+        assert login.password not in ended.text + (ended.run.path / "run.json").read_text()
+
+
+def test_a_worker_that_dies_invalidates_the_trial_and_the_rest_goes_on(
+    tmp_path: Path, endpoints: dict[BrokerName, Endpoint]
+) -> None:
+    """One of two workers is killed: its agents end with it, the others share the rate, and the trial is struck out."""
+    del endpoints
+    words = ("--processes", "2", "--headless", "-u", "4", "-r", "4", "-t", "13s", "--broker", "rabbitmq")
+    process = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=200", "--logfile", str(tmp_path / "log")))
+    until = time.monotonic() + 30
+    while "begins" not in ((tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(3)
+    workers = [each for each in psutil.Process(process.pid).children() if "locust" in " ".join(each.cmdline())]
+    forked = [each for each in workers if each.children()]
+    theirs = [crew for each in forked[:1] for crew in each.children(recursive=True)]
+    os.kill(forked[0].pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(theirs, timeout=10)
+    assert gone
+    assert not alive, "a crew and its agents end with their worker"
+    ended = locusts.end(process, tmp_path)
+    assert ended.trial["verdict"]["status"] == "invalid"
+    assert "was lost in mid-trial" in ended.trial["error"]
+    assert ended.status != 0
+
+
+def test_users_who_come_and_go_leave_no_message_unaccounted(gradual: locusts.Together) -> None:
+    """While users are spawned one a second the rate is the scenario's all along, and every message is counted once."""
+    ended = gradual.ended("gradual")
+    trial = ended.trial
+    assert (trial["producers"], trial["consumers"]) == (3, 3)
+    assert trial["sent"] == trial["received"] == trial["acked"] == int(ended.row("CONSUME")["Request Count"])
+    assert trial["lost"] == trial["duplicated"] == 0
+    # By the second in which they were intended: whoever came, none of them was left out or doubled.
+    seconds: dict[int, int] = {}
+    for each in ended.run.intervals(trial["id"], "schedule_lag"):
+        second = round(each.start_s)
+        seconds[second] = seconds.get(second, 0) + each.histogram.count
+    whole = [count for _, count in sorted(seconds.items())][1:-1]
+    assert len(whole) > 4
+    assert whole == [300] * len(whole)
