@@ -1,0 +1,251 @@
+"""A wire producer's transactions: begun, ended by count or by time, committed or, every so often, aborted.
+
+As an application does with one thread: messages are sent, the transaction is ended, and nothing of the next one is
+sent before that is answered. What is asked of the coordinator (AddPartitionsToTxn, EndTxn) is never waited for in a
+call. The versions are those in which partitions are added by request, which brokers from 0.11 to 4.x speak.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from kio.schema.add_partitions_to_txn.v2.request import AddPartitionsToTxnRequest, AddPartitionsToTxnTopic
+from kio.schema.end_txn.v2.request import EndTxnRequest
+from kio.schema.init_producer_id.v1.request import InitProducerIdRequest
+from kio.schema.types import ProducerId, TopicName, TransactionalId
+from kio.static.primitive import i16, i32, i32Timedelta
+
+from loadgen.driver import Settled
+from loadgen.drivers.kafka_config import ABORTED, transaction_timeout_ms
+from loadgen.drivers.wire.framed import LinkError
+from loadgen.drivers.wire.kafka_protocol import error_name, is_retriable
+from loadgen.errors import LoadgenError, TrialError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kio.static.protocol import RequestPayload
+
+    from loadgen.driver import Int64
+    from loadgen.drivers.wire.kafka_cluster import Cluster
+    from loadgen.drivers.wire.kafka_protocol import Connection
+
+CONCURRENT_TRANSACTIONS = 51
+# While the transaction before is still being written down; Java's 20 ms would be most of a short transaction.
+_AGAIN_NS = 1_000_000
+_CLOSE_S = 2.0
+
+
+class Transactions:
+    """The transactions of one transactional id, one after another."""
+
+    def __init__(self, cluster: Cluster, transactional_id: str, settings: Mapping[str, Any]) -> None:
+        self._cluster = cluster
+        self.transactional_id = transactional_id
+        self._most_msgs: int = settings["transaction_msgs"]
+        self._most_ns = None if settings["transaction_ms"] is None else int(settings["transaction_ms"] * 1e6)
+        self._abort_every: int = settings["transaction_abort_every"]
+        self._timeout_ms = transaction_timeout_ms(settings)
+        self._connection: Connection | None = None
+        self._under_way: tuple[RequestPayload, int, Callable[[Any], None]] | None = None
+        self._not_before_ns = 0
+        self._number = 1
+        self.msgs = 0
+        self._began_ns = 0
+        self._is_ending = False
+        self._added: set[int] = set()
+        self._wanted: set[int] = set()
+        self._stored: list[Int64] = []
+        self._told: list[Settled] = []
+        self.identity = cluster.until(f"transactional id {transactional_id}", self._ask_identity)
+
+    @property
+    def room_msgs(self) -> int:
+        """How many more messages the transaction takes; none while it ends."""
+        return 0 if self._is_ending else self._most_msgs - self.msgs
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether all that was taken must leave now, for the transaction to end."""
+        return self._is_ending
+
+    @property
+    def connections(self) -> list[Connection]:
+        """What answers may come from."""
+        return [] if self._connection is None else [self._connection]
+
+    def next_event_ns(self) -> int | None:
+        """When there is something to be done that no socket tells."""
+        if self._under_way is None and (self._wanted or self._is_ending):
+            return self._not_before_ns or None
+        if self.msgs and self._most_ns is not None and not self._is_ending:
+            return self._began_ns + self._most_ns
+        return None
+
+    def taken(self, count: int, now_ns: int) -> None:
+        """So many messages more are part of it."""
+        self._began_ns = self._began_ns if self.msgs else now_ns
+        self.msgs += count
+        self._is_ending = self.msgs >= self._most_msgs
+
+    def end(self) -> None:
+        """End it now, if anything was sent in it."""
+        self._is_ending = self.msgs > 0
+
+    def may_send(self, partition: int) -> bool:
+        """Whether the coordinator knows that this partition is part of it; else it will be told."""
+        if partition in self._added:
+            return True
+        self._wanted.add(partition)
+        return False
+
+    def heard(self, settled: list[Settled]) -> list[Settled]:
+        """Keep what the broker stored until its transaction has ended; what became of those that have."""
+        self._stored += [each.seqs for each in settled if each.error is None]
+        told, self._told = self._told, []
+        # What was refused has failed by itself, and its transaction with it (`restart`).
+        return [each for each in settled if each.error is not None] + told
+
+    def turn(self, now_ns: int, *, is_drained: bool) -> None:
+        """Hear the coordinator, or end what is due; `is_drained`: nothing sent waits for its answer."""
+        if self.msgs and self._most_ns is not None and now_ns - self._began_ns >= self._most_ns:
+            self._is_ending = True
+        try:
+            if self._under_way is not None:
+                self._hear()
+            if self._under_way is not None or now_ns < self._not_before_ns or self._wanted:
+                return
+            self._not_before_ns = 0
+            if self._is_ending and is_drained and not self._added:
+                self._tell(None)  # nothing of it was left to be stored
+            elif self._is_ending and is_drained:
+                self._post(self._end_request(committed=not self._is_to_abort), self._on_ended)
+        except LinkError as error:
+            self._lose(error)
+
+    def ask(self, now_ns: int) -> None:
+        """Have the partitions added that `may_send` was asked for; their answer is heard by the next `turn`."""
+        if self._under_way is not None or now_ns < self._not_before_ns or not self._wanted:
+            return
+        self._not_before_ns = 0
+        try:
+            self._post(self._add_partitions(), self._on_added)
+        except LinkError as error:
+            self._lose(error)
+
+    @property
+    def _is_to_abort(self) -> bool:
+        return self._abort_every > 0 and self._number % self._abort_every == 0
+
+    def _post(self, request: RequestPayload, then: Callable[[Any], None]) -> None:
+        if self._connection is None:
+            self._connection = self._cluster.ask_coordinator(self.transactional_id, "transaction")
+        self._under_way = (request, self._connection.post(request), then)
+
+    def _hear(self) -> None:
+        assert self._under_way is not None
+        assert self._connection is not None
+        request, correlation, then = self._under_way
+        answer = self._connection.heard(request, correlation)
+        if answer is not None:
+            self._under_way = None
+            then(answer)
+
+    def _lose(self, error: LinkError) -> None:
+        """Ask again, over another connection: all that is asked may be said twice."""
+        for each in self.connections:
+            each.close()
+        self._connection = self._under_way = None
+        self._not_before_ns = time.monotonic_ns() + _AGAIN_NS
+        self._cluster.trouble(str(error))
+
+    def _add_partitions(self) -> AddPartitionsToTxnRequest:
+        partitions = tuple(i32(each) for each in sorted(self._wanted))
+        producer_id, epoch = self.identity
+        return AddPartitionsToTxnRequest(
+            v3_and_below_transactional_id=TransactionalId(self.transactional_id),
+            v3_and_below_producer_id=ProducerId(producer_id),
+            v3_and_below_producer_epoch=i16(epoch),
+            v3_and_below_topics=(AddPartitionsToTxnTopic(name=TopicName(self._cluster.topic), partitions=partitions),),
+        )
+
+    def _on_added(self, answer: Any) -> None:
+        results = answer.results_by_topic_v3_and_below[0].results_by_partition
+        if self._is_refused("partitions cannot be added", [int(each.partition_error_code) for each in results]):
+            return
+        added = {int(each.partition_index) for each in results}
+        self._added |= added
+        self._wanted -= added
+        self._cluster.well()
+
+    def _end_request(self, *, committed: bool) -> EndTxnRequest:
+        producer_id, epoch = self.identity
+        return EndTxnRequest(
+            transactional_id=TransactionalId(self.transactional_id),
+            producer_id=ProducerId(producer_id),
+            producer_epoch=i16(epoch),
+            committed=committed,
+        )
+
+    def _on_ended(self, answer: Any) -> None:
+        if self._is_refused("the transaction cannot be ended", [int(answer.error_code)]):
+            return
+        self._tell(ABORTED if self._is_to_abort else None)
+        self._cluster.well()
+
+    def _is_refused(self, what: str, codes: list[int]) -> bool:
+        """Whether it must be asked again; TrialError where that cannot help."""
+        code = next((each for each in codes if each), 0)
+        if code == CONCURRENT_TRANSACTIONS:
+            self._not_before_ns = time.monotonic_ns() + _AGAIN_NS
+            return True
+        if code and is_retriable(code):
+            raise LinkError(f"{what}: {error_name(code)}")
+        if code:
+            where = f"kafka at {self._cluster.endpoint.address}: transactional id {self.transactional_id}"
+            raise TrialError(f"{where}: {what}: {error_name(code)}")
+        return False
+
+    def _tell(self, error: str | None) -> None:
+        """All of the transaction's messages have this fate; the next one begins."""
+        if self._stored:
+            self._told.append(Settled(np.concatenate(self._stored), time.monotonic_ns(), error))
+        self._stored = []
+        self._added, self._wanted = set(), set()
+        self.msgs, self._is_ending = 0, False
+        self._number += 1
+
+    def restart(self) -> tuple[int, int]:
+        """Give the transaction up and begin with another epoch; LinkError if that cannot be now."""
+        self.identity = self._ask_identity()
+        self._tell(ABORTED)
+        return self.identity
+
+    def _ask_identity(self) -> tuple[int, int]:
+        """Producer id and epoch; the coordinator aborts what an earlier epoch has left open."""
+        timeout = i32Timedelta.parse(timedelta(milliseconds=self._timeout_ms))
+        request = InitProducerIdRequest(
+            transactional_id=TransactionalId(self.transactional_id), transaction_timeout=timeout
+        )
+        if self._under_way is not None or self._connection is None:
+            for each in self.connections:
+                each.close()
+            self._connection, self._under_way = None, None
+            self._connection = self._cluster.ask_coordinator(self.transactional_id, "transaction")
+        answer = self._connection.call(request)
+        self._cluster.demand(f"transactional id {self.transactional_id}", answer.error_code)
+        return int(answer.producer_id), int(answer.producer_epoch)
+
+    def close(self) -> None:
+        """Abort what is open, so that nobody waits for its timeout; never raises."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._added and self._under_way is None:
+            with suppress(LinkError, LoadgenError):
+                connection.call(self._end_request(committed=False), _CLOSE_S)
+        connection.close()

@@ -1,0 +1,13 @@
+"""What do Kafka's transactions cost, by how often they are committed?"""
+
+from loadgen import Durability, Kafka, Message, Rate, Scenario
+
+scenario = Scenario(
+    name="transactions",
+    question="What do Kafka's transactions cost, by how often they are committed?",
+    message=Message(size_bytes=1024),
+    rate=Rate.fixed(2_000),
+    durability=Durability.BROKER,
+    kafka=Kafka(transaction_ms=[5, 20, 80], isolation_level="read_committed"),
+)
+globals().update(scenario.locust_users())

@@ -1,0 +1,127 @@
+"""Kafka's knobs of consumers took effect: committed offsets and group as the broker tells them, requests as seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import ConsumerGroupState, ConsumerGroupType
+from confluent_kafka.admin import AdminClient
+from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, until
+from kafkawire import OFFSET_COMMIT, watched
+
+from loadgen.drivers.kafka_config import client_settings
+from loadgen.scenario import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from confluent_kafka.admin import ConsumerGroupDescription
+
+    from loadgen.driver import Driver, Target
+    from loadgen.endpoint import Endpoint
+
+SMALL = Message(size_bytes=100)
+BOTH = pytest.mark.parametrize("driver", [WIRE, CLIENT], ids=lambda driver: driver.name)
+
+
+@pytest.fixture(scope="module")
+def bench(kafka_endpoint: Endpoint) -> Iterator[Bench]:
+    """The session's broker."""
+    made = Bench(kafka_endpoint)
+    yield made
+    made.close()
+
+
+def filled(target: Target, count: int) -> None:
+    """Put messages into a topic."""
+    producer = WIRE.producer(target, payloads_of(SMALL))
+    send(producer, count)
+    producer.close()
+
+
+def described(target: Target) -> ConsumerGroupDescription:
+    """The group as its coordinator describes it."""
+    asking = AdminClient(client_settings(target.endpoint))
+    return asking.describe_consumer_groups([target.group])[target.group].result(10)  # type: ignore[no-any-return]
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["sync", "async", "auto"])
+def test_commit_modes(bench: Bench, driver: Driver, mode: str) -> None:
+    """Each batch is committed (sync: before the next one, async: soon), or none before the interval has passed."""
+    target = bench.target(commit_mode=mode, max_poll_records=100, auto_commit_interval_ms=60_000)
+    filled(target, 500)
+    with watched(bench.endpoint) as (by_proxy, seen):
+        consumer = driver.consumer(bench.by(target, by_proxy), 0, 1)
+        done = 0
+        while done < 500:
+            done += sum(len(each.starts) for each in consumer.receive(1))
+            consumer.settle()
+            if mode == "sync":
+                assert bench.admin.committed(target, target.group, [0]) == ({0: done} if done else {})
+        if mode == "async":
+            assert until(lambda: bool(consumer.receive(0.01) or bench.admin.depth(target) == 0))
+        commits = len(seen.of(OFFSET_COMMIT))
+        assert {"sync": commits >= 5, "async": commits >= 1, "auto": commits == 0}[mode]
+        consumer.close()
+    assert bench.admin.depth(target) == 0
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_committed_before_it_is_handed_out(bench: Bench, driver: Driver, mode: str) -> None:
+    """With commit = before, what was handed out is committed without being settled: at most once."""
+    target = bench.target(commit="after", commit_mode=mode, max_poll_records=100)
+    target = bench.by(target, commit="before")
+    filled(target, 300)
+    consumer = driver.consumer(target, 0, 1)
+    handed = 0
+    while handed < 300:
+        handed += sum(len(each.starts) for each in consumer.receive(1))
+        assert mode == "async" or bench.admin.committed(target, target.group, [0]) == ({0: handed} if handed else {})
+    assert until(lambda: bool(consumer.receive(0.01)) or bench.admin.depth(target) == 0)
+    consumer.close()
+
+
+def test_the_wire_drivers_group_has_no_members(bench: Bench) -> None:
+    """Static is what it says: partitions are taken by number, and the group holds offsets only."""
+    target = bench.target(partitions=2, commit_mode="sync", group_protocol="static")
+    filled(target, 200)
+    for driver in (WIRE, CLIENT):
+        consumers = [driver.consumer(target, index, 2) for index in range(2)]
+        if driver is WIRE:
+            got = receive(consumers, payloads_of(SMALL), lambda got: len(got.seqs) == 200)  # type: ignore[arg-type]
+            assert got.seqs == list(range(200))
+        else:  # goes on from what the other has committed
+            assert [consumer.receive(0.3) for consumer in consumers] == [[], []]
+        group = described(target)
+        assert (group.state, group.members) == (ConsumerGroupState.EMPTY, [])
+        for consumer in consumers:
+            consumer.close()
+    assert bench.admin.depth(target) == 0
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_group_protocols(bench: Bench, protocol: str) -> None:
+    """The coordinator tells the protocol, two members that share the partitions, and what they committed."""
+    target = bench.target(partitions=4, group_protocol=protocol, auto_commit_interval_ms=50)
+    consumers = [CLIENT.consumer(target, index, 2) for index in range(2)]
+    filled(target, 2_000)
+    got = receive(consumers, payloads_of(SMALL), lambda got: len(got.seqs) >= 2_000)  # type: ignore[arg-type]
+    assert sorted(set(got.seqs)) == list(range(2_000))
+    for _ in range(2):
+        assert until(lambda: all(consumer.receive(0.05) is not None for consumer in consumers) and shares(target))
+    group = described(target)
+    expected = {"classic": ConsumerGroupType.CLASSIC, "consumer": ConsumerGroupType.CONSUMER}[protocol]
+    assert (group.type, group.state) == (expected, ConsumerGroupState.STABLE)
+    for consumer in consumers:
+        consumer.close()
+    assert bench.admin.depth(target) == 0
+
+
+def shares(target: Target) -> bool:
+    """Whether the group is stable, with two partitions for each of two members."""
+    group = described(target)
+    given = [len(member.assignment.topic_partitions) for member in group.members]
+    return group.state == ConsumerGroupState.STABLE and given == [2, 2]
