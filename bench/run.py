@@ -1,6 +1,6 @@
 """Every speed bar, measured: `make bench` prints the figures that docs/performance.md quotes.
 
-    python bench/run.py [kafka] [confluent] [rabbitmq] [pacing] [recording] [startup] [--pairs N]
+    python bench/run.py [kafka] [confluent] [rabbitmq] [stream] [pacing] [recording] [startup] [--pairs N]
 
 Both sides of a comparison run in turn, ours then theirs, and are compared pair by pair; the interval is a t interval
 of the mean log ratio at 95 %.
@@ -110,7 +110,7 @@ def with_topic(endpoint: Endpoint, run: Callable[[str], peers.Measured]) -> peer
         admin.close()
 
 
-def compare(title: str, pairs: int, ours: Callable[[], Ours], theirs: Callable[[], peers.Measured]) -> None:
+def compare(title: str, pairs: int, ours: Callable[[], Ours], theirs: Callable[[], Ours | peers.Measured]) -> None:
     """Interleaved pairs, and the ratios of the slower side's rate and of client CPU a message."""
     print(f"\n## {title}", flush=True)
     rates, costs = [], []
@@ -198,12 +198,37 @@ def rabbitmq(pairs: int, endpoint: Endpoint) -> None:
     )  # fmt: skip
 
 
+def stream(pairs: int, endpoint: Endpoint) -> None:
+    """Two wire drivers of ours on one broker: a stream by its own protocol against a classic queue by AMQP 0-9-1."""
+    both = [
+        Scenario(
+            name=f"bench-{name}",
+            question="How much more does a stream carry than a classic queue?",
+            message=Message(size_bytes=SIZE_BYTES),
+            rate=Rate.saturate(),
+            preset="throughput",
+            rabbitmq=knobs,
+        )
+        for name, knobs in (("stream", RabbitMQ(driver="stream")), ("classic", RabbitMQ()))
+    ]
+    for each in both:
+        warm(each, endpoint)
+    streams, classic = both
+    compare(
+        "RabbitMQ, 100 B, confirmed and survives kill -9, 1 producer + 1 consumer: stream (ours) / classic (theirs)",
+        pairs,
+        lambda: trial(streams, endpoint, 3, 8),
+        lambda: trial(classic, endpoint, 3, 8),
+    )
+
+
 def pacing(endpoints: Mapping[BrokerName, Endpoint]) -> None:
     """10,000 messages a second, five times on each driver: achieved rate and schedule lag."""
     print("\n## Pacing at 10,000 msg/s, 100 B, median of 5")
     knobs: dict[str, tuple[BrokerName, Any]] = {
         "memory": ("rabbitmq", RabbitMQ),
         "amqp": ("rabbitmq", RabbitMQ),
+        "stream": ("rabbitmq", RabbitMQ),
         "kafka": ("kafka", Kafka),
         "pika": ("rabbitmq", RabbitMQ),
         "pika-blocking": ("rabbitmq", RabbitMQ),
@@ -251,7 +276,7 @@ def recording() -> None:
 def main() -> None:
     """Run the benches that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("kafka", "confluent", "rabbitmq", "pacing", "recording", "startup")
+    names = ("kafka", "confluent", "rabbitmq", "stream", "pacing", "recording", "startup")
     parser.add_argument("benches", nargs="*", default=names, metavar="|".join(names))
     parser.add_argument("--pairs", type=int, default=7)
     arguments = parser.parse_args()
@@ -267,6 +292,8 @@ def main() -> None:
                 bench(arguments.pairs, endpoints["kafka"])
         if "rabbitmq" in wanted:
             rabbitmq(arguments.pairs, endpoints["rabbitmq"])
+        if "stream" in wanted:
+            stream(arguments.pairs, endpoints["rabbitmq"])
         if "pacing" in wanted:
             pacing(endpoints)
     if "recording" in wanted:

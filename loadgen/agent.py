@@ -20,6 +20,7 @@ import numpy as np
 from loadgen.board import Board, Cell
 from loadgen.payload import Payloads
 from loadgen.recorder import Recorder
+from loadgen.think import Think
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -41,6 +42,7 @@ NAP_FROM_IN_FLIGHT_MSGS = 1_000  # … where so many may be under way that none 
 NAP_SHARE = 0.25  # … and for no longer than this share of the time in which so many are received
 BOOK_MSGS = 256  # bookkeeping is done for so many messages at once: at a few messages a call it would cost the most
 BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
+SECONDS_KEPT = 3_600  # counts of a longer window grow as it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,16 @@ class AgentSpec:
     token: int
     warmup_s: float
     duration_s: float
-    consumers: int
+    consumers: int  # of each subscriber
     board: Path
     rows: int
     cpus: tuple[int, ...] = ()
+    think: Think = field(default_factory=Think)
+    """How long a consumer works on each message."""
+    shared: bool = False
+    """Producers come and go while the trial runs: an open loop's part of the rate is what the board says."""
+    ramp_s: float | None = None
+    """How long a ramp takes where that is not warm-up and window together."""
 
 
 @dataclass(slots=True)
@@ -75,6 +83,8 @@ class Report:
     series: dict[str, Any]
     events: list[tuple[str, int, int, str]] = field(default_factory=list)
     """What happened to it: kind, begin and end in monotonic ns, words."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """Messages that were refused or given up, by reason."""
 
 
 @dataclass(slots=True)
@@ -105,7 +115,7 @@ class Clocked:
         self.start_ns = start_ns
         self.window_start_ns = start_ns + round(spec.warmup_s * SECOND_NS)
         self.window_end_ns = self.window_start_ns + round(spec.duration_s * SECOND_NS)
-        self.seconds = max(1, math.ceil(spec.duration_s))
+        self.seconds = max(1, math.ceil(min(spec.duration_s, SECONDS_KEPT)))
         self.counts: dict[str, list[int]] = {}
         self.cpu_at: list[tuple[float, float]] = []
         self._next_edge_ns = self.window_start_ns
@@ -128,20 +138,25 @@ class Clocked:
     def count(self, what: str, number: int, now_ns: int) -> None:
         """Add to the count of the second that this moment is in; outside the window nothing is counted."""
         if self.window_start_ns <= now_ns < self.window_end_ns:
-            self._of(what)[(now_ns - self.window_start_ns) // SECOND_NS] += number
+            second = (now_ns - self.window_start_ns) // SECOND_NS
+            self._of(what, second)[second] += number
 
     def count_each(self, what: str, amount: float, at_ns: Int64) -> None:
         """Add the same amount for each of many moments (int64[n])."""
         inside = (at_ns >= self.window_start_ns) & (at_ns < self.window_end_ns)
         seconds = (at_ns[inside] - self.window_start_ns) // SECOND_NS
-        counts = self._of(what)
-        for second, number in enumerate(np.bincount(seconds).tolist()):
+        if not len(seconds):
+            return
+        first = int(seconds.min())
+        counts = self._of(what, int(seconds.max()))
+        for second, number in enumerate(np.bincount(seconds - first).tolist(), first):
             counts[second] += round(number * amount)
 
-    def _of(self, what: str) -> list[int]:
-        if what not in self.counts:
-            self.counts[what] = [0] * self.seconds
-        return self.counts[what]
+    def _of(self, what: str, second: int) -> list[int]:
+        """The counts of all seconds until this one at least; of a window without an end they grow."""
+        counts = self.counts.setdefault(what, [])
+        counts.extend([0] * (max(self.seconds, second + 1) - len(counts)))
+        return counts
 
 
 class Agent:
@@ -155,6 +170,7 @@ class Agent:
         self.payloads = Payloads(spec.message, spec.seed, spec.token, producer=spec.index)
         self.result = Result(agent=spec.name, role=spec.role)
         self.series: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
         self._next_report_ns = 0
         self._fleet = multiprocessing.parent_process()
 
@@ -164,7 +180,7 @@ class Agent:
         while (start_ns := self.board.ordered(Cell.START_NS)) == 0:
             self.row[Cell.HEARTBEAT_NS] = time.monotonic_ns()
             self._leave_if_orphaned()
-            if self.board.ordered(Cell.STOP_PRODUCING) or self.board.ordered(Cell.STOP_CONSUMING):
+            if self.must_end(Cell.STOP_PRODUCING) or self.must_end(Cell.STOP_CONSUMING):
                 raise StoppedError
             time.sleep(0.002)
         self.clock = Clocked(self.spec, start_ns)
@@ -173,6 +189,10 @@ class Agent:
         # Nothing in the loops makes reference cycles; a collection would only be a pause in the measurement.
         gc.collect()
         gc.disable()
+
+    def must_end(self, cell: Cell) -> bool:
+        """Whether all agents of a role are to stop (its cell of the fleet's row), or this one alone."""
+        return bool(self.board.ordered(cell) or self.row[Cell.RETIRE])
 
     def heartbeat(self, now_ns: int) -> None:
         """Tell the fleet that the loop turns, and report once a second."""
@@ -195,7 +215,8 @@ class Agent:
         self.keep_books()
         series = {**self.series, "elapsed_s": (now_ns - self.clock.start_ns) / SECOND_NS}
         self.series.clear()
-        self.pipe.send(("report", Report(self.spec.name, self.recorder.take(), series, self.take_events())))
+        errors, self.errors = self.errors, {}
+        self.pipe.send(("report", Report(self.spec.name, self.recorder.take(), series, self.take_events(), errors)))
 
     def finish(self) -> None:
         """The last report and the result."""

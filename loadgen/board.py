@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Cell(IntEnum):
-    """The columns of an agent's row; in row 0 the first three are the fleet's commands."""
+    """The columns of an agent's row; in row 0 the first three are the fleet's commands, which go to all."""
 
     START_NS = 0
     STOP_PRODUCING = 1
@@ -26,6 +26,9 @@ class Cell(IntEnum):
     SENT = 4
     RECEIVED = 5
     FINISHED_PRODUCING = 6
+    SHARE = 7  # written by the fleet: which part of the rate is this producer's (`loadgen.shares`)
+    RETIRE = 8  # written by the fleet: this agent alone is to end
+    SUBSCRIBER = 9  # a consumer's
 
 
 ROW_CELLS = 16  # two cache lines a row: writers do not slow each other down
@@ -74,6 +77,13 @@ class Board:
     def total(self, cell: Cell) -> int:
         """The sum of a counter over all agents."""
         return int(self.cells[FLEET_ROW + 1 :, cell].sum())
+
+    def least_received(self, subscribers: int) -> int:
+        """How many messages the subscriber that is the furthest behind has received."""
+        if subscribers == 1:
+            return self.total(Cell.RECEIVED)
+        agents = self.cells[FLEET_ROW + 1 :]  # producers have received nothing, whosever they are
+        return int(np.bincount(agents[:, Cell.SUBSCRIBER], agents[:, Cell.RECEIVED], subscribers).min())
 
 
 def _remove_orphans(folder: Path) -> None:

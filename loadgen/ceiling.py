@@ -6,17 +6,26 @@ producers against librdkafka's mock cluster, consumers at a topic of the real br
 
 On one host whatever stands in for the broker takes CPU too, and a closed loop waits (for its window of
 acknowledgements, and where a consumer naps between small reads). So a ceiling is a lower bound of what the
-generator can do: a broker's rate well below it is the broker's, one near it may be the generator's.
+generator can do: a broker's rate well below it is the broker's, one near it may be the generator's. With several
+subscribers it is the rate of producing, of which each of them received all.
+
+A capacity is the rate of an open loop, which sends small batches by the clock and carries less than a closed one. So a
+few offered rates are tried as well, from above, until one is paced: carried by the rule that a capacity is held to,
+with a schedule lag within the verdict's bounds. That is the ceiling of open loops, again a lower bound: the next rate
+tried was too much, and what lies between them is not known.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loadgen.agent import SECOND_NS, AgentSpec
+from loadgen.checks import milliseconds
+from loadgen.checks.timing import allowed_lag_ns
 from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import BrokerError, LoadgenError
@@ -25,11 +34,13 @@ from loadgen.fleet import Fleet
 from loadgen.ledger import settle
 from loadgen.nullbroker import null_broker
 from loadgen.scenario import Rate
+from loadgen.search import against, is_disturbed
+from loadgen.think import Think
 from loadgen.trial import Live, run_trial
 from loadgen.verdict import bound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from loadgen.agent import Role
     from loadgen.board import Board
@@ -41,6 +52,8 @@ if TYPE_CHECKING:
 
 WARMUP_S = 1.0
 SECONDS = 3.0
+OPEN_SECONDS = 2.0
+OPEN_SHARES = (0.85, 0.6)  # of the closed loop's rate; an open loop in small batches carries less
 FILL_S = 3.0  # how long a topic is filled; a wire producer is several times as fast as librdkafka reads
 CORE_FULL_SHARE = 0.9  # of the null broker's one thread: from here on it may be the limit itself
 NULL_BROKER, MOCK_CLUSTER, FILLED_TOPIC = "null broker", "mock cluster", "pre-filled topic"
@@ -48,13 +61,16 @@ MOCK_BROKERS = "test.mock.num.brokers"  # librdkafka's name of it, which its dri
 Record = dict[str, Any]
 
 
-def measure_ceiling(trial: Trial, setting: Setting, seconds: float = SECONDS) -> Record:
+def measure_ceiling(
+    trial: Trial, setting: Setting, seconds: float = SECONDS, needed_msgs_per_s: float | None = None
+) -> Record:
     """What the trial's clients carry without a broker: a record with the fields of docs/results.md, "A ceiling".
 
     Args:
         trial: any trial of the point; its rate is replaced by a closed loop, its lengths by the ceiling's own.
         setting: as for `run_trial`; its endpoint is used for `confluent` only, whose consumers need a real Kafka.
-        seconds: how long to measure, after a warm-up of 1 s.
+        seconds: how long to measure the closed loop, after a warm-up of 1 s.
+        needed_msgs_per_s: a rate that is among those tried as an open loop, as somebody wants to know just that.
 
     Returns:
         A record whose `achieved_msgs_per_s` is null and whose `error` says why where it could not be measured.
@@ -73,36 +89,116 @@ def measure_ceiling(trial: Trial, setting: Setting, seconds: float = SECONDS) ->
         "point": point,
         "producers": trial.producers,
         "consumers": trial.consumers,
+        "subscribers": trial.subscribers,
     }
     closed = replace(
-        trial, id=f"{trial.id}/ceiling", rate=Rate.saturate(), asked=None, warmup_s=WARMUP_S, duration_s=seconds
+        trial,
+        id=f"{trial.id}/ceiling",
+        rate=Rate.saturate(),
+        asked=None,
+        think=Think(),
+        warmup_s=WARMUP_S,
+        duration_s=seconds,
     )
     setting = replace(setting, writer=None)
-    if trial.driver != "confluent" or setting.endpoint.source == "memory":
-        return record | _by_null_broker(closed, setting) | {"parts": []}
-    parts = [_by_mock_cluster(closed, setting)]
-    if trial.consumers:
-        try:
-            parts.append(_by_filled_topic(closed, setting))
-        except BrokerError as failure:
-            parts.append(_unmeasured(FILLED_TOPIC, str(failure)))
-    failed = [part for part in parts if part["achieved_msgs_per_s"] is None]
-    least = failed[0] if failed else min(parts, key=lambda part: float(part["achieved_msgs_per_s"]))
-    return record | least | {"parts": parts}
+    why = _unknown(trial)
+    if why is not None and setting.endpoint.source != "memory":
+        return record | _unmeasured(NULL_BROKER, why) | _tried(None, None, None, why) | {"parts": []}
+    with _stand_in(closed, setting) as (alone, without, how):
+        parts = [_ran(alone, without, how)]
+        if how == MOCK_CLUSTER and trial.consumers:
+            try:
+                parts.append(_by_filled_topic(closed, setting))
+            except BrokerError as failure:
+                parts.append(_unmeasured(FILLED_TOPIC, str(failure)))
+        failed = [part for part in parts if part["achieved_msgs_per_s"] is None]
+        least = failed[0] if failed else min(parts, key=lambda part: float(part["achieved_msgs_per_s"]))
+        paced = _open_loop(alone, without, how, least["achieved_msgs_per_s"], needed_msgs_per_s)
+    return record | least | paced | {"parts": parts if how == MOCK_CLUSTER else []}
 
 
-def _by_null_broker(trial: Trial, setting: Setting) -> Record:
+def _unknown(trial: Trial) -> str | None:
+    """Why no null broker can stand in, if none can."""
+    if trial.driver == "stream":
+        return "no ceiling is known: no null broker speaks the stream protocol"
+    if trial.settings.get("group") == "share":
+        return "no ceiling is known: a null broker has no share groups"
+    if trial.settings.get("queues", 1) > 1 or trial.settings.get("exchange") == "consistent-hash":
+        return "no ceiling is known: a null broker does not spread messages over queues"
+    return None
+
+
+@contextlib.contextmanager
+def _stand_in(trial: Trial, setting: Setting) -> Iterator[tuple[Trial, Setting, str]]:
+    """The trial as it runs without a broker, where it runs, and what stands in for the broker there.
+
+    Producers of `confluent` run alone, each with a mock cluster within its own process, while a null broker serves the
+    control plane.
+    """
     if setting.endpoint.source == "memory":  # a queue in memory is no broker already
-        return _ran(trial, setting, NULL_BROKER)
+        yield trial, setting, NULL_BROKER
+        return
     with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
-        return _ran(trial, replace(setting, endpoint=endpoint), NULL_BROKER)
+        if trial.driver == "confluent":
+            mocked = replace(endpoint, configuration={MOCK_BROKERS: 1})
+            yield replace(trial, consumers=0, subscribers=1), replace(setting, endpoint=mocked), MOCK_CLUSTER
+        else:
+            yield trial, replace(setting, endpoint=endpoint), NULL_BROKER
 
 
-def _by_mock_cluster(trial: Trial, setting: Setting) -> Record:
-    """Producers alone, each with a mock cluster within its own process; a null broker serves the control plane."""
-    with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
-        mocked = replace(endpoint, configuration={MOCK_BROKERS: 1})
-        return _ran(replace(trial, consumers=0), replace(setting, endpoint=mocked), MOCK_CLUSTER)
+def _open_loop(trial: Trial, setting: Setting, how: str, most: float | None, needed: float | None) -> Record:
+    """The highest of a few offered rates that is paced, and the lowest above it that is not (messages/s)."""
+    if not most:
+        return _tried(None, None, None, "without a closed loop's rate none was tried")
+    rates = {share * most for share in OPEN_SHARES} | ({needed} if needed and needed < most else set())
+    high, bound_by, why = None, None, None
+    for number, rate in enumerate(sorted(rates, reverse=True), 1):
+        paced = replace(trial, id=f"{trial.id}-open-{number}", rate=Rate.fixed(rate), duration_s=OPEN_SECONDS)
+        failing = _unpaced(paced, setting, how)
+        if failing is None:
+            return _tried(rate, high, bound_by, why)
+        high, (bound_by, why) = rate, failing
+    return _tried(None, high, bound_by, why)
+
+
+def _tried(paced: float | None, unpaced: float | None, bound_by: str | None, why: str | None) -> Record:
+    known = {"paced_msgs_per_s": paced, "unpaced_msgs_per_s": unpaced}
+    return {**known, "unpaced_bound_by": bound_by, "paced_reason": why}
+
+
+def _unpaced(trial: Trial, setting: Setting, how: str) -> tuple[str, str] | None:
+    """What kept the clients from pacing the trial's rate, and what was seen of it, in words; None where they did."""
+    try:
+        record, outcome = run_trial(trial, setting)
+    except BrokerError as failure:
+        return "unknown", str(failure)
+    _refuse_interrupted(outcome)
+    if outcome.error is not None:
+        return "unknown", outcome.error
+    offered = float(record["offered_msgs_per_s"])
+    why = against(record, _came_through(trial, record), offered, trial.subscribers) or _late(record, offered)
+    if why is None:
+        return None
+    if is_disturbed(record["verdict"]):
+        return "unknown", why
+    # A rate that was carried, but late, or that fell short with CPU left, is for the clients to answer for.
+    return {"host": "host", "broker": how}.get(record["verdict"]["bound_by"], "generator"), why
+
+
+def _late(record: Record, offered: float) -> str | None:
+    """By how much the schedule lagged, where that is over the verdict's bounds."""
+    lag, e2e = record["latency_ns"]["schedule_lag"], record["latency_ns"]["e2e"]
+    allowed_ns = allowed_lag_ns(e2e["p50"] if e2e else None)
+    if lag["p99"] <= allowed_ns:
+        return None
+    lagged = f"{milliseconds(lag['p99'])} (p99), over {milliseconds(allowed_ns)}"
+    return f"at {offered:,.0f} msg/s the schedule lagged by {lagged}"
+
+
+def _came_through(trial: Trial, record: Record) -> float:
+    """How much of what was produced came through (messages/s); where nothing comes back, what was handed over."""
+    counts = trial.consumers or confirms(trial.settings)
+    return float(record["achieved_msgs_per_s"] / trial.subscribers if counts else record["sent_msgs_per_s"])
 
 
 def _free_cpus(setting: Setting) -> set[int]:
@@ -121,9 +217,7 @@ def _ran(trial: Trial, setting: Setting, how: str) -> Record:
         return _unmeasured(how, outcome.error)
     if how == MOCK_CLUSTER and record["broker_counts"]["stored"]:
         return _unmeasured(how, "the producers sent to the null broker: librdkafka made no mock cluster")
-    # Where nobody consumes and nothing is confirmed, what was handed over is all there is to count.
-    counts = trial.consumers or confirms(trial.settings)
-    rate = record["achieved_msgs_per_s"] if counts else record["sent_msgs_per_s"]
+    rate = _came_through(trial, record)
     cores = (record["cpu_s"].get("broker") or 0.0) / record["window_s"]
     return _measured(
         how, rate, record["cpu_s"], record["window_s"], _bound_by(record["verdict"]["bound_by"], how, cores)
@@ -183,7 +277,7 @@ def _by_filled_topic(trial: Trial, setting: Setting) -> Record:
     """Fill a topic of the real broker by the wire driver, then let the trial's consumers read it."""
     admin = load_driver(trial.driver).admin(setting.endpoint)
     name = f"loadgen-{trial.scenario}-{secrets.token_hex(4)}"
-    target = Target(setting.endpoint, name, trial.settings, group=name)
+    target = Target(setting.endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
     token = secrets.randbits(32)  # of both, so that consumers know the messages as this run's and check every byte
     left_behind = None
     try:
@@ -204,7 +298,7 @@ def _by_filled_topic(trial: Trial, setting: Setting) -> Record:
 def _fill(trial: Trial, setting: Setting, target: Target, token: int) -> tuple[list[SentBook], str | None]:
     """What the trial's producers put there through the wire driver, and what went wrong, if anything did."""
     name = f"{trial.id}: filling a topic"
-    fill = replace(trial, id=name, driver="kafka", consumers=0, warmup_s=0.0, duration_s=FILL_S)
+    fill = replace(trial, id=name, driver="kafka", consumers=0, subscribers=1, warmup_s=0.0, duration_s=FILL_S)
 
     def specs(board: Board) -> list[AgentSpec]:
         return [_spec(fill, setting, target, token, board, "producer", index) for index in range(fill.producers)]
@@ -215,17 +309,22 @@ def _fill(trial: Trial, setting: Setting, target: Target, token: int) -> tuple[l
 
 def _read(trial: Trial, setting: Setting, target: Target, token: int, books: list[SentBook]) -> Record:
     """The rate at which the trial's consumers read the topic, from when they are warm until its end or the window's."""
-    filled = sum(book.sent_count for book in books)
+    filled = sum(book.sent_count for book in books) * trial.subscribers
     # Producers give a trial its length: this one is due to send its first message after the end.
     keeper = replace(trial, driver="kafka", rate=Rate.fixed(1.0 / (trial.warmup_s + trial.duration_s)))
 
     def specs(board: Board) -> list[AgentSpec]:
-        readers = [_spec(trial, setting, target, token, board, "consumer", each) for each in range(trial.consumers)]
+        readers = [
+            _spec(trial, setting, target.of(subscriber), token, board, "consumer", index)
+            for subscriber in range(trial.subscribers)
+            for index in range(trial.consumers)
+        ]
+        readers = [replace(each, row=row, name=f"consumer{row - 1}") for row, each in enumerate(readers, 1)]
         timer = _spec(keeper, setting, target, token, board, "producer", trial.producers)
         return [*readers, replace(timer, row=len(readers) + 1, count=trial.producers + 1)]
 
     live = _live(trial, setting, depth=lambda received: max(0, filled - received))
-    outcome, observations = _run(live, trial.consumers + 1, specs)
+    outcome, observations = _run(live, trial.all_consumers + 1, specs)
     if outcome.error is not None or observations is None:
         return _unmeasured(FILLED_TOPIC, outcome.error or "nothing was observed")
     if damage := _damage(outcome, books):
@@ -250,7 +349,7 @@ def _read(trial: Trial, setting: Setting, target: Target, token: int, books: lis
     )
     cpu_s = {**summary["cpu_s"], "producers": None}
     bound_by = _bound_by(bound(known)[0], FILLED_TOPIC, (cpu_s.get("broker") or 0.0) / window_s)
-    return _measured(FILLED_TOPIC, rate, cpu_s, window_s, bound_by)
+    return _measured(FILLED_TOPIC, rate / trial.subscribers, cpu_s, window_s, bound_by)
 
 
 def _damage(outcome: Outcome, books: list[SentBook]) -> str | None:

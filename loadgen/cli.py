@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 COMPARE_SCENARIOS = ("throughput", "clients", "latency")
 PROFILE_NAMES = ("quick", "standard", "full")
 BROKER_NAMES = ("rabbitmq", "kafka")
-DEFAULT_EFFECT = 1.1  # a tenth more or less is what most people would act on
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "is the file as it is) or two (A's, then B's). A --set may hold several: 'kafka.linger_ms=5 producers=2'.",
     )
     _add_run(command, scenarios=True)
-    command.add_argument(
-        "--effect", type=_effect, default=DEFAULT_EFFECT, metavar="PERCENT", help="effect worth finding (default: 10)"
-    )
+    command.add_argument("--effect", type=_effect, metavar="PERCENT", help="effect worth finding (default: 10)")
     command = commands.add_parser("rerun", help="the same trials again, exactly")
     command.add_argument("run", help="a run's folder or id, or `latest`")
     _add_brokers(command)
@@ -271,8 +268,9 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
         return 0
     for trial in plan.trials:
         print(trial.describe())
+    most = f" (at most {plan.longest_s / 60:.1f})" if plan.longest_s > plan.expected_s else ""
     print(
-        f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes, "
+        f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes{most}, "
         f"at most {plan.peak_bytes_max / 1e9:.1f} GB on disk at once"
     )
     plan.refuse_over_half_of(disk_free(disk_dir(arguments.brokers)))
@@ -290,6 +288,7 @@ def _ab(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.errors import EXIT_CANNOT_TELL, EXIT_OK
     from loadgen.load import load_variants
     from loadgen.plan import PROFILES, make_ab_plan
+    from loadgen.stats.power import EFFECT_RATIO
 
     a, b = load_variants(arguments.scenarios, arguments.sets)
     plan = make_ab_plan(
@@ -299,17 +298,19 @@ def _ab(arguments: argparse.Namespace, console: Console) -> int:
         brokers=_names(arguments),
         repeats=arguments.repeats,
         seed=arguments.seed,
+        effect_ratio=arguments.effect or EFFECT_RATIO,
     )
     run = _carry_out(plan, f"ab-{a.name}", arguments, console)
-    told = _print_ab(run, arguments.effect, arguments.json)
+    told = _print_ab(run, arguments.json)
     return max(exit_status(run), EXIT_OK if told else EXIT_CANNOT_TELL)
 
 
-def _print_ab(run: Any, effect: float, as_json: bool) -> bool:
+def _print_ab(run: Any, as_json: bool) -> bool:
     """Print what an A/B run found; the value is whether every point's first question is answered."""
-    from loadgen.analysis.ab import compare_variants, sentences
+    from loadgen.analysis.ab import compare_variants, effect_of, multiplicity, sentences
     from loadgen.record import plain
 
+    effect = effect_of(run)
     compared = compare_variants(run, effect)
     if as_json:
         rows = [{**asdict(each), "sentences": sentences(each, effect)} for each in compared]
@@ -322,7 +323,7 @@ def _print_ab(run: Any, effect: float, as_json: bool) -> bool:
         if each.struck:
             print(f"  {each.struck} trials were struck out: see the report")
     if not as_json:
-        print("The first line of each answers the question; the others are not corrected for being several.")
+        print(f"The first line of each answers the question. {multiplicity(compared)}")
     return all(each.effects[0].is_told for each in compared)
 
 
@@ -375,7 +376,7 @@ def _print_run(run: Any, as_json: bool) -> None:
     from loadgen.report import render_run
 
     if (run.header.get("plan") or {}).get("is_ab"):
-        _print_ab(run, DEFAULT_EFFECT, as_json)
+        _print_ab(run, as_json)
     elif as_json:
         print(json.dumps({"path": str(run.path), "status": run.status, "trials": run.trials}, indent=1))
     else:

@@ -28,25 +28,31 @@ from loadgen.board import Cell
 from loadgen.driver import Rebalancing
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
+from loadgen.think import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from loadgen.driver import Bool, Consumer, Int64, Received, UInt8
 
 LARGE_MSGS = 128  # from here on, a batch is checked at once
+THINK_SEED = 0x7468696E6B
+DAMAGED = "a message arrived changed"
 RATED_S = 0.1  # how often a closed loop's consumer looks how long it may nap
 
 
 @dataclass(slots=True)
 class Kept:
-    """A small batch copied out of the driver's buffer; `starts` count from the beginning of `data`."""
+    """A small batch copied out of the driver's buffer; `starts` count from the beginning of `data`.
+
+    `at_ns` is one moment for all of it, or one for each where a worker takes them in turn.
+    """
 
     data: UInt8
     starts: Int64
     sizes: Int64 | int
     source: int
-    at_ns: int
+    at_ns: Int64 | int
     redelivered: Bool | None
 
 
@@ -58,11 +64,15 @@ class ConsumerAgent(Agent):
         spec = self.spec
         consumer = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
         self.consumer = consumer
-        self.book = ReceivedBook()
+        self.row[Cell.SUBSCRIBER] = spec.target.subscriber
+        self.book = ReceivedBook(str(spec.target.subscriber))
         self.received = 0
         self.open_loop = spec.rate.is_open_loop
         self.in_flight_msgs = _in_flight_msgs(spec.target.settings)
-        naps = not self.open_loop and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS
+        self.worker = None
+        if spec.think.mean_ms:
+            self.worker = Worker(spec.think, [spec.seed, THINK_SEED, spec.target.subscriber, spec.index])
+        naps = not self.open_loop and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS and self.worker is None
         self.nap_below_msgs = max(1, int(NAP_BELOW_BYTES / self.payloads.mean_size_bytes)) if naps else 0
         self.nap_s = 0.0
         self._kept: list[Kept] = []
@@ -88,10 +98,15 @@ class ConsumerAgent(Agent):
         return [("rebalance", began_ns, ended_ns, text) for began_ns, ended_ns in self.consumer.take_rebalances()]
 
     def _receive_all(self, consumer: Consumer) -> None:
-        while not self.board.ordered(Cell.STOP_CONSUMING):
+        while not self.must_end(Cell.STOP_CONSUMING):
             before = self.received
-            for batch in consumer.receive(POLL_S):
-                self.take(batch)
+            batches = consumer.receive(POLL_S)
+            if self.worker is not None:
+                if not self._work(self.worker, consumer, batches):
+                    return
+            else:
+                for batch in batches:
+                    self.take(batch)
             consumer.settle()
             self.row[Cell.RECEIVED] = self.received
             if self.received - before < self.nap_below_msgs and not consumer.has_waiting:
@@ -99,10 +114,42 @@ class ConsumerAgent(Agent):
             now = time.monotonic_ns()
             if not self.open_loop:
                 self._set_nap(now)
-            if self._kept_msgs >= BOOK_MSGS or (self._kept and now - self._booked_ns > BOOK_NS):
-                self.keep_books()
-                self._booked_ns = now
-            self.heartbeat(now)
+            self._look_up(now)
+
+    def _look_up(self, now_ns: int) -> None:
+        """Keep the books where enough has gathered, and tell the fleet that the loop turns."""
+        if self._kept_msgs >= BOOK_MSGS or (self._kept and now_ns - self._booked_ns > BOOK_NS):
+            self.keep_books()
+            self._booked_ns = now_ns
+        self.heartbeat(now_ns)
+
+    def _work(self, worker: Worker, consumer: Consumer, batches: Sequence[Received]) -> bool:
+        """Think over every message in turn: received as its turn comes, settled when it is done; False: told to end.
+
+        Of a consumer that is told to end, the message under way is finished and the rest stays unsettled.
+        """
+        for batch in batches:
+            begins, ends = worker.take(len(batch.starts), batch.parsed_ns)
+            self._spans.append((batch.parsed_ns, batch.parsed_ns - batch.read_ns))
+            begun = done = 0
+            while done < len(ends):
+                now = time.monotonic_ns()
+                must_end = self.must_end(Cell.STOP_CONSUMING)
+                turn = begun if must_end else int(np.searchsorted(begins, now, side="right"))
+                if turn > begun:
+                    self._keep(batch, begun, turn, begins[begun:turn])
+                    self.row[Cell.RECEIVED] = self.received
+                    begun = turn
+                over = min(begun, int(np.searchsorted(ends, now, side="right")))
+                if over > done and len(batches) == 1:
+                    consumer.settle(over - done)
+                done = over
+                self._look_up(now)
+                if must_end and done == begun < len(ends):
+                    return False
+                left_ns = int(ends[min(done, len(ends) - 1)]) - time.monotonic_ns()
+                time.sleep(max(0.0, min(POLL_S, left_ns / SECOND_NS)))
+        return True
 
     def _set_nap(self, now_ns: int) -> None:
         """Ten times a second: a nap that leaves most of what may be in flight on its way."""
@@ -116,19 +163,25 @@ class ConsumerAgent(Agent):
     def take(self, batch: Received) -> None:
         """Count a batch; check it now, or keep a copy for the next bulk."""
         number = len(batch.starts)
-        self.received += number
         self._spans.append((batch.parsed_ns, batch.parsed_ns - batch.read_ns))
-        if number >= LARGE_MSGS:
-            self.keep_books()  # in the order of arrival
-            self._check(batch.buffer, batch.starts, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
+        if number < LARGE_MSGS:
+            self._keep(batch, 0, number, batch.parsed_ns)
             return
-        first = int(batch.starts[0])
-        last = int(batch.starts[-1]) + (batch.sizes if isinstance(batch.sizes, int) else int(batch.sizes[-1]))
+        self.received += number
+        self.keep_books()  # in the order of arrival
+        self._check(batch.buffer, batch.starts, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
+
+    def _keep(self, batch: Received, begin: int, end: int, at_ns: Int64 | int) -> None:
+        """Count messages begin … end of a batch, and keep a copy of them for the next bulk."""
+        starts = batch.starts[begin:end]
+        sizes = batch.sizes if isinstance(batch.sizes, int) else batch.sizes[begin:end]
+        redelivered = None if batch.redelivered is None else batch.redelivered[begin:end]
+        first = int(starts[0])
+        last = int(starts[-1]) + (sizes if isinstance(sizes, int) else int(sizes[-1]))
         copied = batch.buffer[first:last].copy()
-        self._kept.append(
-            Kept(copied, batch.starts - first, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
-        )
-        self._kept_msgs += number
+        self._kept.append(Kept(copied, starts - first, sizes, batch.source, at_ns, redelivered))
+        self._kept_msgs += end - begin
+        self.received += end - begin
 
     def keep_books(self) -> None:
         """Check and record the small batches that have gathered, as one batch for each source."""
@@ -155,7 +208,11 @@ class ConsumerAgent(Agent):
             redelivered = np.concatenate(
                 [np.zeros(len(e.starts), np.bool_) if e.redelivered is None else e.redelivered for e in kept]
             )
-        at_ns = np.repeat([each.at_ns for each in kept], counts)
+        at_ns: Int64
+        if self.worker is None:
+            at_ns = np.repeat([each.at_ns for each in kept], counts)
+        else:
+            at_ns = np.concatenate([np.broadcast_to(each.at_ns, len(each.starts)) for each in kept])
         self._check(data, starts, sizes, kept[0].source, at_ns, redelivered)
 
     def _check(
@@ -176,6 +233,7 @@ class ConsumerAgent(Agent):
         self.add("received_bytes", size_bytes)
         intended, sent = parsed.intended_ns, parsed.sent_ns
         if not parsed.intact.all():
+            self.errors[DAMAGED] = self.errors.get(DAMAGED, 0) + number - int(np.count_nonzero(parsed.intact))
             intended, sent = intended[parsed.intact], sent[parsed.intact]
             at_ns = at_ns if isinstance(at_ns, int) else at_ns[parsed.intact]
         self._count_in_window(len(intended), size_bytes, at_ns)

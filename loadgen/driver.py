@@ -13,7 +13,7 @@ raises `TrialError`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,6 +39,9 @@ class Capabilities:
     partitions: bool = False
     compression: tuple[str, ...] = ("none",)
     idempotence: bool = False
+    group_protocols: tuple[str, ...] = ()
+    transactions: bool = False
+    share_acquire_modes: tuple[str, ...] = ()
 
     def lacking(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that needs what the driver cannot do, as `knob = value`; None where there is none."""
@@ -48,6 +51,9 @@ class Capabilities:
             "partitions": settings.get("partitions", 1) == 1 or self.partitions,
             "compression_type": settings.get("compression_type", "none") in self.compression,
             "enable_idempotence": not settings.get("enable_idempotence", False) or self.idempotence,
+            "share_acquire_mode": settings.get("share_acquire_mode") in {None, *self.share_acquire_modes},
+            "transaction_msgs": settings.get("transaction_msgs") is None or self.transactions,
+            "group_protocol": settings.get("group_protocol") in {None, *self.group_protocols},
         }
         return next((f"{knob} = {settings[knob]}" for knob, is_met in needs.items() if not is_met), None)
 
@@ -58,12 +64,30 @@ class Target:
 
     `settings` holds every knob of the broker, resolved to one value each, under the broker's own names
     (`loadgen.scenario.RabbitMQ` and `Kafka` list and explain them). `group` is the Kafka consumer group.
+
+    Each of `subscribers` gets every message. Producers and the control plane are given the target of all of them, a
+    consumer that of its own one (`of`).
     """
 
     endpoint: Endpoint
     name: str
     settings: Mapping[str, Any]
     group: str = ""
+    subscribers: int = 1
+    subscriber: int = 0
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The consumer group of each subscriber; none where there is no group."""
+        if not self.group:
+            return ()
+        return (self.group,) if self.subscribers == 1 else tuple(f"{self.group}-{n}" for n in range(self.subscribers))
+
+    def of(self, subscriber: int) -> Target:
+        """What the consumers of one subscriber (from 0) are given."""
+        assert 0 <= subscriber < self.subscribers, f"no subscriber {subscriber} of {self.subscribers}"
+        group = self.groups[subscriber] if self.group else ""
+        return replace(self, group=group, subscriber=subscriber)
 
 
 def confirms(settings: Mapping[str, Any]) -> bool:
@@ -88,8 +112,9 @@ class Received:
     """A batch of n messages of one queue or partition, as bytes in one buffer; valid until the next `receive`.
 
     Message i is `buffer[starts[i] : starts[i] + sizes[i]]`; `sizes` is one int where all are of one size.
-    `source` numbers the queue or partition. `read_ns` is when the first byte of the batch was read from the socket
-    and `parsed_ns` when the batch had been parsed: their difference is the resolution of its latencies.
+    `source` numbers the queue or partition, of those that the subscriber has. `read_ns` is when the first byte of the
+    batch was read from the socket and `parsed_ns` when the batch had been parsed: their difference is the resolution of
+    its latencies.
     `redelivered` is the broker's flag (or, for Kafka, an offset seen before), None where none is set.
     `first_position` is the offset of the first message where positions are consecutive, else None.
     """
@@ -163,8 +188,12 @@ class Consumer(Protocol):
         """Wait up to `timeout_s` for the first message, then return all that has already arrived."""
         ...
 
-    def settle(self) -> None:
-        """All that `receive` handed out has been processed: acknowledge, or let its offsets be committed."""
+    def settle(self, count: int | None = None) -> None:
+        """All that `receive` handed out has been processed: acknowledge, or let its offsets be committed.
+
+        With `count` it is so many messages more, of one that handed out a single batch. Where positions and not
+        messages are acknowledged, as in Kafka, only the whole counts.
+        """
         ...
 
     def close(self) -> None:
@@ -182,7 +211,10 @@ class Rebalancing(Protocol):
 
 
 class Admin(Protocol):
-    """Makes, watches and removes the queue or topic of a trial (control plane: slow is fine, wrong is not)."""
+    """Makes, watches and removes the queue or topic of a trial (control plane: slow is fine, wrong is not).
+
+    With several subscribers or queues it is all of them, with the exchange that they are bound to.
+    """
 
     def create(self, target: Target) -> None:
         """Declare a fresh queue or topic; an existing one of that name is an error."""
@@ -193,7 +225,7 @@ class Admin(Protocol):
         ...
 
     def depth(self, target: Target, received: int | None = None) -> int:
-        """Messages waiting: a queue's depth by passive declare; a topic's end offsets − its consumers' position.
+        """Messages waiting, added up over subscribers: queues by passive declare; end offsets − consumers' position.
 
         Consumers commit their position now and then only, so a lag by committed offsets would be a saw-tooth of their
         commit interval. Where `received` is given (all messages that the topic's consumers have been handed so
@@ -252,7 +284,10 @@ class Driver(Protocol):
         ...
 
     def consumer(self, target: Target, index: int, count: int) -> Consumer:
-        """Connect consumer `index` of `count`; without a group protocol, partition p is read by p % count == index."""
+        """Connect consumer `index` of the `count` that `target`'s subscriber has.
+
+        Without a group protocol, queue or partition p is read by p % count == index.
+        """
         ...
 
 

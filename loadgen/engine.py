@@ -19,9 +19,11 @@ from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
+from loadgen.record import enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity
+from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, describe, run_trial
 from loadgen.verdict import add_check
 
@@ -79,7 +81,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         data_dirs = [each.data_dir for each in endpoints.values() if each.data_dir is not None]
         for data_dir in data_dirs:
             plan.refuse_over_half_of(host.disk_free(data_dir))
-        header = _header(plan, options, endpoints, pins, data_dirs[0] if data_dirs else None)
+        header = header_of(plan, options, endpoints, pins, data_dirs[0] if data_dirs else None)
         writer = RunWriter(options.results, options.name, header)
         listener.message(f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes: {writer.path}")
         reason: str | None = "the run stopped on an internal error"
@@ -184,7 +186,7 @@ class _Bench:
         record["written"] = written
         self._check_versions(record)
         self.keep(record)
-        self.listener.message(self.shown + _line(record))
+        self.listener.message(self.shown + line_of(record))
         if left := record.get("left_behind"):
             self.listener.message(f"{self.shown}left behind on {trial.broker}: {left['name']}: {left['reason']}")
         if outcome.cause is not None:
@@ -226,15 +228,18 @@ class _Bench:
         producers = self.searches[trial.capacity_key]["producers"]
         self.run(replace(trial, rate=Rate.fixed(capacity * fraction), asked=trial.rate, producers=producers))
 
-    def ceiling(self, trial: Trial) -> dict[str, Any]:
+    def ceiling_s(self, trial: Trial) -> float:
+        """How long a ceiling takes at most, in seconds; 0 where it was measured before."""
+        return 0.0 if _ceiling_key(trial) in self.ceilings else trial.ceiling_s
+
+    def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> dict[str, Any]:
         """What the generator reaches without a broker, measured once for each point and number of producers."""
-        key = f"{trial.capacity_key}/{trial.producers}"
+        key = _ceiling_key(trial)
         if key not in self.ceilings:
-            found = self.ceilings[key] = measure_ceiling(trial, self.setting(trial))
+            found = measure_ceiling(trial, self.setting(trial), needed_msgs_per_s=needed_msgs_per_s)
+            self.ceilings[key] = found
             self.writer.add("ceilings", found)
-            most = found["achieved_msgs_per_s"]
-            text = found["error"] if most is None else f"{most:,.0f} msg/s, {found['limits']}"
-            self.listener.message(f"{self.shown}{trial.id}: without a broker: {text}")
+            self.listener.message(f"{self.shown}{trial.id}: without a broker: {_ceiling_text(found)}")
         return self.ceilings[key]
 
     def _fail(self, trial: Trial, reason: str) -> None:
@@ -256,12 +261,27 @@ def _keep(record: dict[str, Any], writer: RunWriter) -> None:
         raise
 
 
+def _ceiling_key(trial: Trial) -> str:
+    return f"{trial.capacity_key}/{trial.producers}"
+
+
+def _ceiling_text(found: dict[str, Any]) -> str:
+    """A ceiling in one line: as a closed loop, as an open one, and what limits them."""
+    most, paced = found["achieved_msgs_per_s"], found["paced_msgs_per_s"]
+    if most is None:
+        return str(found["error"])
+    schedule = f"paces {paced:,.0f} msg/s" if paced else f"paces no rate that was tried ({found['paced_reason']})"
+    return f"{most:,.0f} msg/s as a closed loop, {schedule}; {found['limits']}"
+
+
 def _search_line(answer: dict[str, Any]) -> str:
     """A finished search in one line."""
     if answer["capacity_msgs_per_s"] is None:
         return f"{answer['id']}: no capacity: {answer['reason']}"
     least = "at least " if answer["is_lower_bound"] else ""
     rate = f"{answer['capacity_msgs_per_s']:,.0f} msg/s"
+    if answer["subscribers"] > 1:
+        rate += f" produced, {answer['consumed_msgs_per_s']:,.0f} consumed by {answer['subscribers']} subscribers"
     return (
         f"{answer['id']}: capacity {least}{rate}, bound by {answer['bound_by']} ({answer['reason']}); "
         f"{len(answer['trials'])} trials in {answer['elapsed_s']:.0f} s"
@@ -278,11 +298,13 @@ def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
         ) from None
 
 
-def _line(record: dict[str, Any]) -> str:
+def line_of(record: dict[str, Any]) -> str:
     """A finished trial in one line."""
     latency = record["latency_ns"].get("e2e") or record["latency_ns"].get("ack")
     rate = record["achieved_msgs_per_s"]
     text = f"{record['id']}: {'no rate' if rate is None else f'{rate:,.0f} msg/s'}"
+    if record["subscribers"] > 1:
+        text += f" at {record['subscribers']} subscribers together"
     if latency:
         text += f", p50 {latency['p50'] / 1e6:.2f} ms, p99 {latency['p99'] / 1e6:.2f} ms"
     verdict = record["verdict"]
@@ -294,9 +316,10 @@ def _line(record: dict[str, Any]) -> str:
     return text
 
 
-def _header(
+def header_of(
     plan: Plan, options: Options, endpoints: dict[BrokerName, Endpoint], pins: Pins, data_dir: Path | None
 ) -> dict[str, Any]:
+    """What a run's record says before its first trial: what was asked, where, on which brokers."""
     environment = host.environment(data_dir or Path.cwd())
     if data_dir is not None:
         environment["fsync_ns"] = host.fsync_latency(data_dir)
@@ -308,8 +331,10 @@ def _header(
         "plan": {
             "warmup_s": plan.profile.warmup_s,
             "duration_s": plan.profile.duration_s,
+            "search_budget_s": plan.profile.search_budget_s,
             "brokers": plan.brokers,
             "is_ab": plan.is_ab,
+            "effect_ratio": plan.effect_ratio,
         },
         "pins": {"broker": pins.broker, "client": pins.client},
         "scenarios": [scenario.model_dump(mode="json", exclude_none=True) for scenario in plan.scenarios],
@@ -333,10 +358,14 @@ def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
         scenarios = [Scenario(**document) for document in header["scenarios"]]
         kept = header["plan"]
         profile = Profile(header["profile"], kept["warmup_s"], kept["duration_s"], header["repeats"])
+        if "search_budget_s" in kept:
+            profile = replace(profile, search_budget_s=kept["search_budget_s"])
         wanted = tuple(name for name in kept["brokers"] if name in brokers)
         if kept.get("is_ab"):
             a, b = scenarios
-            return make_ab_plan(a, b, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
+            effect = kept.get("effect_ratio") or EFFECT_RATIO
+            given: dict[str, Any] = {"brokers": wanted, "repeats": header["repeats"], "seed": header["seed"]}
+            return make_ab_plan(a, b, profile, **given, effect_ratio=effect)
         return make_plan(scenarios, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
     except (KeyError, TypeError) as error:
         raise ScenarioError(f"{run.id}: cannot be run again, its plan was not kept ({error})") from None
@@ -456,15 +485,15 @@ def _let_go(before: dict[int, set[int]]) -> None:
 def exit_status(run: Run) -> int:
     """0 good, 2 where the run was cut short or a point of it has no trial to be used, 130 where it was interrupted.
 
-    A trial that is invalid is struck out and said so; the point stands on its other repeats.
+    A trial that is invalid is struck out and said so; the point stands on its other repeats. A curve's overload is no
+    failure: that its trials are invalid is what they show.
     """
     if run.header.get("reason") == "interrupted":
         return EXIT_INTERRUPTED
     usable: dict[str, bool] = {}
     for record in run.trials:
-        if record["purpose"] != "measure":  # a search's way to its answer
+        if not is_required(record):
             continue
         point = json.dumps([record[name] for name in ("scenario", "broker", "driver", "point")])
-        good = record["status"] == "complete" and record["verdict"]["status"] != "invalid"
-        usable[point] = usable.get(point, False) or good
+        usable[point] = usable.get(point, False) or enters(record)
     return EXIT_OK if run.status == "complete" and all(usable.values()) else EXIT_INVALID

@@ -23,12 +23,23 @@ PSI_CPU_LIMIT = 0.5
 """Some task waited for a CPU half of the time: cores are short even if their mean is not full."""
 
 
+def carries(achieved_msgs_per_s: float, offered_msgs_per_s: float, window_s: float, *, is_random: bool = False) -> bool:
+    """Whether an open loop carried its rate over a window: 1 % may be missing, and what is chance.
+
+    A message more or less at the window's edges is chance; so are three deviations of random arrivals.
+    """
+    due = offered_msgs_per_s * window_s
+    chance = 3 * math.sqrt(due) if is_random else 2
+    return due - achieved_msgs_per_s * window_s <= max(CARRIED_SHARE * due, chance)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What is known of a trial's measured window when it is judged; None is "not observed", never zero.
 
-    Counts are messages. `acked` is None where nothing is confirmed, `stored` where the broker keeps no
-    count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
+    Counts are messages; of what was received, lost and doubled they are sums over the subscribers, each of which gets
+    every message and has so many `consumers`. `acked` is None where nothing is confirmed, `stored` where the broker
+    keeps no count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
     `achieved` what was sent and `goodput` what was received once, intact and inside the window.
     `explained_duplicates` are those by a stated redelivery or the producer's own resend. `due` messages were
     intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received.
@@ -44,6 +55,7 @@ class Facts:
     durability: str
     rate_kind: Literal["fixed", "poisson", "ramp", "saturate"]
     consumers: int
+    subscribers: int = 1
     window_s: float
     sent: int
     acked: int | None
@@ -106,12 +118,8 @@ class Facts:
         """Whether an open loop sent and delivered what its schedule asked for; None in a closed loop."""
         if not self.is_open_loop or self.offered_msgs_per_s is None:
             return None
-        rates = [self.achieved_msgs_per_s] + [self.goodput_msgs_per_s] * (self.consumers > 0)
-        missing = (self.offered_msgs_per_s - min(rates)) * self.window_s
-        offered = self.offered_msgs_per_s * self.window_s
-        # A message more or less at the window's edges is chance; so are three deviations of random arrivals.
-        chance = 3 * math.sqrt(offered) if self.rate_kind == "poisson" else 2
-        return missing <= max(CARRIED_SHARE * offered, chance)
+        rates = [self.achieved_msgs_per_s] + [self.goodput_msgs_per_s / self.subscribers] * (self.consumers > 0)
+        return carries(min(rates), self.offered_msgs_per_s, self.window_s, is_random=self.rate_kind == "poisson")
 
     @property
     def is_generator_full(self) -> bool:
@@ -136,7 +144,9 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
     window_s = record["window_s"]
     lag, e2e, ack = (record["latency_ns"].get(kind) for kind in ("schedule_lag", "e2e", "ack"))
     resolution = record.get("resolution_ns") or {}
-    competing = record["consumers"] > max(1, record["settings"].get("partitions", 1))
+    settings = record["settings"]
+    sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
+    competing = record["consumers"] > max(1, sources)
     counts = record.get("broker_counts", {})
     depth = counts.get("depth_at_end")
     observer = record.get("observer")
@@ -144,6 +154,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         durability=record["durability"],
         rate_kind=record["rate"]["kind"],
         consumers=record["consumers"],
+        subscribers=record.get("subscribers", 1),
         window_s=window_s,
         sent=record["sent"],
         acked=record.get("acked"),

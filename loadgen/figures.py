@@ -48,7 +48,7 @@ def account_of(outcome: Outcome) -> Account | None:
 def _all_told(trial: Trial, outcome: Outcome) -> bool:
     sent = sum(result.sent_book is not None for result in outcome.results)
     received = sum(result.received_book is not None for result in outcome.results)
-    return sent == trial.producers and received == trial.consumers
+    return sent == trial.producers and received == trial.all_consumers
 
 
 def figures(trial: Trial, live: Live, outcome: Outcome, account: Account | None, cut_s: int = 0) -> Record:

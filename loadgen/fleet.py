@@ -39,6 +39,8 @@ TURN_S = 0.05  # how often the fleet looks after its agents where none says anyt
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
 END_S = 2.0  # for all processes together to leave by themselves
 DUMP_S = 1.0  # for a stuck agent to write where it is
+# What takes half a second to import is imported once, and not by each agent.
+PRELOADED = ["loadgen.process", "loadgen.drivers.wire.amqp", "loadgen.drivers.wire.kafka"]
 ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PIPE_BYTES = 1 << 20  # what an agent may say before anybody reads it; the kernel's default is 64 KiB
 
@@ -117,12 +119,12 @@ class Fleet:
             with contextlib.suppress(OSError):  # beyond the user's limit: then it is the default
                 fcntl.fcntl(there.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             process = context.Process(target=agent_main, args=(spec, there), name=spec.name, daemon=True)
-            with _signals_held():
+            with signals_held():
                 process.start()
                 self._processes[spec.name] = process
             there.close()
             reader = threading.Thread(
-                target=_read_on, args=(here, spec.name, self._inbox), name=f"reads-{spec.name}", daemon=True
+                target=read_on, args=(here, spec.name, self._inbox), name=f"reads-{spec.name}", daemon=True
             )
             self._readers.append((reader, here))
             reader.start()
@@ -163,7 +165,7 @@ class Fleet:
     def _drain(self, board: Board) -> None:
         began = time.monotonic()
         if any(spec.role == "consumer" for spec in self._specs):
-            target = board.total(Cell.SENT)
+            target = board.total(Cell.SENT) * self._specs[0].target.subscribers
             last, moved = -1, began
             while time.monotonic() - began < DRAIN_S:
                 received = board.total(Cell.RECEIVED)
@@ -293,11 +295,11 @@ def forkserver() -> ForkServerContext:
     process that was spawned, and ready in a tenth of the time. It ends with the last of those that it serves.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["loadgen.process"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
-def _read_on(pipe: Connection, name: str, inbox: queue.SimpleQueue[tuple[str, bytes | None]]) -> None:
+def read_on(pipe: Connection, name: str, inbox: queue.SimpleQueue[tuple[str, bytes | None]]) -> None:
     """Take an agent's messages off its pipe as soon as they come; None is its end."""
     with contextlib.suppress(OSError, EOFError):
         while True:
@@ -313,7 +315,7 @@ def _size(board: Board, name: str) -> int:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Hold back what ends a run while a process is started: half a start prints a traceback, here and there.
 
     The process inherits the mask, and takes it off when it has handlers of its own. The mask is this thread's only;

@@ -1,5 +1,7 @@
 """How many messages were under way, seen from outside: the shared counters read some twenty times a second.
 
+A message is under way once for each subscriber that is to have it.
+
 No agent takes part in it, and no latency: what it says of a trial's backlog, of Little's law and of whether a trial
 was steady is independent of what the histograms say. A message is under way from the moment it was handed to the
 client until the consumer's code has it.
@@ -50,9 +52,10 @@ class Settled:
 
 
 class Flow:
-    """Samples of (monotonic ns, messages sent, messages received), and what follows from them."""
+    """Samples of (monotonic ns, messages sent to all subscribers, messages received), and what follows from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, subscribers: int = 1) -> None:
+        self._subscribers = subscribers
         self._at_ns, self._sent, self._received = array("q"), array("q"), array("q")
 
     def sample(self, board: Board, now_ns: int) -> None:
@@ -61,9 +64,13 @@ class Flow:
             return
         # Received first: what arrives between the two readings would make the number under way negative.
         received = board.total(Cell.RECEIVED)
-        self._sent.append(board.total(Cell.SENT))
+        self.enter(now_ns, board.total(Cell.SENT), received)
+
+    def enter(self, at_ns: int, sent: int, received: int) -> None:
+        """Note the counters as they were read at this moment."""
+        self._sent.append(sent * self._subscribers)
         self._received.append(received)
-        self._at_ns.append(now_ns)
+        self._at_ns.append(at_ns)
 
     def between(self, begin_ns: int, end_ns: int) -> tuple[Float64, Float64, Float64]:
         """The samples in [begin, end): seconds since `begin_ns`, sent, received, each float64[n]."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from loadgen import kafka_knobs, stream_knobs
 from loadgen.errors import ScenarioError
+from loadgen.think import Think
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from loadgen.scenario import Durability, Message, Rate, Scenario
 
 Settings = dict[str, Any]
+
+MAX_PROCESSES = 256  # of one role in a trial
 
 # What each class demands of a broker (design: "durability class"); a knob may repeat it, not contradict it.
 CLASS_DEMANDS: dict[str, dict[BrokerName, Settings]] = {
@@ -36,31 +40,23 @@ CLASS_DEMANDS: dict[str, dict[BrokerName, Settings]] = {
     },
 }
 
-# What the brokers take as they are shipped, read from running ones (RabbitMQ 4.3 `max_message_size`, Kafka 4.3
-# `message.max.bytes`). Kafka's is of a whole record batch: its header, and of a record all that is not its value.
-MAX_BYTES: dict[BrokerName, int] = {"rabbitmq": 16 << 20, "kafka": 1_048_588}
-_BATCH_OVERHEAD_BYTES: dict[BrokerName, int] = {"rabbitmq": 0, "kafka": 61 + 32}
-_LIMIT_NAMES: dict[BrokerName, str] = {"rabbitmq": "max_message_size", "kafka": "message.max.bytes"}
+# What RabbitMQ 4.3 takes as it is shipped, `max_message_size`, read from a running one.
+MAX_MESSAGE_BYTES = 16 << 20
 
 # Client settings that no class demands. RabbitMQ's prefetch and windows follow its own guidance (a plateau from
-# about 100 prefetched and a few hundred unconfirmed); Kafka's are the Java client's defaults, stated because
-# librdkafka's differ (linger 5 ms, batches of 1 MB).
+# about 100 prefetched and a few hundred unconfirmed).
 DEFAULTS: dict[BrokerName, Settings] = {
-    "rabbitmq": {"confirm_window": 1_000, "prefetch": 100, "ack_every": 10, "heartbeat": 60, "mandatory": False},
-    "kafka": {
-        "partitions": 1,
-        "enable_idempotence": True,
-        "linger_ms": 0.0,
-        "batch_size": 16_384,
-        "max_in_flight_requests_per_connection": 5,
-        "buffer_memory": 32 << 20,
-        "compression_type": "none",
-        "max_poll_records": 500,
-        "fetch_min_bytes": 1,
-        "fetch_max_wait_ms": 500,
-        "max_partition_fetch_bytes": 1 << 20,
-        "auto_commit_interval_ms": 5_000,
+    "rabbitmq": {
+        "exchange": None,
+        "bindings": 1,
+        "queues": 1,
+        "confirm_window": 1_000,
+        "prefetch": 100,
+        "ack_every": 10,
+        "heartbeat": 60,
+        "mandatory": False,
     },
+    "kafka": kafka_knobs.DEFAULTS,
 }
 PRESETS: dict[str, dict[BrokerName, Settings]] = {
     "default": {"rabbitmq": {}, "kafka": {}},
@@ -94,6 +90,8 @@ class Point:
     consumers: int
     settings: Settings
     swept: Settings = field(default_factory=dict)
+    subscribers: int = 1
+    think: Think = field(default_factory=Think)
 
 
 def points(scenario: Scenario) -> Iterator[Point]:
@@ -111,6 +109,9 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         "msgs_per_s": scenario.rate.msgs_per_s,
         "producers": scenario.producers,
         "consumers": scenario.consumers,
+        "subscribers": scenario.subscribers,
+        "think_ms": scenario.think_ms,
+        "think": scenario.think,
     }
     if scenario.rate.fractions is not None:
         shared["fraction"] = scenario.rate.fractions
@@ -121,6 +122,10 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         knobs = {name.partition(".")[2]: value for name, value in chosen.items() if name.startswith(f"{broker}.")}
         durability = chosen["durability"]
         settings = resolve(broker, knobs, str(durability), scenario.preset)
+        if "exchange" in settings:
+            _set_exchange(settings, chosen["subscribers"])
+        elif broker == "kafka":
+            kafka_knobs.complete(settings, scenario.message)
         point = Point(
             broker=broker,
             driver=settings.pop("driver"),
@@ -131,9 +136,16 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             consumers=chosen["consumers"],
             settings=settings,
             swept={name: chosen[name] for name in swept_names},
+            subscribers=chosen["subscribers"],
+            think=Think(chosen["think"], chosen["think_ms"]),
         )
         _refuse_unfit(point)
         yield point
+
+
+def has_keys(broker: BrokerName, settings: Settings) -> bool:
+    """Whether a message's key decides where it goes."""
+    return broker == "kafka" or settings.get("queues", 1) > 1 or settings.get("partitions", 1) > 1
 
 
 def _rate(rate: Rate, chosen: Settings) -> Rate:
@@ -143,26 +155,50 @@ def _rate(rate: Rate, chosen: Settings) -> Rate:
     return rate.model_copy(update=one)
 
 
+def _set_exchange(settings: Settings, subscribers: int) -> None:
+    """The exchange that nobody chose; raises ScenarioError where the one that was chosen cannot do what is wanted."""
+    queues, bindings = settings["queues"], settings["bindings"]
+    if settings["exchange"] is None:
+        settings["exchange"] = "default" if subscribers == 1 else "fanout" if queues == 1 else "direct"
+    exchange = settings["exchange"]
+    if subscribers > 1 and exchange in {"default", "consistent-hash"}:
+        raise ScenarioError(
+            f"rabbitmq.exchange = {exchange}: hands each message to one queue, and subscribers = {subscribers} need a "
+            f"copy each; expected {'fanout, direct, topic or headers' if queues == 1 else 'direct or topic'}"
+        )
+    if queues > 1 and exchange in {"fanout", "headers"}:
+        raise ScenarioError(
+            f"rabbitmq.queues = {queues}: a {exchange} exchange does not look at routing keys, which spread messages "
+            f"over queues; expected exchange = direct or topic{', or consistent-hash' if subscribers == 1 else ''}"
+        )
+    if bindings > 1 and exchange == "default":
+        raise ScenarioError(
+            f"rabbitmq.bindings = {bindings}: the default exchange has one binding for each queue, its name; expected "
+            "exchange = direct, fanout, topic or headers"
+        )
+    if bindings > 1 and exchange == "consistent-hash":
+        raise ScenarioError(
+            f"rabbitmq.bindings = {bindings}: a binding to a consistent-hash exchange is a queue's weight; expected 1"
+        )
+
+
 def _refuse_unfit(point: Point) -> None:
     """Raise ScenarioError where message, consumers and settings cannot go together on the broker as it is shipped."""
-    broker, settings = point.broker, point.settings
-    most_bytes = MAX_BYTES[broker] - _BATCH_OVERHEAD_BYTES[broker]
-    if point.message.max_size_bytes > most_bytes:
+    if point.subscribers > 1 and not point.consumers:
+        raise ScenarioError(f"subscribers = {point.subscribers}: nobody consumes for them; expected consumers ≥ 1")
+    if point.subscribers * point.consumers > MAX_PROCESSES:
         raise ScenarioError(
-            f"message.size_bytes = {point.message.max_size_bytes}: {broker} takes at most {most_bytes} bytes as it is "
-            f"shipped ({_LIMIT_NAMES[broker]} = {MAX_BYTES[broker]})"
+            f"subscribers = {point.subscribers}: with consumers = {point.consumers} each, more than {MAX_PROCESSES} "
+            "processes; expected fewer"
         )
-    if broker == "rabbitmq":
-        return
-    if settings["batch_size"] > MAX_BYTES[broker] and settings["compression_type"] == "none":
+    if point.broker == "kafka":
+        kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
+    elif point.driver == stream_knobs.DRIVER:
+        stream_knobs.refuse_unfit(point.settings, point.message, point.consumers)
+    elif point.message.max_size_bytes > MAX_MESSAGE_BYTES:
         raise ScenarioError(
-            f"kafka.batch_size = {settings['batch_size']}: Kafka takes batches of at most {MAX_BYTES[broker]} bytes as "
-            f"it is shipped ({_LIMIT_NAMES[broker]})"
-        )
-    if point.consumers > settings["partitions"]:
-        raise ScenarioError(
-            f"kafka.partitions = {settings['partitions']}: a partition has one consumer, so that of consumers = "
-            f"{point.consumers} some would stay idle; expected at least {point.consumers}"
+            f"message.size_bytes = {point.message.max_size_bytes}: rabbitmq takes at most {MAX_MESSAGE_BYTES} bytes as "
+            "it is shipped (max_message_size)"
         )
 
 
@@ -173,6 +209,10 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
             f"durability = {durability}: needs three nodes, which come with the faults work; "
             f"expected one of {', '.join(CLASS_DEMANDS)}"
         )
+    if broker == "rabbitmq" and knobs.get("driver") == stream_knobs.DRIVER:
+        return stream_knobs.resolve(knobs, durability, preset)
+    if broker == "rabbitmq":
+        stream_knobs.refuse_elsewhere(knobs)
     demands = CLASS_DEMANDS[durability][broker]
     for knob, demanded in demands.items():
         if knob in knobs and knobs[knob] != demanded and not _allowed(broker, durability, knob, knobs[knob]):
@@ -183,6 +223,8 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
     settings = {**DEFAULTS[broker], **PRESETS[preset][broker], **demands, **knobs}
     if broker == "kafka" and settings["acks"] != "all" and "enable_idempotence" not in knobs:
         settings["enable_idempotence"] = False
+    if broker == "kafka":
+        kafka_knobs.derive(settings)
     if broker == "rabbitmq" and "ack_every" not in knobs and settings["prefetch"] > 0:
         settings["ack_every"] = min(settings["ack_every"], settings["prefetch"])
     _refuse_impossible(broker, settings)
@@ -190,9 +232,11 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
 
 
 def _allowed(broker: BrokerName, durability: str, knob: str, value: Any) -> bool:
-    """Exceptions: on one replica acks=1 and acks=all take one path; class `none` may promise less than it keeps."""
+    """Exceptions: on one replica acks=1 and acks=all take one path; a class may promise less than it keeps."""
     if broker == "kafka" and durability == "broker" and knob == "acks":
         return bool(value == "1")
+    if broker == "kafka" and durability == "broker" and knob == "flush_messages":
+        return bool(value > 1)  # now and then, which promises nothing
     return durability == "none" and knob in {"persistent", "ack", "commit"}
 
 
@@ -210,12 +254,4 @@ def _refuse_impossible(broker: BrokerName, settings: Settings) -> None:
                 "ack would wait for an idle consumer; expected at most prefetch"
             )
         return
-    if settings["batch_size"] > settings["buffer_memory"]:
-        raise ScenarioError(
-            f"kafka.batch_size = {settings['batch_size']}: over buffer_memory = {settings['buffer_memory']}, so that "
-            "no batch would ever be full; expected at most buffer_memory"
-        )
-    if settings["enable_idempotence"] and settings["acks"] != "all":
-        raise ScenarioError(f"kafka.enable_idempotence = True needs acks = all, not {settings['acks']}")
-    if settings["enable_idempotence"] and settings["max_in_flight_requests_per_connection"] > 5:
-        raise ScenarioError("kafka.max_in_flight_requests_per_connection: at most 5 with enable_idempotence = True")
+    kafka_knobs.refuse_impossible(settings)

@@ -76,7 +76,9 @@ def _literal(text: str) -> Any:
 
 
 _PARTS: dict[str, type[RabbitMQ | Kafka | Message]] = {"rabbitmq": RabbitMQ, "kafka": Kafka, "message": Message}
-_OWN = ("producers", "consumers", "durability", "preset", "warmup_s", "duration_s")
+_OWN = (
+    "producers", "consumers", "subscribers", "think_ms", "think", "durability", "preset", "warmup_s", "duration_s",
+)  # fmt: skip
 
 
 def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:

@@ -323,6 +323,10 @@ def _gather(buffer: UInt8, starts: Int64, width: int) -> UInt8:
 
 
 def _make_keys(message: Message, seed: int, count: int) -> Int64:
-    """Which key each pool entry has: uniform over `message.keys` keys, from the seed."""
+    """Which key each pool entry has: uniform or by Zipf's law over `message.keys` keys, from the seed."""
     rng = np.random.default_rng([seed, 0x6B657973])
-    return rng.integers(0, message.keys, count)
+    if not message.key_exponent:
+        return rng.integers(0, message.keys, count)
+    weights = np.arange(1, message.keys + 1, dtype=np.float64) ** -message.key_exponent
+    below = np.cumsum(weights) / weights.sum()
+    return np.minimum(np.searchsorted(below, rng.random(count), side="right"), message.keys - 1)

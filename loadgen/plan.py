@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
-from loadgen.knobs import Point, points
+from loadgen.knobs import Point, has_keys, points
 from loadgen.scenario import Rate
+from loadgen.stats.power import EFFECT_RATIO
+from loadgen.think import Think
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,33 +29,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How long and how often each point is measured."""
+    """How long and how often each point is measured; a capacity search ends within `search_budget_s`."""
 
     name: str
     warmup_s: float
     duration_s: float
     repeats: int
+    search_budget_s: float = 90.0
+
+    def budget_s(self, warmup_s: float, duration_s: float) -> float:
+        """The budget of a search whose full trials have these lengths: what they are longer by is granted to each."""
+        longer_s = warmup_s + duration_s - self.warmup_s - self.duration_s
+        return self.search_budget_s + SEARCH_CONFIRMS * max(0.0, longer_s)
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", warmup_s=2.0, duration_s=4.0, repeats=3),
-        Profile("standard", warmup_s=5.0, duration_s=20.0, repeats=7),
-        Profile("full", warmup_s=10.0, duration_s=60.0, repeats=10),
+        Profile("quick", warmup_s=2.0, duration_s=4.0, repeats=3, search_budget_s=90.0),
+        Profile("standard", warmup_s=5.0, duration_s=20.0, repeats=7, search_budget_s=180.0),
+        Profile("full", warmup_s=10.0, duration_s=60.0, repeats=10, search_budget_s=300.0),
     )
 }
 
 # Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 1.5 to 3 s).
 OVERHEAD_S = 2.5
+BINDING_S = 0.001  # each is one entry in RabbitMQ's log of metadata (measured)
 # A capacity search: about so many short trials before the one of full length (docs/method.md).
 SEARCH_PROBES = 7
 SEARCH_WARMUP_S = 1.0
 SEARCH_DURATION_S = 2.5
+SEARCH_CONFIRMS = 2  # trials of full length that its time budget has room for: the first one may fail
+# What the tool carries without a broker, as a closed and as an open loop, at the most; consumers of `confluent` are
+# measured apart.
+CEILING_S = 24.0
+CEILING_FILLED_S = 12.0
 # A closed loop's rate is not known beforehand; these are over what either broker did on any machine we tried, so that
 # the plan's bytes are an upper bound.
-MAX_RATE_MSGS_PER_S: dict[BrokerName, float] = {"rabbitmq": 150_000, "kafka": 6_000_000}
-MAX_RATE_BYTES_PER_S: dict[BrokerName, float] = {"rabbitmq": 400e6, "kafka": 800e6}
+MAX_RATE_MSGS_PER_S: dict[str, float] = {"rabbitmq": 150_000, "stream": 4_000_000, "kafka": 6_000_000}
+MAX_RATE_BYTES_PER_S: dict[str, float] = {"rabbitmq": 400e6, "stream": 800e6, "kafka": 800e6}
 FRAMING_BYTES = 40  # what either broker stores beside a message's own bytes, roughly
 
 
@@ -83,6 +97,16 @@ class Trial:
     purpose: Purpose = "measure"
     asked: Rate | None = None
     """What the scenario asked for, where the rate had to be found by a search first."""
+    search_budget_s: float = 90.0
+    """Within which a search ends with what it has, in seconds; without meaning for any other rate."""
+    subscribers: int = 1
+    """How many receive every message; `consumers` is the number of each of them."""
+    think: Think = field(default_factory=Think)
+
+    @property
+    def all_consumers(self) -> int:
+        """The consumer processes of all subscribers."""
+        return self.subscribers * self.consumers
 
     @property
     def capacity_key(self) -> str:
@@ -92,30 +116,59 @@ class Trial:
 
     @property
     def stored_bytes_max(self) -> float:
-        """Upper bound of what the broker keeps for this trial, in bytes."""
+        """Upper bound of what the broker keeps for this trial, in bytes: in RabbitMQ each subscriber's queue stores."""
         size = self.message.mean_size_bytes + FRAMING_BYTES
+        kept = "stream" if self.driver == "stream" else self.broker
+        copies = self.subscribers if kept == "rabbitmq" else 1
         rate = self.rate.msgs_per_s
         assert not isinstance(rate, list), "a plan's trials have one rate each"
         if rate is None:
-            rate = min(MAX_RATE_MSGS_PER_S[self.broker], MAX_RATE_BYTES_PER_S[self.broker] / size)
-        rate = max(rate, self.rate.to_msgs_per_s or 0)
-        return rate * size * (self.warmup_s + self.duration_s)
+            stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
+        else:
+            stored = copies * max(rate, self.rate.to_msgs_per_s or 0)
+        return stored * size * (self.warmup_s + self.duration_s)
+
+    @property
+    def overhead_s(self) -> float:
+        """Roughly how long it takes beside its warm-up and its window, in seconds."""
+        bindings: int = self.subscribers * self.settings.get("queues", 1) * self.settings.get("bindings", 1)
+        return OVERHEAD_S + BINDING_S * bindings
+
+    @property
+    def ceiling_s(self) -> float:
+        """How long it takes at most to measure what the tool carries without a broker, in seconds."""
+        return CEILING_S + (CEILING_FILLED_S if self.driver == "confluent" else 0.0)
 
     @property
     def expected_s(self) -> float:
-        """Roughly how long it takes, in seconds."""
-        probes = SEARCH_PROBES if self.rate.kind == "search" else 0
-        return self.warmup_s + self.duration_s + OVERHEAD_S + probes * (search_length_s(self) + OVERHEAD_S)
+        """Roughly how long it takes, in seconds; a search does not take longer than its budget."""
+        once_s = self.warmup_s + self.duration_s + self.overhead_s
+        if self.rate.kind != "search":
+            return once_s
+        ceiling_s = self.ceiling_s / 2 if self.repeat == 1 else 0.0  # it is kept for the other repeats
+        search_s = once_s + SEARCH_PROBES * (search_length_s(self) + self.overhead_s) + ceiling_s
+        return min(search_s, self.search_budget_s)
+
+    @property
+    def longest_s(self) -> float:
+        """How long it takes at most, as far as that can be said: a search until its budget is used up, in seconds."""
+        return self.search_budget_s if self.rate.kind == "search" else self.expected_s
 
     @property
     def _unused_keys(self) -> str:
-        return " (one queue: keys are not used)" if self.message.keys and self.broker == "rabbitmq" else ""
+        is_unused = self.message.keys and not has_keys(self.broker, self.settings)
+        return " (one queue: keys are not used)" if is_unused else ""
+
+    @property
+    def _roles(self) -> str:
+        consumers = f"{self.consumers}" if self.subscribers == 1 else f"{self.subscribers} × {self.consumers}"
+        return f"{self.producers} → {consumers}"
 
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"{self.id}: {_described(self.rate)}, {self.message.mean_size_bytes:g} B, class {self.durability}, "
-            f"{self.producers} → {self.consumers}{self._unused_keys}, {self.warmup_s:g} + {self.duration_s:g} s, "
+            f"{self.id}: {_described(self)}, {self.message.mean_size_bytes:g} B, class {self.durability}, "
+            f"{self._roles}{self._unused_keys}, {self.warmup_s:g} + {self.duration_s:g} s, "
             f"at most {self.stored_bytes_max / 1e9:.2f} GB"
         )
 
@@ -125,9 +178,11 @@ def search_length_s(trial: Trial) -> float:
     return min(trial.warmup_s, SEARCH_WARMUP_S) + min(trial.duration_s, SEARCH_DURATION_S)
 
 
-def _described(rate: Rate) -> str:
+def _described(trial: Trial) -> str:
+    rate = trial.rate
     if rate.kind == "search":
-        return "capacity search" + (f" (p99 at most {rate.p99_ms:g} ms)" if rate.p99_ms else "")
+        objective = f" (p99 at most {rate.p99_ms:g} ms)" if rate.p99_ms else ""
+        return f"capacity search{objective} within {trial.search_budget_s:g} s"
     if rate.fractions is not None:
         return f"{rate.fractions[0]:.0%} of its capacity"
     return "as fast as it goes" if rate.msgs_per_s is None else f"{rate.kind} {rate.msgs_per_s:g}/s"
@@ -143,12 +198,23 @@ class Plan:
     repeats: int
     seed: int
     brokers: tuple[BrokerName, ...] = field(default=("rabbitmq", "kafka"))
-    is_ab: bool = False
+    effect_ratio: float | None = None
+    """Of A against B: the effect of interest as a ratio, such as 1.1; None where there are no variants."""
+
+    @property
+    def is_ab(self) -> bool:
+        """Whether its trials are of two variants, in pairs."""
+        return self.effect_ratio is not None
 
     @property
     def expected_s(self) -> float:
         """Roughly how long all trials take, in seconds."""
         return sum(trial.expected_s for trial in self.trials)
+
+    @property
+    def longest_s(self) -> float:
+        """As `expected_s`, with every capacity search as long as its time budget."""
+        return sum(trial.longest_s for trial in self.trials)
 
     @property
     def peak_bytes_max(self) -> float:
@@ -162,6 +228,7 @@ class Plan:
             "trials": [{**asdict(trial), "message": trial.message.model_dump(), "rate": trial.rate.model_dump()}
                        for trial in self.trials],
             "expected_s": self.expected_s,
+            "longest_s": self.longest_s,
             "peak_bytes_max": self.peak_bytes_max,
             "profile": self.profile.name,
             "repeats": self.repeats,
@@ -213,6 +280,7 @@ def make_ab_plan(
     brokers: Sequence[BrokerName] = ("rabbitmq", "kafka"),
     repeats: int | None = None,
     seed: int = 1,
+    effect_ratio: float = EFFECT_RATIO,
 ) -> Plan:
     """Two variants of a scenario, point by point in pairs; which one goes first is drawn for each pair by the seed.
 
@@ -250,7 +318,7 @@ def make_ab_plan(
     names = [trial.id for trial in trials]
     if len(set(names)) < len(names):
         raise ScenarioError(f"{a.name}: its sweeps make two points that cannot be told apart; sweep fewer values")
-    return Plan(tuple(trials), (a, b), profile, count, seed, tuple(brokers), is_ab=True)
+    return Plan(tuple(trials), (a, b), profile, count, seed, tuple(brokers), effect_ratio)
 
 
 def _seed(scenario: Scenario, repeat: int, seed: int) -> int:
@@ -299,10 +367,20 @@ def _pairs(scenario: Scenario, brokers: Sequence[BrokerName]) -> list[tuple[Scen
 
 
 def _shared(point: Point) -> tuple[Any, ...]:
-    return (point.durability, str(point.message.size_bytes), point.rate, point.producers, point.consumers)
+    return (
+        point.durability,
+        str(point.message.size_bytes),
+        point.rate,
+        point.producers,
+        point.consumers,
+        point.subscribers,
+        point.think,
+    )
 
 
 def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed: int) -> Trial:
+    warmup_s = profile.warmup_s if scenario.warmup_s is None else scenario.warmup_s
+    duration_s = profile.duration_s if scenario.duration_s is None else scenario.duration_s
     return Trial(
         id=f"{_identity(scenario.name, point.broker, point.driver, point.swept)}/{repeat}",
         scenario=scenario.name,
@@ -315,10 +393,13 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
         rate=point.rate,
         producers=point.producers,
         consumers=point.consumers,
+        subscribers=point.subscribers,
+        think=point.think,
         repeat=repeat,
         seed=_seed(scenario, repeat, seed),
-        warmup_s=profile.warmup_s if scenario.warmup_s is None else scenario.warmup_s,
-        duration_s=profile.duration_s if scenario.duration_s is None else scenario.duration_s,
+        warmup_s=warmup_s,
+        duration_s=duration_s,
+        search_budget_s=profile.budget_s(warmup_s, duration_s),
     )
 
 

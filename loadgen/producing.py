@@ -13,11 +13,13 @@ from loadgen.driver import Resending, confirms
 from loadgen.drivers import load_driver
 from loadgen.ledger import SentBook
 from loadgen.pacer import make_pacer
+from loadgen.shares import MS_NS, Changing, Share
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from loadgen.driver import Int64, Producer, Settled
+    from loadgen.pacer import Pacer
 
 FLUSH_S = 30.0  # how long confirmations may be awaited after the last message …
 FLUSH_STOPPED_S = 5.0  # … and where the trial is ended early
@@ -26,6 +28,8 @@ LATE_S = 1.0  # how long an open loop may go on sending what was due, once its t
 UNSENT_MSGS = 1 << 16  # so many given up at the end are recorded at once
 FORGIVE_S = 3.0  # without confirms: what nobody has seen for so long counts as lost, so that the window opens again
 UNCONFIRMED_POLL_S = 0.0005  # how often a full window without confirms looks at what consumers have received
+WORK_MSGS = 1_000  # in a closed loop whose consumers work on each message, so many wait for them: more only take longer
+WORK_POLL_S = 0.005
 
 
 class ProducerAgent(Agent):
@@ -33,15 +37,23 @@ class ProducerAgent(Agent):
 
     def __init__(self, spec: AgentSpec, pipe: Connection) -> None:
         super().__init__(spec, pipe)
-        self.pacer = make_pacer(spec.rate, spec.index, spec.count, spec.warmup_s + spec.duration_s, spec.seed)
         self.open_loop = spec.rate.is_open_loop
+        self.ramp_s = spec.warmup_s + spec.duration_s if spec.ramp_s is None else spec.ramp_s
+        self.shared = Changing() if spec.shared and self.open_loop else None
+        self.pacer: Pacer = self.shared or make_pacer(spec.rate, spec.index, spec.count, self.ramp_s, spec.seed)
+        self.share_word = 0
         self.sent = 0
         settings = spec.target.settings
         self.confirms = confirms(settings)
         self.book = SentBook(spec.index, confirms=self.confirms)
         mean_bytes = self.payloads.mean_size_bytes
         self.window_msgs = int(settings.get("confirm_window") or settings.get("buffer_memory", 32 << 20) / mean_bytes)
-        self.window_msgs = max(1, self.window_msgs)
+        transaction_msgs = settings.get("transaction_msgs") or 0  # of which none is confirmed before all are
+        self.window_msgs = max(1, self.window_msgs, transaction_msgs)
+        self.takes_parts = self.open_loop or bool(transaction_msgs)
+        self.awaits_work = spec.think.mean_ms > 0 and not self.open_loop
+        if self.awaits_work and settings.get("transaction_ms") is None:
+            self.window_msgs = min(self.window_msgs, max(1, WORK_MSGS // spec.count, 2 * transaction_msgs))
         self.driver = load_driver(spec.driver)
         self.send_msgs = max(1, int(self.driver.send_bytes / mean_bytes))
         if not self.open_loop:
@@ -80,7 +92,7 @@ class ProducerAgent(Agent):
         """Wait for the last confirmations, in slices: the fleet must see that this agent lives."""
         began_ns = now_ns = time.monotonic_ns()
         while True:
-            left_s = (FLUSH_STOPPED_S if self.board.ordered(Cell.STOP_PRODUCING) else FLUSH_S) - (
+            left_s = (FLUSH_STOPPED_S if self.must_end(Cell.STOP_PRODUCING) else FLUSH_S) - (
                 now_ns - began_ns
             ) / SECOND_NS
             if left_s <= 0:
@@ -98,7 +110,9 @@ class ProducerAgent(Agent):
             self.row[Cell.HEARTBEAT_NS] = now
             time.sleep(max(0.0, min(POLL_S, (start_ns - now) / SECOND_NS)))
         blocked_ns = due = 0
-        while not self.board.ordered(Cell.STOP_PRODUCING):
+        while not self.must_end(Cell.STOP_PRODUCING):
+            if self.shared is not None and self.row[Cell.SHARE] != self.share_word:
+                self._take_share(self.shared, now)
             due = self._due(now)
             if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_S * SECOND_NS):
                 break
@@ -106,8 +120,8 @@ class ProducerAgent(Agent):
             self.room_seen = max(self.room_seen, room)
             number = min(due - self.sent, room, self.send_msgs)
             # A closed loop waits until a whole batch has room (or all the room that this driver ever has): single
-            # messages would cost more than they carry.
-            if number > 0 and (self.open_loop or number >= min(self.send_msgs, self.room_seen)):
+            # messages would cost more than they carry. A transaction has room for its own rest only.
+            if number > 0 and (self.takes_parts or number >= min(self.send_msgs, self.room_seen)):
                 self.hand_over(producer, number)
                 self.observe(producer.poll(0))
             else:
@@ -126,6 +140,14 @@ class ProducerAgent(Agent):
             self._account_for_due(due, now)
         self.result.blocked_share = blocked_ns / max(1, min(now, end_ns) - start_ns)
 
+    def _take_share(self, schedule: Changing, now_ns: int) -> None:
+        """Follow the fleet's new share from its moment on, or from now where that has passed."""
+        self.share_word = int(self.row[Cell.SHARE])
+        share = Share.of(self.share_word)
+        seed = [self.spec.seed, self.spec.index, share.at_ms]
+        at_ns = max(share.at_ms * MS_NS, now_ns - self.clock.start_ns + 1)
+        schedule.change(at_ns, share.pacer(self.spec.rate, self.ramp_s, seed))
+
     def _account_for_due(self, due: int, now_ns: int) -> None:
         """Note which messages were due in the window, and record those that were given up after it.
 
@@ -135,7 +157,8 @@ class ProducerAgent(Agent):
         clock = self.clock
         before = self.pacer.due(clock.window_start_ns - 1 - clock.start_ns) if self.spec.warmup_s else 0
         self.book.due = range(min(before, due), due)
-        kinds = ["schedule_lag"] + ["ack"] * self.confirms + ["e2e"] * (self.spec.consumers > 0)
+        receivers = self.spec.target.subscribers if self.spec.consumers else 0
+        kinds = ["schedule_lag"] + ["ack"] * self.confirms + ["e2e"] * receivers
         for first in range(self.sent, due if now_ns >= clock.window_end_ns else 0, UNSENT_MSGS):
             intended = self._intended(first, min(UNSENT_MSGS, due - first))
             for kind in kinds:
@@ -151,16 +174,19 @@ class ProducerAgent(Agent):
     def _wait_s(self, due: int, now_ns: int) -> float:
         """How long to wait for confirmations: until the next message is due, or a moment where room is what lacks."""
         if not self.open_loop or due > self.sent:
-            return POLL_S if self.confirms else UNCONFIRMED_POLL_S
+            return UNCONFIRMED_POLL_S if not self.confirms else WORK_POLL_S if self.awaits_work else POLL_S
         next_ns = self.clock.start_ns + self.pacer.next_due_ns(self.sent)
         return min(POLL_S, max(0.0, (min(next_ns, self.clock.window_end_ns) - now_ns) / SECOND_NS))
 
     def _allowed(self, now_ns: int) -> int:
-        """How many more a closed loop may send; the driver bounds the unconfirmed, here the unseen are bounded."""
-        if self.confirms or self.spec.consumers == 0:
+        """How many more a closed loop may send; the driver bounds the unconfirmed, here the unseen are bounded.
+
+        Unseen is what has not reached the subscriber that is the furthest behind.
+        """
+        if (self.confirms and not self.awaits_work) or self.spec.consumers == 0:
             return self.send_msgs
-        sent, received = self.board.total(Cell.SENT), self.board.total(Cell.RECEIVED)
-        if received != self.last_progress[0]:
+        sent, received = self.board.total(Cell.SENT), self.board.least_received(self.spec.target.subscribers)
+        if received != self.last_progress[0] or not self.last_progress[1]:
             self.last_progress = (received, now_ns)
         unseen = sent - received - self.forgiven
         window = self.window_msgs * self.spec.count
@@ -224,6 +250,7 @@ class ProducerAgent(Agent):
             if each.error is not None:
                 self.book.failed(each.seqs, each.error)
                 self.add("errors", len(each.seqs))
+                self.errors[each.error] = self.errors.get(each.error, 0) + len(each.seqs)
         confirmed = [each for each in self._unbooked if each.error is None]
         self._unbooked = []
         self._unbooked_msgs = 0

@@ -14,7 +14,7 @@ LATENCY_KINDS = ("e2e", "ack", "e2e_service", "ack_service", "schedule_lag")
 # What a trial's record holds when nobody says otherwise: every field is there, and null is unknown.
 _NULL_FIELDS = (
     "scenario", "broker", "driver", "driver_kind", "durability", "repeat", "seed", "message", "rate",
-    "producers", "consumers", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
+    "producers", "consumers", "think", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
@@ -36,7 +36,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "steady": ("steady", "cut_s", "reason"),
 }
 _DRIVER_KINDS = {
-    "amqp": "wire", "kafka": "wire", "memory": "memory",
+    "amqp": "wire", "kafka": "wire", "stream": "wire", "memory": "memory",
     "pika": "client", "pika-blocking": "client", "confluent": "client",
 }  # fmt: skip
 
@@ -46,6 +46,7 @@ def completed(record: Mapping[str, Any]) -> Record:
     full: Record = {"id": record["id"], "status": "complete", **dict.fromkeys(_NULL_FIELDS)}
     full |= {name: {} for name in _EMPTY_FIELDS}
     full["purpose"] = "measure"
+    full["subscribers"] = 1
     full["verdict"] = {"status": "unknown", "bound_by": "unknown", "reasons": []}
     full |= {key: value for key, value in record.items() if value is not None}
     for name, parts in _PARTS.items():
@@ -57,6 +58,15 @@ def completed(record: Mapping[str, Any]) -> Record:
 def enters(record: Mapping[str, Any]) -> bool:
     """Whether a trial may enter a figure: it came to its end and nothing is known against it."""
     return record["status"] == "complete" and record["verdict"]["status"] in {"valid", "unknown"}
+
+
+def is_required(record: Mapping[str, Any]) -> bool:
+    """Whether a run needs a usable trial of its point: an answer of its scenario, and below the point's capacity.
+
+    At a capacity and above it, whether the rate is carried is what a trial finds out.
+    """
+    fractions = (record["rate"] or {}).get("fractions") or [0.0]
+    return bool(record["purpose"] == "measure" and fractions[0] < 1)
 
 
 def make_partial(record: Record, reason: str) -> None:

@@ -58,7 +58,8 @@ class IntervalDelta:
         )
 
 
-def _delta(kind: str, interval: int, histogram: Histogram) -> IntervalDelta:
+def delta_of(kind: str, interval: int, histogram: Histogram) -> IntervalDelta:
+    """All that a histogram holds, as what an interval gained."""
     used = np.flatnonzero(histogram.counts)
     return IntervalDelta(
         kind=kind,
@@ -129,7 +130,7 @@ class Recorder:
         for kind, buffer in self._buffers.items():
             self._count(kind, buffer)
         counted, self._counted = self._counted, {}
-        return [_delta(kind, interval, histogram) for (kind, interval), histogram in counted.items()]
+        return [delta_of(kind, interval, histogram) for (kind, interval), histogram in counted.items()]
 
     def _count(self, kind: str, buffer: _Buffer) -> None:
         """Empty the buffer into the histograms of its intervals."""

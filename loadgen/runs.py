@@ -77,6 +77,7 @@ class RunWriter:
             "reason": None,
             "writer": _writer_identity(),
             **dict.fromkeys(("command", "profile", "repeats", "plan", "pins", "seed")),
+            "fleet": "local",
             "scenarios": [],
             "environment": {},
             "brokers": {},

@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from loadgen.errors import ScenarioError
+from loadgen.knobs import MAX_PROCESSES, has_keys, points
+from loadgen.part import Part
+from loadgen.part import Sweep as _Sweep
 from loadgen.payload import STAMP_BYTES
 
 if TYPE_CHECKING:
@@ -23,21 +25,7 @@ if TYPE_CHECKING:
 
     from loadgen.driver import Int64
 
-_Item = TypeVar("_Item")
-
-
-def _different(values: list[_Item]) -> list[_Item]:
-    """A sweep's values, which must be worth a point each."""
-    for place, value in enumerate(values):
-        if value in values[:place]:
-            raise ValueError(f"{value!r} stands in the sweep twice; expected each value once")
-    return values
-
-
-_Sweep = Annotated[list[_Item], Field(min_length=1), AfterValidator(_different)]
-
 MAX_MESSAGE_BYTES = 512 << 20
-MAX_PROCESSES = 256
 
 
 class Durability(StrEnum):
@@ -48,18 +36,6 @@ class Durability(StrEnum):
     FLUSHED = "flushed"
     REPLICATED = "replicated"
     REPLICATED_FLUSHED = "replicated_flushed"
-
-
-class Part(BaseModel):
-    """A frozen, validated piece of a scenario whose mistakes are one line each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ScenarioError(_describe(type(self), error)) from None
 
 
 class Uniform(Part):
@@ -146,7 +122,15 @@ class Message(Part):
     compressibility: float = Field(default=0.0, ge=0, le=0.95)
     """The share of each body that a codec can remove; 0 is random bytes."""
     keys: int = Field(default=0, ge=0, le=1_000_000)
-    """Over how many keys messages spread evenly; 0 is no key."""
+    """Over how many keys messages spread; 0 is no key."""
+    key_exponent: float = Field(default=0.0, ge=0, le=4)
+    """Zipf's exponent s: key number k (from 0) is as frequent as 1 / (k + 1)^s; 0 is all alike."""
+
+    @model_validator(mode="after")
+    def _keyed(self) -> Self:
+        if self.key_exponent and not self.keys:
+            raise ValueError(f"key_exponent = {self.key_exponent:g}: there are no keys to spread; expected keys ≥ 1")
+        return self
 
     @property
     def mean_size_bytes(self) -> float:
@@ -256,9 +240,32 @@ _Flag = Annotated[bool, Field(strict=True)]
 _Prefetch = Annotated[int, Field(ge=0, le=65_535)]
 _Acks = Annotated[Literal["0", "1", "all"], BeforeValidator(_acks_word)]
 _Commit = Literal["before", "after"]
+_CommitMode = Literal["auto", "sync", "async"]
+_Partitioner = Literal["murmur2", "sticky", "round_robin", "explicit"]
+_Isolation = Literal["read_uncommitted", "read_committed"]
+_GroupProtocol = Literal["static", "classic", "consumer"]
+_Replicas = Annotated[int, Field(ge=1, le=100)]
+_Limit = Annotated[int, Field(ge=-1, le=2**63 - 1)]
+_SegmentBytes = Annotated[int, Field(ge=1 << 20, le=2**31 - 1)]
+_TopicMessageBytes = Annotated[int, Field(ge=1_024, le=64 << 20)]
+_TransactionMsgs = Annotated[int, Field(ge=1, le=1_000_000)]
+_TransactionMillis = Annotated[float, Field(gt=0, le=400_000)]
+_Group = Literal["partitions", "share"]
+_AcquireMode = Literal["batch_optimized", "record_limit"]
+_Deliveries = Annotated[int, Field(ge=2, le=10)]
+_Locks = Annotated[int, Field(ge=100, le=4_000)]  # these three: what a broker as it is shipped allows a group
+_LockMillis = Annotated[int, Field(ge=15_000, le=60_000)]
+_Think = Literal["fixed", "exponential"]
 _Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
-_QueueType = Literal["classic", "quorum"]
-_RabbitMQDriver = Literal["amqp", "pika", "pika-blocking"]
+_QueueType = Literal["classic", "quorum", "stream"]
+_Exchange = Literal["default", "direct", "fanout", "topic", "headers", "consistent-hash"]
+_Bindings = Annotated[int, Field(ge=1, le=10_000)]
+_Queues = Annotated[int, Field(ge=1, le=256)]
+_RabbitMQDriver = Literal["amqp", "stream", "pika", "pika-blocking"]
+_StreamPartitions = Annotated[int, Field(ge=1, le=200)]
+_SubEntry = Annotated[int, Field(ge=1, le=65_535)]
+_Credits = Annotated[int, Field(ge=2, le=65_535)]
+_Age = Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 _KafkaDriver = Literal["kafka", "confluent"]
 _Ack = Literal["automatic", "manual"]
 _InFlight = Annotated[int, Field(ge=1, le=1_000)]
@@ -269,9 +276,17 @@ class RabbitMQ(Part):
     """RabbitMQ's knobs; a list is a sweep, None is what class and preset give."""
 
     driver: _RabbitMQDriver | _Sweep[_RabbitMQDriver] = "amqp"
-    """amqp: frames made by numpy, what the broker can do. pika, pika-blocking: what an application gets."""
+    """amqp: frames made by numpy, what the broker can do; stream: the same with RabbitMQ's stream protocol. pika,
+    pika-blocking: what an application gets."""
     queue_type: _QueueType | _Sweep[_QueueType] | None = None
-    """x-queue-type; classes `none` and `broker` are classic, `flushed` is quorum."""
+    """x-queue-type; classes `none` and `broker` are classic, `flushed` is quorum; driver stream has streams."""
+    exchange: _Exchange | _Sweep[_Exchange] | None = None
+    """The type of the exchange that messages are published to; None is the default exchange for one subscriber, fanout
+    for more of them (direct where each has several queues)."""
+    bindings: _Bindings | _Sweep[_Bindings] | None = None
+    """Bindings of each queue to the exchange: the first one routes, the others are what it has to look through."""
+    queues: _Queues | _Sweep[_Queues] | None = None
+    """Over how many queues one subscriber's messages are spread by their routing keys, in order within each."""
     persistent: _Flag | _Sweep[_Flag] | None = None
     """delivery_mode 2; only class `none` may be transient."""
     confirms: _Flag | _Sweep[_Flag] | None = None
@@ -285,9 +300,29 @@ class RabbitMQ(Part):
     ack_every: _Whole | _Sweep[_Whole] | None = None
     """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle)."""
     heartbeat: _Prefetch | _Sweep[_Prefetch] | None = None
-    """AMQP heartbeat in seconds; 0 is off."""
+    """Heartbeat in seconds; 0 is off."""
     mandatory: _Flag | _Sweep[_Flag] | None = None
     """Whether the broker returns a message that no queue takes, instead of dropping it."""
+    partitions: _StreamPartitions | _Sweep[_StreamPartitions] | None = None
+    """Driver stream, as all that follow: partitions of a super stream; 1 is a plain stream."""
+    credits: _Credits | _Sweep[_Credits] | None = None
+    """How many chunks of messages may be on their way to a consumer, for each partition."""
+    sub_entry_size: _SubEntry | _Sweep[_SubEntry] | None = None
+    """Messages in a sub-entry, which is stored, confirmed and compressed as one; 1 is none."""
+    compression: _Codec | _Sweep[_Codec] | None = None
+    """The codec of sub-entries."""
+    deduplication: _Flag | _Sweep[_Flag] | None = None
+    """Whether producers have names, so that the broker stores each publishing id once."""
+    single_active_consumer: _Flag | _Sweep[_Flag] | None = None
+    """Whether the broker lets one consumer of each partition be active, and another if that one leaves."""
+    store_offset_interval_ms: _Whole | _Sweep[_Whole] | None = None
+    """How often consumers have the broker keep the offset of what they have processed."""
+    max_length_bytes: _Whole | _Sweep[_Whole] | None = None
+    """max-length-bytes: how much of a stream is kept, in whole segments; None is all."""
+    max_age: _Age | _Sweep[_Age] | None = None
+    """max-age: how long a whole segment is kept, such as 1h; None is for ever."""
+    max_segment_size_bytes: _SegmentBytes | _Sweep[_SegmentBytes] | None = None
+    """stream-max-segment-size-bytes: the size at which a stream begins a new file; None is 500 MB."""
 
 
 class Kafka(Part):
@@ -297,6 +332,13 @@ class Kafka(Part):
     """kafka: record batches made by numpy, what the broker can do. confluent: what an application gets."""
     partitions: _Partitions | _Sweep[_Partitions] | None = None
     """Partitions of the topic."""
+    partitioner: _Partitioner | _Sweep[_Partitioner] | None = None
+    """murmur2: by key. sticky: one partition until its batch leaves. round_robin: message by message. explicit: named
+    by the application, key (without keys: producer) modulo partitions. None is murmur2 with keys, else sticky."""
+    replication_factor: _Replicas | _Sweep[_Replicas] | None = None
+    """Copies of each partition, at most one on a broker."""
+    min_insync_replicas: _Replicas | _Sweep[_Replicas] | None = None
+    """The topic's min.insync.replicas: how many copies must be up to date for acks=all."""
     acks: _Acks | _Sweep[_Acks] | None = None
     """0, 1 or all; only class `none` has 0."""
     enable_idempotence: _Flag | _Sweep[_Flag] | None = None
@@ -323,6 +365,43 @@ class Kafka(Part):
     """How often the offsets of processed records are committed."""
     commit: _Commit | _Sweep[_Commit] | None = None
     """When a record's offset may be committed: before it is handed out (class `none`) or after it was processed."""
+    commit_mode: _CommitMode | _Sweep[_CommitMode] | None = None
+    """auto: each `auto_commit_interval_ms`. sync, async: each batch of at most `max_poll_records`, awaited or not."""
+    isolation_level: _Isolation | _Sweep[_Isolation] | None = None
+    """read_committed skips the records of aborted transactions, and waits for the end of open ones."""
+    group_protocol: _GroupProtocol | _Sweep[_GroupProtocol] | None = None
+    """Who shares out the partitions: nobody (static: partition p is read by consumer p modulo consumers, as driver
+    `kafka` does), or the group by its old (classic) or new protocol (consumer), which driver `confluent` speaks."""
+    group: _Group | _Sweep[_Group] | None = None
+    """partitions: a consumer group, of whose members one reads a partition. share: a share group (queues for Kafka), in
+    which all of them may, each record is acknowledged by itself, and `commit_mode` says how that is sent."""
+    share_acquire_mode: _AcquireMode | _Sweep[_AcquireMode] | None = None
+    """Of a share group: whole record batches are handed to a consumer, or at most `max_poll_records`."""
+    release_every: _Counted | _Sweep[_Counted] | None = None
+    """Of so many records of a share group the last is released when it first comes, to come again; 0 is none."""
+    reject_every: _Counted | _Sweep[_Counted] | None = None
+    """Of so many records of a share group the last is rejected, never to be delivered again; 0 is none."""
+    share_delivery_count_limit: _Deliveries | _Sweep[_Deliveries] | None = None
+    """The share group's share.delivery.count.limit: how often a record is delivered before it is given up."""
+    share_partition_max_record_locks: _Locks | _Sweep[_Locks] | None = None
+    """The share group's share.partition.max.record.locks: how many records of a partition are under way at once."""
+    share_record_lock_duration_ms: _LockMillis | _Sweep[_LockMillis] | None = None
+    """The share group's share.record.lock.duration.ms: how long a consumer may work on what it was handed."""
+    retention_ms: _Limit | _Sweep[_Limit] | None = None
+    """The topic's retention.ms: how long a whole segment is kept; -1 is for ever."""
+    retention_bytes: _Limit | _Sweep[_Limit] | None = None
+    """The topic's retention.bytes: how much of a partition is kept, in whole segments; -1 is all."""
+    segment_bytes: _SegmentBytes | _Sweep[_SegmentBytes] | None = None
+    """The topic's segment.bytes: the size at which a partition begins a new file."""
+    max_message_bytes: _TopicMessageBytes | _Sweep[_TopicMessageBytes] | None = None
+    """The topic's max.message.bytes: the largest record batch that it takes."""
+    transaction_msgs: _TransactionMsgs | _Sweep[_TransactionMsgs] | None = None
+    """Messages of a transaction; each producer has its own transactional.id, and a message counts as acknowledged once
+    its transaction is committed. None, with `transaction_ms` too: no transactions."""
+    transaction_ms: _TransactionMillis | _Sweep[_TransactionMillis] | None = None
+    """After how long a transaction ends that has not had all of its messages."""
+    transaction_abort_every: _Counted | _Sweep[_Counted] | None = None
+    """Of so many transactions the last is aborted, whose messages then count as failed; 0 is none."""
     flush_messages: _Whole | _Sweep[_Whole] | None = None
     """The topic's flush.messages; class `flushed` sets 1, the others leave it unset."""
 
@@ -330,6 +409,7 @@ class Kafka(Part):
 Knobs = RabbitMQ | Kafka
 _Processes = Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
 _Producers = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+_Subscribers = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 
 
 class Scenario(Part):
@@ -343,6 +423,13 @@ class Scenario(Part):
     rate: Rate
     producers: _Producers | _Sweep[_Producers] = 1
     consumers: _Processes | _Sweep[_Processes] = 1
+    """Of each subscriber; they compete for its messages."""
+    subscribers: _Subscribers | _Sweep[_Subscribers] = 1
+    """How many receive every message: each a queue of its own in RabbitMQ, a consumer group in Kafka."""
+    think_ms: _Millis | _Sweep[_Millis] = 0.0
+    """How long a consumer works on each message before it acknowledges it, on average; a batch of n takes n times."""
+    think: _Think | _Sweep[_Think] = "fixed"
+    """Whether each message takes as long, or exponentially distributed times with that mean."""
     durability: Durability | _Sweep[Durability] = Durability.BROKER
     rabbitmq: RabbitMQ | None = None
     kafka: Kafka | None = None
@@ -355,43 +442,19 @@ class Scenario(Part):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        from loadgen.knobs import points  # noqa: PLC0415 - knobs builds on this module's types
-
         if self.rabbitmq is None and self.kafka is None:
             raise ValueError("expected rabbitmq=RabbitMQ(…), kafka=Kafka(…) or both")
-        if self.message.keys and self.kafka is None:
-            raise ValueError(f"message.keys = {self.message.keys}: a RabbitMQ queue has no use for keys; expected 0")
         if self.rate.needs_capacity and 0 in ([self.consumers] if isinstance(self.consumers, int) else self.consumers):
             raise ValueError(f"Rate.{self.rate.kind}: expected consumers, whose rate it is")
-        for point in points(self):  # raises on the first impossible combination
-            del point
+        found = list(points(self))  # raises on the first impossible combination
+        if self.message.keys and not any(has_keys(each.broker, each.settings) for each in found):
+            raise ValueError(f"message.keys = {self.message.keys}: one RabbitMQ queue has no use for keys; expected 0")
         return self
 
     def locust_users(self) -> dict[str, type]:
         """Locust user classes for this scenario while Locust is loading the file, else nothing."""
         if "locust" not in sys.modules:
             return {}
-        raise ScenarioError(f"scenario {self.name}: Locust users are not built yet; use `loadgen run`")
+        from loadgen.locust.files import users_of  # noqa: PLC0415 - only Locust's own process may import it
 
-
-def _describe(part: type[BaseModel], error: ValidationError) -> str:
-    """All mistakes in one line, each naming its knob, what was given and what was expected."""
-    by_knob: dict[str, tuple[bool, str]] = {}
-    for each in error.errors(include_url=False):
-        location, given = each["loc"], each["input"]
-        knob = str(location[0]) if location else ""
-        # A sweepable knob is a union (one value or a list), and pydantic tells the mistakes of every member:
-        # keep the one about the shape that was given.
-        in_list = any("list" in str(step) for step in location[1:])
-        shape_fits = each["type"] != "list_type" and (in_list or not isinstance(given, list))
-        if knob in by_knob and (by_knob[knob][0] or not shape_fits):
-            continue
-        message = each["msg"].removeprefix("Value error, ")
-        if each["type"] == "extra_forbidden":
-            text = f"{knob}: no such knob; there are {', '.join(part.model_fields)}"
-        elif not location:
-            text = message
-        else:
-            text = f"{knob} = {given!r}: {message[0].lower()}{message[1:]}"
-        by_knob[knob] = (shape_fits, text)
-    return f"{part.__name__}: " + "; ".join(text for _, text in by_knob.values())
+        return dict(users_of(self))

@@ -10,6 +10,9 @@ not grow, without errors, with the objective kept, and with a generator that cou
 
 A probe that failed while something else used the machine is tried once more. Where the generator was the limit, it gets
 more producers; where it cannot have them, the answer says so, and the capacity is "at least".
+
+A search has a time budget. When a further probe would leave no room for a trial of full length (and for another, should
+it fail), the search goes on to that trial with what it knows: its bracket is as wide as it is, and `ended_by` says why.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadgen.facts import CARRIED_SHARE, CORE_FULL_SHARE
+from loadgen.facts import CORE_FULL_SHARE, carries
 from loadgen.flow import is_growing
 from loadgen.verdict import BoundBy
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
 START_SHARE = 0.85  # of the burst's rate: an open loop in small batches carries less than a closed one
 START_SHARE_OBJECTIVE = 0.6  # … and a latency objective is met well below saturation
@@ -39,6 +42,8 @@ DISTURBANCES = frozenset({"stolen CPU", "other programs", "CPU frequency", "swap
 
 Step = Literal["burst", "probe", "confirm"]
 Limit = BoundBy | Literal["objective"]
+End = Literal["resolution", "probes", "budget"]
+"""Why a search looked no further: its bracket is narrow enough, it has probed enough, or its time is up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,8 @@ class Seen:
 class Capacity:
     """The answer. `rate_msgs_per_s` was sustained over a full trial, `high_msgs_per_s` was not (None: never reached).
 
-    `is_lower_bound` says that no rate above was shown to be too much for the broker.
+    `is_lower_bound` says that no rate above was shown to be too much for the broker. `ended_by` is "budget" where there
+    was no time to look more closely.
     """
 
     rate_msgs_per_s: float | None
@@ -78,20 +84,30 @@ class Capacity:
     bound_by: Limit
     is_lower_bound: bool
     reason: str
+    ended_by: End = "resolution"
 
 
-def search(producers: int, producers_most: int, *, has_objective: bool) -> Generator[Probe, Seen, Capacity]:
-    """Yield what to measure, take what was seen, return the capacity (rates in messages/s, all producers together)."""
+def search(
+    producers: int, producers_most: int, *, has_objective: bool, has_time: Callable[[Step], bool] = lambda _: True
+) -> Generator[Probe, Seen, Capacity]:
+    """Yield what to measure, take what was seen, return the capacity (rates in messages/s, all producers together).
+
+    `has_time` tells whether the budget has room for a step and for those that must come after it.
+    """
     burst = yield Probe("burst", None, producers)
-    while burst.is_producer_full and producers < producers_most:
+    while burst.is_producer_full and producers < producers_most and has_time("burst"):
         producers = min(producers_most, 2 * producers)
         burst = yield Probe("burst", None, producers)
     if burst.rate_msgs_per_s <= 0:
         return Capacity(None, None, producers, burst.limit, False, f"nothing came through: {burst.why}")
     low, high, failed = 0.0, math.inf, burst
     retries, up = RETRIES, UP
+    ended_by: End = "probes"
     rate = burst.rate_msgs_per_s * (START_SHARE_OBJECTIVE if has_objective else START_SHARE)
     for _ in range(PROBES_MOST):
+        if not has_time("probe"):
+            ended_by = "budget"
+            break
         seen = yield Probe("probe", rate, producers)
         if not seen.sustained and seen.disturbed and retries:
             retries -= 1
@@ -104,12 +120,15 @@ def search(producers: int, producers_most: int, *, has_objective: bool) -> Gener
         else:
             high, failed = rate, seen
         if high <= low * APART:
+            ended_by = "resolution"
             break
         rate = _next(low, high, up)
         up *= UP_FASTER
-    if not low:
-        return Capacity(None, high, producers, failed.limit, False, f"no rate was sustained: {failed.why}")
-    return (yield from _confirm(low, high, failed, producers))
+    if not low and ended_by != "budget":
+        return Capacity(None, high, producers, failed.limit, False, f"no rate was sustained: {failed.why}", ended_by)
+    # Without a rate that a probe sustained the next guess is all there is: a trial of full length tells as well.
+    state = _Bracket(low or rate, high, failed, producers, ended_by)
+    return (yield from _confirm(state, has_time))
 
 
 def _next(low: float, high: float, up: float) -> float:
@@ -118,23 +137,46 @@ def _next(low: float, high: float, up: float) -> float:
     return high * DOWN if not low else math.sqrt(low * high)
 
 
-def _confirm(low: float, high: float, failed: Seen, producers: int) -> Generator[Probe, Seen, Capacity]:
+@dataclass(slots=True)
+class _Bracket:
+    """What probes came to: `low` was sustained, or is the best guess, `high` was not (infinite: never reached)."""
+
+    low: float
+    high: float
+    failed: Seen
+    producers: int
+    ended_by: End
+
+    def answer(self, *, confirmed: Seen | None) -> Capacity:
+        """The capacity, where a trial of full length sustained it; without one there is none."""
+        failed, is_reached = self.failed, not math.isinf(self.high)
+        high = self.high if is_reached else None
+        reason = failed.why if is_reached else "no higher rate failed"
+        if confirmed is None:
+            reason = f"no full trial sustained it: {failed.why}"
+        if self.ended_by == "budget":
+            reason = f"budget used up; {reason}"
+        rate = self.low if confirmed else None
+        is_lower = confirmed is not None and (not is_reached or failed.limit == "generator" or confirmed.is_client_full)
+        return Capacity(rate, high, self.producers, failed.limit, is_lower, reason, self.ended_by)
+
+
+def _confirm(state: _Bracket, has_time: Callable[[Step], bool]) -> Generator[Probe, Seen, Capacity]:
     """A trial of full length at the rate that short ones sustained, or a little below."""
-    retries = 1
-    attempt = 0
+    retries, attempt = 1, 0
     while attempt < CONFIRMS_MOST:
-        seen = yield Probe("confirm", low, producers)
+        if not has_time("confirm"):
+            state.ended_by = "budget"
+            break
+        seen = yield Probe("confirm", state.low, state.producers)
         if seen.sustained:
-            reached = not math.isinf(high)
-            is_lower_bound = not reached or failed.limit == "generator" or seen.is_client_full
-            reason = failed.why if reached else "no higher rate failed"
-            return Capacity(low, high if reached else None, producers, failed.limit, is_lower_bound, reason)
+            return state.answer(confirmed=seen)
         if seen.disturbed and retries:
             retries -= 1
             continue
-        low, high, failed, attempt = low * CONFIRM_STEP, low, seen, attempt + 1
-    reason = f"short probes sustained it, a full trial did not: {failed.why}"
-    return Capacity(None, high, producers, failed.limit, False, reason)
+        attempt += 1
+        state.low, state.high, state.failed = state.low * CONFIRM_STEP, state.low, seen
+    return state.answer(confirmed=None)
 
 
 def seen_in(
@@ -145,7 +187,7 @@ def seen_in(
     Args:
         record: a complete trial's, judged.
         p99_ms: the objective on the end-to-end response time.
-        fan_out: how often each message is to be received.
+        fan_out: how often each message is to be received. Rates are those of producing, `fan_out` times as many come.
         is_confirming: whether the trial is the one that is reported, which must not be invalid.
     """
     achieved = (record["goodput_msgs_per_s"] or 0.0) / fan_out
@@ -153,30 +195,36 @@ def seen_in(
     limit: Limit = verdict["bound_by"] if verdict["bound_by"] != "offered" else "unknown"
     shares = (record.get("observer") or {}).get("agent_core_share_max") or {}
     full = {role for role in ("producers", "consumers") if (shares.get(role) or 0.0) >= CORE_FULL_SHARE}
-    disturbed = any(each["passed"] is None and each["name"] in DISTURBANCES for each in verdict.get("checks", ()))
     offered = record["offered_msgs_per_s"]
     if offered is None:
         why: str | None = "a closed loop"
     else:
-        why = _against(record, achieved, offered) or _invalid(verdict, is_confirming=is_confirming)
+        why = against(record, achieved, offered, fan_out) or _invalid(verdict, is_confirming=is_confirming)
         if why is None and p99_ms is not None:
             why = _missed(record, offered, p99_ms)
             limit = "objective" if why else limit
     carried = f"carried {achieved:,.0f} of {offered or 0:,.0f} msg/s"
-    return Seen(achieved, why is None, why or carried, limit, disturbed, bool(full), "producers" in full)
+    return Seen(achieved, why is None, why or carried, limit, is_disturbed(verdict), bool(full), "producers" in full)
 
 
-def _against(record: Mapping[str, Any], achieved: float, offered: float) -> str | None:
-    """What speaks against the rate having been sustained, or nothing."""
+def is_disturbed(verdict: Mapping[str, Any]) -> bool:
+    """Whether something else than the trial used the machine meanwhile."""
+    return any(each["passed"] is None and each["name"] in DISTURBANCES for each in verdict.get("checks", ()))
+
+
+def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out: int) -> str | None:
+    """What speaks against an offered rate (messages/s) having been sustained, in words, or None.
+
+    `achieved` is what came through of it, `fan_out` how often each message was to be received.
+    """
     at = f"at {offered:,.0f} msg/s"
     errors = {name: count for name, count in record["errors"].items() if name != "unsent"}
     if errors:
         return f"{at}: {', '.join(f'{count:,} {name}' for name, count in errors.items())}"
-    # A message more or less at the window's edges is chance.
-    if achieved < offered * (1 - CARRIED_SHARE) - 2 / record["window_s"]:
+    if not carries(achieved, offered, record["window_s"]):
         return f"{at} only {achieved:,.0f} came through"
     growth = record.get("under_way") or {}
-    if is_growing(growth, offered):
+    if is_growing(growth, offered * fan_out):
         return f"{at} the backlog grew by {growth['slope_msgs_per_s']['estimate']:,.0f} msg/s"
     return None
 

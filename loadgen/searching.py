@@ -1,4 +1,9 @@
-"""A capacity search carried out: its probes are trials like any other, and stay on record as its proof."""
+"""A capacity search carried out: its probes are trials like any other, and stay on record as its proof.
+
+It ends within its budget. What a step takes is known but for the time between windows (starting processes, draining,
+waiting for the disk): the longest that was seen counts. A step is begun only if a trial of full length after it, and
+another one should that fail, and the ceiling fit in as well.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,15 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loadgen.plan import SEARCH_DURATION_S, SEARCH_WARMUP_S
+from loadgen.plan import SEARCH_CONFIRMS, SEARCH_DURATION_S, SEARCH_WARMUP_S, search_length_s
 from loadgen.scenario import Rate
 from loadgen.search import Probe, Seen, search, seen_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadgen.plan import Trial
+    from loadgen.search import Step
 
 PRODUCERS_MOST = 8
 CEILING_MARGIN = (
@@ -30,19 +38,23 @@ class Bench(Protocol):
     def keep(self, record: Record) -> None:
         """Write a record again that has changed."""
 
-    def ceiling(self, trial: Trial) -> Record:
-        """What the generator reaches without a broker; its rate is null where nobody could measure it."""
+    def ceiling_s(self, trial: Trial) -> float:
+        """How long it takes at most to tell a trial's ceiling, in seconds; 0 where it is known."""
+
+    def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> Record:
+        """What the generator reaches without a broker, and whether it can pace so much; null where nobody knows."""
 
 
-def find_capacity(trial: Trial, bench: Bench) -> Record:
+def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = time.monotonic) -> Record:
     """Search the capacity of a trial's point; the value is the search's record (docs/results.md, `searches`)."""
-    began_s = time.monotonic()
+    budget = Budget(trial, bench.ceiling_s(trial), clock_s)
     p99_ms = trial.rate.p99_ms
     tried: list[Record] = []
-    steps = search(trial.producers, max(PRODUCERS_MOST, trial.producers), has_objective=p99_ms is not None)
+    most = max(PRODUCERS_MOST, trial.producers)
+    steps = search(trial.producers, most, has_objective=p99_ms is not None, has_time=budget.has_time)
     probe = next(steps)
     while True:
-        record = bench.run(_trial_of(trial, probe, len(tried) + 1))
+        record = budget.timed(bench.run, _trial_of(trial, probe, len(tried) + 1))
         seen = _seen(record, probe, p99_ms)
         tried.append(record)
         try:
@@ -69,16 +81,52 @@ def find_capacity(trial: Trial, bench: Bench) -> Record:
         "is_lower_bound": found.is_lower_bound,
         "bound_by": found.bound_by,
         "reason": found.reason,
+        "ended_by": found.ended_by,
+        "budget_s": trial.search_budget_s,
         "producers": found.producers,
+        "subscribers": trial.subscribers,
+        "consumed_msgs_per_s": confirmed["goodput_msgs_per_s"] if confirmed else None,
         "ceiling_msgs_per_s": None,
         "trial": confirmed["id"] if confirmed else None,
         "trials": [record["id"] for record in tried],
-        "elapsed_s": time.monotonic() - began_s,
+        "elapsed_s": budget.elapsed_s,
     }
     if confirmed:
-        _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers)))
-    answer["elapsed_s"] = time.monotonic() - began_s
+        needed = CEILING_MARGIN * float(answer["capacity_msgs_per_s"])
+        _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
+    answer["elapsed_s"] = budget.elapsed_s
     return answer
+
+
+class Budget:
+    """A search's time: what is left of it, and whether a step and what must follow it fit in."""
+
+    def __init__(self, trial: Trial, ceiling_s: float, clock_s: Callable[[], float]) -> None:
+        self._trial, self._ceiling_s, self._clock_s = trial, ceiling_s, clock_s
+        self._began_s = clock_s()
+        self._overhead_s = trial.overhead_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """How long the search has taken so far, in seconds."""
+        return self._clock_s() - self._began_s
+
+    def timed(self, run: Callable[[Trial], Record], trial: Trial) -> Record:
+        """Run a trial and learn from it how long the next ones take beside their windows."""
+        began_s = self._clock_s()
+        record = run(trial)
+        spent_s = self._clock_s() - began_s
+        self._overhead_s = max(self._overhead_s, spent_s - trial.warmup_s - trial.duration_s)
+        return record
+
+    def has_time(self, step: Step) -> bool:
+        """Whether a step, the trials of full length after it and the ceiling take no longer than is left."""
+        full_s = self._trial.warmup_s + self._trial.duration_s + self._overhead_s
+        if step == "confirm":
+            needed_s = full_s
+        else:
+            needed_s = search_length_s(self._trial) + self._overhead_s + SEARCH_CONFIRMS * full_s
+        return self.elapsed_s + needed_s + self._ceiling_s <= self._trial.search_budget_s
 
 
 def _add_ceiling(answer: Record, ceiling: Record) -> None:
@@ -86,13 +134,19 @@ def _add_ceiling(answer: Record, ceiling: Record) -> None:
     if not ceiling["achieved_msgs_per_s"]:
         return
     most = answer["ceiling_msgs_per_s"] = ceiling["achieved_msgs_per_s"]
-    is_own = ceiling["bound_by"] == "generator"  # else what stood in for the broker, or the machine, was the limit
-    if is_own and most < CEILING_MARGIN * answer["capacity_msgs_per_s"] and answer["p99_ms"] is None:
-        answer |= {
-            "is_lower_bound": True,
-            "bound_by": "generator",
-            "reason": f"without a broker the tool itself carries {most:,.0f} msg/s here; {answer['reason']}",
-        }
+    if answer["p99_ms"] is not None:
+        return
+    needed = CEILING_MARGIN * answer["capacity_msgs_per_s"]
+    unpaced = ceiling["unpaced_msgs_per_s"]
+    # Where what stood in for the broker, or the machine, was the limit, it says nothing of the generator.
+    if ceiling["bound_by"] == "generator" and most < needed:
+        what = f"carries {most:,.0f} msg/s"
+    elif ceiling["unpaced_bound_by"] == "generator" and unpaced is not None and unpaced <= needed:
+        what = f"paces less than {unpaced:,.0f} msg/s"
+    else:
+        return
+    reason = f"without a broker the tool itself {what} here; {answer['reason']}"
+    answer |= {"is_lower_bound": True, "bound_by": "generator", "reason": reason}
 
 
 def _trial_of(trial: Trial, probe: Probe, number: int) -> Trial:
@@ -113,4 +167,5 @@ def _trial_of(trial: Trial, probe: Probe, number: int) -> Trial:
 def _seen(record: Record, probe: Probe, p99_ms: float | None) -> Seen:
     if record["status"] != "complete":
         return Seen(0.0, False, record["error"] or "the trial was cut short")
-    return seen_in(record, None if probe.step == "burst" else p99_ms, is_confirming=probe.step == "confirm")
+    objective = None if probe.step == "burst" else p99_ms
+    return seen_in(record, objective, record["subscribers"], is_confirming=probe.step == "confirm")

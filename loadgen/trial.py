@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from loadgen.versions import versions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loadgen.agent import Role
     from loadgen.driver import Admin
     from loadgen.endpoint import Endpoint
     from loadgen.ledger import Account
@@ -54,7 +55,7 @@ class Live:
     start_ns: int = 0
     received: int = 0
     observer: Observer | None = None
-    flow: Flow = field(default_factory=Flow)
+    flow: Flow = field(init=False)
     hlog_start_s: float | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
     early: list[IntervalDelta] = field(default_factory=list)  # may turn out to be warm-up
@@ -62,6 +63,9 @@ class Live:
     shown: str = ""
     _shown_s: float = 0.0
     _counts: tuple[float, int] = (0.0, 0)
+
+    def __post_init__(self) -> None:
+        self.flow = Flow(self.trial.subscribers)
 
     def started(self, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
         """All agents are connected: watch them and the broker from the start on."""
@@ -111,7 +115,7 @@ class Live:
         if now - self._shown_s < PROGRESS_EVERY_S or not self.start_ns:
             return
         self._shown_s = now
-        sent, received = board.total(Cell.SENT), board.total(Cell.RECEIVED)
+        sent, received = board.total(Cell.SENT) * self.trial.subscribers, board.total(Cell.RECEIVED)
         then, before = self._counts
         rate = (received - before) / (now - then) if then else 0.0
         self._counts = (now, received)
@@ -163,6 +167,8 @@ def describe(trial: Trial) -> Record:
         "purpose": trial.purpose,
         "producers": trial.producers,
         "consumers": trial.consumers,
+        "think": asdict(trial.think),
+        "subscribers": trial.subscribers,
         "warmup_s": trial.warmup_s,
         "offered_msgs_per_s": offered_msgs_per_s(trial),
     }
@@ -176,7 +182,7 @@ def run_trial(trial: Trial, setting: Setting) -> tuple[Record, Outcome]:
     admin = load_driver(trial.driver).admin(endpoint)
     # A name that no earlier trial or run has had: a topic of the same name may still be in deletion.
     name = f"loadgen-{trial.scenario}-{secrets.token_hex(4)}"
-    target = Target(endpoint, name, trial.settings, group=name)
+    target = Target(endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
     try:
         admin.create(target)
         try:
@@ -219,22 +225,28 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     try:
         try:
             outcome = Fleet(live).run(
-                lambda board: _specs(trial, target, token, board, setting.cpus), trial.producers + trial.consumers
+                lambda board: _specs(trial, target, token, board, setting.cpus), trial.producers + trial.all_consumers
             )
         finally:
             observations = live.observer.stop() if live.observer is not None else None
     finally:
         gauge.close()
-    if observations is not None and setting.writer is not None:
+    about = {"versions": told, "started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
+    return judged(trial, live, outcome, observations, admin, target) | about, outcome
+
+
+def judged(
+    trial: Trial, live: Live, outcome: Outcome, observations: Observations | None, admin: Admin, target: Target
+) -> Record:
+    """What came of a trial that has ended: its figures, what was observed, what the broker holds, and the verdict."""
+    if observations is not None and live.writer is not None:
         try:
-            setting.writer.add_series([{"trial": trial.id, "agent": "observer", **row} for row in observations.rows])
+            live.writer.add_series([{"trial": trial.id, "agent": "observer", **row} for row in observations.rows])
         except LoadgenError as error:  # a full disk ends the run, and does not take the record along
             outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
-    record = describe(trial)
-    record |= {"versions": told, "started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
     account = account_of(outcome)
     settled = _settled(trial, live, outcome)
-    record |= figures(trial, live, outcome, account, settled.cut_s)
+    record = {**describe(trial), **figures(trial, live, outcome, account, settled.cut_s)}
     if live.hlog_start_s is not None:
         record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
     if observations is not None and record["window_s"]:
@@ -247,7 +259,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
             outcome.error = record["error"] = str(error)
             record["status"] = "failed"
     record["verdict"] = _verdict(record, outcome, account)
-    return record, outcome
+    return record
 
 
 def _observed(record: Record, live: Live, observations: Observations) -> Record:
@@ -289,19 +301,22 @@ def _flowed(record: Record, live: Live, settled: Settled) -> Record:
 
 def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[int, ...]) -> list[AgentSpec]:
     # Consumers first: they are waiting when the first message is sent.
-    roles = [("consumer", trial.consumers), ("producer", trial.producers)]
+    roles: list[tuple[Role, int, Target]] = [
+        ("consumer", trial.consumers, target.of(subscriber)) for subscriber in range(trial.subscribers)
+    ]
+    roles.append(("producer", trial.producers, target))
     specs: list[AgentSpec] = []
-    for role, count in roles:
+    for role, count, theirs in roles:
         for index in range(count):
             specs.append(
                 AgentSpec(
-                    role=role,  # type: ignore[arg-type]
-                    name=f"{role}{index}",
+                    role=role,
+                    name=f"{role}{theirs.subscriber * count + index}",
                     row=len(specs) + 1,
                     index=index,
                     count=count,
                     driver=trial.driver,
-                    target=target,
+                    target=theirs,
                     message=trial.message,
                     rate=trial.rate,
                     seed=trial.seed,
@@ -309,6 +324,7 @@ def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[i
                     warmup_s=trial.warmup_s,
                     duration_s=trial.duration_s,
                     consumers=trial.consumers,
+                    think=trial.think,
                     board=board.path,
                     rows=board.rows,
                     cpus=cpus,
@@ -335,6 +351,7 @@ def _flow_facts(record: Record) -> Record:
     if little is not None:
         known["little"] = (little["agrees"], little["reason"])
     if under_way and offered:
-        grew, is_grown = under_way["slope_msgs_per_s"]["estimate"], is_growing(under_way, offered)
+        is_grown = is_growing(under_way, offered * record["subscribers"])
+        grew = under_way["slope_msgs_per_s"]["estimate"]
         known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")
     return known

@@ -79,6 +79,8 @@ def refused(*words: str) -> Iterator[None]:
         ("amqps://rabbit.example:1234/%2F", "amqps://rabbit.example:1234"),
         (f"kafka://u:{QUOTED}@a:1,b:2,c", "kafka://a:1,b:2,c:9092"),
         ("kafka+tls://[::1]:9093", "kafka+tls://[::1]:9093"),
+        (f"rabbitmq-stream://u:{QUOTED}@rabbit.example/orders", "rabbitmq-stream://rabbit.example:5552/orders"),
+        ("rabbitmq-stream+tls://rabbit.example", "rabbitmq-stream+tls://rabbit.example:5551"),
     ],
 )
 def test_a_url_is_read_and_its_password_taken_out(url: str, public: str) -> None:
@@ -96,6 +98,29 @@ def test_two_urls_are_two_brokers() -> None:
         parsed = external.parse(separator.join(["kafka://a:1,b:2", "amqp://c"]))
         assert parsed["kafka"].hosts == (("a", 1), ("b", 2))
         assert parsed["rabbitmq"].hosts == (("c", 5672),)
+
+
+def test_streams_may_have_a_url_beside_amqp() -> None:
+    """Either order gives one RabbitMQ, reached by both protocols; a third URL is one too many."""
+    urls = ["amqp://a:1/v", "rabbitmq-stream://a:2"]
+    for spec in (" ".join(urls), ",".join(reversed(urls))):
+        (address,) = external.parse(spec).values()
+        assert (address.hosts, address.stream_port) == ((("a", 1),), 2)
+        assert address.public == "amqp://a:1/v rabbitmq-stream://a:2" == external.public_spec(spec)
+    with pytest.raises(LoadgenError, match="one broker"):
+        external.parse(" ".join([*urls, "rabbitmq-stream://c:3"]))
+    for other in ("rabbitmq-stream://b:2", "rabbitmq-stream+tls://a:2"):
+        with pytest.raises(LoadgenError, match="the same hosts"):
+            external.parse(f"{urls[0]} {other}")
+
+
+def test_streams_alone_are_enough(rabbitmq_endpoint: Endpoint) -> None:
+    """Where only the stream listener is reached, the broker still tells its version, and lets nobody else in."""
+    where = f"127.0.0.1:{rabbitmq_endpoint.stream_port}"
+    endpoint = external.connect(f"rabbitmq-stream://{where}", ["rabbitmq"])["rabbitmq"]
+    assert (endpoint.version, endpoint.stream_port) == (rabbitmq_endpoint.version, rabbitmq_endpoint.stream_port)
+    with refused("guest", "user and password"):
+        external.connect(f"rabbitmq-stream://guest:{QUOTED}@{where}", ["rabbitmq"])
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pika
 import pytest
 
 from loadgen import brokers
 from loadgen.brokers import host, local, process, state
 from loadgen.brokers.process import ProcessId
+from loadgen.driver import Target
+from loadgen.drivers.stream_admin import StreamAdmin
+from loadgen.drivers.wire.stream_producer import StreamProducer
 from loadgen.errors import BrokerError
+from loadgen.knobs import resolve
+from loadgen.payload import Payloads
 from loadgen.redaction import BLANK
+from loadgen.scenario import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +197,7 @@ def test_warmth_is_remembered_until_the_broker_is_started_anew(pair: dict[Broker
 
 
 def test_a_killed_rabbitmq_comes_back_with_its_data(pair: dict[BrokerName, Endpoint]) -> None:
-    """After kill -9 and `restart` a confirmed message is there, at the same address, from a new process."""
+    """After kill -9 and `restart` confirmed messages of queue and stream are there, at the same address."""
     parameters = pika.ConnectionParameters(*pair["rabbitmq"].hosts[0])
     connection = pika.BlockingConnection(parameters)
     channel = connection.channel()
@@ -198,6 +205,13 @@ def test_a_killed_rabbitmq_comes_back_with_its_data(pair: dict[BrokerName, Endpo
     channel.queue_declare("survives", durable=True)
     channel.basic_publish("", "survives", b"kill -9", pika.BasicProperties(delivery_mode=2))
     connection.close()
+    streams = Target(pair["rabbitmq"], "survives-too", resolve("rabbitmq", {"driver": "stream"}, "broker", "default"))
+    with contextlib.closing(StreamAdmin(pair["rabbitmq"])) as admin:
+        admin.create(streams)
+    producer = StreamProducer(streams, Payloads(Message(size_bytes=24), seed=1, token=1))
+    producer.send(0, np.full(100, 1), 1)
+    assert sum(len(each.seqs) for each in producer.flush(10) if each.error is None) == 100
+    time.sleep(2)  # of what is younger, RabbitMQ may lose the name, and with it all the rest
     before = pair["rabbitmq"].pids
     brokers.kill(pair["rabbitmq"])
     assert not brokers.status()[0]["running"]
@@ -207,6 +221,9 @@ def test_a_killed_rabbitmq_comes_back_with_its_data(pair: dict[BrokerName, Endpo
     assert not brokers.is_warmed(after)
     with contextlib.closing(pika.BlockingConnection(parameters)) as connection:
         assert connection.channel().basic_get("survives", auto_ack=True)[2] == b"kill -9"
+    with contextlib.closing(StreamAdmin(after)) as admin:
+        assert admin.depth(streams) == 100
+    producer.close()
 
 
 OWNER = """

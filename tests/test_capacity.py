@@ -123,6 +123,23 @@ def test_the_ceiling_is_that_of_the_same_point_and_as_many_producers(tmp_path: P
     assert "a lower bound" in found.ceiling.limits
 
 
+def test_a_capacity_is_held_against_the_open_loops_ceiling(tmp_path: Path) -> None:
+    """A capacity is an open loop's rate: so is what it is compared with, where that is known."""
+    search = synthetic.search_record("kafka", [synthetic.probe("kafka", 1, "burst", None)], 1_000.0)
+    paced = {"paced_msgs_per_s": 3_000.0, "unpaced_msgs_per_s": 4_000.0, "paced_reason": "late"}
+    found = only(
+        write(tmp_path, {}, ceilings=(synthetic.ceiling_record(search, achieved_msgs_per_s=5_000.0, **paced),))
+    )
+    assert found.ceiling is not None
+    assert (found.ceiling.msgs_per_s, found.ceiling.held_msgs_per_s, found.headroom) == (5_000.0, 3_000.0, 3.0)
+    unpaced = {"paced_msgs_per_s": None, "unpaced_msgs_per_s": 3_000.0, "paced_reason": "late"}
+    found = only(
+        write(tmp_path, {}, ceilings=(synthetic.ceiling_record(search, achieved_msgs_per_s=5_000.0, **unpaced),))
+    )
+    assert found.ceiling is not None
+    assert (found.headroom, found.ceiling.paced_reason) == (5.0, "late")
+
+
 def test_without_a_ceiling_of_its_own_a_search_tells_what_it_was_held_against(tmp_path: Path) -> None:
     """The search's own field stands in; where that is null too, nobody knows."""
     assert only(write(tmp_path, {"ceiling_msgs_per_s": 3_000.0})).headroom == 3.0

@@ -12,6 +12,7 @@ from loadgen.ceiling import measure_ceiling
 from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.endpoint import Endpoint
+from loadgen.fleet import Outcome
 from loadgen.plan import Profile, Trial, make_plan
 from loadgen.trial import Setting
 
@@ -26,7 +27,8 @@ NOWHERE: dict[BrokerName, Endpoint] = {
 READING_S = 2.5  # librdkafka takes a second until it fetches from partitions that were paused
 FIELDS = {
     "key", "scenario", "broker", "driver", "durability", "point", "producers", "consumers", "achieved_msgs_per_s",
-    "cpu_s", "window_s", "how", "bound_by", "limits", "error", "parts",
+    "paced_msgs_per_s", "unpaced_msgs_per_s", "unpaced_bound_by", "paced_reason", "cpu_s", "window_s", "how",
+    "bound_by", "limits", "error", "parts",
 }  # fmt: skip
 
 
@@ -34,6 +36,8 @@ FIELDS = {
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured here is too short for a figure."""
     monkeypatch.setattr(ceiling, "WARMUP_S", 0.2)
+    monkeypatch.setattr(ceiling, "OPEN_SECONDS", 0.4)
+    monkeypatch.setattr(ceiling, "OPEN_SHARES", (0.3,))
     monkeypatch.setattr(ceiling, "FILL_S", 2.0)  # less would be read between two looks at the counters
 
 
@@ -66,10 +70,104 @@ def test_a_ceiling_is_a_closed_loop_at_a_null_broker(driver: str) -> None:
     assert record["how"] == "null broker"
     assert record["achieved_msgs_per_s"] > 10, "the trial's own rate"
     assert record["bound_by"] in {"generator", "host", "null broker"}
+    # Whether a rate is paced is the machine's affair; one of the two is always known.
+    assert (record["paced_msgs_per_s"] is None) != (record["unpaced_msgs_per_s"] is None)
     assert 0 < record["window_s"] <= 0.5
     assert all(record["cpu_s"][name] >= 0 for name in ("producers", "consumers", "broker"))
     assert "lower bound" in record["limits"]
     assert (record["producers"], record["consumers"], record["parts"]) == (1, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("limit", "needed", "paced", "unpaced", "tried"),
+    [
+        (900.0, None, 850.0, None, 1),
+        (700.0, None, 600.0, 850.0, 2),
+        (700.0, 650.0, 650.0, 850.0, 2),
+        (300.0, 250.0, 250.0, 600.0, 3),
+        (200.0, 250.0, None, 250.0, 3),
+        (700.0, 2_000.0, 600.0, 850.0, 2),  # more than a closed loop carries need not be tried
+    ],
+)
+def test_rates_are_tried_from_above_until_one_is_paced(
+    monkeypatch: pytest.MonkeyPatch,
+    limit: float,
+    needed: float | None,
+    paced: float | None,
+    unpaced: float | None,
+    tried: int,
+) -> None:
+    """The ceiling of an open loop is a rate that was offered; the one that somebody needs to know is among them."""
+    offered: list[float] = []
+
+    def fake(trial: Trial, _: Setting, how: str) -> tuple[str, str] | None:
+        assert isinstance(trial.rate.msgs_per_s, float)
+        offered.append(trial.rate.msgs_per_s)
+        return None if offered[-1] <= limit else (how, f"at {offered[-1]:g} late")
+
+    monkeypatch.setattr(ceiling, "OPEN_SHARES", (0.85, 0.6))
+    monkeypatch.setattr(ceiling, "_unpaced", fake)
+    nowhere = Setting(NOWHERE["kafka"], lambda _: None)
+    found = ceiling._open_loop(trial_of("kafka"), nowhere, "null broker", 1_000.0, needed)
+    assert (found["paced_msgs_per_s"], found["unpaced_msgs_per_s"]) == (paced, unpaced)
+    assert found["unpaced_bound_by"] == (None if unpaced is None else "null broker")
+    assert found["paced_reason"] == (None if unpaced is None else f"at {unpaced:g} late")
+    assert len(offered) == tried
+    assert offered == sorted(offered, reverse=True)
+
+
+LAGGED = {"schedule_lag": {"p99": 5_000_000}, "e2e": {"p50": 900_000}}
+GROWN = {"slope_msgs_per_s": {"estimate": 50.0, "low": 40.0, "high": 60.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"achieved_msgs_per_s": 985.0}, "only 985 came through"),
+        ({"latency_ns": LAGGED}, "the schedule lagged by 5.00 ms (p99), over 1.00 ms"),
+        ({"latency_ns": {**LAGGED, "e2e": {"p50": 60_000_000}}}, None),  # a tenth of what is shown
+        ({"errors": {"nacked": 2}}, "2 nacked"),
+        ({"under_way": GROWN}, "the backlog grew by 50 msg/s"),
+    ],
+)
+def test_a_rate_is_paced_when_it_is_carried_on_time(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], why: str | None
+) -> None:
+    """By the rule that a capacity is held to, and with the schedule lag that the verdict allows."""
+    record = {
+        "offered_msgs_per_s": 1_000.0, "achieved_msgs_per_s": 1_000.0, "window_s": 5.0, "errors": {}, "under_way": {},
+        "latency_ns": {"schedule_lag": {"p99": 200_000}, "e2e": {"p50": 900_000}},
+        "verdict": {"bound_by": "offered", "checks": []}, **changes,
+    }  # fmt: skip
+    monkeypatch.setattr(ceiling, "run_trial", lambda *_: (record, Outcome()))
+    seen = ceiling._unpaced(trial_of("kafka"), Setting(NOWHERE["kafka"], lambda _: None), "null broker")
+    assert (seen is None) if why is None else (seen is not None and why in seen[1])
+
+
+STOLEN = {"name": "stolen CPU", "passed": None, "reason": "9 %"}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "bound_by"),
+    [
+        ({"bound_by": "offered"}, "generator"), ({"bound_by": "generator"}, "generator"),
+        ({"bound_by": "unknown"}, "generator"), ({"bound_by": "host"}, "host"), ({"bound_by": "broker"}, "null broker"),
+        ({"bound_by": "generator", "checks": [STOLEN]}, "unknown"),
+    ],
+)  # fmt: skip
+def test_what_kept_a_rate_from_being_paced_is_told(
+    monkeypatch: pytest.MonkeyPatch, verdict: dict[str, Any], bound_by: str
+) -> None:
+    """The clients themselves, the machine, what stood in for the broker; unknown where something else disturbed it."""
+    record = {
+        "offered_msgs_per_s": 1_000.0, "achieved_msgs_per_s": 900.0, "window_s": 5.0, "errors": {}, "under_way": {},
+        "verdict": verdict,
+    }  # fmt: skip
+    monkeypatch.setattr(ceiling, "run_trial", lambda *_: (record, Outcome()))
+    seen = ceiling._unpaced(trial_of("kafka"), Setting(NOWHERE["kafka"], lambda _: None), "null broker")
+    assert seen is not None
+    assert seen[0] == bound_by
 
 
 def test_where_nothing_is_confirmed_or_received_what_was_sent_counts() -> None:
@@ -100,7 +198,7 @@ def test_one_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ceiling, "null_broker", Gone)
     record = measured(trial_of("amqp"))
-    assert record["achieved_msgs_per_s"] is record["window_s"] is None
+    assert record["achieved_msgs_per_s"] is record["paced_msgs_per_s"] is record["window_s"] is None
     assert "127.0.0.1:9" in record["error"]
 
 
@@ -140,7 +238,7 @@ def test_confluent_consumes_what_was_filled_before(kafka_endpoint: Endpoint, mon
     assert record["achieved_msgs_per_s"] == min(part["achieved_msgs_per_s"] for part in record["parts"])
     assert consuming["achieved_msgs_per_s"] > 10
     assert consuming["left_behind"] is None
-    assert len(set(deleted)) == 2
+    assert len(set(deleted)) == 3  # and the one of the open loop, on the null broker too
     admin = KafkaAdmin(kafka_endpoint)
     assert not set(deleted) & set(admin._client.list_topics(timeout=10).topics)
 

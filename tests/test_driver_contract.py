@@ -17,7 +17,7 @@ from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.client import confluent_consumer
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.errors import BrokerError
+from loadgen.errors import BrokerError, ScenarioError
 from loadgen.knobs import resolve
 from loadgen.ledger import Account, ReceivedBook, SentBook, settle
 from loadgen.payload import Payloads
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BROKER_OF: dict[str, BrokerName] = {
     "amqp": "rabbitmq", "pika": "rabbitmq", "pika-blocking": "rabbitmq",
-    "kafka": "kafka", "confluent": "kafka", "memory": "rabbitmq",
+    "stream": "rabbitmq", "kafka": "kafka", "confluent": "kafka", "memory": "rabbitmq",
 }  # fmt: skip
 CROSSINGS = [
     ("amqp", "pika"), ("pika", "amqp"), ("amqp", "pika-blocking"), ("pika-blocking", "amqp"),
@@ -61,9 +61,12 @@ class Bench:
 
     def target(self, durability: str = "broker", **knobs: Any) -> Target:
         """A fresh queue or topic with the knobs of a durability class, some of them changed."""
-        mine = {key.partition("__")[2]: value for key, value in knobs.items() if key.startswith(self.broker)}
-        if self.broker == "kafka":
+        kind = "stream" if self.name == "stream" else self.broker
+        mine = {key.partition("__")[2]: value for key, value in knobs.items() if key.startswith(kind)}
+        if kind == "kafka":
             mine = {"auto_commit_interval_ms": 50, **mine}
+        if kind == "stream":
+            mine = {"driver": "stream", "store_offset_interval_ms": 50, **mine}
         settings = resolve(self.broker, mine, durability, "default")
         unique = f"contract-{uuid.uuid4().hex[:12]}"
         target = Target(self.endpoint, unique, settings, group=f"{unique}-group")
@@ -218,7 +221,7 @@ def test_every_message_is_settled_exactly_once(bench: Bench, batch: int) -> None
 def test_room_ends_and_comes_back(bench: Bench) -> None:
     """What is unconfirmed is bounded; after confirmations there is room again, and all of it arrives."""
     message = Message(size_bytes=1_000)
-    target = bench.target(rabbitmq__confirm_window=60, kafka__buffer_memory=60_000)
+    target = bench.target(rabbitmq__confirm_window=60, stream__confirm_window=60, kafka__buffer_memory=60_000)
     consumer = bench.consumer(target)
     producer = bench.producer(target, payloads_of(message=message))
     assert producer.room_msgs > 0
@@ -296,8 +299,8 @@ def test_what_was_not_settled_comes_to_the_next_consumer(bench: Bench) -> None:
     assert (account.distinct, account.lost, account.duplicated, account.corrupted) == (80, 0, 0, 0)
     both = settle([sent_book(0, 80, settled)], lost_books + books)
     assert both.duplicated == 80
-    # Kafka has no such flag: an offset read by somebody else looks like any other.
-    if bench.broker == "rabbitmq":
+    # Kafka and streams have no such flag: an offset read by somebody else looks like any other.
+    if bench.broker == "rabbitmq" and bench.name != "stream":
         assert both.dup_redelivery == 80
 
 
@@ -320,11 +323,14 @@ def test_class_none_never_delivers_twice(name: str, request: pytest.FixtureReque
         assert receive([bench.consumer(target)], FIXED, rest)[0].received_count == rest
 
 
-@pytest.mark.parametrize("name", ["kafka", "confluent"])
+@pytest.mark.parametrize("name", ["kafka", "confluent", "stream"])
 def test_the_gauge_counts_what_consumers_have_not_been_handed(name: str, request: pytest.FixtureRequest) -> None:
     """With the number received, the depth of a topic does not wait for a commit; it is never below 0."""
     with contextlib.closing(bench_of(name, request)) as bench:
-        target = bench.target(kafka__partitions=3, kafka__auto_commit_interval_ms=3_600_000)
+        target = bench.target(
+            kafka__partitions=3, kafka__auto_commit_interval_ms=3_600_000,
+            stream__partitions=3, stream__store_offset_interval_ms=3_600_000,
+        )  # fmt: skip
         assert bench.admin.depth(target, 0) == 0
         send(bench.producer(target, payloads_of()), 80)
         assert [bench.admin.depth(target, received) for received in (0, 30, 80, 81)] == [80, 50, 0, 0]
@@ -368,7 +374,7 @@ def test_several_producers_keep_their_own_order(bench: Bench) -> None:
 
 def test_several_consumers_share_the_messages(bench: Bench) -> None:
     """Two consumers of one queue, or of four partitions: each message comes to one of them, in its source's order."""
-    target = bench.target(kafka__partitions=4)
+    target = bench.target(kafka__partitions=4, stream__partitions=4)
     consumers = [bench.consumer(target, index, 2) for index in range(2)]
     settled = send(bench.producer(target, payloads_of()), 200, batch=11)
     books = receive(consumers, FIXED, 200)
@@ -376,7 +382,14 @@ def test_several_consumers_share_the_messages(bench: Bench) -> None:
 
 
 def test_without_confirms_everything_still_comes(bench: Bench) -> None:
-    """At most once: nothing is settled, flush means written, and on a healthy broker all of it arrives."""
+    """At most once: nothing is settled, flush means written, and on a healthy broker all of it arrives.
+
+    A stream's protocol has no publishing without confirms, and the class is refused.
+    """
+    if bench.name == "stream":
+        with pytest.raises(ScenarioError, match="class `none`"):
+            bench.target("none")
+        return
     target = bench.target("none")
     consumer = bench.consumer(target)
     producer = bench.producer(target, payloads_of())
@@ -424,7 +437,8 @@ def test_a_broker_that_is_not_there_is_one_clear_error(name: str, request: pytes
     endpoint = request.getfixturevalue(f"{BROKER_OF[name]}_endpoint")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        nowhere = replace(endpoint, hosts=(("127.0.0.1", unused.getsockname()[1]),))
+        port = unused.getsockname()[1]
+        nowhere = replace(endpoint, hosts=(("127.0.0.1", port),), stream_port=port)
         with pytest.raises(BrokerError):
             load_driver(name).admin(nowhere)
 
@@ -434,7 +448,9 @@ def test_a_driver_says_what_it_is(bench: Bench) -> None:
     driver = bench.driver
     assert driver.name == bench.name
     assert driver.broker == ("memory" if bench.name == "memory" else bench.broker)
-    assert driver.kind == {"memory": "memory", "amqp": "wire", "kafka": "wire"}.get(bench.name, "client")
+    assert driver.kind == {"memory": "memory", "amqp": "wire", "stream": "wire", "kafka": "wire"}.get(
+        bench.name, "client"
+    )
 
 
 @pytest.mark.parametrize(("writer", "reader"), CROSSINGS)

@@ -150,7 +150,7 @@ def test_a_message_larger_than_a_pipe_is_taken_while_the_fleet_is_busy() -> None
     """An agent's report never waits for the fleet's main thread."""
     here, there = multiprocessing.Pipe(duplex=False)
     crew = Fleet(None)  # type: ignore[arg-type]
-    threading.Thread(target=fleet._read_on, args=(here, "producer0", crew._inbox), daemon=True).start()
+    threading.Thread(target=fleet.read_on, args=(here, "producer0", crew._inbox), daemon=True).start()
     for _ in range(8):
         there.send(b"x" * (1 << 20))  # would block for ever, as this thread alone would read it
     there.close()

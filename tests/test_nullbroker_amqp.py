@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from nullclients import Line
 from pika import frame, spec
 
+from loadgen.drivers.rabbitmq_topology import Routes
 from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, DeliveryParser
-from loadgen.drivers.wire.amqp_frames import PublishPacker, PublishTemplate, encode, publish_head
+from loadgen.drivers.wire.amqp_frames import PublishHead, PublishPacker, PublishTemplate, encode
 from loadgen.nullbroker import amqp, amqp_queue
 from loadgen.nullbroker.amqp import AmqpRelay, AmqpSession
 from loadgen.payload import Payloads
@@ -91,10 +92,10 @@ def publishes(count: int, size: int | Uniform, frame_max: int = 131_072, first: 
     times = np.zeros(count, np.int64)
     flat, offsets = payloads.pack(first, times, 0)
     bodies = [flat[begin:end].tobytes() for begin, end in pairwise(offsets)]
+    head = PublishHead(Routes.of("", [QUEUE]), persistent=True, mandatory=False)
     if isinstance(size, int):
-        head = publish_head(QUEUE, size, persistent=True, mandatory=False)
         return bytes(PublishTemplate(head, size, frame_max, count).fill(payloads, first, times, 0)), bodies
-    packer = PublishPacker(QUEUE, frame_max, persistent=True, mandatory=False)
+    packer = PublishPacker(head, frame_max)
     return bytes(packer.fill(payloads, first, times, 0)), bodies
 
 

@@ -201,6 +201,19 @@ def test_keys_are_spread_evenly_and_fixed_by_the_sequence_number() -> None:
     assert Payloads(FIXED, seed=1, token=7).key_indices(0, 3) is None
 
 
+def test_zipf_keys_are_as_frequent_as_their_law_says() -> None:
+    """Key k comes 1/(k + 1)^s as often as key 0, for any exponent; none is out of range."""
+    for exponent in (0.5, 1.0, 2.0):
+        message = Message(size_bytes=100, keys=1_000, key_exponent=exponent)
+        keys = Payloads(message, seed=1, token=2).key_indices(0, 100_000)
+        assert keys is not None
+        counts = np.bincount(keys, minlength=1_000)
+        expected = np.arange(1, 1_001.0) ** -exponent
+        expected *= 100_000 / expected.sum()
+        assert len(counts) == 1_000
+        assert (np.abs(counts[:5] - expected[:5]) < 5 * np.sqrt(expected[:5])).all()
+
+
 @pytest.mark.parametrize("mean_bytes", [1, 8, 100, 1_000, 1 << 20, 1_048_600, 16 << 20, 128 << 20, 512 << 20])
 def test_a_pool_is_bounded_in_bytes_and_bodies(mean_bytes: int) -> None:
     """Larger bodies are fewer, down to two; of small ones there are enough for the codecs' windows."""

@@ -63,6 +63,25 @@ def test_a_plan_refuses_over_half_of_the_free_disk() -> None:
         made.refuse_over_half_of(int(made.peak_bytes_max * 2) - 1)
 
 
+def test_subscribers_are_in_a_trials_line_and_in_what_it_stores() -> None:
+    """Each queue of RabbitMQ's keeps a copy, Kafka's one log is read by all; bindings take time to be made."""
+    scenario = Scenario(
+        name="fan",
+        question="?",
+        rate=Rate.fixed(100),
+        subscribers=[1, 3],
+        rabbitmq=RabbitMQ(exchange="topic", bindings=[1, 1000]),
+        kafka=Kafka(),
+    )
+    found = {trial.id: trial for trial in make_plan([scenario], PROFILES["quick"], repeats=1).trials}
+    one, three = (found[f"fan/rabbitmq/amqp/subscribers={n}-bindings=1/1"] for n in (1, 3))
+    assert three.stored_bytes_max == 3 * one.stored_bytes_max
+    assert "1 → 3 × 1" in three.describe()
+    assert found["fan/rabbitmq/amqp/subscribers=3-bindings=1000/1"].expected_s > three.expected_s + 2
+    stored = {found[f"fan/kafka/kafka/subscribers={n}/1"].stored_bytes_max for n in (1, 3)}
+    assert stored == {one.stored_bytes_max}
+
+
 def test_a_plan_without_the_broker_asked_for_says_so() -> None:
     """Asking for a broker that no scenario drives is an error, not an empty run."""
     only_kafka = Scenario(name="k", question="?", rate=Rate.saturate(), kafka=Kafka())

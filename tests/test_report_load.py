@@ -94,6 +94,23 @@ def test_capacity_stands_with_its_interval_and_what_bounds_it(search: Written) -
         assert search.everywhere(line.effort)
 
 
+def test_what_bounds_a_capacity_is_its_searchs_finding(tmp_path: Path) -> None:
+    """The trial at capacity carried what was offered; its line in every table says what the search ended at."""
+    rng = np.random.default_rng(2)
+    writer = RunWriter(tmp_path, "search", synthetic.HEADER)
+    for broker, bound_by in (("rabbitmq", "broker"), ("kafka", "host")):
+        search = synthetic.write_search(writer, broker, 1_000.0, rng, bound_by=bound_by)
+        confirmed = writer._trials[search["trial"]]
+        writer.add_trial({**confirmed, "verdict": {"status": "valid", "bound_by": "offered", "reasons": []}})
+    found = Written(load(writer.finish("complete")))
+    (block,) = found.content.blocks
+    assert {line.broker: line.bound_by for line in block.lines} == {"RabbitMQ": "broker", "Kafka": "host"}
+    (capacities,) = found.content.capacities
+    assert {line.broker: line.bound_by for line in capacities.lines} == {"RabbitMQ": "broker", "Kafka": "host"}
+    (comparison,) = found.content.table.comparisons
+    assert [point.bound_by for point in comparison.points] == ["broker", "host"]
+
+
 def test_the_tools_own_limit_stands_beside_the_capacity(search: Written) -> None:
     """The ceiling as a multiple of the capacity, and what it is made of."""
     line = lines(search)["Kafka"]
@@ -415,7 +432,7 @@ def test_runs_without_searches_look_as_before(tmp_path: Path) -> None:
     found = Written(synthetic.compare_run(tmp_path, repeats=2))
     for each in (found.html, found.markdown, found.text):
         assert "Capacity" not in each
-        assert "slowest seconds" not in each
+        assert "A second is slow when" not in each
         assert ONE_RUN not in each
     assert found.charts() == {"latency", "throughput", "cpu", "closed-loop"}
     assert '<details id="searches">' not in found.html

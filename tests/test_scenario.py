@@ -80,6 +80,56 @@ MISTAKES = [
     (lambda: scenario(consumers=[1, 3], kafka=Kafka(partitions=2)), ("kafka.partitions = 2", "consumers = 3")),
     (lambda: scenario(kafka=None, message=Message(keys=5)), ("message.keys = 5", "RabbitMQ")),
     (lambda: scenario(kafka=Kafka(commit="before")), ("kafka.commit", "'before'", "class `broker`")),
+    (lambda: Message(key_exponent=1), ("key_exponent = 1", "keys ≥ 1")),
+    (lambda: scenario(kafka=Kafka(partitioner="murmur2")), ("kafka.partitioner = murmur2", "message.keys ≥ 1")),
+    (
+        lambda: scenario(message=Message(keys=5), kafka=Kafka(partitioner="sticky", driver="confluent")),
+        ("kafka.partitioner = sticky", "driver = kafka"),
+    ),
+    (lambda: scenario(kafka=Kafka(replication_factor=3)), ("kafka.replication_factor = 3", "at most 1")),
+    (lambda: scenario(kafka=Kafka(min_insync_replicas=2)), ("kafka.min_insync_replicas = 2", "replication_factor = 1")),
+    (
+        lambda: scenario(kafka=Kafka(max_message_bytes=20_000), message=Message(size_bytes=20_000)),
+        ("message.size_bytes = 20000", "max_message_bytes = 20000"),
+    ),
+    (lambda: scenario(kafka=Kafka(segment_bytes=1_000)), ("segment_bytes", "1000", "1048576")),
+    (lambda: scenario(kafka=Kafka(transaction_abort_every=2)), ("transaction_abort_every = 2", "transaction_msgs")),
+    (
+        lambda: scenario(kafka=Kafka(transaction_ms=10, enable_idempotence=False)),
+        ("transaction_ms", "enable_idempotence = True"),
+    ),
+    (lambda: scenario(durability="none", kafka=Kafka(transaction_msgs=10)), ("transaction_msgs", "acks = all")),
+    (lambda: scenario(kafka=Kafka(release_every=10)), ("kafka.release_every = 10", "group = share")),
+    (
+        lambda: scenario(kafka=Kafka(group="share", group_protocol="classic")),
+        ("kafka.group_protocol = classic", "group = partitions"),
+    ),
+    (lambda: scenario(consumers=3), ("kafka.partitions = 1", "at least 3", "group = share")),
+    (lambda: scenario(think_ms=-1), ("think_ms", "-1", "greater than or equal to 0")),
+    (lambda: scenario(think="slowly"), ("think", "slowly", "exponential")),
+    (lambda: scenario(subscribers=0), ("subscribers = 0", "greater than or equal to 1")),
+    (lambda: scenario(subscribers=[1, 2], consumers=0), ("subscribers = 2", "nobody consumes", "consumers ≥ 1")),
+    (lambda: scenario(subscribers=2, consumers=200, kafka=None), ("subscribers = 2", "consumers = 200", "256")),
+    (
+        lambda: scenario(subscribers=2, rabbitmq=RabbitMQ(exchange="default")),
+        ("rabbitmq.exchange = default", "subscribers = 2", "fanout, direct, topic or headers"),
+    ),
+    (
+        lambda: scenario(subscribers=2, rabbitmq=RabbitMQ(exchange="consistent-hash", queues=2)),
+        ("rabbitmq.exchange = consistent-hash", "subscribers = 2", "expected direct or topic"),
+    ),
+    (
+        lambda: scenario(rabbitmq=RabbitMQ(exchange="fanout", queues=3)),
+        ("rabbitmq.queues = 3", "fanout", "direct or topic, or consistent-hash"),
+    ),
+    (lambda: scenario(rabbitmq=RabbitMQ(exchange="headers", queues=3)), ("rabbitmq.queues = 3", "headers")),
+    (lambda: scenario(rabbitmq=RabbitMQ(bindings=5)), ("rabbitmq.bindings = 5", "default exchange", "topic")),
+    (
+        lambda: scenario(rabbitmq=RabbitMQ(exchange="consistent-hash", bindings=5)),
+        ("rabbitmq.bindings = 5", "weight", "expected 1"),
+    ),
+    (lambda: scenario(rabbitmq=RabbitMQ(exchange="amq.topic")), ("exchange = 'amq.topic'", "'topic'")),
+    (lambda: scenario(rabbitmq=RabbitMQ(queues=257)), ("queues = 257", "256")),
 ]
 
 
@@ -171,3 +221,22 @@ def test_the_brokers_limits_leave_room_for_what_they_take() -> None:
 def test_acks_may_be_written_as_kafka_does(given: object, kept: str) -> None:
     """Numbers and words for the same promise come to the same knob."""
     assert Kafka(acks=given).acks == kept
+
+
+@pytest.mark.parametrize(
+    ("subscribers", "queues", "exchange"), [(1, 1, "default"), (1, 3, "default"), (2, 1, "fanout"), (2, 3, "direct")]
+)
+def test_the_exchange_that_nobody_chose_is_the_simplest_that_will_do(
+    subscribers: int, queues: int, exchange: str
+) -> None:
+    """One subscriber needs no exchange of its own, several need one that copies, or that routes and copies."""
+    made = scenario(subscribers=subscribers, rabbitmq=RabbitMQ(queues=queues))
+    (found,) = {point.settings["exchange"] for point in points(made) if point.broker == "rabbitmq"}
+    assert found == exchange
+
+
+def test_subscribers_are_swept_and_keys_have_a_use_where_queues_share() -> None:
+    """Both brokers get every number of subscribers; keys without Kafka need several queues."""
+    swept = [(point.broker, point.subscribers, point.swept) for point in points(scenario(subscribers=[1, 2]))]
+    assert swept == [(broker, count, {"subscribers": count}) for broker in ("rabbitmq", "kafka") for count in (1, 2)]
+    scenario(kafka=None, message=Message(keys=5), rabbitmq=RabbitMQ(queues=2))

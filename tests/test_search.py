@@ -16,12 +16,18 @@ from loadgen.verdict import judge
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loadgen.search import Step
+
 
 def run(
-    answer: Callable[[Probe], Seen], producers: int = 1, most: int = 8, **kwargs: bool
+    answer: Callable[[Probe], Seen],
+    producers: int = 1,
+    most: int = 8,
+    has_time: Callable[[Step], bool] = lambda _: True,
+    **kwargs: bool,
 ) -> tuple[Capacity, list[Probe]]:
     """Answer every probe until the search knows."""
-    steps = search(producers, most, has_objective=kwargs.get("has_objective", False))
+    steps = search(producers, most, has_objective=kwargs.get("has_objective", False), has_time=has_time)
     probe = next(steps)
     probes = [probe]
     while True:
@@ -161,6 +167,39 @@ def test_a_dead_system_has_no_capacity() -> None:
     found, probes = run(lambda _: Seen(0.0, False, "no consumer", "unknown"))
     assert found.rate_msgs_per_s is None
     assert len(probes) == 1
+
+
+@given(capacity=st.floats(10, 1e7), burst_factor=st.floats(0.25, 2.0), room=st.integers(1, 20))
+def test_a_budget_ends_a_search_with_what_it_has(capacity: float, burst_factor: float, room: int) -> None:
+    """After as many trials as there is room for comes the one of full length, and what is then said is true."""
+    asked: list[str] = []
+
+    def has_time(step: str) -> bool:
+        asked.append(step)
+        return len(asked) < room if step != "confirm" else True
+
+    found, probes = run(system(capacity, burst_factor), has_time=has_time)
+    confirms = [probe for probe in probes if probe.step == "confirm"]
+    assert len(probes) - len(confirms) <= max(1, room)
+    if found.rate_msgs_per_s is not None:
+        assert found.rate_msgs_per_s <= capacity
+        assert found.high_msgs_per_s is None or found.high_msgs_per_s > capacity
+        assert found.is_lower_bound is (found.high_msgs_per_s is None)
+    else:  # bursts that pretend twice the capacity, and no time to find out
+        assert found.high_msgs_per_s is not None
+        assert found.high_msgs_per_s > capacity
+    assert ("budget used up" in found.reason) is (found.ended_by == "budget")
+    if found.ended_by == "resolution":
+        assert (found.high_msgs_per_s or 0) <= (found.rate_msgs_per_s or 0) * APART
+
+
+def test_without_time_for_a_full_trial_there_is_no_capacity() -> None:
+    """What no full trial sustained is not reported, however short the time; what failed bounds it from above."""
+    found, probes = run(system(1_000.0), has_time=lambda step: step == "probe")
+    assert "confirm" not in [probe.step for probe in probes]
+    assert (found.rate_msgs_per_s, found.ended_by) == (None, "budget")
+    assert found.high_msgs_per_s is not None
+    assert found.high_msgs_per_s > 1_000.0
 
 
 def test_an_objective_begins_lower() -> None:

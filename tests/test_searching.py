@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from loadgen import engine
+from loadgen import ceiling, engine, searching
+from loadgen.analysis import curve
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import Options, execute, exit_status, plan_of
 from loadgen.errors import ScenarioError
+from loadgen.facts import Facts
 from loadgen.plan import Profile, make_plan
 from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.search import seen_in
@@ -52,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1), brokers=("rabbitmq",))
     options = Options(name="known", command=["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceiling, "OPEN_SECONDS", 0.5)  # what is measured without a broker is of no interest here
         patch.setattr(engine, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
         return execute(plan, options, Silent())
 
@@ -170,9 +175,51 @@ def test_a_rate_is_not_sustained_for_a_reason(changes: dict[str, Any], p99_ms: f
     assert (seen.limit == "objective") is (p99_ms is not None)
 
 
+@given(
+    st.floats(0.1, 1e6), st.floats(0.5, 60), st.sampled_from([0.9, 0.98, 0.99, 0.991, 1.0]), st.floats(-3, 3)
+)  # fmt: skip
+def test_search_curve_and_verdict_mean_the_same_by_carried(
+    offered: float, window_s: float, share: float, messages: float
+) -> None:
+    """Within 1 %, give or take what is chance: one definition, wherever a rate is said to be carried."""
+    achieved = max(0.0, offered * share + messages / window_s)
+    seen = record(goodput_msgs_per_s=achieved, offered_msgs_per_s=offered, window_s=window_s, consumers=1)
+    facts = Facts(
+        durability="broker", rate_kind="fixed", consumers=1, window_s=window_s, sent=1, acked=1, received=1,
+        offered_msgs_per_s=offered, achieved_msgs_per_s=offered, goodput_msgs_per_s=achieved,
+    )  # fmt: skip
+    assert seen_in(seen).sustained is facts.is_carried is curve._is_carried({**seen, "subscribers": 1})
+
+
 def test_a_rate_is_sustained_with_every_subscriber_served() -> None:
     """Three subscribers receive three times what was produced."""
     assert seen_in(record()).sustained
     assert seen_in(record(), 5.0).sustained
     assert seen_in(record(goodput_msgs_per_s=3_000.0), fan_out=3).sustained
     assert not seen_in(record(goodput_msgs_per_s=2_000.0), fan_out=3).sustained
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "p99_ms", "is_generators"),
+    [
+        ({"achieved_msgs_per_s": 1_050.0}, None, True),
+        ({"achieved_msgs_per_s": 1_050.0, "bound_by": "host"}, None, False),
+        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, None, True),
+        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, 10.0, False),
+        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 3_000.0}, None, False),
+        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0, "unpaced_bound_by": "unknown"}, None, False),
+        ({"achieved_msgs_per_s": 5_000.0}, None, False),
+        ({"achieved_msgs_per_s": None}, None, False),
+    ],
+)
+def test_a_capacity_that_the_tool_itself_can_hardly_reach_is_called_its_own(
+    ceiling: dict[str, Any], p99_ms: float | None, is_generators: bool
+) -> None:
+    """By the closed loop's rate or by a schedule that was not kept, where the tool and nothing else was the limit."""
+    answer = {
+        "capacity_msgs_per_s": 1_000.0, "p99_ms": p99_ms, "is_lower_bound": False, "bound_by": "broker", "reason": "?"
+    }  # fmt: skip
+    known = {"bound_by": "generator", "unpaced_msgs_per_s": None, "unpaced_bound_by": "generator", **ceiling}
+    searching._add_ceiling(answer, known)
+    assert (answer["bound_by"] == "generator") is answer["is_lower_bound"] is is_generators
+    assert answer.get("ceiling_msgs_per_s") == ceiling["achieved_msgs_per_s"]

@@ -81,6 +81,7 @@ def rabbitmq_settings(node: dict[str, int], papers: Papers) -> dict[str, str]:
     """A TLS listener, and one user."""
     return {
         "listeners.ssl.1": f"{ports.HOST}:{node['tls']}",
+        "stream.listeners.ssl.1": f"{ports.HOST}:{node['stream_tls']}",
         "ssl_options.cacertfile": str(papers.authority),
         "ssl_options.certfile": str(papers.certificate),
         "ssl_options.keyfile": str(papers.key),
@@ -110,7 +111,7 @@ def planned(broker: BrokerName, folder: Path, papers: Papers, held: ExitStack) -
     """One node with a TLS port; it is ended by pid when `held` is closed."""
     kind = local.kind_of(broker)
     installation = kind.install(state.cache_dir(), print)
-    node = state.Node(1, held.enter_context(ports.reserve([*kind.NODE_PORTS, "tls"])))
+    node = state.Node(1, held.enter_context(ports.reserve([*kind.NODE_PORTS, "tls", "stream_tls"])))
     make = kafka_settings if broker == "kafka" else rabbitmq_settings
     cluster = state.Cluster(
         broker=broker,
@@ -132,8 +133,8 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[dict[BrokerName, Site]]:
-    """A private RabbitMQ and a private Kafka, reached as anybody's brokers are: by URL."""
+def sites(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[dict[str, Site]]:
+    """A private RabbitMQ (by AMQP and by streams) and a private Kafka, reached as anybody's brokers are: by URL."""
     with ExitStack() as held, pytest.MonkeyPatch.context() as patch:
         clusters = [planned(broker, tmp_path_factory.mktemp("secure"), papers, held) for broker in brokers.BOTH]
         for cluster in clusters:
@@ -146,9 +147,12 @@ def sites(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[
         nodes = {cluster.broker: cluster.nodes[0].ports for cluster in clusters}
         spec = f"amqps://{ports.HOST}:{nodes['rabbitmq']['tls']}/ kafka+tls://{ports.HOST}:{nodes['kafka']['tls']}"
         endpoints = external.connect(spec, brokers.BOTH)
+        stream_url = f"rabbitmq-stream+tls://{ports.HOST}:{nodes['rabbitmq']['stream_tls']}"
+        streams = external.connect(stream_url, ["rabbitmq"])["rabbitmq"]
         patch.undo()
         yield {
             "rabbitmq": Site(endpoints["rabbitmq"], nodes["rabbitmq"]["amqp"]),
+            "stream": Site(streams, nodes["rabbitmq"]["stream"]),
             "kafka": Site(endpoints["kafka"], nodes["kafka"]["kafka"]),
         }
 
@@ -170,9 +174,9 @@ def environment_of(papers: Papers) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", DRIVERS)
-def test_messages_come_intact_over_tls(name: str, sites: dict[BrokerName, Site]) -> None:
+def test_messages_come_intact_over_tls(name: str, sites: dict[str, Site]) -> None:
     """Over TLS and with a password, all messages, small and of several records, are confirmed and come as sent."""
-    with contextlib.closing(Bench(name, sites[BROKER_OF[name]].secure)) as bench:
+    with contextlib.closing(Bench(name, site_of(name, sites).secure)) as bench:
         target = bench.target()
         consumer = bench.consumer(target)
         settled = send(bench.producer(target, payloads_of(message=SPREAD)), 200)
@@ -181,15 +185,20 @@ def test_messages_come_intact_over_tls(name: str, sites: dict[BrokerName, Site])
 
 
 @pytest.mark.parametrize("name", DRIVERS)
-def test_any_certificate_will_do_where_none_is_verified(name: str, sites: dict[BrokerName, Site]) -> None:
+def test_any_certificate_will_do_where_none_is_verified(name: str, sites: dict[str, Site]) -> None:
     """With tls_verify = false no authority is asked for, and neither is the name."""
-    site = sites[BROKER_OF[name]]
+    site = site_of(name, sites)
     endpoint = replace(site.secure, tls=Tls(verify=False), hosts=(("localhost", site.secure.hosts[0][1]),))
     with contextlib.closing(Bench(name, endpoint)) as bench:
         target = bench.target()
         consumer = bench.consumer(target)
         settled = send(bench.producer(target, payloads_of()), 1)
         demand_perfect(settle([sent_book(0, 1, settled)], receive([consumer], FIXED, 1)), 1)
+
+
+def site_of(name: str, sites: dict[str, Site]) -> Site:
+    """Where a driver, or a broker of this name, is tried."""
+    return sites[name] if name in sites else sites[BROKER_OF[name]]
 
 
 def wrong_password(site: Site, papers: Papers) -> Endpoint:
@@ -224,7 +233,8 @@ def plain_text_to_tls(site: Site, papers: Papers) -> Endpoint:
 def tls_to_plain_text(site: Site, papers: Papers) -> Endpoint:
     """amqps:// where it should be amqp://."""
     del papers
-    return replace(site.secure, hosts=((ports.HOST, site.plain_port),))
+    stream_port = None if site.secure.stream_port is None else site.plain_port
+    return replace(site.secure, hosts=((ports.HOST, site.plain_port),), stream_port=stream_port)
 
 
 MISTAKES: dict[Callable[[Site, Papers], Endpoint], str] = {
@@ -242,7 +252,7 @@ def openers(way: str) -> list[Callable[[Endpoint], Any]]:
     if way in LOGINS:
         return [lambda endpoint: LOGINS[way](endpoint, endpoint.address)]
     driver = load_driver(way)
-    knobs = resolve(BROKER_OF[way], {}, "broker", "default")
+    knobs = resolve(BROKER_OF[way], {"driver": "stream"} if way == "stream" else {}, "broker", "default")
 
     def target(endpoint: Endpoint) -> Target:
         return Target(endpoint, "nowhere", knobs, group="nobody")
@@ -258,10 +268,10 @@ def openers(way: str) -> list[Callable[[Endpoint], Any]]:
 @pytest.mark.parametrize("way", [*DRIVERS, *LOGINS])
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_that_says_what_to_do(
-    way: str, mistake: Callable[[Site, Papers], Endpoint], sites: dict[BrokerName, Site], papers: Papers
+    way: str, mistake: Callable[[Site, Papers], Endpoint], sites: dict[str, Site], papers: Papers
 ) -> None:
     """Producer, consumer and admin name the broker's address and what to mend, at once, and never the password."""
-    site = sites["kafka" if way.startswith("kafka") or way == "confluent" else "rabbitmq"]
+    site = site_of(way.removesuffix("-login"), sites)
     endpoint = mistake(site, papers)
     for opener in openers(way):
         with pytest.raises(BrokerError) as caught:
@@ -274,7 +284,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
         assert WRONG not in line
 
 
-def spec_of(sites: dict[BrokerName, Site], userinfo: str = "") -> str:
+def spec_of(sites: dict[str, Site], userinfo: str = "") -> str:
     """Both brokers by URL."""
     rabbitmq, kafka = sites["rabbitmq"].secure.address, sites["kafka"].secure.address
     return f"amqps://{userinfo}{rabbitmq}/ kafka+tls://{userinfo}{kafka}"
@@ -283,7 +293,7 @@ def spec_of(sites: dict[BrokerName, Site], userinfo: str = "") -> str:
 @pytest.fixture
 def spec(
     request: pytest.FixtureRequest,
-    sites: dict[BrokerName, Site],
+    sites: dict[str, Site],
     papers: Papers,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -311,7 +321,7 @@ def spec(
 def test_a_run_leaves_no_password_behind(
     spec: str,
     names: list[BrokerName],
-    sites: dict[BrokerName, Site],
+    sites: dict[str, Site],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

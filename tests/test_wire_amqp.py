@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from pika import frame, spec
 
 from loadgen.driver import Target
+from loadgen.drivers.rabbitmq_topology import Routes
 from loadgen.drivers.wire.amqp_acks import Acks
-from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, DeliveryParser
+from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, DeliveryParser, numbered_tag
 from loadgen.drivers.wire.amqp_frames import (
     FRAME_END,
+    PublishHead,
     PublishPacker,
     PublishTemplate,
     Unconfirmed,
     parse_confirms,
-    publish_head,
 )
 from loadgen.endpoint import Endpoint
 from loadgen.errors import TrialError
@@ -35,10 +36,12 @@ QUEUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size
 # --- publishes ---
 
 
-def published_by_pika(queue: str, body: bytes, frame_max: int, *, persistent: bool, mandatory: bool = False) -> bytes:
+def published_by_pika(
+    routes: Routes, row: int, body: bytes, frame_max: int, *, persistent: bool, mandatory: bool = False
+) -> bytes:
     """What pika's codec makes of one publish."""
-    method = spec.Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory)
-    properties = spec.BasicProperties(delivery_mode=2 if persistent else 1)
+    method = spec.Basic.Publish(exchange=routes.exchange, routing_key=routes.text(row), mandatory=mandatory)
+    properties = spec.BasicProperties(delivery_mode=2 if persistent else 1, headers=routes.headers)
     largest = frame_max - 8
     bodies = [frame.Body(1, body[at : at + largest]).marshal() for at in range(0, len(body), largest)]
     return frame.Method(1, method).marshal() + frame.Header(1, len(body), properties).marshal() + b"".join(bodies)
@@ -56,9 +59,25 @@ def bodies_of(payloads: Payloads, first_seq: int, intended_ns: Any, sent_ns: int
     return [flat[a:b].tobytes() for a, b in pairwise(offsets)]
 
 
+ROUTES = st.one_of(
+    QUEUES.map(lambda queue: Routes.of("", [queue])),
+    st.builds(
+        lambda exchange, count, headers: Routes.of(exchange, [f"q{n:03}" for n in range(count)], headers),
+        QUEUES,
+        st.integers(1, 5),
+        st.sampled_from([None, {"route": "q000"}]),
+    ),
+)
+
+
+def rows_of(routes: Routes, first_seq: int, count: int) -> list[int]:
+    """Messages without keys take producer 2's routes in turn."""
+    return [(seq + 2) % len(routes.keys) for seq in range(first_seq, first_seq + count)]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
-    queue=QUEUES,
+    routes=ROUTES,
     size_bytes=st.sampled_from([24, 25, 100, 700]),
     frame_max=st.sampled_from([32, 33, 100, 131_072]),
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
@@ -66,35 +85,35 @@ def bodies_of(payloads: Payloads, first_seq: int, intended_ns: Any, sent_ns: int
     mandatory=st.booleans(),
 )
 def test_publish_rows_are_what_pika_encodes(
-    queue: str, size_bytes: int, frame_max: int, counts: list[int], persistent: bool, mandatory: bool
+    routes: Routes, size_bytes: int, frame_max: int, counts: list[int], persistent: bool, mandatory: bool
 ) -> None:
-    """Rows of fixed size equal pika's frames byte for byte, batch after batch, whatever the frame size cuts."""
+    """Rows of fixed size equal pika's frames byte for byte, batch after batch, by whatever route, whatever is cut."""
     payloads = payloads_of(size_bytes)
-    head = publish_head(queue, size_bytes, persistent=persistent, mandatory=mandatory)
+    head = PublishHead(routes, persistent=persistent, mandatory=mandatory)
     template = PublishTemplate(head, size_bytes, frame_max, 12)
     seq = 7
     for count in counts:
         intended = np.arange(count, dtype=np.int64) * 1_000 + seq
         expected = [
-            published_by_pika(queue, body, frame_max, persistent=persistent, mandatory=mandatory)
-            for body in bodies_of(payloads, seq, intended, 10_000)
+            published_by_pika(routes, row, body, frame_max, persistent=persistent, mandatory=mandatory)
+            for row, body in zip(rows_of(routes, seq, count), bodies_of(payloads, seq, intended, 10_000), strict=True)
         ]
         assert bytes(template.fill(payloads, seq, intended, 10_000)) == b"".join(expected)
         seq += count
 
 
 @settings(deadline=None, max_examples=40)
-@given(queue=QUEUES, frame_max=st.sampled_from([40, 131_072]), count=st.integers(1, 30), persistent=st.booleans())
+@given(routes=ROUTES, frame_max=st.sampled_from([40, 131_072]), count=st.integers(1, 30), persistent=st.booleans())
 def test_publishes_of_mixed_sizes_are_what_pika_encodes(
-    queue: str, frame_max: int, count: int, persistent: bool
+    routes: Routes, frame_max: int, count: int, persistent: bool
 ) -> None:
     """The path for mixed sizes makes the same bytes as pika, too."""
     payloads = payloads_of(Uniform(min_bytes=24, max_bytes=300))
-    packer = PublishPacker(queue, frame_max, persistent=persistent, mandatory=False)
+    packer = PublishPacker(PublishHead(routes, persistent=persistent, mandatory=False), frame_max)
     intended = np.arange(count, dtype=np.int64)
     expected = [
-        published_by_pika(queue, body, frame_max, persistent=persistent)
-        for body in bodies_of(payloads, 11, intended, 5_000)
+        published_by_pika(routes, row, body, frame_max, persistent=persistent)
+        for row, body in zip(rows_of(routes, 11, count), bodies_of(payloads, 11, intended, 5_000), strict=True)
     ]
     assert bytes(packer.fill(payloads, 11, intended, 5_000)) == b"".join(expected)
 
@@ -106,13 +125,15 @@ def test_publishes_of_mixed_sizes_are_what_pika_encodes(
 class Feed:
     """Hands a parser its bytes in pieces and keeps the buffer as the consumer does."""
 
+    is_spread: bool = False
     parser: DeliveryParser = field(init=False)
+    sources: list[int] = field(default_factory=list)
     messages: list[tuple[bytes, bool]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     last_tag: int = 0
 
     def __post_init__(self) -> None:
-        self.parser = DeliveryParser(self.handle)
+        self.parser = DeliveryParser(self.handle, is_spread=self.is_spread)
         self.rest = b""
 
     def handle(self, found: Any) -> None:
@@ -139,13 +160,24 @@ class Feed:
         flags = np.zeros(count, np.bool_) if found.redelivered is None else found.redelivered
         assert found.redelivered is None or found.redelivered.any(), "None where no flag is set"
         assert len(flags) == count
+        assert (found.sources is not None) == self.is_spread
+        self.sources += [] if found.sources is None else found.sources.tolist()
         for start, size, flag in zip(found.starts.tolist(), sizes.tolist(), flags.tolist(), strict=True):
             self.messages.append((bytes(raw[start : start + size]), flag))
 
 
-def delivered(tag: int, body: bytes, *, redelivered: bool, frame_max: int = 131_072, between: bytes = b"") -> bytes:
+def delivered(
+    tag: int,
+    body: bytes,
+    *,
+    redelivered: bool,
+    frame_max: int = 131_072,
+    between: bytes = b"",
+    consumer: str = "loadgen-0",
+    route: str = "queue",
+) -> bytes:
     """One delivery as pika encodes it, with `between` standing before each of its later frames."""
-    deliver = spec.Basic.Deliver("loadgen-0", tag, redelivered, "", "queue")
+    deliver = spec.Basic.Deliver(consumer, tag, redelivered, "", route)
     largest = frame_max - 8
     frames = [
         frame.Method(1, deliver).marshal(),
@@ -201,6 +233,46 @@ def test_deliveries_are_parsed_however_they_arrive(events: list[Any], frame_max:
     assert feed.others == others
     assert feed.rest == b""
     assert feed.last_tag == len(messages)
+
+
+SPREAD_RUN = st.tuples(RUN, st.integers(0, 255), st.sampled_from(["0001", "9999", "another length"]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(runs=st.lists(SPREAD_RUN, max_size=12), frame_max=st.sampled_from([40, 131_072]), data=st.data())
+def test_deliveries_of_several_queues_and_keys_are_told_apart(runs: list[Any], frame_max: int, data: Any) -> None:
+    """The queue of each message is known by its consumer's tag, whatever the routing key, however it arrives."""
+    stream, messages, sources = b"", [], []
+    for (body, redelivered, count), number, route in runs:
+        for _ in range(count):
+            tag = numbered_tag("loadgen-7", number)
+            messages.append((body, redelivered))
+            sources.append(number)
+            stream += delivered(
+                len(messages), body, redelivered=redelivered, frame_max=frame_max, consumer=tag, route=route
+            )
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
+    feed = Feed(is_spread=True)
+    for begin, end in pairwise([0, *sorted(cuts), len(stream)]):
+        feed.take(stream[begin:end])
+    assert (feed.messages, feed.sources, feed.rest) == (messages, sources, b"")
+    assert feed.last_tag == len(messages)
+
+
+def test_interleaved_queues_are_read_in_bulk() -> None:
+    """Deliveries that differ in queue and key only are one run of rows: none of them goes the general way."""
+    feed = Feed(is_spread=True)
+    calls: list[int] = []
+    general = feed.parser._general
+    feed.parser._general = lambda *args: calls.append(1) or general(*args)  # type: ignore[method-assign, func-returns-value]
+    stream = b"".join(
+        delivered(n + 1, b"x" * 50, redelivered=False, consumer=numbered_tag("c", n % 3), route=f"{n % 7}")
+        for n in range(90)
+    )
+    # Two of a size make a likeness; from then on all are rows.
+    feed.take(stream)
+    assert len(calls) <= 2
+    assert feed.sources == [n % 3 for n in range(90)]
 
 
 @pytest.mark.parametrize("frame_max", [40, 131_072])

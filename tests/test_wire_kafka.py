@@ -60,7 +60,7 @@ def stamped(layout: Layout, payloads: Payloads, cuts: Sequence[int]) -> memoryvi
         else:
             messages, _ = payloads.pack(at, intended, 10**9)
             keys = key_table(payloads.message.keys)[indices]
-            rows.fill_keyed(at, messages.reshape(count, -1), keys)
+            rows.fill_whole(at, messages.reshape(count, -1), keys)
         at += count
     return seal(rows.view, layout.bytes_of(at), at, 1_700_000_000_000, Identity(7, 1, 42))
 

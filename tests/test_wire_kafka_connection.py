@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.drivers.wire import kafka_protocol
-from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, wait
+from loadgen.drivers.wire.framed import LinkError, wait
+from loadgen.drivers.wire.kafka_protocol import Connection
 from loadgen.endpoint import Credentials, Endpoint, Tls
 from loadgen.errors import BrokerError
 

@@ -22,9 +22,9 @@ from kio.static.primitive import i64
 
 from loadgen.driver import Target
 from loadgen.drivers.wire import kafka_sender
+from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_codecs import CODECS, Codecs
 from loadgen.drivers.wire.kafka_producer import KafkaProducer
-from loadgen.drivers.wire.kafka_protocol import LinkError
 from loadgen.endpoint import Endpoint
 from loadgen.knobs import resolve
 from loadgen.payload import Payloads

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]  # it brings none, as gevent's part
+from greenlet import getcurrent, greenlet  # it brings none, as gevent's part
 
 from loadgen import agent, consuming, producing
 from loadgen.agent import AgentSpec, Result

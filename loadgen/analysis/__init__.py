@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadgen.record import Record
 
+FOUND_KINDS = frozenset({"search", "curve"})
+"""Rates that a search finds, with as many producers as it takes."""
+
 
 def is_measured(record: Record) -> bool:
     """Whether a trial is an answer of its scenario; the others were a capacity search's way to one, and no figure's."""

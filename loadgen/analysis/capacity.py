@@ -28,17 +28,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """What the load generator itself carries in messages/s, against what stood in for a broker, and what limited it."""
+    """What the load generator itself carries in messages/s, against what stood in for a broker, and what limited it.
+
+    `msgs_per_s` is a closed loop's. `paced_msgs_per_s` is the highest rate that it was seen to pace as an open loop,
+    which is what a capacity is; None where nobody tried, or no rate was paced: `paced_reason` says what speaks against
+    the next higher one.
+    """
 
     msgs_per_s: float
     how: str
     limits: str
+    paced_msgs_per_s: float | None = None
+    paced_reason: str = ""
+
+    @property
+    def held_msgs_per_s(self) -> float:
+        """What a capacity is held against: the open loop's rate, or where it is not known the closed loop's."""
+        return self.paced_msgs_per_s or self.msgs_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class PointCapacity:
     """The capacity of one point: all its searches, those that count, and the trials that confirmed them.
 
+    Rates are those of producing; each of the `subscribers`, with so many `consumers`, receives as many.
     `used` are searches that found a rate and whose confirming trial may be used; `trials` are those trials, in the same
     order. `estimate` is of their rates in messages/s. `p99_ms` is the objective, None without one. `ceiling` is None
     where nobody measured it. `producers` are the most that any search ended with.
@@ -53,6 +66,7 @@ class PointCapacity:
     point: dict[str, Any]
     size_bytes: Any
     consumers: int | None
+    subscribers: int
     producers: int | None
     p99_ms: float | None
     searches: tuple[Record, ...]
@@ -111,7 +125,7 @@ class PointCapacity:
         """The ceiling over the capacity: how many times as much the tool itself carries."""
         if self.ceiling is None or not self.msgs_per_s:
             return None
-        return self.ceiling.msgs_per_s / self.msgs_per_s
+        return self.ceiling.held_msgs_per_s / self.msgs_per_s
 
     @property
     def elapsed_s(self) -> float:
@@ -151,7 +165,7 @@ def _capacity(run: Run, searches: list[Record], trials: dict[str, Record]) -> Po
     first = searches[0]
     tried = [trials[trial_id] for search in searches for trial_id in search["trials"] if trial_id in trials]
     # A plan that runs without brokers is driven by another driver than it names: the trials know.
-    seen = tried[0] if tried else {**first, "driver_kind": None, "message": None, "consumers": None}
+    seen = tried[0] if tried else {**first, "driver_kind": None, "message": None, "consumers": None, "subscribers": 1}
     used = [each for each in searches if _counts(each, trials)]
     producers = max((each["producers"] for each in used or searches), default=None)
     return PointCapacity(
@@ -164,6 +178,7 @@ def _capacity(run: Run, searches: list[Record], trials: dict[str, Record]) -> Po
         point=first["point"],
         size_bytes=(seen["message"] or {}).get("size_bytes"),
         consumers=seen["consumers"],
+        subscribers=seen["subscribers"],
         producers=producers,
         p99_ms=first["p99_ms"],
         searches=tuple(searches),
@@ -186,7 +201,13 @@ def _ceiling(run: Run, searches: Sequence[Record], producers: int | None) -> Cei
     if same:
         ordered = sorted(same, key=lambda each: float(each["achieved_msgs_per_s"]))
         middle = ordered[(len(ordered) - 1) // 2]
-        return Ceiling(float(middle["achieved_msgs_per_s"]), _said(middle.get("how")), _said(middle.get("limits")))
+        return Ceiling(
+            msgs_per_s=float(middle["achieved_msgs_per_s"]),
+            how=_said(middle.get("how")),
+            limits=_said(middle.get("limits")),
+            paced_msgs_per_s=middle.get("paced_msgs_per_s"),
+            paced_reason=_said(middle.get("paced_reason")),
+        )
     held = [float(each["ceiling_msgs_per_s"]) for each in searches if each["ceiling_msgs_per_s"]]
     return Ceiling(median(held), "", "") if held else None
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import capacity_key, is_measured
 from loadgen.analysis.capacity import capacities, response_ns
-from loadgen.facts import CARRIED_SHARE
+from loadgen.facts import carries
 from loadgen.record import enters
 from loadgen.stats.confidence import Estimate, estimate
 from loadgen.stats.knee import Knee, knee
@@ -117,6 +117,7 @@ class Curve:
     point: dict[str, Any]
     size_bytes: Any
     consumers: int | None
+    subscribers: int
     producers: int | None
     window_s: float | None
     points: tuple[CurvePoint, ...]
@@ -163,6 +164,7 @@ def _curve(key: str, records: Sequence[Record], known: dict[str, PointCapacity])
         point={name: value for name, value in first["point"].items() if name != "fraction"},
         size_bytes=(first["message"] or {}).get("size_bytes"),
         consumers=first["consumers"],
+        subscribers=first["subscribers"],
         producers=first["producers"],
         window_s=first["window_s"],
         points=points,
@@ -204,14 +206,13 @@ def _repeat(record: Record) -> Repeat:
 
 
 def _achieved(record: Record) -> float:
-    """What came through in messages/s: once and intact; confirmed, where nobody consumes."""
-    return float((record["goodput_msgs_per_s"] if record["consumers"] else record["achieved_msgs_per_s"]) or 0.0)
+    """What came through to each subscriber in messages/s: once and intact; confirmed, where nobody consumes."""
+    consumed = (record["goodput_msgs_per_s"] or 0.0) / record["subscribers"]
+    return float(consumed if record["consumers"] else record["achieved_msgs_per_s"] or 0.0)
 
 
 def _is_carried(record: Record) -> bool:
-    """By the verdict's own rule; a message more or less at the window's edges is chance."""
-    least = record["offered_msgs_per_s"] * (1 - CARRIED_SHARE) - 2 / record["window_s"]
-    return bool(_achieved(record) >= least)
+    return carries(_achieved(record), record["offered_msgs_per_s"], record["window_s"])
 
 
 def _is_only_overloaded(record: Record) -> bool:

@@ -1,8 +1,9 @@
 """Where brokers come from: installed and run by this project, in Docker, or anywhere by their URL.
 
-Nothing here prints: what takes time is told to a `progress` callback. A spec is `local` (the default),
-`docker`, or the URLs of running brokers (`amqp[s]://host:port/vhost`, `kafka[+tls]://host:port,host2:port`),
-separated by blanks. Heavy modules are imported where they are needed, so importing this one costs nothing.
+Nothing here prints: what takes time is told to a `progress` callback. A spec is `local` (the default), `docker`, or the
+URLs of running brokers (`amqp[s]://host:port/vhost`, `rabbitmq-stream[+tls]://host:port/vhost`,
+`kafka[+tls]://host:port,host2:port`), separated by blanks. Heavy modules are imported where they are needed, so
+importing this one costs nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Brokers that somebody else runs, reached by URL: checked at once, in seconds, and never started or ended.
 
-`amqp[s]://host:port/vhost` and `kafka[+tls]://host:port,host2:port`. Credentials come from the URL itself,
-the environment (`LOADGEN_RABBITMQ_USERNAME`, `LOADGEN_KAFKA_PASSWORD` ...) or a TOML file named by
-`LOADGEN_CREDENTIALS_FILE` with the tables `[rabbitmq]` and `[kafka]`, in this order. A URL's password is
-taken out of it at once: no message, no log and no result ever shows one.
+`amqp[s]://host:port/vhost`, `rabbitmq-stream[+tls]://host:port/vhost` (alone, or beside the former for the same host)
+and `kafka[+tls]://host:port,host2:port`. Credentials come from the URL itself, the environment
+(`LOADGEN_RABBITMQ_USERNAME`, `LOADGEN_KAFKA_PASSWORD` ...) or a TOML file named by `LOADGEN_CREDENTIALS_FILE` with the
+tables `[rabbitmq]` and `[kafka]`, in this order. A URL's password is taken out of it at once: no message, no log and no
+result ever shows one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -29,7 +30,10 @@ SCHEMES: dict[str, tuple[BrokerName, bool, int]] = {
     "amqps": ("rabbitmq", True, 5671),
     "kafka": ("kafka", False, 9092),
     "kafka+tls": ("kafka", True, 9092),
+    "rabbitmq-stream": ("rabbitmq", False, 5552),
+    "rabbitmq-stream+tls": ("rabbitmq", True, 5551),
 }
+STREAMS = "rabbitmq-stream"
 EXAMPLE = "amqp://host:5672/vhost or kafka://host:9092,host2:9092 (with TLS amqps:// and kafka+tls://)"
 SETTINGS = (
     "username",
@@ -46,32 +50,58 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A broker's URL in its parts; the user and password that it held are in `credentials` alone."""
+    """A broker's URL in its parts; the user and password that it held are in `credentials` alone.
+
+    `hosts` are those of AMQP or Kafka, and where only a URL of the stream protocol was given, that one's.
+    """
 
     broker: BrokerName
     hosts: tuple[tuple[str, int], ...]
     with_tls: bool
     virtual_host: str
     credentials: Credentials | None
+    streams: Address | None = None
+    scheme: str = ""
 
     @property
     def public(self) -> str:
-        """The URL as it may be shown and recorded."""
-        scheme = next(s for s, (name, tls, _) in SCHEMES.items() if (name, tls) == (self.broker, self.with_tls))
+        """The URL, or both where streams have one of their own, as it may be shown and recorded."""
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         path = "" if self.broker == "kafka" or self.virtual_host == "/" else f"/{self.virtual_host}"
-        return f"{scheme}://{hosts}{path}"
+        own = f"{self.scheme}://{hosts}{path}"
+        return own if self.streams is None else f"{own} {self.streams.public}"
+
+    @property
+    def stream_port(self) -> int | None:
+        """The port that the stream protocol's URL names."""
+        if self.scheme.startswith(STREAMS):
+            return self.hosts[0][1]
+        return None if self.streams is None else self.streams.stream_port
 
 
 def parse(spec: str) -> dict[BrokerName, Address]:
     """Reads the URLs of a spec; they are separated by blanks or commas."""
     addresses: dict[BrokerName, Address] = {}
-    for text in re.split(r"[\s,]+(?=[a-z+]+://)", spec.strip()):
+    for text in re.split(r"[\s,]+(?=[a-z+-]+://)", spec.strip()):
         address = _parse_url(text)
-        if address.broker in addresses:
+        known = addresses.get(address.broker)
+        pair = {each.scheme.startswith(STREAMS): each for each in (known, address) if each is not None}
+        if len(pair) == 2 and pair[False].streams is None:
+            address = _joined(pair[False], pair[True])
+        elif known is not None:
             raise LoadgenError(f"two URLs for {address.broker} were given: one broker (or cluster) of a kind at a time")
         addresses[address.broker] = address
     return addresses
+
+
+def _joined(amqp: Address, streams: Address) -> Address:
+    """One RabbitMQ from the URLs of its two protocols."""
+    both = [({host for host, _ in each.hosts}, each.with_tls) for each in (amqp, streams)]
+    if both[0] != both[1]:
+        raise LoadgenError(
+            f"{amqp.public} and {streams.public}: expected the same hosts, both with TLS or both without"
+        )
+    return replace(amqp, streams=streams)
 
 
 def public_spec(spec: str) -> str:
@@ -120,9 +150,11 @@ def _connect(address: Address) -> Endpoint:
         virtual_host=address.virtual_host,
         management_url=settings.get("management_url"),
         prometheus_url=settings.get("prometheus_url"),
-        stream_port=int(settings["stream_port"]) if "stream_port" in settings else None,
+        stream_port=address.stream_port or (int(settings["stream_port"]) if "stream_port" in settings else None),
         source="external",
     )
+    if address.scheme.startswith(STREAMS):
+        return login.streams(endpoint)
     return (
         login.rabbitmq(endpoint, address.public)
         if address.broker == "rabbitmq"
@@ -147,7 +179,7 @@ def _parse_url(text: str) -> Address:
         username, _, password = userinfo.partition(":")
         credentials = Credentials(unquote(username), unquote(password))
     virtual_host = unquote(path.partition("?")[0]) if broker == "rabbitmq" else ""
-    return Address(broker, hosts, with_tls, virtual_host or "/", credentials)
+    return Address(broker, hosts, with_tls, virtual_host or "/", credentials, scheme=scheme)
 
 
 def _parse_host(text: str, port_default: int, scheme: str) -> tuple[str, int]:

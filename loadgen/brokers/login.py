@@ -72,6 +72,23 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
     )
 
 
+def streams(endpoint: Endpoint) -> Endpoint:
+    """Logs in by the stream protocol alone and returns the endpoint with what the server said of itself."""
+    from loadgen.drivers.wire.stream_connection import open_any  # noqa: PLC0415  # needed for such a URL only
+
+    connection = open_any(endpoint)
+    told = connection.server_properties
+    connection.leave()
+    names = ("product", "version", "platform", "cluster_name")
+    described = redacted({name: told[name] for name in names if name in told})
+    return replace(
+        endpoint,
+        version=told.get("version", "unknown"),
+        configuration={"server_properties": described},
+        deviations=(UNTOUCHED,),
+    )
+
+
 def kafka(endpoint: Endpoint, url: str) -> Endpoint:
     """Asks for the cluster's metadata and returns the endpoint with the first broker's own configuration."""
     settings = client_settings(endpoint)

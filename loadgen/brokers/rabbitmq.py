@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 NODE_PORTS = ("amqp", "management", "prometheus", "stream", "distribution")
 CLUSTER_PORTS = ("epmd",)
-PLUGINS = ("rabbitmq_management", "rabbitmq_prometheus", "rabbitmq_stream", "rabbitmq_stream_management")
+PLUGINS = (
+    "rabbitmq_management",
+    "rabbitmq_prometheus",
+    "rabbitmq_stream",
+    "rabbitmq_stream_management",
+    "rabbitmq_consistent_hash_exchange",
+)
 CREDENTIALS = Credentials("guest", "guest")  # as shipped: valid from the loopback interface only
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
@@ -135,7 +141,7 @@ def _settings(cluster: Cluster, node: Node) -> list[tuple[str, str, str]]:
 def _deviations(cluster: Cluster, node: Node) -> list[str]:
     lines = [f"{key} = {redacted(value, key)} ({why})" for key, value, why in _settings(cluster, node)]
     lines += [
-        f"enabled_plugins = {','.join(PLUGINS)} (none as shipped; for the observer and for streams)",
+        f"enabled_plugins = {','.join(PLUGINS)} (none as shipped; for the observer, streams and partitioning)",
         "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: bound schedulers of two nodes on one host collide)",
         f"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = {LOOPBACK_ARGUMENTS} (the distribution port)",
         f"ERL_EPMD_ADDRESS = {ports.HOST} (epmd on loopback only, on a port of its own)",

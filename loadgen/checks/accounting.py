@@ -34,7 +34,7 @@ def check_loss(facts: Facts) -> Check:
     if facts.durability == "none":
         if not facts.drained and facts.lost:
             return Check(name, None, f"{facts.lost:,} messages still missing when the drain was given up")
-        return Check(name, True, f"{facts.lost:,} of {facts.sent:,} lost, as class none allows")
+        return Check(name, True, f"{facts.lost:,} of {facts.sent * facts.subscribers:,} lost, as class none allows")
     if not facts.drained and facts.confirmed_lost:
         text = f"{facts.confirmed_lost:,} confirmed messages missing when the drain was given up"
         return Check(name, None, text)
@@ -85,10 +85,10 @@ def check_order(facts: Facts) -> Check:
 
 
 def check_stored(facts: Facts) -> Check:
-    """The broker's own count lies between what it confirmed (or delivered) and what was sent."""
+    """The broker's own count lies between what it confirmed (or delivered to each subscriber) and what was sent."""
     if facts.stored is None:
         return Check("broker's count", True, "this broker keeps none")
-    least, what = facts.received - facts.duplicated, "received"
+    least, what = -(-(facts.received - facts.duplicated) // facts.subscribers), "received"
     if facts.acked is not None and facts.acked > least:
         least, what = facts.acked, "acked"
     if facts.stored < least:
@@ -105,7 +105,8 @@ def check_traffic(facts: Facts) -> Check:
         return Check("traffic", False, "nothing was sent in the measured window")
     if facts.consumers and facts.received == 0:
         return Check("traffic", False, f"nothing of {facts.sent:,} messages was received")
-    return Check("traffic", True, f"{facts.sent:,} sent, {facts.received:,} received")
+    each = f" by {facts.subscribers} subscribers" if facts.subscribers > 1 else ""
+    return Check("traffic", True, f"{facts.sent:,} sent, {facts.received:,} received{each}")
 
 
 def check_errors(facts: Facts) -> Check:

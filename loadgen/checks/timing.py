@@ -30,6 +30,11 @@ CLOCK_SOURCES = frozenset({"tsc", "kvm-clock", "arch_sys_counter", "hyperv_clock
 """Clock sources that all CPUs agree on, read in nanoseconds; acpi_pm and hpet take a microsecond a reading."""
 
 
+def allowed_lag_ns(e2e_p50_ns: float | None) -> float:
+    """What a schedule lag's p99 may be beside an end-to-end median, in ns."""
+    return max(LAG_FLOOR_NS, LAG_SHARE * (e2e_p50_ns or 0))
+
+
 def check_schedule(facts: Facts) -> Check:
     """Messages left when they were intended: p99 of the lag under max(1 ms, 10 % of the end-to-end median).
 
@@ -42,7 +47,7 @@ def check_schedule(facts: Facts) -> Check:
         return Check(name, True, "a closed loop has no schedule")
     if facts.lag_p99_ns is None:
         return Check(name, None, "not measured")
-    allowed_ns = max(LAG_FLOOR_NS, LAG_SHARE * (facts.e2e_p50_ns or 0))
+    allowed_ns = allowed_lag_ns(facts.e2e_p50_ns)
     text = f"p99 {facts.lag_p99_ns / 1e6:.2f} ms, allowed {allowed_ns / 1e6:.2f} ms"
     if facts.lag_p99_ns < allowed_ns:
         return Check(name, True, text)
@@ -60,7 +65,8 @@ def check_carried(facts: Facts) -> Check:
         return Check("rate", None, "the offered rate is not known")
     text = f"offered {facts.offered_msgs_per_s:,.0f}, sent {facts.achieved_msgs_per_s:,.0f} msg/s"
     if facts.consumers:
-        text += f", goodput {facts.goodput_msgs_per_s:,.0f} msg/s"
+        text += f", goodput {facts.goodput_msgs_per_s / facts.subscribers:,.0f} msg/s"
+        text += f" at each of {facts.subscribers} subscribers" if facts.subscribers > 1 else ""
     return Check("rate", True, text if facts.is_carried else f"{text}: not carried")
 
 

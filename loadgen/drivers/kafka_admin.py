@@ -20,7 +20,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from loadgen.drivers.kafka_config import client_settings
+from loadgen.drivers.kafka_config import client_settings, is_transactional
+from loadgen.drivers.kafka_share_admin import ShareGroups
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
 
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 CALL_S = 10.0
 CREATED_S = 15.0
 FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
+TOPIC_KNOBS = {
+    "min_insync_replicas": "min.insync.replicas",
+    "retention_ms": "retention.ms",
+    "retention_bytes": "retention.bytes",
+    "segment_bytes": "segment.bytes",
+    "max_message_bytes": "max.message.bytes",
+    "flush_messages": "flush.messages",
+}
 _PAUSE_S = 0.05
 _NO_COORDINATOR_YET = frozenset(
     {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
@@ -50,6 +59,7 @@ class KafkaAdmin:
         check(endpoint)
         self._address = endpoint.address
         self._client = AdminClient(client_settings(endpoint))
+        self._share_groups = ShareGroups(endpoint)
         # What never changes of a topic while it lives, so that a gauge that asks each second asks for little.
         self._known: dict[str, list[TopicPartition]] = {}
         self._begins: dict[str, int] = {}
@@ -66,12 +76,17 @@ class KafkaAdmin:
         """Create the trial's topic and wait until each of its partitions has a leader that answers."""
         settings = target.settings
         config = {"file.delete.delay.ms": str(FILE_DELETE_DELAY_MS)}
-        if settings.get("flush_messages") is not None:
-            config["flush.messages"] = str(settings["flush_messages"])
-        topic = NewTopic(target.name, num_partitions=settings["partitions"], replication_factor=1, config=config)
+        config |= {name: str(settings[knob]) for knob, name in TOPIC_KNOBS.items() if settings.get(knob) is not None}
+        replicas = settings.get("replication_factor", 1)
+        topic = NewTopic(target.name, num_partitions=settings["partitions"], replication_factor=replicas, config=config)
         future = self._client.create_topics([topic], operation_timeout=CALL_S)[target.name]
         self._result(f"topic {target.name} cannot be created", future)
         self._wait_until_led(target)
+        if settings.get("group") == "share":
+            self._share_groups.check()
+            for group in target.groups:
+                self._share_groups.configure(group, settings)
+                self._share_groups.begin(group, target.name)
 
     def _wait_until_led(self, target: Target) -> None:
         deadline_s = time.monotonic() + CREATED_S
@@ -117,13 +132,16 @@ class KafkaAdmin:
         return {each.partition: self._result(what, future).offset for each, future in futures.items()}
 
     def delete(self, target: Target) -> None:
-        """Delete the topic and what its group has committed; what is gone already is no error."""
+        """Delete the topic and what its groups have committed; what is gone already is no error."""
         self._known.pop(target.name, None)
         self._begins.pop(target.name, None)
+        is_shared = target.settings.get("group") == "share"
+        for group in target.groups if is_shared else ():  # before its topic, of which it holds a state
+            self._share_groups.delete(group)
         future = self._client.delete_topics([target.name], operation_timeout=CALL_S)[target.name]
         self._unless(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {target.name} cannot be deleted", future)
-        if target.group:
-            self._delete_group(target.group)
+        for group in () if is_shared else target.groups:
+            self._delete_group(group)
 
     def _unless(self, harmless: int, what: str, future: Any) -> None:
         try:
@@ -148,29 +166,36 @@ class KafkaAdmin:
             raise BrokerError(f"{what}: no answer within {CALL_S:g} s") from None
 
     def depth(self, target: Target, received: int | None = None) -> int:
-        """How many messages consumers have not been handed yet or, without `received`, not committed yet."""
+        """How many messages consumers have not been handed yet or, without `received`, not committed yet.
+
+        The latter too where a transaction's end takes up an offset.
+        """
         ends = self._offsets(target, LATEST)
-        if received is not None:
+        if received is not None and not is_transactional(target.settings):
             if target.name not in self._begins:
                 self._begins[target.name] = sum(self._offsets(target, EARLIEST).values())
             # What is handed out a second time counts twice in `received`.
-            return max(0, sum(ends.values()) - self._begins[target.name] - received)
+            return max(0, target.subscribers * (sum(ends.values()) - self._begins[target.name]) - received)
         begins = self._offsets(target, EARLIEST)
-        committed = self._committed(target, list(ends)) if target.group else {}
-        return sum(end - int(committed.get(partition, begins[partition])) for partition, end in ends.items())
+        if target.settings.get("group") == "share":
+            lags = [self._share_groups.lags(group, target.name, list(ends)) for group in target.groups]
+            return sum(each.get(partition, end - begins[partition]) for each in lags for partition, end in ends.items())
+        committed = [self.committed(target, group, list(ends)) for group in target.groups] or [{}]
+        return sum(
+            end - int(each.get(partition, begins[partition])) for each in committed for partition, end in ends.items()
+        )
 
-    def _committed(self, target: Target, partitions: list[int]) -> dict[int, int]:
+    def committed(self, target: Target, group: str, partitions: list[int]) -> dict[int, int]:
+        """The offsets that a group has committed, by partition; none of a partition of which it has not."""
         # Asked as a member that never joins: where the group's coordinator is not ready yet, as on a broker that has
         # just started, the admin client's ListConsumerGroupOffsets ends the whole process (librdkafka 2.16: it hands
         # the retry to a consumer group that an admin client does not have).
         wanted = [TopicPartition(target.name, each) for each in partitions]
-        asking = Consumer({**client_settings(target.endpoint), "group.id": target.group})
+        asking = Consumer({**client_settings(target.endpoint), "group.id": group})
         try:
             found = self._coordinated(lambda: asking.committed(wanted, timeout=CALL_S))
         except KafkaException as error:
-            raise BrokerError(
-                f"kafka at {self._address}: group {target.group} tells no offsets: {_text(error)}"
-            ) from None
+            raise BrokerError(f"kafka at {self._address}: group {group} tells no offsets: {_text(error)}") from None
         finally:
             asking.close()
         return {each.partition: each.offset for each in found if each.offset >= 0}
@@ -186,8 +211,10 @@ class KafkaAdmin:
                     raise
             time.sleep(_PAUSE_S)
 
-    def stored(self, target: Target) -> int:
-        """How many messages the topic holds by its own offsets."""
+    def stored(self, target: Target) -> int | None:
+        """How many messages the topic holds by its own offsets; None where these count ends of transactions too."""
+        if is_transactional(target.settings):
+            return None
         begins = self._offsets(target, EARLIEST)
         ends = self._offsets(target, LATEST)
         return sum(end - begins[partition] for partition, end in ends.items())
@@ -201,6 +228,8 @@ class KafkaAdmin:
         partitions = self._describe(target).partitions
         told["partitions"] = len(partitions)
         told["replication.factor"] = min(len(each.replicas) for each in partitions)
+        if target.settings.get("group") == "share":
+            told |= self._share_groups.configuration(target.groups[0])
         return told
 
     def close(self) -> None:

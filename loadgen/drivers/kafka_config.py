@@ -6,6 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from loadgen.driver import Target
     from loadgen.endpoint import Endpoint, Tls
 
 CLIENT_ID = "loadgen"
@@ -48,6 +51,25 @@ def _tls_settings(tls: Tls) -> dict[str, Any]:
     settings["enable.ssl.certificate.verification"] = tls.verify
     settings["ssl.endpoint.identification.algorithm"] = "https" if tls.verify else "none"
     return settings
+
+
+ABORTED = "ABORTED"  # what became of the messages of an aborted transaction
+_TRANSACTION_TIMEOUT_MS = 60_000  # the Java client's transaction.timeout.ms; longer where a transaction is
+
+
+def transaction_timeout_ms(settings: Mapping[str, Any]) -> int:
+    """After how long the broker itself aborts a transaction."""
+    return max(_TRANSACTION_TIMEOUT_MS, int(2 * (settings["transaction_ms"] or 0)))
+
+
+def transactional_id(target: Target, producer: int) -> str:
+    """A producer's transactional.id: each of them has its own, and each trial others."""
+    return f"{target.name}-{producer}"
+
+
+def is_transactional(settings: Mapping[str, Any]) -> bool:
+    """Whether producers send in transactions."""
+    return settings.get("transaction_msgs") is not None
 
 
 def acks_number(acks: Any) -> int:

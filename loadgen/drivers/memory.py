@@ -97,6 +97,7 @@ def _start_hub(target: Target, path: Path) -> None:
         listener.set_inheritable(True)
         command = [sys.executable, "-m", "loadgen.drivers.memory_hub"]
         command += [str(listener.fileno()), json.dumps(asdict(_behaviour(target))), str(os.getpid())]
+        command += [str(target.subscribers)]
         # The socket listens already, so that nobody has to wait for the process; it ends when this one does.
         _hubs[os.getpid(), str(path)] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[listener.fileno()]
@@ -143,7 +144,7 @@ class _Queues:
         if self._clock is not None:
             if target.name in self._simulated:
                 raise BrokerError(f"queue {target.name} exists already; delete it first")
-            self._simulated[target.name] = Hub(_behaviour(target), self._clock.now_ns)
+            self._simulated[target.name] = Hub(_behaviour(target), self._clock.now_ns, target.subscribers)
             return
         path = _socket_path(target)
         if path.exists():
@@ -187,7 +188,7 @@ class MemoryAdmin:
         self._queues.close(target)
 
     def depth(self, target: Target, received: int | None = None) -> int:
-        """Messages that wait for delivery or for their acknowledgement."""
+        """Messages that wait for delivery or for their acknowledgement, of all subscribers."""
         del received  # the queue knows by itself
         return int(self._ask(target)["depth"])
 
@@ -282,7 +283,8 @@ class MemoryConsumer:
         self._link = link
         self._automatic = target.settings.get("ack") == "automatic"
         self._handed_out = 0
-        link.send(Frame(Kind.CONSUME, flags=self._automatic, first=int(target.settings.get("prefetch") or 0)))
+        prefetch = int(target.settings.get("prefetch") or 0)
+        link.send(Frame(Kind.CONSUME, flags=self._automatic, count=target.subscriber, first=prefetch))
 
     @property
     def has_waiting(self) -> bool:
@@ -309,11 +311,12 @@ class MemoryConsumer:
             self._handed_out += frame.count
         return batches
 
-    def settle(self) -> None:
-        """Acknowledge all that was handed out."""
-        if self._handed_out and not self._automatic:
-            self._link.send(Frame(Kind.ACK, first=self._handed_out))
-        self._handed_out = 0
+    def settle(self, count: int | None = None) -> None:
+        """Acknowledge all that was handed out, or `count` more of it."""
+        settled = self._handed_out if count is None else min(count, self._handed_out)
+        if settled and not self._automatic:
+            self._link.send(Frame(Kind.ACK, first=settled))
+        self._handed_out -= settled
 
     def close(self) -> None:
         """Leave; what was not settled goes to another consumer."""
@@ -339,7 +342,7 @@ class MemoryDriver:
         return MemoryProducer(target, payloads, self._queues.link(target))
 
     def consumer(self, target: Target, index: int, count: int) -> MemoryConsumer:
-        """Connect a consumer; all consumers share the one queue."""
+        """Connect a consumer; all consumers of a subscriber share its one queue, whatever number was asked for."""
         del index, count
         return MemoryConsumer(target, self._queues.link(target))
 

@@ -1,5 +1,7 @@
 """A queue in memory that confirms, serves, delays, loses, doubles, swaps, damages and pauses as it is told.
 
+With several subscribers each has such a queue, and all get the same: harm is done before messages are copied.
+
 `Hub` is the broker without clock or socket; run as a module, `Server` puts it behind a Unix socket. It
 knows exactly what harm it did (`Hub.harm`), which is what a ledger is tested against.
 """
@@ -84,6 +86,7 @@ class Peer:
     """A client as the broker sees it; `outbox` is what waits to be sent to it."""
 
     role: Kind | None = None
+    subscriber: int = 0
     prefetch: int = 0
     automatic: bool = False
     outbox: deque[Frame] = field(default_factory=deque)
@@ -103,7 +106,7 @@ class Peer:
 class Hub:
     """The broker: all that happens, happens in `handle` and `advance`, at the moment they are given."""
 
-    def __init__(self, behaviour: Behaviour, start_ns: int) -> None:
+    def __init__(self, behaviour: Behaviour, start_ns: int, subscribers: int = 1) -> None:
         self.behaviour = behaviour
         self.harm = Harm(behaviour.harm_log)
         self.taken = 0
@@ -113,11 +116,11 @@ class Hub:
         self._is_harmless = behaviour.is_harmless
         self._start_ns = start_ns
         self._offered = 0
-        self._queue: deque[Chunk] = deque()
+        self._queues: list[deque[Chunk]] = [deque() for _ in range(subscribers)]
         self._confirms: deque[tuple[int, Peer, Frame]] = deque()
         self._peers: list[Peer] = []
         self._confirm_delay_ns = int(behaviour.confirm_delay_ms * NS_PER_MS)
-        self._turn = 0
+        self._turns = [0] * subscribers
         self._last_ready_ns = 0
         # A stream of its own: a schedule of the same seed would draw the very same numbers (the pacer's [seed, 0, 0] is
         # what numpy makes of seed alone), and arrivals would know how long they will be served.
@@ -136,7 +139,7 @@ class Hub:
         for chunk in reversed(peer.unacked):
             chunk.redelivered = True
             chunk.ready_ns = 0
-            self._queue.appendleft(chunk)
+            self._queues[peer.subscriber].appendleft(chunk)
             self.waiting_count += chunk.count
             self.waiting_bytes += chunk.bytes
 
@@ -160,7 +163,8 @@ class Hub:
             peer.role = Kind.PRODUCE
             peer.automatic = bool(frame.flags)  # nothing is confirmed
         elif frame.kind is Kind.CONSUME:
-            peer.role, peer.prefetch, peer.automatic = Kind.CONSUME, frame.first, bool(frame.flags)
+            peer.role, peer.subscriber = Kind.CONSUME, frame.count
+            peer.prefetch, peer.automatic = frame.first, bool(frame.flags)
         elif frame.kind is Kind.ASK:
             told = {
                 "depth": self.depth,
@@ -179,16 +183,17 @@ class Hub:
         while self._confirms and self._confirms[0][0] <= now_ns:
             _, peer, frame = self._confirms.popleft()
             self._send(peer, frame)
-        while self._queue and self._deliver(now_ns):
-            pass
+        for subscriber, queue in enumerate(self._queues):
+            while queue and self._deliver(subscriber, queue, now_ns):
+                pass
 
     def next_event_ns(self, now_ns: int) -> int | None:
         """When `advance` has something to do next, as far as time decides that."""
         times = []
         if self._confirms:
             times.append(self._confirms[0][0])
-        if self._queue and any(peer.room() > 0 for peer in self._peers):
-            times.append(self._queue[0].next_ready_ns())
+        open_to = {peer.subscriber for peer in self._peers if peer.room() > 0}
+        times += [self._queues[each][0].next_ready_ns() for each in open_to if self._queues[each]]
         if not times:
             return None
         return max(min(times), self._pause_end_ns(now_ns) or 0)
@@ -255,10 +260,12 @@ class Hub:
 
     def _enqueue(self, data: UInt8, offsets: Int64, size_bytes: int, from_ns: Int64 | int) -> None:
         count = len(offsets) - 1
-        chunk = Chunk(data, offsets, size_bytes, self._ready_ns(count, from_ns), 0, count)
-        self._queue.append(chunk)
-        self.waiting_count += count
-        self.waiting_bytes += chunk.bytes
+        ready_ns = self._ready_ns(count, from_ns)
+        for queue in self._queues:
+            chunk = Chunk(data, offsets, size_bytes, ready_ns, 0, count)
+            queue.append(chunk)
+            self.waiting_count += count
+            self.waiting_bytes += chunk.bytes
 
     def _harmed(self, rows: Int64, first: int) -> tuple[Int64, Bool, dict[str, Int64]]:
         """Which rows, numbered from first, are delivered, in which order, which of these are damaged; the harm done."""
@@ -298,27 +305,28 @@ class Hub:
         self._last_ready_ns = int(ready[-1])
         return ready
 
-    def _deliver(self, now_ns: int) -> bool:
-        """Send a batch from the head of the queue to the next consumer; False where that cannot be."""
-        chunk = self._queue[0]
+    def _deliver(self, subscriber: int, queue: deque[Chunk], now_ns: int) -> bool:
+        """Send a batch from the head of a queue to its subscriber's next consumer; False where that cannot be."""
+        chunk = queue[0]
         ready = chunk.ready_count(now_ns)
         if ready <= 0:
             return False
+        turn = self._turns[subscriber]
         for step in range(len(self._peers)):
-            peer = self._peers[(self._turn + step) % len(self._peers)]
-            room = peer.room()
+            peer = self._peers[(turn + step) % len(self._peers)]
+            room = peer.room() if peer.subscriber == subscriber else 0
             if room > 0:
                 break
         else:
             return False
-        self._turn = (self._turn + step + 1) % len(self._peers)
+        self._turns[subscriber] = (turn + step + 1) % len(self._peers)
         count = min(ready, room)
         if chunk.bytes > DELIVERY_MAX_BYTES:
             limit = int(chunk.offsets[chunk.begin]) + DELIVERY_MAX_BYTES
             count = min(count, max(1, int(np.searchsorted(chunk.offsets, limit)) - chunk.begin))
         part = chunk.take(count)
         if not chunk.count:
-            self._queue.popleft()
+            queue.popleft()
         self.waiting_count -= part.count
         self.waiting_bytes -= part.bytes
         if not peer.automatic:
@@ -350,9 +358,9 @@ def _gather(data: UInt8, offsets: Int64, rows: Int64) -> tuple[UInt8, Int64]:
 class Server:
     """A hub behind a Unix socket, for as long as its maker lives or until it is told to stop."""
 
-    def __init__(self, listener: socket.socket, behaviour: Behaviour, maker_pid: int) -> None:
+    def __init__(self, listener: socket.socket, behaviour: Behaviour, maker_pid: int, subscribers: int) -> None:
         self._maker_pid = maker_pid
-        self.hub = Hub(behaviour, time.monotonic_ns())
+        self.hub = Hub(behaviour, time.monotonic_ns(), subscribers)
         self._listener = listener
         self._clients: dict[FrameSocket, Peer] = {}
 
@@ -402,9 +410,9 @@ class Server:
 
 
 def main() -> None:
-    """Serve one queue; arguments: number of the inherited socket, behaviour as JSON, pid of the maker."""
+    """Serve one trial; arguments: number of the inherited socket, behaviour as JSON, pid of the maker, subscribers."""
     with socket.socket(fileno=int(sys.argv[1])) as listener:
-        Server(listener, Behaviour(**json.loads(sys.argv[2])), int(sys.argv[3])).run()
+        Server(listener, Behaviour(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])).run()
 
 
 if __name__ == "__main__":

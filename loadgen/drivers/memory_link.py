@@ -38,7 +38,7 @@ class Kind(IntEnum):
     """What a frame says."""
 
     PRODUCE = 1  # a producer introduces itself
-    CONSUME = 2  # a consumer does; first is its prefetch, flags 1 that it acknowledges on delivery
+    CONSUME = 2  # a consumer does: first is its prefetch, count its subscriber, flags 1 that it acks on delivery
     PUBLISH = 3
     CONFIRM = 4
     REFUSE = 5

@@ -1,4 +1,4 @@
-"""RabbitMQ's control plane through pika, shared by all of its drivers: declare, watch and delete a trial's queue."""
+"""RabbitMQ's control plane through pika, shared by all of its drivers: declare, watch and delete a trial's queues."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika import exceptions
 
+from loadgen.drivers.rabbitmq_topology import HASH_PLUGIN, Topology
 from loadgen.errors import BrokerError
 from loadgen.tls import client_context, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
@@ -128,7 +129,10 @@ def connect(endpoint: Endpoint, heartbeat_s: int) -> pika.BlockingConnection:
 
 
 class RabbitMQAdmin:
-    """Declares, watches and deletes one trial's queue; a lost connection is made again at the next call."""
+    """Declares, watches and deletes one trial's exchange and queues; a lost connection is made again at the next call.
+
+    The default exchange is neither declared nor deleted.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -136,26 +140,40 @@ class RabbitMQAdmin:
         self._connection = connect(endpoint, 0)
 
     def create(self, target: Target) -> None:
-        """Declare the durable queue of a trial; one that exists already raises BrokerError."""
-        if self._passive(target.name) is not None:
+        """Declare what the trial needs, durable; a queue that exists already raises BrokerError."""
+        topology = Topology(target)
+        if self._ready([topology.queue(0, 0)]) is not None:
             raise BrokerError(
-                f"rabbitmq at {self._endpoint.address} has a queue {target.name} already; delete it first"
+                f"rabbitmq at {self._endpoint.address} has a queue {topology.queue(0, 0)} already; delete it first"
             )
-        self._call(
-            lambda channel: channel.queue_declare(target.name, durable=True, arguments=declared_arguments(target))
-        )
+        try:
+            self._call(lambda channel: _declare(channel, topology))
+        except BrokerError as error:
+            with contextlib.suppress(BrokerError):
+                self.delete(target)
+            if "unknown exchange type" in str(error):
+                raise BrokerError(
+                    f"rabbitmq at {self._endpoint.address} has no exchange type {topology.exchange_type}; enable its "
+                    f"plugin: rabbitmq-plugins enable {HASH_PLUGIN}"
+                ) from None
+            raise
 
     def delete(self, target: Target) -> None:
-        """Delete the queue with what is in it; that it is gone already is no error."""
-        self._call(lambda channel: channel.queue_delete(target.name))
+        """Delete queues, with what is in them, and exchange; that they are gone already is no error."""
+        topology = Topology(target)
+
+        def remove(channel: Any) -> None:
+            if topology.exchange:
+                channel.exchange_delete(topology.exchange)
+            for queue in topology.queues():
+                channel.queue_delete(queue)
+
+        self._call(remove)
 
     def depth(self, target: Target, received: int | None = None) -> int:
-        """Messages ready for delivery (delivered and unacknowledged ones are not counted)."""
-        del received  # the queue knows by itself
-        messages = self._passive(target.name)
-        if messages is None:
-            raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {target.name}")
-        return messages
+        """Messages ready for delivery in all queues (delivered and unacknowledged ones are not counted)."""
+        del received  # queues know by themselves
+        return self._demand(target)
 
     def stored(self, target: Target) -> int | None:
         """None: RabbitMQ keeps no count of all that a queue ever took."""
@@ -163,13 +181,18 @@ class RabbitMQAdmin:
         return None
 
     def effective(self, target: Target) -> dict[str, Any]:
-        """The queue as the management API tells it, else as it was declared."""
+        """The (first) queue as the management API tells it, else as it was declared; with an exchange that, too."""
+        topology = Topology(target)
         declared = {"durable": True, "arguments": declared_arguments(target), "source": "declared"}
-        if self._passive(target.name) is None:
-            raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {target.name}")
-        found = None if self._endpoint.management_url is None else self._from_management(target.name)
+        self._demand(target)
+        bound = {} if not topology.exchange else topology.describe()
+        if self._endpoint.management_url is None:
+            return declared | bound
+        found = self._from_management(f"queues/{{vhost}}/{_quoted(topology.queue(0, 0))}", "arguments")
         if found is None:
-            return declared
+            return declared | bound
+        if bound:
+            bound |= self._bound_by_management(topology)
         kept = (
             "type",
             "durable",
@@ -180,20 +203,40 @@ class RabbitMQAdmin:
             "storage_version",
             "members",
         )
-        return {key: found[key] for key in kept if key in found} | {"source": "management API"}
+        return {key: found[key] for key in kept if key in found} | bound | {"source": "management API"}
+
+    def _bound_by_management(self, topology: Topology) -> dict[str, Any]:
+        """The exchange, and how many bindings it has; nothing where the management API does not tell."""
+        path = f"exchanges/{{vhost}}/{_quoted(topology.exchange)}"
+        exchange, bindings = self._from_management(path, "type"), self._from_management(f"{path}/bindings/source")
+        if exchange is None or bindings is None:
+            return {}
+        return {
+            "exchange": {key: exchange[key] for key in ("name", "type", "durable")},
+            "queues": sorted({each["destination"] for each in bindings}),
+            "bindings": len(bindings),
+        }
 
     def close(self) -> None:
         """Close the connection; never raises."""
         with contextlib.suppress(exceptions.AMQPError, OSError):
             self._connection.close()
 
-    def _passive(self, name: str) -> int | None:
-        """The number of ready messages by passive declare; None if there is no such queue."""
+    def _demand(self, target: Target) -> int:
+        """The number of ready messages in all queues of a target; raises BrokerError where one is missing."""
+        queues = Topology(target).queues()
+        ready = self._ready(queues)
+        if ready is None:
+            raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {' or '.join(queues[:3])}")
+        return ready
+
+    def _ready(self, queues: Sequence[str]) -> int | None:
+        """The number of ready messages by passive declare; None if one of the queues is not there."""
         try:
-            answer = self._call(lambda channel: channel.queue_declare(name, passive=True))
+            answers = self._call(lambda channel: [channel.queue_declare(each, passive=True) for each in queues])
         except _NoQueueError:
             return None
-        return int(answer.method.message_count)
+        return sum(int(answer.method.message_count) for answer in answers)
 
     def _call(self, use: Callable[[Any], Any]) -> Any:
         """Use a channel of its own (an error closes a channel), on a new connection where the last was lost."""
@@ -215,23 +258,38 @@ class RabbitMQAdmin:
                 return answer
         raise AssertionError("the second attempt returns or raises")
 
-    def _from_management(self, name: str) -> dict[str, Any] | None:
-        """The queue from the management API, which learns of new queues late; None if it does not tell."""
-        quoted = [urllib.parse.quote(part, safe="") for part in (self._endpoint.virtual_host, name)]
-        url = f"{str(self._endpoint.management_url).rstrip('/')}/api/queues/{quoted[0]}/{quoted[1]}"
+    def _from_management(self, path: str, demanded: str | None = None) -> Any:
+        """An answer of the management API, which learns of new things late (`demanded`: a field); None if it fails."""
+        vhost = _quoted(self._endpoint.virtual_host)
+        url = f"{str(self._endpoint.management_url).rstrip('/')}/api/{path.format(vhost=vhost)}"
         for _ in range(_MANAGEMENT_ATTEMPTS):
             try:
                 answer = management_request(self._endpoint, url)
             except (OSError, ValueError):
                 time.sleep(_MANAGEMENT_PAUSE_S)
                 continue
-            if isinstance(answer, dict) and "arguments" in answer:
+            if demanded is None or (isinstance(answer, dict) and demanded in answer):
                 return answer
         return None
 
 
 class _NoQueueError(BrokerError):
     """The queue does not exist."""
+
+
+def _quoted(name: str) -> str:
+    return urllib.parse.quote(name, safe="")
+
+
+def _declare(channel: Any, topology: Topology) -> None:
+    """Queues before bindings; each of them waits for the broker's answer, so that all is there afterwards."""
+    if topology.exchange:
+        channel.exchange_declare(topology.exchange, topology.exchange_type, durable=True)
+    arguments = declared_arguments(topology.target)
+    for queue in topology.queues():
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+    for each in topology.bindings():
+        channel.queue_bind(each.queue, topology.exchange, routing_key=each.routing_key, arguments=each.arguments)
 
 
 def declared_arguments(target: Target) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """A broker that does nothing, in a process of its own: what the load generator reaches when no broker bounds it.
 
 It is sink and source. What a producer publishes is confirmed at once and relayed from memory to the consumers that
-are there; without any it is counted and dropped. Nothing is written to disk, and what waits for consumers is bounded:
-beyond that, producers are not read from. It speaks as much of AMQP 0-9-1 or of Kafka's protocol as this project's
-drivers and their control planes need, to which it is an ordinary broker, and handles whole batches with numpy: what
-it costs is stated with every ceiling, since it takes CPU from the clients whose limit it is to show.
+are there (of every subscriber, where there are several); without any it is counted and dropped. Nothing is written to
+disk, and what waits for consumers is bounded: beyond that, producers are not read from. It speaks as much of AMQP 0-9-1
+or of Kafka's protocol as this project's drivers and their control planes need, to which it is an ordinary broker, and
+handles whole batches with numpy: what it costs is stated with every ceiling, since it takes CPU from the clients whose
+limit it is to show.
 
 What it is not: it keeps nothing, delivers nothing a second time, knows no credentials, and checks no limits.
 """

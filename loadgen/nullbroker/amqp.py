@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from loadgen.nullbroker.amqp_publishes import PublishParser
 from loadgen.nullbroker.amqp_queue import Consumer, Queue
 
 if TYPE_CHECKING:
-    from loadgen.nullbroker.amqp_publishes import Chunk
+    from loadgen.nullbroker.amqp_publishes import Chunk, Route
     from loadgen.nullbroker.server import Peer
 
 BUFFER_BYTES = 512 << 10
@@ -38,14 +39,25 @@ SERVER_PROPERTIES = {
 
 
 class AmqpRelay:
-    """All queues of a null broker."""
+    """All queues of a null broker, and those that are bound to each exchange.
+
+    A message to an exchange goes to all of them, whatever their bindings say: for subscribers with one queue each that
+    is what every type of exchange does.
+    """
 
     def __init__(self) -> None:
         self.queues: dict[str, Queue] = {}
+        self.exchanges: dict[str, dict[str, Queue]] = {}
 
     def session(self, peer: Peer) -> AmqpSession:
         """A client has connected."""
         return AmqpSession(self, peer)
+
+    def bound(self, exchange: str, routing_key: str) -> list[Queue]:
+        """Where a message goes."""
+        if exchange:
+            return list(self.exchanges.get(exchange, {}).values())
+        return [self.queues[routing_key]] if routing_key in self.queues else []
 
     def turn(self) -> None:
         """Hand out what waits: acknowledgements or room in a socket may have come."""
@@ -114,12 +126,12 @@ class AmqpSession:
                     return
             self._publish(*found)
 
-    def _publish(self, queue: str, chunk: Chunk) -> None:
+    def _publish(self, route: Route, chunk: Chunk) -> None:
         self._begin += chunk.bytes
         self._published += chunk.count
         # To a queue that is not there a message is dropped and confirmed, as the default exchange does.
-        if queue in self._relay.queues:
-            self._relay.queues[queue].publish(chunk, self._peer)
+        for queue in self._relay.bound(*route):
+            queue.publish(replace(chunk), self._peer)  # each takes from its own, of the same bytes
 
     def _greet(self) -> bool:
         """Answer the protocol header; whether it has come whole."""
@@ -206,8 +218,25 @@ class AmqpSession:
             queue = self._relay.queues[method.queue] = Queue(method.queue)
         return [spec.Queue.DeclareOk(queue.name, queue.depth, len(queue.consumers))]
 
+    def _on_exchange_declare(self, method: Any) -> list[Any]:
+        self._relay.exchanges.setdefault(method.exchange, {})
+        return [spec.Exchange.DeclareOk()]
+
+    def _on_exchange_delete(self, method: Any) -> list[Any]:
+        self._relay.exchanges.pop(method.exchange, None)
+        return [spec.Exchange.DeleteOk()]
+
+    def _on_queue_bind(self, method: Any) -> list[Any]:
+        queue, bound = self._relay.queues.get(method.queue), self._relay.exchanges.get(method.exchange)
+        if queue is None or bound is None:
+            return self._not_found(method)
+        bound[queue.name] = queue
+        return [spec.Queue.BindOk()]
+
     def _on_queue_delete(self, method: Any) -> list[Any]:
         queue = self._relay.queues.pop(method.queue, None)
+        for bound in self._relay.exchanges.values():
+            bound.pop(method.queue, None)
         if queue is None:
             return [spec.Queue.DeleteOk(0)]
         queue.clear()

@@ -1,7 +1,7 @@
 """Publishes out of a receive buffer, whole runs at a time, and deliveries made of them.
 
 A delivery is a publish with another method frame: header and body frames are the same bytes. Publishes of one
-connection to one queue differ in their bodies only, so that those of one size are rows of a matrix. The first publish
+connection by one route differ in their bodies only, so that those of one size are rows of a matrix. The first publish
 is read frame by frame; from then on a run is known by comparing its constant bytes, all at once. Of mixed sizes only
 the lengths are followed one by one.
 """
@@ -33,6 +33,10 @@ _TAG = struct.Struct(">Q")
 _PUBLISH_HEAD = bytes([spec.FRAME_METHOD]) + CHANNEL.to_bytes(2, "big")
 _SIZE_AT = _HEAD_BYTES + 4  # in a header frame, behind class and weight
 _FRAME_TYPES = frozenset((spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT))
+
+
+Route = tuple[str, str]
+"""Exchange and routing key."""
 
 
 @dataclass(slots=True)
@@ -113,8 +117,8 @@ class DeliveryTemplate:
 class _Likeness:
     """The bytes that all publishes of one connection share, and those that also tell the size."""
 
-    def __init__(self, publish: bytes, queue: str, method_bytes: int, body_at: int) -> None:
-        self.queue, self.method_bytes, self.body_at = queue, method_bytes, body_at
+    def __init__(self, publish: bytes, route: Route, method_bytes: int, body_at: int) -> None:
+        self.route, self.method_bytes, self.body_at = route, method_bytes, body_at
         self.size_at = method_bytes + _SIZE_AT
         self._before_size = publish[: self.size_at]
         self._after_size = publish[self.size_at + _SIZE.size : body_at - _HEAD_BYTES]
@@ -178,8 +182,8 @@ class PublishParser:
         self.need_end = 0
         self._likeness: _Likeness | None = None
 
-    def run(self, raw: bytearray, at: int, end: int) -> tuple[str, Chunk] | None:
-        """The queue, and the publishes from `at` on that are like the last one; None if there are none."""
+    def run(self, raw: bytearray, at: int, end: int) -> tuple[Route, Chunk] | None:
+        """The route, and the publishes from `at` on that are like the last one; None if there are none."""
         like = self._likeness
         if like is None:
             return None
@@ -187,12 +191,12 @@ class PublishParser:
         if count:
             bounds: Sequence[int] = range(0, (count + 1) * like.row_bytes, like.row_bytes)
             data = memoryview(raw)[at : at + count * like.row_bytes]
-            return like.queue, Chunk(data, like.method_bytes, count, bounds, like.row_bytes)
+            return like.route, Chunk(data, like.method_bytes, count, bounds, like.row_bytes)
         places = like.mixed(raw, at, end)
         if len(places) == 1:
             return None
         data = memoryview(raw)[at : places[-1]]
-        return like.queue, Chunk(data, like.method_bytes, len(places) - 1, [each - at for each in places])
+        return like.route, Chunk(data, like.method_bytes, len(places) - 1, [each - at for each in places])
 
     def is_publish(self, raw: bytearray, at: int) -> bool:
         """Whether the whole frame at `at` is a publish's first."""
@@ -200,7 +204,7 @@ class PublishParser:
             return False
         return bool(_INDEX.unpack_from(raw, at + _HEAD_BYTES)[0] == spec.Basic.Publish.INDEX)
 
-    def one(self, raw: bytearray, at: int, end: int) -> tuple[str, Chunk] | None:
+    def one(self, raw: bytearray, at: int, end: int) -> tuple[Route, Chunk] | None:
         """The publish whose whole method frame is at `at`, with nothing taken for granted; None if it is incomplete."""
         method_end = self.frame_end(raw, at, end)
         header_end = self._content_end(raw, method_end, end, spec.FRAME_HEADER)
@@ -218,12 +222,11 @@ class PublishParser:
             raise TrialError("a message's body is longer than its header says")
         data = raw[at:body_end]
         method = decode(data[: method_end - at]).method
-        if method.exchange:
-            raise TrialError(f"exchange {method.exchange}: a null broker has the default exchange only")
+        route = (method.exchange, method.routing_key)
         body_at = header_end - at + _HEAD_BYTES
         if size and len(data) == body_at + size + 1:
-            self._likeness = _Likeness(bytes(data), method.routing_key, method_end - at, body_at)
-        return method.routing_key, Chunk(memoryview(data), method_end - at, 1, (0, len(data)), len(data))
+            self._likeness = _Likeness(bytes(data), route, method_end - at, body_at)
+        return route, Chunk(memoryview(data), method_end - at, 1, (0, len(data)), len(data))
 
     def frame_end(self, raw: bytearray, at: int, end: int) -> int:
         """Where the frame at `at` ends, -1 if it is incomplete; raises TrialError if it is none."""

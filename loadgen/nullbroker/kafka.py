@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loadgen.drivers.wire.kafka_protocol import API_FETCH, API_PRODUCE, FETCH_VERSION, MAX_FRAME_BYTES, PRODUCE_VERSION
+from loadgen.drivers.wire.framed import MAX_FRAME_BYTES
+from loadgen.drivers.wire.kafka_protocol import API_FETCH, API_PRODUCE, FETCH_VERSION, PRODUCE_VERSION
 from loadgen.nullbroker.kafka_control import Control
 from loadgen.nullbroker.kafka_log import Block, Blocks, Stock
 from loadgen.nullbroker.server import in_seconds

@@ -51,6 +51,8 @@ class Control:
             (19, 4): self._create_topics,
             (20, 3): self._delete_topics,
             (22, 1): self._init_producer_id,
+            (24, 2): self._add_partitions_to_txn,
+            (26, 2): self._end_txn,
             (32, 1): self._describe_configs,
             (42, 1): self._delete_groups,
         }
@@ -213,6 +215,20 @@ class Control:
     def _init_producer_id(self, _: Any, make: Any) -> Any:
         self._producer_ids += 1
         return make.InitProducerIdResponse(error_code=ErrorCode.none, producer_id=self._producer_ids, producer_epoch=0)
+
+    def _add_partitions_to_txn(self, request: Any, make: Any) -> Any:
+        topics = []
+        for topic in request.v3_and_below_topics:
+            parts = tuple(
+                make.AddPartitionsToTxnPartitionResult(partition_index=each, partition_error_code=ErrorCode.none)
+                for each in topic.partitions
+            )
+            topics.append(make.AddPartitionsToTxnTopicResult(name=topic.name, results_by_partition=parts))
+        return make.AddPartitionsToTxnResponse(results_by_topic_v3_and_below=tuple(topics))
+
+    def _end_txn(self, _: Any, make: Any) -> Any:
+        # Nothing marks its end: readers get all that was written, as if every transaction were committed.
+        return make.EndTxnResponse(error_code=ErrorCode.none)
 
 
 class _Make:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 CAPACITY_NOTE = (
     "Capacity is the highest offered rate that a trial of full length sustained: carried within 1\N{NO-BREAK SPACE}%, "
     "with a backlog that did not grow, without errors, and with a generator that could have done more. “At least” "
-    "stands where nothing showed that the broker could not have carried more."
+    "stands where nothing showed that the broker could not have carried more. It is a rate of producing: each "
+    "subscriber received as much."
 )
 
 
@@ -66,7 +67,7 @@ def home(point: PointCapacity | Curve, p99_ms: float | None) -> tuple[Any, ...]:
         point.scenario,
         point.durability,
         str(point.size_bytes),
-        point.consumers,
+        (point.subscribers, point.consumers),
         point.point.get("producers"),
         p99_ms,
     )
@@ -119,7 +120,10 @@ def _rate_cell(point: PointCapacity) -> Quantity:
     if not point.used:
         return Quantity("none found", "")
     count = f"n {point.estimate.n}, " if point.limits_are == "repeats" else ""
-    return Quantity(rate_text(point), f"{count}{limits_text(point)}")
+    text = f"{count}{limits_text(point)}"
+    if point.subscribers > 1 and point.msgs_per_s is not None:
+        text += f"; produced, {words.rate(point.subscribers * point.msgs_per_s)} consumed"
+    return Quantity(rate_text(point), text.removeprefix("; "))
 
 
 def search_text(search: Record) -> str:
@@ -138,11 +142,15 @@ def _above(point: PointCapacity) -> str:
 
 
 def ceiling_cell(point: PointCapacity) -> Quantity:
-    """`12.4×`, and below it the rate of which that is: what the tool itself carries here."""
-    if point.ceiling is None:
+    """`12.4×`, and below it the rate of which that is: what the tool itself paces here, or as a closed loop carries."""
+    ceiling = point.ceiling
+    if ceiling is None:
         return Quantity(words.NOTHING, "not measured")
     text = words.NOTHING if point.headroom is None else f"{words.significant(point.headroom)}×"
-    return Quantity(text, words.rate(point.ceiling.msgs_per_s))
+    closed = words.rate(ceiling.msgs_per_s)
+    if ceiling.paced_msgs_per_s is None:
+        return Quantity(text, closed)
+    return Quantity(text, f"{words.rate(ceiling.paced_msgs_per_s)} paced, {closed} as a closed loop")
 
 
 def _line(run: Run, point: PointCapacity) -> CapacityLine:
@@ -198,7 +206,7 @@ def _block(run: Run, group: Sequence[PointCapacity]) -> CapacityBlock:
 def load_text(point: PointCapacity | Curve, p99_ms: float | None) -> str:
     """What points have in common: `100 B, 1 consumer`, and the objective where there is one."""
     producers = point.point.get("producers")
-    parts = [words.size(point.size_bytes), words.plural(point.consumers, "consumer")]
+    parts = [words.size(point.size_bytes), words.receivers(point.subscribers, point.consumers)]
     if producers is not None:
         parts.insert(1, words.plural(producers, "producer"))
     return ", ".join([*parts, *([f"p99 ≤ {p99_ms:g} ms"] if p99_ms else [])])
@@ -227,7 +235,13 @@ def _notes(point: PointCapacity) -> list[str]:
     how = f" ({ceiling.how})" if ceiling.how else ""
     limits = f": {ceiling.limits}" if ceiling.limits else ""
     name = f"{words.broker_name(point.broker)} ({point.driver})"
-    return [f"Without a broker{how} the tool carries {words.rate(ceiling.msgs_per_s)} as {name}{limits}."]
+    said = f"Without a broker{how} the tool carries {words.rate(ceiling.msgs_per_s)} as {name}{limits}."
+    if ceiling.paced_msgs_per_s is not None:
+        said += f" As an open loop, which is what a capacity is, it paces {words.rate(ceiling.paced_msgs_per_s)}"
+        said += f" ({ceiling.paced_reason})." if ceiling.paced_reason else ", the highest rate that was tried."
+    elif ceiling.paced_reason:
+        said += f" As an open loop it paced no rate that was tried: {ceiling.paced_reason}."
+    return [said]
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadgen.report import answer, capacity, curve, detail, slowest
+from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
+from loadgen.report import ab, answer, capacity, curve, detail, slowest
 from loadgen.report.table import Table, make_table
 
 if TYPE_CHECKING:
+    from loadgen.analysis.ab import Compared
     from loadgen.analysis.tail import Tail
     from loadgen.record import Record
+    from loadgen.report.ab import PairBlock
     from loadgen.report.capacity import CapacityBlock
     from loadgen.report.curve import CurveSheet
     from loadgen.report.detail import Block
@@ -27,8 +30,18 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Variants:
+    """A against B, point by point; `multiplicity` says how intervals were corrected for being several."""
+
+    compared: tuple[Compared, ...]
+    blocks: tuple[PairBlock, ...]
+    effect_ratio: float
+    multiplicity: str
+
+
+@dataclass(frozen=True)
 class Content:
-    """A report's parts; `worst` are the trials whose seconds are drawn."""
+    """A report's parts; `worst` are the trials whose seconds are drawn. `variants` is None but for A/B runs."""
 
     table: Table
     sentences: tuple[str, ...]
@@ -38,6 +51,7 @@ class Content:
     blocks: tuple[Block, ...]
     worst: tuple[Tail, ...]
     searches: tuple[Search, ...]
+    variants: Variants | None = None
 
     @property
     def has_single_runs(self) -> bool:
@@ -49,16 +63,27 @@ class Content:
 def gather(run: Run) -> Content:
     """All that a run has to say; reads its files only."""
     table = make_table(run)
+    variants = _variants(run)
+    said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)
     return Content(
         table=table,
-        sentences=tuple(answer.sentences(table)),
+        sentences=tuple(said),
         caveats=tuple(answer.caveats(run, table)),
         capacities=tuple(capacity.capacity_blocks(run, table.capacities)),
         curves=tuple(curve.curve_sheets(run, table.curves)),
         blocks=tuple(detail.blocks(run, table.comparisons)),
         worst=tuple(slowest.worst(run, table.tails)),
         searches=tuple(_searches(run, table)),
+        variants=variants,
     )
+
+
+def _variants(run: Run) -> Variants | None:
+    effect_ratio = effect_of(run)
+    compared = tuple(compare_variants(run, effect_ratio))
+    if not compared:
+        return None
+    return Variants(compared, tuple(ab.pair_blocks(compared, effect_ratio)), effect_ratio, multiplicity(compared))
 
 
 def _searches(run: Run, table: Table) -> list[Search]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.capacity import ceiling_cell, limits_text, rate_text
+from loadgen.report.capacity import limits_text, rate_text
 from loadgen.report.curve import OVERLOAD_NOTE, grouped
 from loadgen.report.drawing import INK, MUTED, PAPER, Chart, colour, finish, log_latency_axis, rate_tick, styled
 
@@ -118,9 +118,9 @@ def _draw_panel(axes: Axes, panel: Sequence[Curve]) -> None:
     for row, curve in enumerate(panel):
         _draw_capacity(axes, curve, 0 if is_apart else row, f"{_named(curve)}: " if len(panel) > 1 else "")
         _draw_knee(axes, curve)
-    far = [curve for curve in panel if not _draw_ceiling(axes, curve)]
-    for row, curve in enumerate(each for each in far if each.capacity and each.capacity.ceiling):
-        _point_to_ceiling(axes, curve, row)
+    far = [(curve, text) for curve in panel if (text := _draw_ceilings(axes, curve))]
+    for row, (curve, text) in enumerate(far):
+        _point_to_ceiling(axes, curve, text, row)
     _legend(axes, panel)
 
 
@@ -164,7 +164,7 @@ def _rate_axis(axes: Axes, panel: Sequence[Curve]) -> None:
     offered = [_rate(point) for curve in panel for point in curve.shown]
     least = min(max(_rate(point) for point in curve.shown) for curve in panel)
     most = max(offered)
-    near = [ceiling for curve in panel if (ceiling := _ceiling(curve)) and ceiling < 1.6 * most]
+    near = [rate for curve in panel for rate, _ in _ceilings(curve) if rate < 1.6 * most]
     if most / least < APART:
         axes.set_xlim(0, 1.08 * max([most, *near]))
     else:
@@ -177,8 +177,22 @@ def _rate_axis(axes: Axes, panel: Sequence[Curve]) -> None:
     axes.set_xlabel(f"offered rate, messages a second{scale}")
 
 
-def _ceiling(curve: Curve) -> float | None:
-    return curve.capacity.ceiling.msgs_per_s if curve.capacity and curve.capacity.ceiling else None
+def _ceilings(curve: Curve) -> list[tuple[float, str]]:
+    """Rates at which the generator's own limits lie, with what each is: as an open loop, and as a closed one."""
+    capacity = curve.capacity
+    if capacity is None or capacity.ceiling is None:
+        return []
+    ceiling = capacity.ceiling
+    rates = [
+        ("the tool alone" if ceiling.paced_msgs_per_s is None else "the tool as a closed loop", ceiling.msgs_per_s)
+    ]
+    if ceiling.paced_msgs_per_s is not None:
+        rates.insert(0, ("the tool alone paces", ceiling.paced_msgs_per_s))
+    return [(rate, f"{what} {words.rate(rate)}{_times(rate, capacity.msgs_per_s)}") for what, rate in rates]
+
+
+def _times(rate: float, capacity: float | None) -> str:
+    return f" ({words.significant(rate / capacity)}×)" if capacity else ""
 
 
 def _draw_capacity(axes: Axes, curve: Curve, row: int, name: str) -> None:
@@ -209,32 +223,28 @@ def _draw_knee(axes: Axes, curve: Curve) -> None:
     )  # fmt: skip
 
 
-def _draw_ceiling(axes: Axes, curve: Curve) -> bool:
-    """A line where the generator's own limit is, if that lies within the panel."""
-    ceiling, (low, high) = _ceiling(curve), axes.get_xlim()
-    if ceiling is None or not low < ceiling < high:
-        return False
-    ink = colour(curve.broker)
-    axes.axvline(ceiling, color=ink, linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=2)
-    axes.annotate(
-        _ceiling_text(curve), (ceiling, 0.97), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-        textcoords="offset points", ha="right", va="top", rotation=90, fontsize=8, color=ink,
-    )  # fmt: skip
-    return True
+def _draw_ceilings(axes: Axes, curve: Curve) -> str:
+    """A line where each of the generator's own limits is, if that lies within the panel; those beyond, in words."""
+    low, high = axes.get_xlim()
+    ink, far = colour(curve.broker), []
+    for number, (rate, text) in enumerate(_ceilings(curve)):
+        if not low < rate < high:
+            far.append(text)
+            continue
+        axes.axvline(rate, color=ink, linewidth=1.2 if number == 0 else 0.8, linestyle=(0, (1, 1.5)), zorder=2)
+        axes.annotate(
+            f"{words.broker_name(curve.broker)}: {text}", (rate, 0.97), xycoords=("data", "axes fraction"),
+            xytext=(-4, 0), textcoords="offset points", ha="right", va="top", rotation=90, fontsize=8, color=ink,
+        )  # fmt: skip
+    return ", ".join(far)
 
 
-def _point_to_ceiling(axes: Axes, curve: Curve, row: int) -> None:
+def _point_to_ceiling(axes: Axes, curve: Curve, text: str, row: int) -> None:
     """An arrow over the edge, with the number, where the limit is far off."""
     axes.annotate(
-        f"{_ceiling_text(curve)} →", (1.0, 0.03 + 0.055 * row), xycoords="axes fraction", xytext=(-3, 0),
-        textcoords="offset points", ha="right", va="bottom", fontsize=8, color=colour(curve.broker),
+        f"{words.broker_name(curve.broker)}: {text} →", (1.0, 0.03 + 0.055 * row), xycoords="axes fraction",
+        xytext=(-3, 0), textcoords="offset points", ha="right", va="bottom", fontsize=8, color=colour(curve.broker),
     )  # fmt: skip
-
-
-def _ceiling_text(curve: Curve) -> str:
-    assert curve.capacity is not None
-    cell = ceiling_cell(curve.capacity)
-    return f"{words.broker_name(curve.broker)}: the tool alone {cell.interval} ({cell.text})"
 
 
 def _legend(axes: Axes, panel: Sequence[Curve]) -> None:
@@ -287,8 +297,9 @@ def _in_words(curve: Curve) -> str:
     if capacity is None or capacity.msgs_per_s is None:
         return text
     text += f" Capacity {rate_text(capacity)} ({limits_text(capacity)})"
-    if capacity.headroom is not None:
-        text += f"; the tool itself carries {words.significant(capacity.headroom)}× that here"
+    if capacity.headroom is not None and capacity.ceiling is not None:
+        does = "carries" if capacity.ceiling.paced_msgs_per_s is None else "paces"
+        text += f"; the tool itself {does} {words.significant(capacity.headroom)}× that here"
     return f"{text}."
 
 

@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from loadgen.record import enters
-from loadgen.report import detail, slowest, words
+from loadgen.report import ab, detail, slowest, words
 from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
 from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
 
@@ -100,9 +100,10 @@ def _curve_text(sheet: CurveSheet) -> list[str]:
 
 
 def _slowest_text(run: Run, content: Content) -> list[str]:
-    if not content.table.tails:
+    said = slowest.lead(content.table.tails, content.table.short)
+    if not said:
         return []
-    lines = ["", f"The slowest seconds: {slowest.lead(content.table.tails)}"]
+    lines = ["", _wrapped(f"The slowest seconds: {said}", "")]
     for tail in content.worst:
         broker = words.broker_name(run.trial(tail.trial_id)["broker"])
         lines.append(_wrapped(f"{broker}'s worst trial, {tail.trial_id}:", "  "))
@@ -162,7 +163,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
     """The report as Markdown, for repositories and pull requests; `charts` are (title, relative path)."""
     table = content.table
-    lines = [f"# RabbitMQ vs Kafka: {table.run_id}", "", " ".join(content.sentences), ""]
+    what = "A against B" if content.variants else "RabbitMQ vs Kafka"
+    lines = [f"# {what}: {table.run_id}", "", " ".join(map(_escaped, content.sentences)), ""]
+    lines += _variants_markdown(content)
     lines += ["| Feature | RabbitMQ | | Apache Kafka | |", "| --- | --- | --- | --- | --- |"]
     for row in table.rows:
         cells = [text for cell in row.cells for text in (_escaped(cell.claim), _cell_markdown(cell))]
@@ -187,6 +190,18 @@ def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
         name = f"`{search.id}`: {_escaped(search.answer)}" if search.id else _escaped(search.answer)
         lines += ["", f"<details><summary>{name}</summary>", "", *_trials_markdown(search.probes), "", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _variants_markdown(content: Content) -> list[str]:
+    if content.variants is None:
+        return []
+    columns = ab.columns(content.variants.effect_ratio)
+    lines = ["## A against B", ""]
+    for block in content.variants.blocks:
+        lines += [f"### {_escaped(_name(block))}", "", f"What differs: {_escaped(block.in_words)}.", ""]
+        lines += [*_table_markdown([head for head, _ in columns], columns, block.lines), ""]
+        lines += [f"{words.plural(block.struck, 'trial')} struck out.", ""] if block.struck else []
+    return [*lines, content.variants.multiplicity, ""]
 
 
 def _capacity_markdown(content: Content) -> list[str]:
@@ -226,10 +241,11 @@ def _quantity_markdown(quantity: Quantity) -> str:
 
 
 def _slowest_markdown(content: Content) -> list[str]:
-    tails = content.table.tails
-    if not tails:
+    said = slowest.lead(content.table.tails, content.table.short)
+    if not said:
         return []
-    lines = ["## The slowest seconds", "", slowest.lead(tails), "", slowest.SLOWEST_NOTE, ""]
+    lines = ["## The slowest seconds", "", said, ""]
+    lines += [slowest.SLOWEST_NOTE, ""] if content.table.tails else []
     for tail in content.worst:
         lines += [f"- `{tail.trial_id}`", *(f"  - {_escaped(line)}" for line in tail.lines())]
     return [*lines, ""]

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from loadgen.analysis import FOUND_KINDS
 from loadgen.record import enters
 from loadgen.report import (
+    ab,
+    ab_chart,
     answer,
     capacity,
+    capacity_chart,
     charts,
     curve,
     detail,
@@ -25,7 +29,6 @@ from loadgen.report import (
 )
 from loadgen.report.content import gather
 from loadgen.report.markdown import by_point, render_markdown
-from loadgen.report.points import FOUND_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,20 +61,23 @@ class Drawings:
     load: Sequence[Chart]
     seconds: Sequence[Chart]
     others: Sequence[Chart]
+    pairs: Sequence[Chart | None] = ()
+    """Of A against B, one a point; None where a point has no pair."""
 
     @property
     def all(self) -> list[Chart]:
         """Every chart, in the page's order."""
-        return [*self.load, *self.others, *self.seconds]
+        return [*(each for each in self.pairs if each), *self.load, *self.others, *self.seconds]
 
 
 def write_report(run: Run) -> dict[str, Path]:
     """Write the page, its Markdown and the charts into the run's folder."""
     content = gather(run)
     drawn = Drawings(
-        load=load_chart.draw(content.table.curves),
+        load=[*capacity_chart.draw(content.table.capacities), *load_chart.draw(content.table.curves)],
         seconds=timeline.draw(run, content.worst),
         others=[*charts.draw(run, content.table), *sweep_chart.draw(content.table.comparisons)],
+        pairs=ab_chart.draw(content.variants.compared, content.variants.effect_ratio) if content.variants else (),
     )
     for chart in drawn.all:
         run.save(f"charts/{chart.name}.svg", _standalone(chart))
@@ -112,9 +118,10 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             "overload": curve.OVERLOAD_NOTE,
             "one_run": detail.ONE_RUN_NOTE,
             "slowest": slowest.SLOWEST_NOTE,
-            "slow_lead": slowest.lead(content.table.tails),
+            "slow_lead": slowest.lead(content.table.tails, content.table.short),
         },
         columns={"capacity": capacity.CAPACITY_COLUMNS, "curve": curve.CURVE_COLUMNS},
+        variants=_variants(content, drawn),
         charts={name: [_shown(chart) for chart in getattr(drawn, name)] for name in ("load", "seconds", "others")},
         anchors=anchors,
         tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],
@@ -123,6 +130,18 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
         brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
         command=_command(run.header.get("command")),
     )
+
+
+def _variants(content: Content, drawn: Drawings) -> dict[str, Any] | None:
+    """A against B as the page shows it: each point's block beside its chart."""
+    if content.variants is None:
+        return None
+    figures = [_shown(chart) if chart else None for chart in drawn.pairs]
+    return {
+        "blocks": list(zip(content.variants.blocks, figures, strict=True)),
+        "columns": ab.columns(content.variants.effect_ratio),
+        "multiplicity": content.variants.multiplicity,
+    }
 
 
 def _shown(chart: Chart) -> dict[str, Any]:
@@ -144,13 +163,14 @@ def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
     """A trial as its line shows it."""
     e2e = record["latency_ns"].get("e2e")
     service = record["latency_ns"].get("e2e_service")
+    is_found = (record["rate"] or {}).get("kind") in FOUND_KINDS and record["offered_msgs_per_s"] is not None
     return {
         "anchor": anchor,
         "record": record,
         "is_struck": not enters(record),
         "latency": e2e or service,
         # A rate that was found is in no name, so it stands beside what came through.
-        "offered": record["offered_msgs_per_s"] if (record["rate"] or {}).get("kind") in FOUND_KINDS else None,
+        "offered": record["offered_msgs_per_s"] * record["subscribers"] if is_found else None,
         "is_closed_loop": not e2e and bool(service),
         "counts": [(name.replace("_", " "), record[name]) for name in COUNTS if record[name] is not None],
         "status": record["verdict"]["status"] if record["status"] == "complete" else record["status"],

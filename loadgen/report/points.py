@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loadgen.analysis import is_measured
+from loadgen.analysis import FOUND_KINDS, is_measured
 from loadgen.record import enters
 from loadgen.report import words
 from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 SCENARIO_ORDER = ("throughput", "latency", "clients")  # those of the article's table come first
 CLASS_ORDER = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 BROKER_ORDER = ("rabbitmq", "kafka")
-FOUND_KINDS = frozenset({"search", "curve"})
-"""Rates that a search finds, with as many producers as it takes."""
 Value = float | None
 
 
@@ -42,6 +40,8 @@ class Point:
     swept: dict[str, Any]
     used: tuple[Record, ...]
     struck: tuple[Record, ...]
+    found: dict[str, str] = field(default_factory=dict)
+    """What bounded a capacity, by the trial that confirmed it: the search's finding over all that it tried."""
 
     @property
     def is_open_loop(self) -> bool:
@@ -78,8 +78,11 @@ class Point:
 
     @property
     def bound_by(self) -> str:
-        """What set the limit, when the repeats agree; else all that did, the most frequent first."""
-        counted = Counter(record["verdict"]["bound_by"] for record in self.used)
+        """What set the limit, when the repeats agree; else all that did, the most frequent first.
+
+        A trial at capacity carried what was offered: what bounds the capacity is for its search to say.
+        """
+        counted = Counter(self.found.get(record["id"], record["verdict"]["bound_by"]) for record in self.used)
         return " / ".join(name for name, _ in counted.most_common())
 
     @property
@@ -128,7 +131,8 @@ def load_label(shared: dict[str, Any]) -> str:
     parts = [words.size(shared["size_bytes"]), rate_label(shared["rate"])]
     if shared["producers"] is not None:
         parts.append(words.plural(shared["producers"], "producer"))
-    return ", ".join([*parts, words.plural(shared["consumers"], "consumer")])
+    together = " (goodput: all of them together)" if shared["subscribers"] > 1 else ""
+    return ", ".join([*parts, words.receivers(shared["subscribers"], shared["consumers"]) + together])
 
 
 def rate_label(rate: dict[str, Any]) -> str:
@@ -170,7 +174,7 @@ def latency(kind: str, percentile: str) -> Callable[[Record], Value]:
 
 
 def goodput(record: Record) -> Value:
-    """Messages a second, received once and intact."""
+    """Messages a second, received once and intact; the sum over subscribers."""
     value: Value = record["goodput_msgs_per_s"]
     return value
 
@@ -182,17 +186,19 @@ def offered(record: Record) -> Value:
 
 
 def cpu_us_per_msg(role: str) -> Callable[[Record], Value]:
-    """CPU time a message in µs, of the producers, the consumers or the broker."""
+    """CPU time in µs: of the consumers or the broker a message received, of the producers a message produced."""
 
     def measure(record: Record) -> Value:
         spent_s, rate, window_s = record["cpu_s"].get(role), record["achieved_msgs_per_s"], record["window_s"]
-        return None if spent_s is None or not rate or not window_s else spent_s / (rate * window_s) * 1e6
+        copies = record.get("subscribers", 1) if role == "producers" else 1
+        return None if spent_s is None or not rate or not window_s else spent_s * copies / (rate * window_s) * 1e6
 
     return measure
 
 
-def comparisons(trials: Iterable[Record]) -> list[Comparison]:
-    """All points by scenario, class and load; wire drivers before client drivers."""
+def comparisons(trials: Iterable[Record], searches: Iterable[Record] = ()) -> list[Comparison]:
+    """All points by scenario, class and load; wire drivers before client drivers. `searches` are the run's."""
+    found = {search["trial"]: str(search["bound_by"]) for search in searches if search["trial"]}
     gathered: dict[str, Comparison] = {}
     repeats: dict[str, list[Record]] = {}
     homes: dict[str, Comparison] = {}
@@ -206,7 +212,7 @@ def comparisons(trials: Iterable[Record]) -> list[Comparison]:
         repeats.setdefault(point, []).append(record)
         homes[point] = comparison
     for point, records in repeats.items():
-        homes[point].points.append(_point(homes[point], records))
+        homes[point].points.append(_point(homes[point], records, found))
     for comparison in gathered.values():
         comparison.points.sort(key=_point_order)
     return sorted(gathered.values(), key=_comparison_order)
@@ -220,10 +226,11 @@ def _shared(record: Record) -> dict[str, Any]:
         "rate": record["rate"],
         "producers": record["point"].get("producers") if is_found else record["producers"],
         "consumers": record["consumers"],
+        "subscribers": record["subscribers"],
     }
 
 
-def _point(home: Comparison, records: list[Record]) -> Point:
+def _point(home: Comparison, records: list[Record], found: dict[str, str]) -> Point:
     first = records[0]
     return Point(
         scenario=home.scenario,
@@ -235,6 +242,7 @@ def _point(home: Comparison, records: list[Record]) -> Point:
         swept=first["point"],
         used=tuple(record for record in records if enters(record)),
         struck=tuple(record for record in records if not enters(record)),
+        found={record["id"]: found[record["id"]] for record in records if record["id"] in found},
     )
 
 
@@ -260,6 +268,7 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
         rate.get("kind") or "",
         rate.get("msgs_per_s") or (rate.get("fractions") or [0.0])[0],
         _sortable((comparison.shared["size_bytes"],)),
+        comparison.shared["subscribers"],
     )
 
 

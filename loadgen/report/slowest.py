@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.analysis.tail import SECONDS_MIN, explain
+from loadgen.analysis.tail import KINDS, SECONDS_MIN, explain
 from loadgen.record import enters
 from loadgen.report import points as pt
 from loadgen.report import words
@@ -23,16 +23,28 @@ SLOWEST_NOTE = (
 )
 
 
-def tails(run: Run, trials: Iterable[Record]) -> list[Tail]:
-    """Those trials' seconds that have response times, are long enough to tell, and did not run in overload."""
-    asked = [each for each in trials if enters(each) and _has_times(each)]
-    found = [explain(run, record["id"]) for record in asked]
-    return [tail for tail in found if tail is not None and tail.limit_ns is not None]
+def tails(run: Run, trials: Iterable[Record]) -> tuple[list[Tail], list[Record]]:
+    """Of trials that have response times and did not run in overload: their seconds, and those too short to tell."""
+    found: list[Tail] = []
+    short: list[Record] = []
+    for record in trials:
+        if not enters(record) or not _has_times(record):
+            continue
+        tail = explain(run, record["id"]) if _is_long_enough(record) else None
+        if tail is None or tail.limit_ns is None:
+            short.append(record)
+        else:
+            found.append(tail)
+    return found, short
 
 
 def _has_times(record: Record) -> bool:
     fractions = (record["rate"] or {}).get("fractions") or [0.0]
-    return (record["window_s"] or 0) >= SECONDS_MIN * (record["interval_s"] or 1.0) and fractions[0] <= 1
+    return fractions[0] <= 1 and any((record["latency_ns"].get(kind) or {}).get("count") for kind in KINDS)
+
+
+def _is_long_enough(record: Record) -> bool:
+    return bool((record["window_s"] or 0) >= SECONDS_MIN * (record["interval_s"] or 1.0))
 
 
 def worst(run: Run, found: Iterable[Tail]) -> list[Tail]:
@@ -61,8 +73,25 @@ def summary(tail: Tail) -> str:
     )
 
 
-def lead(found: Sequence[Tail]) -> str:
-    """All trials in one sentence."""
+def lead(found: Sequence[Tail], short: Sequence[Record]) -> str:
+    """All trials in a sentence or two; empty where none has response times."""
+    return " ".join(said for said in (_lead(found) if found else "", _short(short)) if said)
+
+
+def _short(short: Sequence[Record]) -> str:
+    """Which trials nobody can tell slow seconds of, and what would help."""
+    if not short:
+        return ""
+    windows = sorted({f"{record['window_s']:.3g}" for record in short if record["window_s"]}, key=float)
+    lengths = windows[0] if len(windows) == 1 else f"{windows[0]} to {windows[-1]}" if windows else "unknown"
+    return (
+        f"Slow seconds cannot be told in {words.plural(len(short), 'trial')} with a window of {lengths} s: fewer than "
+        f"{SECONDS_MIN} seconds with messages have no usual one to stand out from "
+        "(--profile standard has windows of 20 s, --set duration_s=… any other)."
+    )
+
+
+def _lead(found: Sequence[Tail]) -> str:
     slow = [tail for tail in found if tail.slow]
     trials = words.plural(len(found), "trial")
     if not slow:

@@ -91,6 +91,8 @@ class Table:
     capacities: tuple[PointCapacity, ...] = field(default=())
     curves: tuple[Curve, ...] = field(default=())
     tails: tuple[Tail, ...] = field(default=())
+    short: tuple[Record, ...] = field(default=())
+    """Trials with response times, but too few seconds to tell slow ones from the others."""
 
 
 def _figure(
@@ -186,11 +188,12 @@ ARTICLE = (
 def make_table(run: Run) -> Table:
     """Answer the article's rows from a run; files only, never a broker."""
     trials = tuple(record for record in run.trials if is_measured(record))
-    comparisons = pt.comparisons(trials)
+    comparisons = pt.comparisons(trials, run.header["searches"])
     rows = tuple(
         Row(claimed.feature, tuple(_cell(claimed, comparisons, index) for index in range(len(BROKERS))))
         for claimed in ARTICLE
     )
+    tails, short = slowest.tails(run, trials)
     return Table(
         run_id=run.id,
         rows=rows,
@@ -200,7 +203,8 @@ def make_table(run: Run) -> Table:
         probes=tuple(record for record in run.trials if not is_measured(record)),
         capacities=tuple(capacities(run)),
         curves=tuple(curves(run)),
-        tails=tuple(slowest.tails(run, trials)),
+        tails=tuple(tails),
+        short=tuple(short),
     )
 
 

@@ -117,3 +117,9 @@ def times(ratio: Ratio) -> str:
 def plural(count: int | None, noun: str) -> str:
     """`1 trial`, `2 trials`, `3 repeats`."""
     return f"{count or 0:,} {noun}{'' if count == 1 else 's'}"
+
+
+def receivers(subscribers: int, consumers: int | None) -> str:
+    """`4 consumers`, or `3 subscribers with 4 consumers each`, of which each subscriber receives every message."""
+    each = plural(consumers, "consumer")
+    return each if subscribers == 1 else f"{plural(subscribers, 'subscriber')} with {each} each"

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import math
 
+EFFECT_RATIO = 1.1
+"""Where nobody says which effect is of interest: a tenth more or less is what most people would act on."""
 _CERTAIN = 1e8  # a larger noncentrality makes no difference, and an infinite one no number
 
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.client.confluent_consumer import ConfluentConsumer
 from loadgen.drivers.client.confluent_producer import ConfluentProducer
+from loadgen.drivers.client.confluent_share import ConfluentShareConsumer
+from loadgen.drivers.client.confluent_transactions import TransactionalProducer
 from loadgen.drivers.kafka_admin import KafkaAdmin
+from loadgen.drivers.kafka_config import is_transactional
 
 if TYPE_CHECKING:
     from loadgen.driver import Admin, Consumer, Producer, Target
@@ -26,10 +29,14 @@ class ClientKafka(DriverInfo):
 
     def producer(self, target: Target, payloads: Payloads) -> Producer:
         """Connect a producer."""
+        if is_transactional(target.settings):
+            return TransactionalProducer(target, payloads)
         return ConfluentProducer(target, payloads)
 
     def consumer(self, target: Target, index: int, count: int) -> Consumer:
         """Join the group (partitions are the group's to share out) or, without one, read every count-th partition."""
+        if target.settings["group"] == "share":
+            return ConfluentShareConsumer(target)
         return ConfluentConsumer(target, index, count)
 
 
@@ -37,6 +44,13 @@ DRIVER = ClientKafka(
     name="confluent",
     broker="kafka",
     kind="client",
-    capabilities=Capabilities(partitions=True, compression=("none", "gzip", "snappy", "lz4", "zstd"), idempotence=True),
+    capabilities=Capabilities(
+        partitions=True,
+        compression=("none", "gzip", "snappy", "lz4", "zstd"),
+        idempotence=True,
+        group_protocols=("static", "classic", "consumer"),
+        transactions=True,
+        share_acquire_modes=("batch_optimized",),
+    ),
     send_bytes=256 << 10,
 )

@@ -18,6 +18,7 @@ from loadgen.drivers.client.confluent_watch import Watch, start_native_thread, w
 from loadgen.drivers.kafka_config import client_settings
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError, TrialError
+from loadgen.kafka_knobs import GROUP_PROTOCOLS
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 MAX_FETCH_BYTES = 50 << 20  # the Java client's fetch.max.bytes
 MAX_CONSUME = 1_000_000  # confluent-kafka's own limit of one call
 SESSION_TIMEOUT_MS, MAX_POLL_INTERVAL_MS = 45_000, 300_000  # the Java client's
+CLASSIC = {  # with the new protocol these are the broker's to say
+    "group.protocol": "classic",
+    "session.timeout.ms": SESSION_TIMEOUT_MS,
+    "partition.assignment.strategy": "range",
+}
 JOINED_S = 30.0  # how long a group may take to give a consumer its partitions
 _METADATA_S = 10.0
 _POLL_S = 0.02
@@ -35,19 +41,32 @@ _PASSING = {
     KafkaError._TRANSPORT,  # noqa: SLF001
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
     KafkaError._TIMED_OUT,  # noqa: SLF001
+    KafkaError.NOT_COORDINATOR,  # of a group that nobody had before; it looks for another
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+_REBALANCING = {
+    KafkaError._STATE,  # noqa: SLF001
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.STALE_MEMBER_EPOCH,
 }
 
 
 def consumer_settings(target: Target) -> dict[str, Any]:
     """Every setting that matters, under librdkafka's names; what has no knob is as the Java client has it."""
     knobs = target.settings
+    is_automatic = bool(target.group) and knobs["commit_mode"] == "auto"
+    protocol = {"group.protocol": "consumer"} if knobs["group_protocol"] == "consumer" else CLASSIC
     return {
         **client_settings(target.endpoint),
+        **protocol,
         "group.id": target.group or f"loadgen-{target.name}",
         "auto.offset.reset": "earliest",
-        "enable.auto.commit": bool(target.group),
+        "enable.auto.commit": is_automatic,
         # At most once: librdkafka itself stores the offset of whatever it hands out.
-        "enable.auto.offset.store": bool(target.group) and knobs["commit"] == "before",
+        "enable.auto.offset.store": is_automatic and knobs["commit"] == "before",
         "auto.commit.interval.ms": knobs["auto_commit_interval_ms"],
         "fetch.min.bytes": knobs["fetch_min_bytes"],
         "fetch.wait.max.ms": knobs["fetch_max_wait_ms"],
@@ -56,10 +75,8 @@ def consumer_settings(target: Target) -> dict[str, Any]:
         "message.max.bytes": min(MAX_FETCH_BYTES, max(1_000_000, knobs["max_partition_fetch_bytes"])),
         # By default it stops fetching for a whole second once 100,000 messages are queued.
         "fetch.queue.backoff.ms": 5,
-        "session.timeout.ms": SESSION_TIMEOUT_MS,
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
-        "partition.assignment.strategy": "range",
-        "isolation.level": "read_uncommitted",
+        "isolation.level": knobs["isolation_level"],
         "check.crcs": True,
         "enable.partition.eof": False,
         "allow.auto.create.topics": False,
@@ -67,7 +84,10 @@ def consumer_settings(target: Target) -> dict[str, Any]:
 
 
 class ConfluentConsumer:
-    """See `loadgen.driver.Consumer`. With a group the partitions are shared out by Kafka's own protocol."""
+    """See `loadgen.driver.Consumer`. With a group the partitions are shared out by one of Kafka's own protocols.
+
+    With the classic one all of a member's partitions are taken back and given anew, with the new one some of them.
+    """
 
     def __init__(self, target: Target, index: int, count: int) -> None:
         check(target.endpoint)
@@ -76,7 +96,12 @@ class ConfluentConsumer:
         self._max_poll_records = min(target.settings["max_poll_records"], MAX_CONSUME)
         self._handed: dict[int, int] = {}
         self._highest: dict[int, int] = {}
-        self._settles = bool(target.group) and target.settings["commit"] == "after"
+        protocol = target.settings["group_protocol"] or GROUP_PROTOCOLS["confluent"]
+        self._is_member = bool(target.group) and protocol != "static"
+        self._gives_some = protocol == "consumer"
+        self._commit_mode: str = target.settings["commit_mode"]
+        self._commits_before: bool = target.settings["commit"] == "before"
+        self._settles = bool(target.group) and not self._commits_before
         self._joined, self._begun = threading.Event(), threading.Event()
         self._was_full = False
         self._waiting: threading.Event | None = None  # set when the thread that polls until the beginning has ended
@@ -87,13 +112,13 @@ class ConfluentConsumer:
         settings = consumer_settings(target)
         try:
             self._client = Consumer({**settings, "error_cb": self._watch.on_error})
-            if target.group:
+            if self._is_member:
                 self._client.subscribe([target.name], on_assign=self._assigned, on_revoke=self._revoked)
             else:
                 self._client.assign(self._share(index, count))
         except KafkaException as error:
             raise BrokerError(f"kafka at {target.endpoint.address}: {error.args[0].str()}") from None
-        if target.group:
+        if self._is_member:
             self._join()
 
     def _join(self) -> None:
@@ -111,15 +136,19 @@ class ConfluentConsumer:
         while not self._begun.is_set() and self._refused is None:
             message = self._client.poll(_POLL_S)
             error = None if message is None else message.error()
-            if error is not None and not _passes(error):
+            if error is not None and not passes(error):
                 self._refused = error
                 self._joined.set()
 
     def _assigned(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         """A callback of whoever polls: the group gave these partitions."""
-        client.assign(partitions)
         # Kept here, since asking the client itself while another thread polls it may block for good.
-        self._mine = partitions
+        if self._gives_some:
+            client.incremental_assign(partitions)
+            self._mine += partitions
+        else:
+            client.assign(partitions)
+            self._mine = partitions
         if self._revoked_ns:
             self._rebalances.append((self._revoked_ns, time.monotonic_ns()))
             self._revoked_ns = 0
@@ -127,8 +156,12 @@ class ConfluentConsumer:
             client.pause(partitions)
         self._joined.set()
 
-    def _revoked(self, _: Consumer, __: list[TopicPartition]) -> None:
-        """A callback of whoever polls: the group takes the partitions back; librdkafka lets go of them by itself."""
+    def _revoked(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        """A callback of whoever polls: the group takes these partitions back; librdkafka lets go of them by itself."""
+        taken = {each.partition for each in partitions}
+        self._mine = [each for each in self._mine if each.partition not in taken]
+        if self._mine:
+            return  # it goes on with the others
         if self._begun.is_set():  # before that, members join one after another and nobody waits for a message
             self._revoked_ns = time.monotonic_ns()
 
@@ -183,10 +216,13 @@ class ConfluentConsumer:
                 by_partition.setdefault(partition, []).append(message)
         if by_partition:
             self._watch.well()
-        return [self._received(partition, messages, read_ns) for partition, messages in by_partition.items()]
+        received = [self._received(partition, messages, read_ns) for partition, messages in by_partition.items()]
+        if self._commits_before and self._commit_mode != "auto" and self._target.group:
+            self._commit()
+        return received
 
     def _failed(self, error: KafkaError) -> None:
-        if not _passes(error):
+        if not passes(error):
             raise TrialError(f"kafka at {self._target.endpoint.address}: {error.name()}: {error.str()}")
 
     def _received(self, partition: int, messages: list[Message], read_ns: int) -> Received:
@@ -216,9 +252,12 @@ class ConfluentConsumer:
             first_position=first if last - first == len(messages) - 1 else None,
         )
 
-    def settle(self) -> None:
-        """Let the offsets of what was handed out be committed (with commit = before, they may have been)."""
-        if not (self._handed and self._settles):
+    def settle(self, count: int | None = None) -> None:
+        """Commit the offsets of what was handed out, or let them be (with commit = before, they may have been)."""
+        if count is not None or not (self._handed and self._settles):
+            return
+        if self._commit_mode != "auto":
+            self._commit()
             return
         handed, self._handed = self._handed, {}
         for partition, offset in handed.items():
@@ -229,6 +268,22 @@ class ConfluentConsumer:
                 if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001
                     raise TrialError(f"kafka at {self._target.endpoint.address}: {error.args[0].str()}") from None
 
+    def _commit(self) -> None:
+        """Commit what was handed out: wait for the answer (sync), or go on at once (async)."""
+        handed, self._handed = self._handed, {}
+        offsets = [TopicPartition(self._target.name, partition, offset) for partition, offset in handed.items()]
+        if not offsets:
+            return
+        try:
+            if self._commit_mode == "async":
+                self._client.commit(offsets=offsets, asynchronous=True)
+            else:
+                self._client.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            # Refused in the middle of a rebalance: whoever has the partition then reads these again.
+            if error.args[0].code() not in _REBALANCING:
+                raise TrialError(f"kafka at {self._target.endpoint.address}: {error.args[0].str()}") from None
+
     def close(self) -> None:
         """Commit what was stored, leave the group; never raises."""
         self._stop_waiting()
@@ -238,6 +293,6 @@ class ConfluentConsumer:
             return
 
 
-def _passes(error: KafkaError) -> bool:
+def passes(error: KafkaError) -> bool:
     """Whether librdkafka mends this by itself."""
     return bool(error.retriable() or error.code() in _PASSING)

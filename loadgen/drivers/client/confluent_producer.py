@@ -18,12 +18,22 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from loadgen.driver import Settled
 from loadgen.drivers.client.confluent_watch import Watch, start_native_thread, wait_for
-from loadgen.drivers.kafka_config import acks_number, client_settings
+from loadgen.drivers.kafka_config import (
+    acks_number,
+    client_settings,
+    is_transactional,
+    transaction_timeout_ms,
+    transactional_id,
+)
+from loadgen.drivers.wire.kafka_batch import key_table
+from loadgen.drivers.wire.kafka_partitioner import Partitioner
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
 from loadgen.payload import SEQUENCE_BITS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from confluent_kafka import Message
 
     from loadgen.driver import Int64, Target
@@ -69,7 +79,29 @@ def producer_settings(target: Target, payloads: Payloads) -> dict[str, Any]:
         "sticky.partitioning.linger.ms": 10,
         "delivery.report.only.error": False,
         "allow.auto.create.topics": mock_brokers > 0,  # whose topics nobody else can make
+        **_transactional(target, payloads),
     }
+
+
+def _transactional(target: Target, payloads: Payloads) -> dict[str, Any]:
+    if not is_transactional(target.settings):
+        return {}
+    timeout_ms = transaction_timeout_ms(target.settings)
+    # A message may not be tried for longer than its transaction may last.
+    return {
+        "transactional.id": transactional_id(target, payloads.producer),
+        "transaction.timeout.ms": timeout_ms,
+        "message.timeout.ms": min(MESSAGE_TIMEOUT_MS, timeout_ms),
+    }
+
+
+def _partitioner(target: Target, payloads: Payloads) -> Partitioner | None:
+    """What names the partitions where librdkafka has no partitioner for it; else its own one chooses (None)."""
+    name = target.settings["partitioner"]
+    if name not in {"round_robin", "explicit"}:
+        return None
+    keys = key_table(payloads.message.keys) if payloads.message.keys else None
+    return Partitioner(name, payloads, keys, target.settings["partitions"])
 
 
 class ConfluentProducer:
@@ -84,6 +116,7 @@ class ConfluentProducer:
         self._is_idempotent = bool(target.settings["enable_idempotence"])
         self._mean_bytes = int(payloads.mean_size_bytes) + (KEY_BYTES if payloads.message.keys else 0)
         self._buffer_bytes: int = target.settings["buffer_memory"]
+        self._partitioner = _partitioner(target, payloads)
         self._outstanding = 0
         self._unsent: deque[dict[str, Any]] = deque()
         # Written by the polling thread, taken by ours; appends and pops of a deque are atomic.
@@ -109,6 +142,12 @@ class ConfluentProducer:
 
     def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Hand the messages over in one call."""
+        messages = self._messages(first_seq, intended_ns, sent_ns)
+        self._outstanding += len(messages)
+        self._produce(messages)
+
+    def _messages(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> list[dict[str, Any]]:
+        """The messages as confluent-kafka takes them."""
         flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
         data = flat.tobytes()
         messages: list[dict[str, Any]] = [{"value": data[begin:end]} for begin, end in pairwise(offsets.tolist())]
@@ -116,13 +155,20 @@ class ConfluentProducer:
         if indices is not None:
             for message, key in zip(messages, indices.tolist(), strict=True):
                 message["key"] = key.to_bytes(KEY_BYTES, "big")
-        self._outstanding += len(messages)
-        self._produce(messages)
+        places = None if self._partitioner is None else self._partitioner.places(first_seq, len(messages), indices)
+        if places is not None:
+            for message, partition in zip(messages, places.tolist(), strict=True):
+                message["partition"] = partition
+        return messages
 
     def _produce(self, messages: list[dict[str, Any]]) -> None:
         """Queue what librdkafka takes; the rest waits here, and leaves no room meanwhile."""
+        for partition, placed in by_partition(messages):
+            self._produce_to(partition, placed)
+
+    def _produce_to(self, partition: int, messages: list[dict[str, Any]]) -> None:
         try:
-            queued = self._client.produce_batch(self._topic, messages, on_delivery=self._delivered)
+            queued = self._client.produce_batch(self._topic, messages, partition, on_delivery=self._delivered)
         except BufferError:
             queued = 0
         if queued == len(messages):
@@ -202,6 +248,19 @@ class ConfluentProducer:
             self._client.flush(_CLOSE_S)
         except KafkaException:
             return
+
+
+def by_partition(messages: list[dict[str, Any]]) -> Iterable[tuple[int, list[dict[str, Any]]]]:
+    """The messages of each partition that was named (−1: none), each in their order.
+
+    A call for each is needed: confluent-kafka 2.16 documents a partition in a message's own dict, and ignores it.
+    """
+    if not messages or "partition" not in messages[0]:
+        return [(-1, messages)]
+    placed: dict[int, list[dict[str, Any]]] = {}
+    for message in messages:
+        placed.setdefault(message["partition"], []).append(message)
+    return placed.items()
 
 
 def _sequence_numbers(values: list[bytes]) -> Int64:

@@ -33,9 +33,8 @@ class SelectDriver(DriverInfo):
         return SelectProducer(target, payloads)
 
     def consumer(self, target: Target, index: int, count: int) -> SelectConsumer:
-        """Connect a consumer; all `count` of them share the one queue."""
-        del count
-        return SelectConsumer(target, index)
+        """Connect a consumer; all `count` of them share the subscriber's queues."""
+        return SelectConsumer(target, index, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,8 @@ class BlockingDriver(DriverInfo):
         return BlockingProducer(target, payloads)
 
     def consumer(self, target: Target, index: int, count: int) -> BlockingConsumer:
-        """Connect a consumer; all `count` of them share the one queue."""
-        del count
-        return BlockingConsumer(target, index)
+        """Connect a consumer; all `count` of them share the subscriber's queues."""
+        return BlockingConsumer(target, index, count)
 
 
 SELECT_DRIVER = SelectDriver("pika", "rabbitmq", "client")

@@ -12,54 +12,66 @@ import numpy as np
 from loadgen.driver import Received
 from loadgen.drivers.client.pika_loop import LOST, SelectLoop
 from loadgen.drivers.rabbitmq_admin import connect, describe
+from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
 from loadgen.errors import BrokerError, LoadgenError, TrialError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.driver import Target
 
 
 class Inbox:
-    """The messages that callbacks have brought and `receive` has not handed out yet."""
+    """The messages that callbacks have brought and `receive` has not handed out yet, of each queue in its order.
 
-    def __init__(self) -> None:
-        self._bodies: list[bytes] = []
-        self._redelivered: list[bool] = []
+    Args:
+        numbers: the number of each queue by the tag of its consumer.
+    """
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = numbers
+        self._waiting: dict[int, list[tuple[bytes, bool]]] = {}
         self._read_ns = 0
 
     def __bool__(self) -> bool:
-        return bool(self._bodies)
+        return bool(self._waiting)
 
     def on_message(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         """Pika's callback for each message."""
-        if not self._bodies:
+        if not self._waiting:
             self._read_ns = time.monotonic_ns()
-        self._bodies.append(body)
-        self._redelivered.append(method.redelivered)
+        number = self._numbers[method.consumer_tag]
+        self._waiting.setdefault(number, []).append((body, method.redelivered))
 
-    def hand_out(self) -> Received:
-        """All messages as one batch; the inbox is empty afterwards."""
-        sizes = np.array([len(body) for body in self._bodies])
-        received = Received(
-            buffer=np.frombuffer(b"".join(self._bodies), np.uint8),
+    def hand_out(self) -> list[Received]:
+        """All messages, as one batch of each queue; the inbox is empty afterwards."""
+        waiting, self._waiting = self._waiting, {}
+        return [self._received(number, messages) for number, messages in waiting.items()]
+
+    def _received(self, number: int, messages: list[tuple[bytes, bool]]) -> Received:
+        bodies, redelivered = zip(*messages, strict=True)
+        sizes = np.array([len(body) for body in bodies])
+        return Received(
+            buffer=np.frombuffer(b"".join(bodies), np.uint8),
             starts=np.cumsum(sizes) - sizes,
             sizes=int(sizes[0]) if (sizes == sizes[0]).all() else sizes,
-            source=0,
+            source=number,
             read_ns=self._read_ns,
             parsed_ns=time.monotonic_ns(),
-            redelivered=np.array(self._redelivered) if any(self._redelivered) else None,
+            redelivered=np.array(redelivered) if any(redelivered) else None,
         )
-        self._bodies, self._redelivered = [], []
-        return received
 
 
 class _PikaConsumer(ABC):
     """What both consumers share: the inbox, and acks when they are due."""
 
-    def __init__(self, target: Target, index: int) -> None:
+    def __init__(self, target: Target, index: int, count: int) -> None:
         self._endpoint = target.endpoint
-        self._target, self._tag = target, f"loadgen-{index}"
-        self._inbox = Inbox()
+        self._target = target
+        queues = Topology(target).read_by(index, count)
+        self._queues = {f"loadgen-{index}-{number}": queue for number, queue in queues.items()}
+        self._inbox = Inbox(dict(zip(self._queues, queues, strict=True)))
         self._acks = Acks(target)
         self._channel: Any = None
 
@@ -81,12 +93,12 @@ class _PikaConsumer(ABC):
         if not self._inbox:
             return []
         received = self._inbox.hand_out()
-        self._acks.handed += len(received.starts)
-        return [received]
+        self._acks.handed += sum(len(each.starts) for each in received)
+        return received
 
-    def settle(self) -> None:
+    def settle(self, count: int | None = None) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
-        self._acknowledge(self._acks.settle())
+        self._acknowledge(self._acks.settle(count))
 
     def close(self) -> None:
         """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
@@ -119,8 +131,8 @@ class _PikaConsumer(ABC):
 class SelectConsumer(_PikaConsumer):
     """Consumes through SelectConnection."""
 
-    def __init__(self, target: Target, index: int) -> None:
-        super().__init__(target, index)
+    def __init__(self, target: Target, index: int, count: int) -> None:
+        super().__init__(target, index, count)
         self._loop = SelectLoop(target.endpoint, target.settings["heartbeat"])
         self._channel = self._loop.channel
         self._channel.add_on_cancel_callback(lambda _frame: self._loop.fail(self._cancelled_text()))
@@ -129,14 +141,15 @@ class SelectConsumer(_PikaConsumer):
         try:
             self._channel.basic_qos(prefetch_count=target.settings["prefetch"], callback=limited.append)
             self._loop.wait_for(lambda: bool(limited), "a prefetch limit")
-            self._channel.basic_consume(
-                target.name,
-                self._inbox.on_message,
-                auto_ack=not self._acks.is_manual,
-                consumer_tag=self._tag,
-                callback=started.append,
-            )
-            self._loop.wait_for(lambda: bool(started), "a consumer")
+            for tag, queue in self._queues.items():
+                self._channel.basic_consume(
+                    queue,
+                    self._inbox.on_message,
+                    auto_ack=not self._acks.is_manual,
+                    consumer_tag=tag,
+                    callback=started.append,
+                )
+            self._loop.wait_for(lambda: len(started) == len(self._queues), "a consumer")
         except TrialError as error:
             self._loop.close()
             raise BrokerError(str(error)) from None
@@ -151,20 +164,18 @@ class SelectConsumer(_PikaConsumer):
 class BlockingConsumer(_PikaConsumer):
     """Consumes through BlockingConnection."""
 
-    def __init__(self, target: Target, index: int) -> None:
-        super().__init__(target, index)
+    def __init__(self, target: Target, index: int, count: int) -> None:
+        super().__init__(target, index, count)
         self._cancelled = False
         self._connection = connect(target.endpoint, target.settings["heartbeat"])
         try:
             self._channel = self._connection.channel()
             self._channel.add_on_cancel_callback(self._on_cancelled)
             self._channel.basic_qos(prefetch_count=target.settings["prefetch"])
-            self._channel.basic_consume(
-                target.name,
-                self._inbox.on_message,
-                auto_ack=not self._acks.is_manual,
-                consumer_tag=self._tag,
-            )
+            for tag, queue in self._queues.items():
+                self._channel.basic_consume(
+                    queue, self._inbox.on_message, auto_ack=not self._acks.is_manual, consumer_tag=tag
+                )
         except LOST as error:
             self._close()
             raise BrokerError(describe(target.endpoint, error)) from None

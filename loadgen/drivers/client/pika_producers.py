@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pika import exceptions
 from loadgen.driver import Settled
 from loadgen.drivers.client.pika_loop import LOST, SelectLoop
 from loadgen.drivers.rabbitmq_admin import connect, describe
+from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.drivers.wire.amqp_frames import Unconfirmed, settle_confirms
 from loadgen.drivers.wire.amqp_producer import MAX_BATCH_BYTES, NACK, poll_while, seq_of
 from loadgen.errors import BrokerError, TrialError
@@ -27,15 +28,26 @@ if TYPE_CHECKING:
 UNCONFIRMED_BATCH_MSGS = 100  # how many a producer without confirms is given at once
 
 
-def _properties(target: Target) -> pika.BasicProperties:
-    return pika.BasicProperties(delivery_mode=2 if target.settings["persistent"] else 1)
+class _Messages:
+    """A producer's messages as pika wants them: exchange and properties, routing keys and bodies as objects."""
 
+    def __init__(self, target: Target, payloads: Payloads) -> None:
+        self._payloads = payloads
+        self._routes = Topology(target).routes(payloads)
+        self.exchange = self._routes.exchange
+        headers = self._routes.headers
+        self.properties = pika.BasicProperties(
+            delivery_mode=2 if target.settings["persistent"] else 1, headers=None if headers is None else dict(headers)
+        )
 
-def _bodies(payloads: Payloads, first_seq: int, intended_ns: Int64, sent_ns: int) -> Iterator[bytes]:
-    """The messages first_seq …, each as the bytes object that pika wants."""
-    flat, offsets = payloads.pack(first_seq, intended_ns, sent_ns)
-    whole, bounds = flat.tobytes(), offsets.tolist()
-    return (whole[begin:end] for begin, end in pairwise(bounds))
+    def of(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> Iterator[tuple[str, bytes]]:
+        """Routing key and body of messages first_seq …."""
+        flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
+        whole, bounds = flat.tobytes(), offsets.tolist()
+        bodies = (whole[begin:end] for begin, end in pairwise(bounds))
+        rows = self._routes.rows(self._payloads, first_seq, len(intended_ns))
+        keys = repeat(self._routes.text()) if rows is None else map(self._routes.text, rows.tolist())
+        return zip(keys, bodies, strict=False)  # the one key never ends
 
 
 class SelectProducer:
@@ -43,7 +55,7 @@ class SelectProducer:
 
     def __init__(self, target: Target, payloads: Payloads) -> None:
         settings = target.settings
-        self._queue, self._payloads, self._properties = target.name, payloads, _properties(target)
+        self._messages = _Messages(target, payloads)
         self._mandatory = settings["mandatory"]
         self._unconfirmed = Unconfirmed(settings["confirm_window"]) if settings["confirms"] else None
         self._batch_msgs = max(1, min(UNCONFIRMED_BATCH_MSGS, int(MAX_BATCH_BYTES / payloads.mean_size_bytes)))
@@ -77,10 +89,11 @@ class SelectProducer:
         """Publish each message; pika writes them at once as far as the socket takes them."""
         if self._seq_of_tag_0 is None:
             self._seq_of_tag_0 = first_seq - 1
-        publish, properties, queue = self._loop.channel.basic_publish, self._properties, self._queue
+        publish, messages = self._loop.channel.basic_publish, self._messages
+        exchange, properties = messages.exchange, messages.properties
         try:
-            for body in _bodies(self._payloads, first_seq, intended_ns, sent_ns):
-                publish("", queue, body, properties, mandatory=self._mandatory)
+            for key, body in messages.of(first_seq, intended_ns, sent_ns):
+                publish(exchange, key, body, properties, mandatory=self._mandatory)
         except LOST as error:
             self._loop.pump(0, lambda: True)  # tells the broker's reason, if there is one
             raise TrialError(describe(self._loop.endpoint, error)) from None
@@ -142,7 +155,7 @@ class BlockingProducer:
     def __init__(self, target: Target, payloads: Payloads) -> None:
         settings = target.settings
         self._endpoint = target.endpoint
-        self._queue, self._payloads, self._properties = target.name, payloads, _properties(target)
+        self._messages = _Messages(target, payloads)
         self._mandatory = settings["mandatory"]
         self._confirms = settings["confirms"]
         self._batch_msgs = 1 if self._confirms else UNCONFIRMED_BATCH_MSGS
@@ -166,11 +179,13 @@ class BlockingProducer:
 
     def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Publish each message; with confirms this waits for the broker's answer."""
-        bodies = _bodies(self._payloads, first_seq, intended_ns, sent_ns)
-        for seq, body in enumerate(bodies, first_seq):
+        messages = self._messages
+        for seq, (key, body) in enumerate(messages.of(first_seq, intended_ns, sent_ns), first_seq):
             failure = None
             try:
-                self._channel.basic_publish("", self._queue, body, self._properties, mandatory=self._mandatory)
+                self._channel.basic_publish(
+                    messages.exchange, key, body, messages.properties, mandatory=self._mandatory
+                )
             except exceptions.NackError:
                 failure = NACK
             except exceptions.UnroutableError as error:

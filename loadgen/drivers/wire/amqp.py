@@ -29,9 +29,8 @@ class AmqpDriver(DriverInfo):
         return AmqpProducer(target, payloads)
 
     def consumer(self, target: Target, index: int, count: int) -> AmqpConsumer:
-        """Connect a consumer; all `count` of them share the one queue."""
-        del count
-        return AmqpConsumer(target, index)
+        """Connect a consumer; all `count` of them share the subscriber's queues."""
+        return AmqpConsumer(target, index, count)
 
 
 DRIVER = AmqpDriver("amqp", "rabbitmq", "wire")

@@ -23,9 +23,9 @@ class Acks:
         """Whether settled messages wait for their acknowledgement."""
         return self.is_manual and self._settled > self._acked
 
-    def settle(self) -> list[int]:
-        """All that was handed out is processed: the tags to acknowledge now, each with `multiple`."""
-        self._settled = self.handed
+    def settle(self, count: int | None = None) -> list[int]:
+        """All that was handed out, or `count` more, is processed: the tags to acknowledge now, each with `multiple`."""
+        self._settled = self.handed if count is None else min(self.handed, self._settled + count)
         if not self.is_manual or self._settled - self._acked < self._every:
             return []
         due = list(range(self._acked + self._every, self._settled + 1, self._every))

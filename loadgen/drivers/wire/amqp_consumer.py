@@ -1,23 +1,28 @@
-"""Receives from one queue and acknowledges by the batch."""
+"""Receives from its queues and acknowledges by the batch."""
 
 from __future__ import annotations
 
 import contextlib
 import struct
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pika import spec
 
 from loadgen.driver import Received
+from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
 from loadgen.drivers.wire.amqp_connection import Connection
-from loadgen.drivers.wire.amqp_deliveries import DeliveryParser
+from loadgen.drivers.wire.amqp_deliveries import DeliveryParser, numbered_tag
 from loadgen.drivers.wire.amqp_frames import CHANNEL, encode
 from loadgen.errors import LoadgenError, TrialError
 
 if TYPE_CHECKING:
-    from loadgen.driver import Target
+    from collections.abc import Sequence
+
+    from loadgen.driver import Bool, Target
     from loadgen.drivers.wire.amqp_deliveries import Deliveries
 
 _ACK_END = struct.Struct(">QBB")
@@ -25,26 +30,45 @@ _ACK_HEAD = encode(spec.Basic.Ack(), CHANNEL)[: -_ACK_END.size]
 
 
 class AmqpConsumer:
-    """One consumer of the target's queue; acknowledges after processing, or has the broker do so on delivery.
+    """Consumer `index` of `count`; acknowledges after processing, or has the broker do so on delivery.
 
-    An ack with `multiple` is sent for each `ack_every` settled messages, and for the rest when idle.
+    Of several queues it reads its share on one channel, each with a prefetch of its own. An ack with `multiple` is
+    sent for each `ack_every` settled messages, and for the rest when idle.
     """
 
-    def __init__(self, target: Target, index: int) -> None:
+    def __init__(self, target: Target, index: int, count: int) -> None:
         settings = target.settings
+        topology = Topology(target)
         self._acks = Acks(target)
         self._need_bytes = 1
         self._connection = Connection(target.endpoint, settings["heartbeat"])
-        self._parser = DeliveryParser(self._connection.handle)
-        consume = spec.Basic.Consume(
-            queue=target.name, consumer_tag=f"loadgen-{index}", no_ack=not self._acks.is_manual
-        )
+        self._parser = DeliveryParser(self._connection.handle, is_spread=topology.is_spread)
+        queues = topology.read_by(index, count)
+        tag = f"loadgen-{index}"
+        tags = {number: numbered_tag(tag, number) if topology.is_spread else tag for number in queues}
         try:
             self._connection.call(spec.Basic.Qos(prefetch_count=settings["prefetch"]), spec.Basic.QosOk)
-            self._connection.call(consume, spec.Basic.ConsumeOk)
+            self._consume([(tags[number], queue) for number, queue in queues.items()])
         except BaseException:
             self._connection.close()
             raise
+
+    def _consume(self, queues: Sequence[tuple[str, str]]) -> None:
+        """Begin with each queue under its tag; raises BrokerError where one is not there.
+
+        The answer for the last may come behind deliveries of the first: those of several queues are not waited for.
+        """
+        has_several = len(queues) > 1
+        for _, queue in queues if has_several else ():
+            self._connection.call(spec.Queue.Declare(queue=queue, passive=True), spec.Queue.DeclareOk)
+        for tag, queue in queues:
+            consume = spec.Basic.Consume(
+                queue=queue, consumer_tag=tag, no_ack=not self._acks.is_manual, nowait=has_several
+            )
+            if has_several:
+                self._connection.write_small(encode(consume))
+            else:
+                self._connection.call(consume, spec.Basic.ConsumeOk)
 
     @property
     def has_waiting(self) -> bool:
@@ -69,7 +93,7 @@ class AmqpConsumer:
                     found = self._parser.parse(connection.raw, connection.begin, connection.end)
                     connection.begin, self._need_bytes = self._parser.begin, self._parser.need_bytes
                     if found is not None:
-                        return [self._hand_out(found, read_ns)]
+                        return self._hand_out(found, read_ns)
                     connection.make_room(self._need_bytes)
                 has_new = False
             elif has_rest:
@@ -83,9 +107,9 @@ class AmqpConsumer:
             if timeout_s <= 0:
                 return []
 
-    def settle(self) -> None:
+    def settle(self, count: int | None = None) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
-        if due := self._acks.settle():
+        if due := self._acks.settle(count):
             self._acknowledge(due)
 
     def close(self) -> None:
@@ -95,22 +119,39 @@ class AmqpConsumer:
                 self._acknowledge(tags)
         self._connection.close()
 
-    def _hand_out(self, found: Deliveries, read_ns: int) -> Received:
+    def _hand_out(self, found: Deliveries, read_ns: int) -> list[Received]:
+        """What was found, as one batch of each queue."""
         acks = self._acks
         acks.handed += len(found.starts)
         if acks.handed != found.last_tag:
             raise TrialError(f"rabbitmq gave delivery tag {found.last_tag} to delivery {acks.handed}")
-        return Received(
+        source = 0 if found.sources is None else int(found.sources[0])
+        whole = Received(
             buffer=self._connection.buffer,
             starts=found.starts,
             sizes=found.sizes,
-            source=0,
+            source=source,
             read_ns=read_ns,
             parsed_ns=time.monotonic_ns(),
             redelivered=found.redelivered,
         )
+        if found.sources is None or (found.sources == source).all():
+            return [whole]
+        return [_of_queue(whole, number, found.sources == number) for number in np.unique(found.sources).tolist()]
 
     def _acknowledge(self, tags: list[int]) -> None:
         """One ack with `multiple` for each of these tags, all in one write."""
         end = spec.FRAME_END
         self._connection.write_small(b"".join([_ACK_HEAD + _ACK_END.pack(tag, 1, end) for tag in tags]))
+
+
+def _of_queue(whole: Received, number: int, which: Bool) -> Received:
+    """The messages of one queue, of a batch of several."""
+    redelivered = None if whole.redelivered is None else whole.redelivered[which]
+    return replace(
+        whole,
+        starts=whole.starts[which],
+        sizes=whole.sizes if isinstance(whole.sizes, int) else whole.sizes[which],
+        source=number,
+        redelivered=redelivered if redelivered is not None and redelivered.any() else None,
+    )

@@ -3,6 +3,9 @@
 A delivery is three kinds of frames: method, header, bodies. The first one is read by a general walk, which learns
 the bytes that are the same in every delivery of this consumer; from then on a delivery is recognised by comparing
 those bytes, and as many as follow with the same size are compared at once, as rows of 64-bit words.
+
+Where a consumer reads several queues or messages of many routing keys, the keys are not compared, and the consumer tag
+ends in the queue's number (`numbered_tag`), which is read from every delivery.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from loadgen.drivers.wire.amqp_frames import CHANNEL, FRAME_END, FRAME_HEAD, MAX
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -31,31 +34,50 @@ _WORD_BYTES = 8
 _INDEX = struct.Struct(">I")
 _TAG = struct.Struct(">QB")
 _SIZE = struct.Struct(">Q")
+_NUMBER_BYTES = 2  # of a queue, as hexadecimal digits at the end of a consumer tag
+_NUMBERS = np.zeros(1 << 16, np.int64)  # by both digits as one number
+_NUMBERS[[int.from_bytes(b"%02x" % number, "big") for number in range(256)]] = np.arange(256)
 _FRAME_TYPES = frozenset((spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT))
+
+
+def numbered_tag(tag: str, number: int) -> str:
+    """The consumer tag for a queue of this number (0 … 255), where one channel consumes from several."""
+    return f"{tag}-{number:02x}"
 
 
 @dataclass(slots=True)
 class Deliveries:
-    """What one pass found: n complete messages and the delivery tag of the last one."""
+    """What one pass found: n complete messages and the delivery tag of the last one.
+
+    `sources` are the numbers of the queues that they came from (int64[n]), None where consumer tags hold none.
+    """
 
     starts: Int64
     sizes: Int64 | int
     redelivered: Bool | None
     last_tag: int
+    sources: Int64 | None = None
 
 
 class _Likeness:
-    """The bytes that all deliveries of one consumer share, and where the others stand in a row."""
+    """The bytes that all deliveries of one consumer share, and where the others stand in a row.
 
-    def __init__(self, delivery: bytes, tag_at: int, size_at: int, body_at: int) -> None:
+    `varying` are places (first, end) that may differ beside delivery tag, redelivered flag, size and body.
+    """
+
+    def __init__(
+        self, delivery: bytes, tag_at: int, size_at: int, body_at: int, varying: Sequence[tuple[int, int]]
+    ) -> None:
         self.tag_at, self.size_at, self.body_at = tag_at, size_at, body_at
         self.size = self.last_size = -1
         self.row_bytes = MAX_FRAME_BYTES
-        self._before_tag = delivery[:tag_at]
-        self._before_size = delivery[tag_at + _TAG.size : size_at]
-        self._before_body = delivery[size_at + _SIZE.size : body_at - _HEAD_BYTES]
-        self._size_end = size_at + _SIZE.size
+        self._varying = varying
+        self._delivery = delivery
         self._body_head_at = body_at - _HEAD_BYTES
+        holes = sorted([(tag_at, tag_at + _TAG.size), (size_at, size_at + _SIZE.size), *varying])
+        begins = [0, *(end for _, end in holes)]
+        ends = [*(begin for begin, _ in holes), self._body_head_at]
+        self._constants = [(begin, delivery[begin:end]) for begin, end in zip(begins, ends, strict=True) if begin < end]
         # Words of a row begin up to eight bytes early, in the end mark of the frame before, so that they end with
         # the last byte before the body.
         self._early = 8 - body_at % 8
@@ -66,12 +88,9 @@ class _Likeness:
 
     def size_of(self, raw: bytearray, at: int) -> int:
         """The body size of the delivery at `at` if it is of this likeness with one body frame, else -1."""
-        if not (
-            raw.startswith(self._before_tag, at)
-            and raw.startswith(self._before_size, at + self.tag_at + _TAG.size)
-            and raw.startswith(self._before_body, at + self._size_end)
-        ):
-            return -1
+        for place, constant in self._constants:
+            if not raw.startswith(constant, at + place):
+                return -1
         (size,) = _SIZE.unpack_from(raw, at + self.size_at)
         if size == self.size:
             return size if raw.startswith(self._body_head, at + self._body_head_at) else -1
@@ -115,10 +134,13 @@ class _Likeness:
         self.size = size
         self.row_bytes = self.body_at + size + 1
         self._body_head = FRAME_HEAD.pack(spec.FRAME_BODY, CHANNEL, size)
-        row = self._before_tag + bytes(_TAG.size) + self._before_size + _SIZE.pack(size)
-        row += self._before_body + self._body_head
+        row = bytearray(self._delivery[: self._body_head_at] + self._body_head)
+        row[self.tag_at : self.tag_at + _TAG.size] = bytes(_TAG.size)
+        row[self.size_at : self.size_at + _SIZE.size] = _SIZE.pack(size)
         mask = bytearray(b"\xff" * len(row))
         mask[self.tag_at : self.tag_at + _TAG.size - 1] = bytes(_TAG.size - 1)
+        for begin, end in self._varying:
+            row[begin:end] = mask[begin:end] = bytes(end - begin)
         self._words = self._as_words(row, FRAME_END)
         self._mask = self._as_words(mask, 0xFF)
         mask[self.tag_at + _TAG.size - 1] = 0xFE
@@ -132,18 +154,22 @@ class _Likeness:
 class DeliveryParser:
     """Finds the deliveries of one consumer in its buffer; every other frame goes to `handle`.
 
+    Where `is_spread`, deliveries may differ in their routing keys, and consumer tags are numbered (`numbered_tag`).
+
     After a pass `begin` is where the first byte stands that has not been parsed, and `need_bytes` how many there must
     be from there on for another pass to be of use.
     """
 
-    def __init__(self, handle: Callable[[Frame], None]) -> None:
+    def __init__(self, handle: Callable[[Frame], None], *, is_spread: bool = False) -> None:
         self._handle = handle
+        self._is_spread = is_spread
         self._likeness: _Likeness | None = None
         self.begin = self._need_end = 0
         self.need_bytes = 1
         # What one pass has found so far: (first start, distance, count, size) of each run.
         self._runs: list[tuple[int, int, int, int]] = []
         self._flags: list[tuple[int, Bool | bool]] = []  # (how many messages before, flags) where any is set
+        self._numbers: list[tuple[int, int, int]] = []  # (place of the queue's number, distance, count) of each run
         self._last_tag = 0
 
     def parse(self, raw: bytearray, begin: int, end: int) -> Deliveries | None:
@@ -160,10 +186,12 @@ class DeliveryParser:
             if begin == end:
                 self.begin, self.need_bytes = begin, _HEAD_BYTES + 1
                 starts = np.arange(first, end, like.row_bytes)
-                return Deliveries(starts, like.size, None, self._last_tag)
+                self._numbers = [(first - like.body_at + like.tag_at, like.row_bytes, found)]
+                return Deliveries(starts, like.size, None, self._last_tag, self._sources(raw))
             self._runs, self._flags = [(first, like.row_bytes, found, like.size)], []
+            self._numbers = [(first - like.body_at + like.tag_at, like.row_bytes, found)]
         else:
-            self._runs, self._flags = [], []
+            self._runs, self._flags, self._numbers = [], [], []
         self.begin = begin
         while end - self.begin > _HEAD_BYTES:
             count = self._next_run(raw, end, found)
@@ -171,7 +199,7 @@ class DeliveryParser:
                 break
             found += count
         self.need_bytes = max(_HEAD_BYTES + 1, self._need_end - self.begin)
-        return self._collect(found) if found else None
+        return self._collect(raw, found) if found else None
 
     def _next_run(self, raw: bytearray, end: int, found: int) -> int:
         """Take the next run of deliveries or one other frame; how many deliveries, -1 if incomplete."""
@@ -195,6 +223,7 @@ class DeliveryParser:
         last = at + (count - 1) * row_bytes
         self._last_tag, bits = _TAG.unpack_from(raw, last + like.tag_at)
         self._runs.append((at + like.body_at, row_bytes, count, size))
+        self._numbers.append((at + like.tag_at, row_bytes, count))
         self.begin = last + row_bytes
         if flags is not None:
             self._flags.append((found, flags))
@@ -245,7 +274,8 @@ class DeliveryParser:
         start = pieces[0][0] if pieces else header_end
         if len(pieces) == 1 and header_at == method_end and start == header_end + _HEAD_BYTES:
             size_at = header_at + _HEAD_BYTES + 4
-            self._likeness = _Likeness(bytes(raw[at:start]), tag_at - at, size_at - at, start - at)
+            varying = self._varying(raw, at, tag_at) if self._is_spread else ()
+            self._likeness = _Likeness(bytes(raw[at:start]), tag_at - at, size_at - at, start - at, varying)
         filled = start
         for first, last in pieces:
             if first != filled:
@@ -254,8 +284,27 @@ class DeliveryParser:
         if bits & 1:
             self._flags.append((found, True))
         self._runs.append((start, size, 1, size))
+        self._numbers.append((tag_at, size, 1))
         self.begin = body_end
         return 1
+
+    @staticmethod
+    def _varying(raw: bytearray, at: int, tag_at: int) -> tuple[tuple[int, int], ...]:
+        """Where the queue's number and the routing key stand in the delivery at `at`, counted from there."""
+        exchange_at = tag_at + _TAG.size
+        key_at = exchange_at + 1 + raw[exchange_at]
+        return (tag_at - _NUMBER_BYTES - at, tag_at - at), (key_at + 1 - at, key_at + 1 + raw[key_at] - at)
+
+    def _sources(self, raw: bytearray) -> Int64 | None:
+        """The number of the queue of each message found; it stands before the delivery tag."""
+        if not self._is_spread:
+            return None
+        digits = [
+            np.ndarray((count,), ">u2", raw, place - _NUMBER_BYTES, (distance,))
+            for place, distance, count in self._numbers
+        ]
+        sources: Int64 = _NUMBERS[np.concatenate(digits)]
+        return sources
 
     def _content_frame(self, raw: bytearray, at: int, end: int, kind: int) -> tuple[int, int] | None:
         """The next frame of the content being read; frames of the connection may stand before it."""
@@ -285,7 +334,7 @@ class DeliveryParser:
             raise TrialError("rabbitmq sent a frame without its end mark; the connection cannot be trusted")
         return int(frame_end)
 
-    def _collect(self, found: int) -> Deliveries:
+    def _collect(self, raw: bytearray, found: int) -> Deliveries:
         runs = self._runs
         sizes: Int64 | int = runs[0][3]
         if len(runs) == found:
@@ -299,7 +348,7 @@ class DeliveryParser:
             redelivered = np.zeros(found, np.bool_)
             for place, flags in self._flags:
                 redelivered[place : place + (1 if isinstance(flags, bool) else len(flags))] = flags
-        return Deliveries(starts, sizes, redelivered, self._last_tag)
+        return Deliveries(starts, sizes, redelivered, self._last_tag, self._sources(raw))
 
 
 def decode(encoded: bytearray) -> Frame:

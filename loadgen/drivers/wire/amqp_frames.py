@@ -1,8 +1,9 @@
 """AMQP 0-9-1 bytes in bulk: publishes as rows of one matrix, confirms and deliveries parsed as rows of another.
 
-Every publish to one queue with bodies of one size has the same length and differs only in its body, and so nearly do
-the deliveries of one consumer (delivery tag, redelivered flag and body) and all single confirms (tag, flag). Hence
-the hot frames are byte matrices; pika's codec makes the templates, and reads every frame that is not hot.
+Every publish to one exchange with bodies of one size has the same length (routing keys are of one length) and differs
+only in routing key and body, and so nearly do the deliveries of one consumer (delivery tag, redelivered flag and body)
+and all single confirms (tag, flag). Hence the hot frames are byte matrices; pika's codec makes the templates, and reads
+every frame that is not hot.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
     from loadgen.driver import Bool, Int64, UInt8
+    from loadgen.drivers.rabbitmq_topology import Routes
     from loadgen.payload import Payloads
 
 CHANNEL = 1
@@ -37,14 +39,44 @@ def encode(method: Any, channel: int = CHANNEL) -> bytes:
     return encoded
 
 
+class PublishHead:
+    """The method and header frames of one producer's publishes: alike but for routing key and body size."""
+
+    def __init__(self, routes: Routes, *, persistent: bool, mandatory: bool) -> None:
+        self.routes = routes
+        publish = spec.Basic.Publish(exchange=routes.exchange, routing_key=routes.text(), mandatory=mandatory)
+        self._method = encode(publish)
+        self._properties = spec.BasicProperties(
+            delivery_mode=2 if persistent else 1, headers=None if routes.headers is None else dict(routes.headers)
+        )
+        # Behind the frame's head, the method's index, a short that means nothing, and the exchange: all but the key.
+        self.key_at = FRAME_HEAD.size + 4 + 2 + 1 + len(routes.exchange.encode()) + 1
+        self.key_bytes = routes.keys.shape[1]
+
+    def frames(self, size_bytes: int) -> bytes:
+        """For a body of so many bytes, with the first routing key."""
+        header: bytes = frame.Header(CHANNEL, size_bytes, self._properties).marshal()
+        return self._method + header
+
+    def pieces(self) -> tuple[bytes, bytes, bytes]:
+        """What stands before the routing key, between key and body size, and behind that."""
+        whole = self.frames(0)
+        size_at = len(self._method) + FRAME_HEAD.size + 4  # behind class and weight
+        return (
+            whole[: self.key_at],
+            whole[self.key_at + self.key_bytes : size_at],
+            whole[size_at + _BODY_SIZE.size :],
+        )
+
+
 class PublishTemplate:
-    """Publishes of one fixed body size to one queue, as rows whose constant bytes are written once and for all.
+    """Publishes of one fixed body size to one exchange, as rows whose constant bytes are written once and for all.
 
     `row_bytes` is a whole publish: method, header and as many body frames as `frame_max` makes necessary.
     """
 
-    def __init__(self, head: bytes, size_bytes: int, frame_max: int, rows: int) -> None:
-        row = bytearray(head)
+    def __init__(self, head: PublishHead, size_bytes: int, frame_max: int, rows: int) -> None:
+        row = bytearray(head.frames(size_bytes))
         self._pieces: list[tuple[int, int, int]] = []  # (column of the row, first and last byte of the body)
         largest = frame_max - FRAME_OVERHEAD_BYTES
         for begin in range(0, size_bytes, largest):
@@ -52,14 +84,19 @@ class PublishTemplate:
             self._pieces.append((len(row) + FRAME_HEAD.size, begin, end))
             row += frame.Body(CHANNEL, bytes(end - begin)).marshal()
         self.row_bytes = len(row)
+        self._routes = head.routes
         self._matrix = np.tile(np.frombuffer(row, np.uint8), (rows, 1))
         self._flat = self._matrix.reshape(-1).data
+        self._keys = self._matrix[:, head.key_at : head.key_at + head.key_bytes]
         self._bodies = self._matrix[:, self._pieces[0][0] : self._pieces[0][0] + self._pieces[0][2]]
         self._scratch = np.empty((rows, size_bytes), np.uint8) if len(self._pieces) > 1 else None
 
     def fill(self, payloads: Payloads, first_seq: int, intended_ns: Int64, sent_ns: int) -> memoryview:
         """The frames of messages first_seq …; valid until the next call."""
         count = len(intended_ns)
+        routes = self._routes.rows(payloads, first_seq, count)
+        if routes is not None:
+            self._keys[:count] = self._routes.keys[routes]
         if self._scratch is None:
             payloads.write(self._bodies[:count], first_seq, intended_ns, sent_ns)
         else:
@@ -69,32 +106,26 @@ class PublishTemplate:
         return self._flat[: count * self.row_bytes]
 
 
-def publish_head(queue: str, size_bytes: int, *, persistent: bool, mandatory: bool) -> bytes:
-    """The method and header frames of one publish to the default exchange."""
-    method = encode(spec.Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory))
-    properties = spec.BasicProperties(delivery_mode=2 if persistent else 1)
-    header: bytes = frame.Header(CHANNEL, size_bytes, properties).marshal()
-    return method + header
-
-
 class PublishPacker:
     """Publishes of mixed sizes, one after the other: the correct path where rows are of different lengths."""
 
-    def __init__(self, queue: str, frame_max: int, *, persistent: bool, mandatory: bool) -> None:
-        head = publish_head(queue, 0, persistent=persistent, mandatory=mandatory)
-        # The body's size stands before the properties' flags (2 bytes), delivery mode (1) and the frame's end (1).
-        self._before, self._after = head[:-12], head[-4:]
+    def __init__(self, head: PublishHead, frame_max: int) -> None:
+        self._routes = head.routes
+        self._before, self._between, self._after = head.pieces()
+        self._first = self._before + head.routes.keys[0].tobytes() + self._between
         self._largest = frame_max - FRAME_OVERHEAD_BYTES
 
     def fill(self, payloads: Payloads, first_seq: int, intended_ns: Int64, sent_ns: int) -> memoryview:
         """The frames of messages first_seq …."""
         flat, offsets = payloads.pack(first_seq, intended_ns, sent_ns)
+        routes = self._routes.rows(payloads, first_seq, len(intended_ns))
+        rows = [0] * len(intended_ns) if routes is None else routes.tolist()
         bodies = flat.data
         end_mark = bytes([FRAME_END])
         pieces: list[bytes | memoryview] = []
-        bounds = offsets.tolist()
-        for begin, end in pairwise(bounds):
-            pieces += (self._before, _BODY_SIZE.pack(end - begin), self._after)
+        for row, (begin, end) in zip(rows, pairwise(offsets.tolist()), strict=True):
+            front = self._first if not row else self._before + self._routes.keys[row].tobytes() + self._between
+            pieces += (front, _BODY_SIZE.pack(end - begin), self._after)
             for first in range(begin, end, self._largest):
                 last = min(end, first + self._largest)
                 pieces += (

@@ -1,4 +1,4 @@
-"""Publishes batches to one queue and settles them by the broker's confirms."""
+"""Publishes batches to one exchange and settles them by the broker's confirms."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from pika import frame, spec
 
 from loadgen.driver import Settled
+from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.drivers.wire.amqp_connection import Connection
 from loadgen.drivers.wire.amqp_frames import (
+    PublishHead,
     PublishPacker,
     PublishTemplate,
     Unconfirmed,
     parse_confirms,
-    publish_head,
 )
 from loadgen.payload import SEQUENCE_BITS, STAMP, STAMP_BYTES
 
@@ -53,15 +54,15 @@ class AmqpProducer:
         self._seq_of_tag_0 = 0
         self._returned: list[Settled] = []
         self._return: _Return | None = None
-        how = {"persistent": settings["persistent"], "mandatory": settings["mandatory"]}
+        routes = Topology(target).routes(payloads)
+        head = PublishHead(routes, persistent=settings["persistent"], mandatory=settings["mandatory"])
         frame_max = self._connection.frame_max
         self._frames: PublishTemplate | PublishPacker
         if payloads.size_bytes is None:
-            self._frames = PublishPacker(target.name, frame_max, **how)
+            self._frames = PublishPacker(head, frame_max)
             self._rows = max(1, int(MAX_BATCH_BYTES / payloads.mean_size_bytes))
         else:
-            head = publish_head(target.name, payloads.size_bytes, **how)
-            self._rows = max(1, MAX_BATCH_BYTES // (len(head) + payloads.size_bytes))
+            self._rows = max(1, MAX_BATCH_BYTES // (len(head.frames(0)) + payloads.size_bytes))
             if self._unconfirmed is not None:
                 self._rows = min(self._rows, settings["confirm_window"])
             self._frames = PublishTemplate(head, payloads.size_bytes, frame_max, self._rows)

@@ -9,6 +9,7 @@ from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.wire.kafka_codecs import CODECS
 from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
 from loadgen.drivers.wire.kafka_producer import KafkaProducer
+from loadgen.drivers.wire.kafka_share import KafkaShareConsumer
 
 if TYPE_CHECKING:
     from loadgen.driver import Admin, Consumer, Producer, Target
@@ -31,7 +32,9 @@ class WireKafka(DriverInfo):
         return KafkaProducer(target, payloads)
 
     def consumer(self, target: Target, index: int, count: int) -> Consumer:
-        """Connect consumer `index` of `count`, which reads every count-th partition."""
+        """Connect consumer `index` of `count`, which reads every count-th partition, or join the share group."""
+        if target.settings["group"] == "share":
+            return KafkaShareConsumer(target)
         return KafkaConsumer(target, index, count)
 
 
@@ -39,6 +42,13 @@ DRIVER = WireKafka(
     name="kafka",
     broker="kafka",
     kind="wire",
-    capabilities=Capabilities(partitions=True, compression=CODECS, idempotence=True),
+    capabilities=Capabilities(
+        partitions=True,
+        compression=CODECS,
+        idempotence=True,
+        group_protocols=("static",),
+        transactions=True,
+        share_acquire_modes=("batch_optimized", "record_limit"),
+    ),
     send_bytes=256 << 10,
 )

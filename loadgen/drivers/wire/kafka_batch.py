@@ -185,11 +185,11 @@ class RowBuffer:
             values[:, :STAMP_BYTES] = stamps[part]
             payloads.write_bodies(values[:, STAMP_BYTES:], first_seq + part.start)
 
-    def fill_keyed(self, at: int, messages: UInt8, keys: UInt8) -> None:
-        """Write whole messages (uint8[n, size]) and keys from record `at` on."""
+    def fill_whole(self, at: int, messages: UInt8, keys: UInt8 | None) -> None:
+        """Write whole messages (uint8[n, size]) and keys, if they have any, from record `at` on."""
         for values, key_rows, part in self._parts(at, len(messages)):
             values[:] = messages[part]
-            if key_rows is not None:
+            if key_rows is not None and keys is not None:
                 key_rows[:] = keys[part]
 
 
@@ -211,6 +211,7 @@ class Identity:
     producer_id: int = -1
     epoch: int = -1
     sequence: int = -1
+    attributes: int = 0
 
 
 def seal(view: memoryview, end: int, count: int, time_ms: int, identity: Identity, codec: int = 0) -> memoryview:
@@ -218,7 +219,7 @@ def seal(view: memoryview, end: int, count: int, time_ms: int, identity: Identit
     _BODY.pack_into(
         view,
         CRC_FROM,
-        codec,
+        codec | identity.attributes,
         count - 1,
         time_ms,
         time_ms,

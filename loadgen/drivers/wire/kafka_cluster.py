@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
 from kio.schema.init_producer_id.v1.request import InitProducerIdRequest
@@ -17,11 +17,11 @@ from kio.schema.offset_commit.v7.request import (
 )
 from kio.schema.offset_fetch.v1.request import OffsetFetchRequest, OffsetFetchRequestTopic
 from kio.schema.types import BrokerId, GroupId, TopicName
-from kio.static.primitive import i32, i32Timedelta, i64
+from kio.static.primitive import i8, i32, i32Timedelta, i64
 
+from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_protocol import (
     Connection,
-    LinkError,
     check_versions,
     error_name,
     is_retriable,
@@ -37,12 +37,13 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 T = TypeVar("T")
+Coordinated = Literal["group", "transaction"]
 # A broker that was killed may register again only when its session has ended, after 9 s; then it recovers its logs.
 GIVE_UP_S = 30.0
 BACKOFF_S = 0.1  # as the Java client's retry.backoff.ms
 START_S = 5.0  # a topic just created has no leader yet; a refused connection at the start is told at once
 EARLIEST = i64(-2)
-_NO_TIMEOUT = i32Timedelta.parse(timedelta(minutes=1))  # of transactions, of which there are none
+_NO_TIMEOUT = i32Timedelta.parse(timedelta(minutes=1))  # of transactions, which such a producer has none of
 
 
 class Cluster:
@@ -132,7 +133,7 @@ class Cluster:
             raise LinkError(f"broker {node} is not in the metadata")
         return Connection(self.endpoint, *self.addresses[node])
 
-    def _until(self, what: str, attempt: Callable[[], T]) -> T:
+    def until(self, what: str, attempt: Callable[[], T]) -> T:
         """Repeat `attempt` while it fails by LinkError, but not for ever."""
         deadline = time.monotonic() + GIVE_UP_S
         while True:
@@ -143,7 +144,7 @@ class Cluster:
                     raise TrialError(f"kafka at {self.endpoint.address}: {what}: {error}") from None
             time.sleep(BACKOFF_S)
 
-    def _demand(self, what: str, code: int) -> None:
+    def demand(self, what: str, code: int) -> None:
         """Raise LinkError for an error that may pass, BrokerError for one that will not."""
         if code and is_retriable(code):
             raise LinkError(error_name(code))
@@ -152,22 +153,22 @@ class Cluster:
 
     def producer_id(self) -> tuple[int, int]:
         """A fresh producer id and epoch."""
-        return self._until("no producer id", self.ask_producer_id)
+        return self.until("no producer id", self.ask_producer_id)
 
     def ask_producer_id(self) -> tuple[int, int]:
         """The same without patience: LinkError if there is none now."""
         answer = self._call_any(InitProducerIdRequest(transactional_id=None, transaction_timeout=_NO_TIMEOUT))
-        self._demand("no producer id", answer.error_code)
+        self.demand("no producer id", answer.error_code)
         return int(answer.producer_id), int(answer.producer_epoch)
 
-    def coordinator(self, group: str) -> Connection:
-        """A connection to the coordinator of a consumer group."""
-        return self._until(f"no coordinator for group {group}", lambda: self.ask_coordinator(group))
+    def coordinator(self, key: str, kind: Coordinated = "group") -> Connection:
+        """A connection to the coordinator of a consumer group, or of a transactional id."""
+        return self.until(f"no coordinator for {kind} {key}", lambda: self.ask_coordinator(key, kind))
 
-    def ask_coordinator(self, group: str) -> Connection:
+    def ask_coordinator(self, key: str, kind: Coordinated = "group") -> Connection:
         """The same without patience: LinkError if there is none now."""
-        answer = self._call_any(FindCoordinatorRequest(key=group))
-        self._demand(f"no coordinator for group {group}", answer.error_code)
+        answer = self._call_any(FindCoordinatorRequest(key=key, key_type=i8(kind == "transaction")))
+        self.demand(f"no coordinator for {kind} {key}", answer.error_code)
         return Connection(self.endpoint, answer.host, int(answer.port))
 
     def _call_any(self, request: RequestPayload) -> Any:
@@ -192,12 +193,12 @@ class Cluster:
             answer = connection.call(OffsetFetchRequest(group_id=GroupId(group), topics=(topic,)))
             found = {}
             for each in answer.topics[0].partitions:
-                self._demand(f"no committed offsets of group {group}", each.error_code)
+                self.demand(f"no committed offsets of group {group}", each.error_code)
                 if each.committed_offset >= 0:
                     found[int(each.partition_index)] = int(each.committed_offset)
             return found
 
-        return self._until(f"no committed offsets of group {group}", attempt)
+        return self.until(f"no committed offsets of group {group}", attempt)
 
     def earliest(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset there is in each of these partitions."""
@@ -217,11 +218,11 @@ class Cluster:
                 for each in answer.topics[0].partitions:
                     if each.error_code:
                         self.refresh()
-                    self._demand("no offsets", each.error_code)
+                    self.demand("no offsets", each.error_code)
                     found[int(each.partition_index)] = int(each.offset)
             return found
 
-        return self._until("no offsets", attempt)
+        return self.until("no offsets", attempt)
 
 
 def _list_offsets(topic: str, partitions: Iterable[int]) -> ListOffsetsRequest:

@@ -1,29 +1,37 @@
-"""Offset commits of a consumer that is no member of a group: now and then while it reads, and once at its end."""
+"""Offset commits of a consumer that is no member of a group: while it reads, and once at its end.
+
+Now and then, as `auto_commit_interval_ms` says (auto), or whenever a batch is processed: awaited (sync), or under way
+while the next one is (async; what is processed meanwhile goes with the next commit, since a later one replaces it).
+"""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loadgen.drivers.wire.framed import LinkError, wait
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, offset_commit
-from loadgen.drivers.wire.kafka_protocol import Connection, LinkError, error_name, is_retriable
+from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from kio.static.protocol import RequestPayload
 
 _CLOSE_S = 5.0
+_SYNC_S = 5.0  # so long one commit is awaited at once: the agent must be seen to live
+_LOOK_S = 0.02
 
 
 class Commits:
     """The committed offsets of one group on one topic, written by one consumer."""
 
-    def __init__(self, cluster: Cluster, group: str, interval_ms: int) -> None:
+    def __init__(self, cluster: Cluster, group: str, settings: Mapping[str, Any]) -> None:
         self._cluster = cluster
         self._group = group
-        self._interval_s = interval_ms / 1000
+        self._is_awaited = settings["commit_mode"] == "sync"
+        self._interval_s = settings["auto_commit_interval_ms"] / 1000 if settings["commit_mode"] == "auto" else 0.0
         self._connection: Connection | None = None
         self._processed: dict[int, int] = {}
         self._committed: dict[int, int] = {}
@@ -40,6 +48,10 @@ class Commits:
         """Everything before these offsets may be committed."""
         self._processed = dict(offsets)
         self.poll()
+        deadline_s = time.monotonic() + _SYNC_S
+        while self._is_awaited and self._is_behind and time.monotonic() < deadline_s:
+            wait([self._connection] if self._connection is not None else [], _LOOK_S)
+            self.poll()
 
     def poll(self) -> None:
         """Hear of the commit under way, or begin one when it is time."""
@@ -52,6 +64,11 @@ class Commits:
         except LinkError as error:
             self._cluster.trouble(str(error))
             self._lose()
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether something that was processed is not known to be committed."""
+        return self._under_way is not None or bool(self._changed())
 
     def _lose(self) -> None:
         if self._connection is not None:
@@ -75,15 +92,11 @@ class Commits:
     def _hear(self) -> None:
         assert self._connection is not None
         assert self._under_way is not None
-        self._connection.write()
-        found = None
-        while found is None and self._connection.read():
-            found = self._connection.frame()
-        if found is None:
-            return
         request, correlation, changed = self._under_way
+        answer = self._connection.heard(request, correlation)
+        if answer is None:
+            return
         self._under_way = None
-        answer = self._connection.decode(request, correlation, found)
         for each in answer.topics[0].partitions:
             if not each.error_code:
                 continue
@@ -97,7 +110,7 @@ class Commits:
         """Commit what was processed and close; never raises."""
         deadline_s = time.monotonic() + _CLOSE_S
         try:
-            while (self._under_way is not None or self._changed()) and time.monotonic() < deadline_s:
+            while self._is_behind and time.monotonic() < deadline_s:
                 self._due_s = 0.0 if self._under_way is None else self._due_s
                 self.poll()
                 time.sleep(0.001)

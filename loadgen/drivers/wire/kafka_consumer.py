@@ -12,23 +12,22 @@ import numpy as np
 
 from loadgen.driver import Received
 from loadgen.drivers.kafka_config import CLIENT_ID
+from loadgen.drivers.wire.framed import LinkError, wait
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster
 from loadgen.drivers.wire.kafka_commits import Commits
 from loadgen.drivers.wire.kafka_protocol import (
     API_FETCH,
     FETCH_VERSION,
     Connection,
-    LinkError,
     error_name,
     is_retriable,
-    wait,
 )
-from loadgen.drivers.wire.kafka_records import BatchHeader, RecordReader, Records, batch_headers
+from loadgen.drivers.wire.kafka_records import BatchHeader, RecordReader, Records, batch_headers, committed
 from loadgen.drivers.wire.kafka_shape import DamagedBatchError
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from loadgen.driver import Target, UInt8
 
@@ -38,6 +37,7 @@ REQUEST_TIMEOUT_S = 30.0
 _LOOK_S = 0.02
 _FETCH = struct.Struct(">iiiibiii")  # replica, max wait, min and max bytes, isolation, session and its epoch, topics
 _ASKED = struct.Struct(">iiqqi")  # partition, leader epoch, offset, log start, max bytes
+_ABORTED = struct.Struct(">qq")  # producer id, first offset
 _ANSWER = struct.Struct(">ihqqqi")  # partition, error, high watermark, last stable, log start, aborted transactions
 
 
@@ -60,6 +60,7 @@ class Piece:
     buffer: UInt8
     headers: list[BatchHeader]
     from_offset: int
+    next_offset: int
     read_ns: int
 
 
@@ -95,10 +96,11 @@ class KafkaConsumer:
         self._max_partition_bytes: int = settings["max_partition_fetch_bytes"]
         self._cluster = Cluster(target.endpoint, target.name)
         self._partitions = range(index, self._cluster.partitions, count)
+        self._is_committed_only: bool = settings["isolation_level"] == "read_committed"
         name, self._topic = CLIENT_ID.encode(), target.name.encode()
         self._client = struct.pack(f">h{len(name)}s", len(name), name)
         self._wants = _FETCH.pack(-1, settings["fetch_max_wait_ms"], settings["fetch_min_bytes"], MAX_FETCH_BYTES,
-                                  0, 0, -1, 1)  # fmt: skip
+                                  self._is_committed_only, 0, -1, 1)  # fmt: skip
         self._answer_at = 4 + 4 + 2 + 4 + 4 + 2 + len(self._topic)  # up to the one topic's number of partitions
         self._patience_s = settings["fetch_max_wait_ms"] / 1000 + REQUEST_TIMEOUT_S
         self._links: dict[int, Link] = {}
@@ -114,12 +116,12 @@ class KafkaConsumer:
             self._start(target)
 
     def _start(self, target: Target) -> None:
-        committed = {}
+        begins: dict[int, int] = {}
         if target.group:
-            self._commits = Commits(self._cluster, target.group, target.settings["auto_commit_interval_ms"])
-            committed = self._commits.start(self._partitions)
-        missing = [each for each in self._partitions if each not in committed]
-        self._progress.fetched = {**(self._cluster.earliest(missing) if missing else {}), **committed}
+            self._commits = Commits(self._cluster, target.group, target.settings)
+            begins = self._commits.start(self._partitions)
+        missing = [each for each in self._partitions if each not in begins]
+        self._progress.fetched = {**(self._cluster.earliest(missing) if missing else {}), **begins}
         self._progress.handed = dict(self._progress.fetched)
         self._fetch()
 
@@ -149,9 +151,9 @@ class KafkaConsumer:
             self._commits.poll()
         return received
 
-    def settle(self) -> None:
+    def settle(self, count: int | None = None) -> None:
         """What was handed out has been processed: it may be committed (with commit = before, it may have been)."""
-        if not self._commits_before:
+        if count is None and not self._commits_before:
             self._processed()
 
     def _processed(self) -> None:
@@ -266,7 +268,9 @@ class KafkaConsumer:
         at += 4
         for _ in range(count):
             partition, code, _, _, _, aborted = _ANSWER.unpack_from(view, at)
-            at += _ANSWER.size + 16 * max(aborted, 0)
+            at += _ANSWER.size
+            undone = [_ABORTED.unpack_from(view, at + _ABORTED.size * each) for each in range(aborted)]
+            at += _ABORTED.size * len(undone)
             (size_bytes,) = struct.unpack_from(">i", view, at)
             at += 4
             past = at + max(size_bytes, 0)
@@ -275,12 +279,14 @@ class KafkaConsumer:
             if code:
                 self._refused(partition, code)
             elif size_bytes > 0:
-                pieces += self._piece(link, partition, at, past)
+                pieces += self._piece(link, partition, at, past, undone)
             at = past
         self._cluster.well()
         return pieces
 
-    def _piece(self, link: Link, partition: int, begin: int, end: int) -> list[Piece]:
+    def _piece(
+        self, link: Link, partition: int, begin: int, end: int, aborted: Sequence[tuple[int, int]]
+    ) -> list[Piece]:
         buffer = link.connection.buffer
         try:
             headers = batch_headers(buffer.data, begin, end)
@@ -289,8 +295,10 @@ class KafkaConsumer:
         if not headers:
             return []
         from_offset = self._progress.fetched[partition]
-        self._progress.fetched[partition] = headers[-1].next_offset
-        return [Piece(partition, buffer, headers, from_offset, link.read_ns)]
+        next_offset = self._progress.fetched[partition] = headers[-1].next_offset
+        if self._is_committed_only and aborted:
+            headers = committed(buffer.data, headers, aborted)
+        return [Piece(partition, buffer, headers, from_offset, next_offset, link.read_ns)]
 
     def _damaged(self, partition: int, error: DamagedBatchError) -> TrialError:
         where = f"kafka at {self._cluster.endpoint.address}: {self._cluster.topic}-{partition}"
@@ -328,7 +336,7 @@ class KafkaConsumer:
                 raise self._damaged(self._reading.piece.partition, error) from None
             if batch is None:
                 piece = self._reading.piece
-                self._progress.handed[piece.partition] = piece.headers[-1].next_offset
+                self._progress.handed[piece.partition] = piece.next_offset
                 self._reading = None
             elif len(batch.starts):
                 received.append(batch)

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadgen.drivers.wire.framed import wait
 from loadgen.drivers.wire.kafka_batch import (
     HEADER_BYTES,
     KEY_BYTES,
     MAX_RECORDS,
     Layout,
-    key_partitions,
     key_table,
     pack_record,
 )
-from loadgen.drivers.wire.kafka_protocol import wait
+from loadgen.drivers.wire.kafka_partitioner import Partitioner
 from loadgen.drivers.wire.kafka_sender import Batch, Queue, Sender
 from loadgen.payload import STAMP_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadgen.driver import Int64, Settled, Target, UInt8
     from loadgen.payload import Payloads
 
@@ -33,8 +35,8 @@ _NOTHING = memoryview(b"")
 class KafkaProducer:
     """Fills record batches and sends them (see `loadgen.driver.Producer`).
 
-    Messages with keys go where Java's default partitioner would send them; messages without stay with one partition
-    until its batch is full or has left, then go on to the next.
+    Which partition a message goes to is `partitioner`'s choice; a sticky one stays with a partition until its batch is
+    full or has left, then goes on to the next.
     """
 
     def __init__(self, target: Target, payloads: Payloads) -> None:
@@ -49,30 +51,34 @@ class KafkaProducer:
         self._overhead_bytes = _RECORD_OVERHEAD_BYTES + (KEY_BYTES if keys else 0)
         self._record_bytes = int(payloads.mean_size_bytes) + self._overhead_bytes
         self._orders = count()
-        self._sender = Sender(target)
+        self._sender = Sender(target, payloads.producer)
         self._queues = self._sender.queues
-        self._partition_of = key_partitions(self._keys, len(self._queues)) if self._keys is not None else None
+        self._partitioner = Partitioner(settings["partitioner"], payloads, self._keys, len(self._queues))
         self._sticky = payloads.producer % len(self._queues)
         self._sticky_batch: Batch | None = None
         self._settled: list[Settled] = []
 
     @property
     def room_msgs(self) -> int:
-        """How many messages fit into `buffer_memory`; one at least when it is empty."""
+        """How many messages fit into `buffer_memory`, one at least when it is empty, and into the transaction."""
         held_bytes = self._sender.held_bytes
         room = (self._buffer_bytes - held_bytes) // self._record_bytes
-        return room if room > 0 else int(held_bytes == 0)
+        room = room if room > 0 else int(held_bytes == 0)
+        transactions = self._sender.transactions
+        return room if transactions is None else min(room, transactions.room_msgs)
 
     def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Write messages into batches; full ones are offered to the sockets at once."""
         if self._layout is None:
             self._send_mixed(first_seq, intended_ns, sent_ns)
-            return
-        stamps = self._payloads.stamps(first_seq, intended_ns, sent_ns)
-        if self._keys is None:
-            self._fill_sticky(first_seq, stamps, self._layout)
         else:
-            self._fill_keyed(first_seq, stamps, self._layout, self._keys)
+            stamps = self._payloads.stamps(first_seq, intended_ns, sent_ns)
+            if self._keys is None and self._partitioner.is_sticky:
+                self._fill_sticky(first_seq, stamps, self._layout)
+            else:
+                self._fill_placed(first_seq, stamps, self._layout)
+        if self._sender.transactions is not None:
+            self._sender.transactions.taken(len(intended_ns), sent_ns)
 
     def _fill_sticky(self, first_seq: int, stamps: UInt8, layout: Layout) -> None:
         done = 0
@@ -94,24 +100,30 @@ class KafkaProducer:
             queue = self._queues[self._sticky]
         return queue
 
-    def _fill_keyed(self, first_seq: int, stamps: UInt8, layout: Layout, keys: UInt8) -> None:
-        indices = self._payloads.key_indices(first_seq, len(stamps))
-        assert indices is not None
-        assert self._partition_of is not None
+    def _fill_placed(self, first_seq: int, stamps: UInt8, layout: Layout) -> None:
+        """Messages that have keys, or a partition each."""
         messages = np.empty((len(stamps), layout.value_bytes), np.uint8)
         messages[:, :STAMP_BYTES] = stamps
         self._payloads.write_bodies(messages[:, STAMP_BYTES:], first_seq)
-        for queue, rows in self._by_partition(self._partition_of[indices]):
+        indices = self._payloads.key_indices(first_seq, len(stamps))
+        keys = None if self._keys is None or indices is None else self._keys[indices]
+        places = self._partitioner.places(first_seq, len(stamps), indices)
+        # A sticky partition changes as its batches leave, so it is asked for anew for each of them.
+        shares = [(None, np.arange(len(stamps)))] if places is None else self._by_partition(places)
+        for placed, rows in shares:
             done = 0
             while done < len(rows):
+                queue = placed or self._sticky_queue()
                 batch = queue.open or self._open(queue)
+                if placed is None:
+                    self._sticky_batch = batch
                 part = rows[done : done + layout.capacity - batch.count]
                 assert batch.rows is not None
-                batch.rows.fill_keyed(batch.count, messages[part], keys[indices[part]])
+                batch.rows.fill_whole(batch.count, messages[part], None if keys is None else keys[part])
                 self._filled(queue, batch, part + first_seq)
                 done += len(part)
 
-    def _by_partition(self, partitions: Int64) -> list[tuple[Queue, Int64]]:
+    def _by_partition(self, partitions: Int64) -> Sequence[tuple[Queue | None, Int64]]:
         """Which rows go to which partition, each partition's in order."""
         if len(self._queues) == 1:
             return [(self._queues[0], np.arange(len(partitions)))]
@@ -156,24 +168,23 @@ class KafkaProducer:
         flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
         values, bounds = flat.data, offsets.tolist()
         indices = self._payloads.key_indices(first_seq, len(intended_ns))
+        places = self._partitioner.places(first_seq, len(intended_ns), indices)
         for row, (begin, end) in enumerate(pairwise(bounds)):
-            if indices is None or self._keys is None or self._partition_of is None:
-                self._append(None, None, values[begin:end], first_seq + row)
-            else:
-                queue = self._queues[int(self._partition_of[indices[row]])]
-                self._append(queue, self._keys[indices[row]].tobytes(), values[begin:end], first_seq + row)
+            key = None if indices is None or self._keys is None else self._keys[indices[row]].tobytes()
+            placed = None if places is None else self._queues[int(places[row])]
+            self._append(placed, key, values[begin:end], first_seq + row)
 
-    def _append(self, keyed: Queue | None, key: bytes | None, value: memoryview, seq: int) -> None:
-        queue = keyed or self._sticky_queue()
+    def _append(self, placed: Queue | None, key: bytes | None, value: memoryview, seq: int) -> None:
+        queue = placed or self._sticky_queue()
         record_bytes = len(value) + self._overhead_bytes
         batch = queue.open
         if batch is not None and (batch.end + record_bytes > self._batch_bytes or batch.count == MAX_RECORDS):
             self._full(queue, batch)
-            queue = keyed or self._sticky_queue()
+            queue = placed or self._sticky_queue()
             batch = queue.open
         if batch is None:
             batch = self._open(queue)
-        if keyed is None:
+        if placed is None:
             self._sticky_batch = batch
         assert batch.loose is not None
         pack_record(batch.loose, batch.count, key, value)
@@ -191,6 +202,8 @@ class KafkaProducer:
         while True:
             self._settled += self._sender.receive()
             self._sender.pump(flushing=flushing)
+            if self._sender.transactions is not None:
+                self._settled += self._sender.transactions.heard([])
             left_ns = deadline_ns - time.monotonic_ns() if timeout_s > 0 else 0
             if self._settled or left_ns <= 0 or (is_starved and self.room_msgs):
                 settled, self._settled = self._settled, []
@@ -203,8 +216,10 @@ class KafkaProducer:
     def flush(self, timeout_s: float) -> list[Settled]:
         """Send everything, linger or not, and wait for all answers."""
         deadline_s = time.monotonic() + timeout_s
+        if self._sender.transactions is not None:
+            self._sender.transactions.end()
         settled = self._poll(0, flushing=True)
-        while self._sender.held_bytes and (left_s := deadline_s - time.monotonic()) > 0:
+        while self._sender.is_busy and (left_s := deadline_s - time.monotonic()) > 0:
             # Without acknowledgements nothing is ever settled: look often whether all is written.
             settled += self._poll(left_s if self._sender.acks else min(left_s, _LOOK_S), flushing=True)
         return settled

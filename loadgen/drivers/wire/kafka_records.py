@@ -7,6 +7,7 @@ that follow each other all at once. Others are decoded record by record.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -16,14 +17,14 @@ from crc32c import crc32c
 
 from loadgen.drivers.wire.kafka_batch import CRC_FROM, HEADER_BYTES
 from loadgen.drivers.wire.kafka_codecs import CODEC_MASK, Codecs
-from loadgen.drivers.wire.kafka_shape import DamagedBatchError, Shape, decode_section, find_shape
+from loadgen.drivers.wire.kafka_shape import DamagedBatchError, Shape, decode_section, find_shape, varint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from loadgen.driver import Int64, UInt8
 
-CONTROL_BIT = 0x20
+TRANSACTIONAL_BIT, CONTROL_BIT = 0x10, 0x20
 LENGTH_FROM = 12  # a batch's length counts from here on
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _MAX_SHAPES = 256
@@ -39,6 +40,7 @@ class BatchHeader:
     last_delta: int
     count: int
     attributes: int
+    producer_id: int = -1
 
     @property
     def next_offset(self) -> int:
@@ -60,12 +62,18 @@ class BatchHeader:
         """Whether it marks the end of a transaction instead of holding messages."""
         return bool(self.attributes & CONTROL_BIT)
 
+    @property
+    def is_transactional(self) -> bool:
+        """Whether it is part of a transaction; the mark of its end is too."""
+        return bool(self.attributes & TRANSACTIONAL_BIT)
+
 
 def batch_headers(view: memoryview, begin: int, end: int) -> list[BatchHeader]:
     """The whole record batches in view[begin:end]; a fetch may end in a part of one, which is left out."""
     found = []
     while end - begin >= HEADER_BYTES:
-        offset, length, _, magic, checksum, attributes, last_delta, *_, count = _HEADER.unpack_from(view, begin)
+        (offset, length, _, magic, checksum, attributes, last_delta, _, _, producer_id, _, _,
+         count) = _HEADER.unpack_from(view, begin)  # fmt: skip
         if magic != 2:
             raise DamagedBatchError(
                 f"record batch at offset {offset} has format {magic}; expected 2 (Kafka 0.11 and later)"
@@ -77,19 +85,55 @@ def batch_headers(view: memoryview, begin: int, end: int) -> list[BatchHeader]:
             break
         if crc32c(view[begin + CRC_FROM : begin + size_bytes]) != checksum:
             raise DamagedBatchError(f"record batch at offset {offset} has another checksum than its header")
-        found.append(BatchHeader(begin, size_bytes, offset, last_delta, count, attributes))
+        found.append(BatchHeader(begin, size_bytes, offset, last_delta, count, attributes, producer_id))
         begin += size_bytes
     return found
 
 
+def committed(
+    view: memoryview, headers: Sequence[BatchHeader], aborted: Iterable[tuple[int, int]]
+) -> list[BatchHeader]:
+    """Those of the batches of one fetched partition that no aborted transaction wrote.
+
+    Args:
+        view: what holds the batches.
+        headers: the batches in the order of their offsets.
+        aborted: producer id and first offset of each aborted transaction, as the fetch's answer tells them.
+    """
+    waiting = deque(sorted(aborted, key=lambda each: each[1]))
+    aborting: set[int] = set()
+    kept = []
+    for each in headers:
+        while waiting and waiting[0][1] < each.next_offset:
+            aborting.add(waiting.popleft()[0])
+        if each.is_control:
+            if _is_abort(view, each):
+                aborting.discard(each.producer_id)
+        elif each.is_transactional and each.producer_id in aborting:
+            continue
+        kept.append(each)
+    return kept
+
+
+def _is_abort(view: memoryview, control: BatchHeader) -> bool:
+    """Whether a control batch ends a transaction by undoing it: the key of its record is a version and a type."""
+    _, attributes_at = varint(view, control.at + HEADER_BYTES)  # after the record's length
+    at = attributes_at + 1
+    for _ in ("timestamp delta", "offset delta", "size of the key"):
+        _, at = varint(view, at)
+    (kind,) = struct.unpack_from(">h", view, at + 2)
+    return bool(kind == 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Records:
-    """n values in a buffer; `first_offset` is None unless their offsets follow each other without a gap."""
+    """n values in a buffer; their offsets follow each other from `first_offset` on, or are `offsets` (int64[n])."""
 
     buffer: UInt8
     starts: Int64
     sizes: Int64 | int
     first_offset: int | None
+    offsets: Int64 | None = None
 
 
 class RecordReader:
@@ -202,7 +246,7 @@ def _read_gapped(flat: UInt8, begin: int, end: int, header: BatchHeader, from_of
     """A compacted batch: its offsets must be read one by one."""
     starts, sizes, deltas = decode_section(flat, begin, end, header.count)
     wanted = deltas + header.base_offset >= from_offset
-    return Records(flat, starts[wanted], sizes[wanted], None)
+    return Records(flat, starts[wanted], sizes[wanted], None, deltas[wanted] + header.base_offset)
 
 
 def _joined(starts: list[Int64], sizes: list[Int64 | int]) -> tuple[Int64, Int64 | int]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.driver import Settled
-from loadgen.drivers.kafka_config import CLIENT_ID, acks_number
+from loadgen.drivers.kafka_config import ABORTED, CLIENT_ID, acks_number, is_transactional, transactional_id
+from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_batch import Identity, RowBuffer, seal, seal_compressed
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster
 from loadgen.drivers.wire.kafka_codecs import CODECS, Codecs
@@ -25,10 +26,11 @@ from loadgen.drivers.wire.kafka_protocol import (
     API_PRODUCE,
     PRODUCE_VERSION,
     Connection,
-    LinkError,
     error_name,
     is_retriable,
 )
+from loadgen.drivers.wire.kafka_records import TRANSACTIONAL_BIT
+from loadgen.drivers.wire.kafka_transactions import Transactions
 
 if TYPE_CHECKING:
     from loadgen.driver import Int64, Target
@@ -113,7 +115,7 @@ class Link:
 class Sender:
     """Moves batches of `queues` to their leaders and tells what became of them."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, producer: int) -> None:
         settings = target.settings
         self.cluster = Cluster(target.endpoint, target.name)
         self.queues = [Queue(partition) for partition in range(self.cluster.partitions)]
@@ -126,15 +128,22 @@ class Sender:
         self.held_bytes = 0
         self.resent: list[Int64 | range] = []
         self._is_idempotent = bool(settings["enable_idempotence"])
-        self._identity = self.cluster.producer_id() if self._is_idempotent else (-1, -1)
+        self.transactions: Transactions | None = None
+        self._attributes = 0
+        if is_transactional(settings):
+            self.transactions = Transactions(self.cluster, transactional_id(target, producer), settings)
+            self._identity, self._attributes = self.transactions.identity, TRANSACTIONAL_BIT
+        else:
+            self._identity = self.cluster.producer_id() if self._is_idempotent else (-1, -1)
         self._needs_identity = False
         self._is_stale = False
         self._links: dict[int, Link] = {}
         self._unreported: list[Settled] = []
         self._checked_ns = self._pumped_ns = time.monotonic_ns()
         name, topic = CLIENT_ID.encode(), target.name.encode()
-        self._middle = struct.pack(f">h{len(name)}shhiih{len(topic)}s", len(name), name, -1, self.acks,
-                                   REQUEST_TIMEOUT_MS, 1, len(topic), topic)  # fmt: skip
+        own = b"" if self.transactions is None else self.transactions.transactional_id.encode()
+        self._middle = struct.pack(f">h{len(name)}sh{len(own)}shiih{len(topic)}s", len(name), name, len(own) or -1,
+                                   own, self.acks, REQUEST_TIMEOUT_MS, 1, len(topic), topic)  # fmt: skip
         # An answer's fixed part: correlation, one topic, its name, number of partitions.
         self._answers_at = 4 + 4 + 2 + len(topic)
         for node in set(self.cluster.leaders.values()):
@@ -143,7 +152,13 @@ class Sender:
     @property
     def connections(self) -> list[Connection]:
         """The open connections, to wait on."""
-        return [link.connection for link in self._links.values()]
+        others = [] if self.transactions is None else self.transactions.connections
+        return [*(link.connection for link in self._links.values()), *others]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is unsent or unanswered, or part of a transaction that has not ended."""
+        return self.held_bytes > 0 or (self.transactions is not None and self.transactions.msgs > 0)
 
     def pump(self, *, flushing: bool = False) -> None:
         """Send what is due as far as requests in flight allow, and write what the sockets take."""
@@ -154,8 +169,17 @@ class Sender:
             self._is_stale = False
         if self._needs_identity:
             self._renew_identity()
+        if self.transactions is not None and not self._needs_identity:
+            self.transactions.turn(now_ns, is_drained=self.held_bytes == 0)
+            flushing |= self.transactions.is_ending
         if self.active and not self._needs_identity:
             self._send_all_due(now_ns, flushing=flushing)
+        if self.transactions is not None:
+            self.transactions.ask(now_ns)
+        self._write()
+
+    def _write(self) -> None:
+        """Write what the sockets take."""
         for node, link in list(self._links.items()):
             if link.connection.has_output:
                 try:
@@ -203,6 +227,8 @@ class Sender:
     def _next(self, queue: Queue, now_ns: int, *, flushing: bool) -> Batch | None:
         if queue.retry_at_ns > now_ns or (self._is_idempotent and queue.in_flight and queue.goes_singly):
             return None
+        if self.transactions is not None and not self.transactions.may_send(queue.partition):
+            return None
         if queue.ready:
             batch = queue.ready.popleft()
         elif queue.open is not None and (flushing or now_ns - queue.open.created_ns >= self._linger_ns):
@@ -241,7 +267,7 @@ class Sender:
         if self._is_idempotent:
             batch.sequence = queue.next_sequence
             queue.next_sequence = (queue.next_sequence + batch.count) & 0x7FFFFFFF
-            identity = Identity(*self._identity, batch.sequence)
+            identity = Identity(*self._identity, batch.sequence, self._attributes)
         time_ms = time.time_ns() // _MS
         if self._codec == 0:
             return seal(batch.view, batch.end, batch.count, time_ms, identity)
@@ -268,7 +294,7 @@ class Sender:
                         self._answered(link, found[0], at_ns, settled)
             except LinkError as error:
                 self._lose(node, error)
-        return settled
+        return settled if self.transactions is None else self.transactions.heard(settled)
 
     def _answered(self, link: Link, begin: int, at_ns: int, settled: list[Settled]) -> None:
         buffer = link.connection.buffer.data
@@ -356,7 +382,11 @@ class Sender:
         if any(queue.in_flight for queue in self.queues):
             return
         try:
-            self._identity = self.cluster.ask_producer_id()
+            if self.transactions is None:
+                self._identity = self.cluster.ask_producer_id()
+            else:
+                self._identity = self.transactions.restart()
+                self._abandon()
         except LinkError as error:
             self.cluster.trouble(str(error))
             return
@@ -365,6 +395,15 @@ class Sender:
             queue.next_sequence, queue.is_known = 0, False
             for batch in queue.ready:
                 batch.sequence = None
+
+    def _abandon(self) -> None:
+        """Give up what has not been sent of a transaction that cannot be committed any more."""
+        for queue in self.active.values():
+            batches = [*queue.ready, *([] if queue.open is None else [queue.open])]
+            self._unreported += [self._settle([each], time.monotonic_ns(), ABORTED) for each in batches]
+            queue.ready.clear()
+            queue.open = None
+        self.active.clear()
 
     def _expire(self, now_ns: int) -> None:
         """Give up requests without an answer and batches without a leader, as late as the Java client does."""
@@ -382,6 +421,9 @@ class Sender:
         if self._is_stale or self._needs_identity:
             return self._pumped_ns + _RECOVERY_LOOK_NS
         times = []
+        event_ns = None if self.transactions is None else self.transactions.next_event_ns()
+        if event_ns is not None:
+            times.append(event_ns)
         for queue in self.active.values():
             due_ns = queue.open.created_ns + self._linger_ns if queue.open is not None and not queue.ready else 0
             due_ns = max(due_ns, queue.retry_at_ns)
@@ -391,6 +433,8 @@ class Sender:
 
     def close(self) -> None:
         """Close the connections; without acknowledgements, after the broker has read what was written."""
+        if self.transactions is not None:
+            self.transactions.close()
         for link in self._links.values():
             if self.acks == 0:
                 link.connection.finish(timeout_s=2.0)

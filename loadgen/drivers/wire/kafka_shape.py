@@ -107,12 +107,12 @@ def _rows_alike(flat: UInt8, at: int, first: Run, limit: int) -> int:
 def _first_row(view: memoryview, at: int, begin: int, end: int) -> Run:
     """Decode one record, and note which of its bytes make its shape."""
     try:
-        length, body = _varint(view, at)
-        _, delta_at = _varint(view, body + 1)  # after the attributes: the timestamp delta
-        _, key_size_at = _varint(view, delta_at)
-        key_bytes, key_at = _varint(view, key_size_at)
+        length, body = varint(view, at)
+        _, delta_at = varint(view, body + 1)  # after the attributes: the timestamp delta
+        _, key_size_at = varint(view, delta_at)
+        key_bytes, key_at = varint(view, key_size_at)
         value_size_at = key_at + max(key_bytes, 0)
-        value_bytes, value_at = _varint(view, value_size_at)
+        value_bytes, value_at = varint(view, value_size_at)
     except IndexError:
         raise DamagedBatchError("a record goes beyond its batch") from None
     value_bytes = max(value_bytes, 0)
@@ -136,7 +136,7 @@ def _first_row(view: memoryview, at: int, begin: int, end: int) -> Run:
     return Run(at - begin, 1, row_end - at, value_at - at, value_bytes, tuple(words))
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def varint(view: memoryview, at: int) -> tuple[int, int]:
     """A zigzag varint and where it ends."""
     raw = shift = 0
     while shift < 70:
@@ -160,7 +160,7 @@ def decode_section(flat: UInt8, begin: int, end: int, count: int) -> tuple[Int64
     for _ in range(count):
         if at >= end:
             raise DamagedBatchError("a record goes beyond its batch")
-        length, body = _varint(view, at)
+        length, body = varint(view, at)
         at = body + length
         if length < 6 or at > end:
             raise DamagedBatchError("a record goes beyond its batch")

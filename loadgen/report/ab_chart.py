@@ -1,0 +1,103 @@
+"""B over A, pair by pair: every repeat's ratio, their geometric mean and its interval, against no difference at all."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from loadgen.analysis.ab import finding, level, percentage
+from loadgen.report import words
+from loadgen.report.ab import label
+from loadgen.report.drawing import GRID, INK, MUTED, PAPER, Chart, colour, finish, styled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loadgen.analysis.ab import Compared, Effect
+
+ROW_INCHES = 0.36
+MARKS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e5, 1e6)
+REACH_MOST = 3.0
+"""An interval that reaches further than so many times the pairs themselves is cut off; its ends stand beside it."""
+
+
+def draw(found: Sequence[Compared], effect_ratio: float) -> list[Chart | None]:
+    """A chart for each point, in their order; None where a point has no pair."""
+    with styled():
+        return [_chart(each, number, effect_ratio) for number, each in enumerate(found, 1)]
+
+
+def _chart(compared: Compared, number: int, effect_ratio: float) -> Chart | None:
+    effects = [effect for effect in compared.effects if effect.ratios]
+    if not effects:
+        return None
+    figure = Figure(figsize=(9.2, 0.9 + ROW_INCHES * len(effects)), layout="constrained")
+    axes = figure.subplots()
+    _axis(axes, effects, effect_ratio)
+    for row, effect in enumerate(effects):
+        _draw_effect(axes, effect, row, colour(compared.broker))
+    axes.set_yticks(range(len(effects)), [effect.measure for effect in effects])
+    axes.set_ylim(len(effects) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    where = ", ".join(part for part in (words.broker_name(compared.broker), label(compared)) if part)
+    said = " ".join(f"{effect.measure}: {finding(effect, effect_ratio)}." for effect in effects)
+    note = (
+        "Dots: each pair of repeats; bar: geometric mean; band: its interval. Filled where the interval excludes 1, "
+        f"hollow where no difference is shown. Grey: less than the {percentage(effect_ratio)} asked about. {said}"
+    )
+    return finish(figure, f"ab-{number}", f"{where}: B over A, pair by pair", note)
+
+
+def _axis(axes: Axes, effects: Sequence[Effect], effect_ratio: float) -> None:
+    """A logarithmic axis around 1, on which a ratio and its reciprocal are equally far."""
+    asked = abs(math.log(effect_ratio))
+    dots = max(asked, *(abs(math.log(ratio)) for effect in effects for ratio in effect.ratios))
+    ends = [end for effect in effects for end in (effect.ratio.low, effect.ratio.high) if end and math.isfinite(end)]
+    widest = max([dots, *(abs(math.log(end)) for end in ends)])
+    reach = 1.15 * min(widest, REACH_MOST * dots)
+    axes.set_xlim(math.exp(-reach), math.exp(1.9 * reach))  # by hand; the figures stand on the right
+    axes.set_xscale("log")
+    axes.axvspan(1 / effect_ratio, effect_ratio, color=GRID, alpha=0.55, linewidth=0, zorder=0)
+    axes.axvline(1.0, color=INK, linewidth=0.9, zorder=1)
+    axes.xaxis.set_major_locator(FixedLocator(_marks(reach)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
+    axes.set_xlabel("B / A (log scale)")
+    axes.grid(visible=True, axis="x")
+    axes.set_axisbelow(True)
+
+
+def _marks(reach: float) -> list[float]:
+    """1, and the three largest round ratios within reach (a natural logarithm), with their reciprocals."""
+    above = [mark for mark in MARKS if math.log(mark) <= reach][-3:]
+    return [*(1 / mark for mark in reversed(above)), 1.0, *above]
+
+
+def _draw_effect(axes: Axes, effect: Effect, row: int, ink: str) -> None:
+    ratio = effect.ratio
+    assert ratio.ratio is not None
+    text = f"{words.significant(ratio.ratio)}×"
+    if ratio.low is not None and ratio.high is not None:
+        high = ratio.high if math.isfinite(ratio.high) else axes.get_xlim()[1]
+        axes.plot([ratio.low, high], [row] * 2, color=ink, linewidth=8, alpha=0.28, solid_capstyle="butt", zorder=2)
+        text += f" ({words.significant(ratio.low)}–{words.significant(ratio.high)} at {level(effect)})"
+    axes.scatter(
+        effect.ratios,
+        [row] * len(effect.ratios),
+        s=20,
+        facecolors=ink if effect.is_shown else PAPER,
+        edgecolors=ink,
+        linewidths=1.1,
+        zorder=3,
+    )
+    axes.plot([ratio.ratio] * 2, [row - 0.3, row + 0.3], color=ink, linewidth=1.6, zorder=4)
+    axes.annotate(
+        text, (1.0, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8.5,
+        color=INK if effect.is_shown else MUTED, zorder=5,
+    )  # fmt: skip

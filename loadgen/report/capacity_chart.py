@@ -1,0 +1,140 @@
+"""Capacities side by side, each search a dot, with how far off the load generator's own limits lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from loadgen.report import points as pt
+from loadgen.report import words
+from loadgen.report.capacity import found_producers, grouped, limits_text, load_text, rate_text
+from loadgen.report.drawing import MUTED, PAPER, Chart, colour, finish, rate_tick, styled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loadgen.analysis.capacity import PointCapacity
+
+ROW_INCHES, GROUP_INCHES = 0.34, 0.3
+GROUP_ROWS = 0.8
+PACED, CLOSED = ">", "|"
+NOTE = (
+    "Dots: each search; tick: median; band: interval over repeats, or where there is one search, from the rate that it "
+    "sustained to the one that was too much. Triangle: the highest rate that the tool itself was seen to pace without "
+    "a broker; bar: what it carries as a closed loop. Hollow: at least so much, as the broker's limit was not reached."
+)
+
+
+def draw(found: Sequence[PointCapacity]) -> list[Chart]:
+    """One chart of all capacities of a run; none where none was found."""
+    groups = [[each for each in group if each.used] for group in grouped(found)]
+    groups = [group for group in groups if group]
+    if not groups:
+        return []
+    with styled():
+        return [_chart(groups)]
+
+
+def _chart(groups: Sequence[Sequence[PointCapacity]]) -> Chart:
+    points = [each for group in groups for each in group]
+    height = 1.35 + ROW_INCHES * len(points) + GROUP_INCHES * len(groups)
+    figure = Figure(figsize=(9.2, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(_limits(points))  # by hand: capacities that are all alike have no range of their own
+    axes.set_xscale("log")
+    for point, row in zip(points, _rows(axes, groups), strict=True):
+        _draw_point(axes, point, row)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
+    axes.set_xlabel("offered rate that was sustained, messages a second (log scale)")
+    axes.grid(visible=True, axis="x")
+    axes.set_axisbelow(True)
+    _legend(axes, points)
+    said = " ".join(_in_words(point) for point in points)
+    return finish(figure, "capacity", "Capacity, and how far off the tool’s own limit is", f"{NOTE} {said}")
+
+
+def _limits(points: Sequence[PointCapacity]) -> tuple[float, float]:
+    ends = [end for point in points for end in (*point.estimate.values, *point.limits) if end]
+    ends += [
+        end for point in points if point.ceiling for end in (point.ceiling.msgs_per_s, point.ceiling.held_msgs_per_s)
+    ]
+    return min(ends) / 1.5, max(ends) * 1.5
+
+
+def _rows(axes: Axes, groups: Sequence[Sequence[PointCapacity]]) -> list[float]:
+    """Label the y axis with the points, below what those of a group have in common; the value is each one's height."""
+    rows: list[float] = []
+    height = 0.0
+    for group in groups:
+        first = group[0]
+        what = f"{first.scenario}, class {first.durability}: {load_text(first, first.p99_ms)}"
+        axes.text(
+            0, height, what, transform=axes.get_yaxis_transform(), va="center", ha="left", fontsize=8.5, color=MUTED,
+            style="italic",
+        )  # fmt: skip
+        rows += [height + GROUP_ROWS + number for number in range(len(group))]
+        height = rows[-1] + 1.2
+    axes.set_yticks(rows, [_name(each) for group in groups for each in group])
+    axes.set_ylim(height - 0.5, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return rows
+
+
+def _name(point: PointCapacity) -> str:
+    label = pt.own_label(point.broker, point.point, found_producers(point))
+    return f"{words.broker_name(point.broker)} ({point.driver}) {label}".rstrip()
+
+
+def _draw_point(axes: Axes, point: PointCapacity, row: float) -> None:
+    ink, (low, high) = colour(point.broker), point.limits
+    assert point.msgs_per_s is not None
+    if low is not None and high is not None:
+        axes.plot([low, high], [row] * 2, color=ink, linewidth=7, alpha=0.28, solid_capstyle="butt", zorder=2)
+    face = PAPER if point.is_lower_bound else ink
+    values = point.estimate.values
+    axes.scatter(values, [row] * len(values), s=20, facecolors=face, edgecolors=ink, linewidths=1.1, zorder=4)
+    axes.plot([point.msgs_per_s] * 2, [row - 0.3, row + 0.3], color=ink, linewidth=1.6, zorder=3)
+    axes.annotate(
+        rate_text(point), (point.msgs_per_s, row - 0.22), xytext=(0, 3), textcoords="offset points", ha="center",
+        va="bottom", fontsize=8.5,
+    )  # fmt: skip
+    if point.ceiling is None:
+        return
+    held = point.ceiling.held_msgs_per_s
+    axes.plot([point.msgs_per_s, held], [row] * 2, color=ink, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    axes.plot(point.ceiling.msgs_per_s, row, color=ink, marker=CLOSED, markersize=11, linestyle="none", zorder=3)
+    if point.ceiling.paced_msgs_per_s is not None:
+        axes.plot(held, row, color=ink, marker=PACED, markersize=6, linestyle="none", zorder=3)
+    axes.annotate(
+        f"{words.significant(held / point.msgs_per_s)}×", (held, row - 0.22), xytext=(0, 3),
+        textcoords="offset points", ha="center", va="bottom", fontsize=8.5, color=MUTED,
+    )  # fmt: skip
+
+
+def _legend(axes: Axes, points: Sequence[PointCapacity]) -> None:
+    known = [point.ceiling for point in points if point.ceiling]
+    marks = [(CLOSED, "the tool as a closed loop")] * bool(known)
+    marks += [(PACED, "the tool as an open loop")] * any(each.paced_msgs_per_s is not None for each in known)
+    handles = [Line2D([], [], color=MUTED, marker="o", markersize=4.5, linestyle="none", label="capacity")]
+    handles += [
+        Line2D([], [], color=MUTED, marker=mark, markersize=8, linestyle="none", label=text) for mark, text in marks
+    ]
+    axes.legend(handles=handles, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=1.0)
+
+
+def _in_words(point: PointCapacity) -> str:
+    text = f"{_name(point)}: {rate_text(point)}"
+    if limits := limits_text(point):
+        text += f" ({limits})"
+    ceiling = point.ceiling
+    if ceiling is None:
+        return f"{text}."
+    if ceiling.paced_msgs_per_s is not None:
+        text += f"; the tool alone paces {words.rate(ceiling.paced_msgs_per_s)}"
+    return f"{text}; as a closed loop the tool carries {words.rate(ceiling.msgs_per_s)}."
