@@ -141,12 +141,12 @@ class ProducerAgent(Agent):
         self.result.blocked_share = blocked_ns / max(1, min(now, end_ns) - start_ns)
 
     def _take_share(self, schedule: Changing, now_ns: int) -> None:
-        """Follow the fleet's new share from its moment on, or from now where that has passed."""
+        """Follow the fleet's new share from its moment on."""
         self.share_word = int(self.row[Cell.SHARE])
         share = Share.of(self.share_word)
         seed = [self.spec.seed, self.spec.index, share.at_ms]
-        at_ns = max(share.at_ms * MS_NS, now_ns - self.clock.start_ns + 1)
-        schedule.change(at_ns, share.pacer(self.spec.rate, self.ramp_s, seed))
+        pacer = share.pacer(self.spec.rate, self.ramp_s, seed)
+        schedule.follow(share.at_ms * MS_NS, pacer, self.sent, now_ns - self.clock.start_ns)
 
     def _account_for_due(self, due: int, now_ns: int) -> None:
         """Note which messages were due in the window, and record those that were given up after it.

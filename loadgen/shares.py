@@ -114,6 +114,15 @@ class Changing:
         self._begins_ns.append(at_ns)
         self._befores.append(before)
 
+    def follow(self, at_ns: int, pacer: Timed, sent: int, now_ns: int) -> None:
+        """Let `pacer` hold from `at_ns` on, an order that may come late: now it is `now_ns`, and `sent` have been sent.
+
+        Where nothing was sent since `at_ns`, the order holds from then on, and what it missed is late but not left out.
+        Else it holds from now on: what was sent stays sent.
+        """
+        is_in_time = sent <= self.due(at_ns - 1)
+        self.change(at_ns if is_in_time else max(at_ns, now_ns + 1), pacer)
+
     def _drop(self) -> None:
         for each in (self._parts, self._begins_ns, self._befores):
             each.pop()

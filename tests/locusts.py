@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 STARTED = "All users spawned"
 STOP_S = 60.0
+PIPE_BYTES = 1 << 20  # more than a test's Locust says
 
 
 @dataclass
@@ -49,9 +51,12 @@ def command(folder: Path, *words: str, file: str = "scenarios/latency.py") -> li
 def start(words: list[str]) -> subprocess.Popen[str]:
     """Start it in a process group of its own, as a terminal does."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
+    assert process.stdout is not None
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)  # or it would wait for a reader who is elsewhere
+    return process
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:

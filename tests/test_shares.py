@@ -103,6 +103,27 @@ def test_a_change_at_the_moment_of_the_last_replaces_it() -> None:
     assert schedule.next_due_ns(0) == NEVER_NS
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(RATES), st.integers(1, 2_000), st.integers(-300, 300), st.integers(1, 6), st.integers(1, 6))
+def test_an_order_that_comes_late_leaves_nothing_out_of_who_had_sent_nothing(
+    rate: Rate, at_ms: int, late_ms: int, before: int, after: int
+) -> None:
+    """Who is new sends all of its share from the moment on; who has sent already neither goes back nor sends twice."""
+    now_ns = max(1, at_ms + late_ms) * MS_NS
+    fresh, old = Changing(), Changing()
+    share = Share(at_ms, 0, after).pacer(rate, RAMP_S, [0])
+    fresh.follow(at_ms * MS_NS, share, 0, now_ns)
+    expected = share.intended(0, share.due(END_MS * MS_NS))
+    times = fresh.intended(0, fresh.due(END_MS * MS_NS))
+    assert times.tolist() == expected[expected >= at_ms * MS_NS].tolist()
+    old.change(1, Share(1, 0, before).pacer(rate, RAMP_S, [0]))
+    sent = old.due(now_ns)
+    kept = old.intended(0, sent).tolist()
+    old.follow(at_ms * MS_NS, share, sent, now_ns)
+    assert old.intended(0, sent).tolist() == kept
+    assert (np.diff(old.intended(0, old.due(END_MS * MS_NS))) >= 0).all()
+
+
 @given(st.integers(1, MAX_AT_MS), st.integers(0, MAX_PRODUCERS), st.integers(0, MAX_PRODUCERS))
 def test_a_share_fits_a_cell(at_ms: int, place: int, producers: int) -> None:
     """A share and its word are the same, and a word is a positive int64 that is never 0."""

@@ -22,13 +22,10 @@ Delays are independent of each other only where one message is in flight: TCP ke
 while another is held back waits for that one too. Rates are so low that this is rare, and what counts for a message is
 when it was really released, not what was drawn for it.
 
-The undelayed path is thus read in the trial itself. So that it need not be taken from there alone, each case at full
-scale stands between two trials through the same proxy without a delay:
-
-    median(R) − median(R without a delay)     is compared with     median(delay)
-
-in which nothing but response times and the delay's own log occur. (Medians, since the tail of an undelayed path is
-another in each trial.)
+The undelayed path is thus read in the trial itself. For scale each case at full scale stands between two trials through
+the same proxy without a delay, and a note says how much longer the median response is than theirs. That is no check:
+without a delay the consumer wakes up in the same moment as the broker and the producer, with whom it shares the CPUs,
+and a path of a millisecond is by some tenths of it another one (seen: up to 0.5 ms longer).
 
 A trial in which the proxy itself overslept by half a millisecond more often than once in a hundred is repeated, twice
 at most, and the least disturbed one counts, whatever its figures are.
@@ -85,7 +82,7 @@ class Case:
 class Bounds:
     """Up to which percentile the two must agree, and how many of a hundred messages singly.
 
-    `has_trials_without`: whether medians are also compared with those of trials in which nothing was delayed.
+    `has_trials_without`: whether there are also trials in which nothing is delayed.
     """
 
     percentiles: tuple[float, ...]
@@ -229,7 +226,7 @@ def compare(found: dict[Case, Paired], bounds: Bounds) -> Proof:
         claim="A delay between a real broker and its consumer, known for each message from the log of a proxy, is in "
         "the measured response times up to p99 within 2 % + 0.2 ms.",
         rows=tuple(row for case, paired in found.items() for row in _rows(case, paired, bounds)),
-        notes=(method, recorder, late),
+        notes=(method, recorder, late, *(note for case, paired in found.items() for note in _without(case, paired))),
         charts=(draw("delay", title, [partial(_panel, case=case, paired=paired) for case, paired in found.items()]),),
     )
 
@@ -241,15 +238,22 @@ def _rows(case: Case, paired: Paired, bounds: Bounds) -> Iterator[Row]:
     for percent, known_ns, seen_ns in zip(percents, logged.tolist(), measured.tolist(), strict=True):
         allowed_ns = TOLERANCE_SHARE * known_ns + TOLERANCE_NS
         yield _row(f"{case.title}: p{percent:g} of the delay", known_ns, seen_ns, allowed_ns)
-    if paired.without_ns is not None:
-        known_ns = float(np.median(paired.delay_ns))
-        seen_ns = float(np.median(paired.response_ns) - np.median(paired.without_ns))
-        name = f"{case.title}: median response less that of trials without a delay"
-        yield _row(name, known_ns, seen_ns, TOLERANCE_SHARE * known_ns + TOLERANCE_NS)
     name = f"{case.title}: messages whose own delay agrees so"
     yield at_least(name, bounds.agreeing_percent[case.broker], paired.agreeing_percent, "%")
     for percent, seen_ns in zip(percents, paired.recorded_ns, strict=True):
         yield _recorded(f"{case.title}: p{percent:g} of the response", percent, paired.response_ns, seen_ns)
+
+
+def _without(case: Case, paired: Paired) -> Iterator[str]:
+    """What trials without a delay say of the same delay, where there were some."""
+    if paired.without_ns is None:
+        return
+    longer, delay = np.median(paired.response_ns) - np.median(paired.without_ns), np.median(paired.delay_ns)
+    yield (
+        f"{case.title}: the median response is {longer / NS_PER_MS:.2f} ms longer than that of "
+        f"{len(paired.without_ns):,} messages that were not delayed, for a median delay of {delay / NS_PER_MS:.2f} ms; "
+        "the undelayed path is another one where the consumer wakes up together with the others."
+    )
 
 
 def _row(name: str, known_ns: float, seen_ns: float, allowed_ns: float) -> Row:

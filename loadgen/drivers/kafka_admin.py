@@ -57,6 +57,7 @@ class KafkaAdmin:
 
     def __init__(self, endpoint: Endpoint) -> None:
         check(endpoint)
+        self._endpoint = endpoint
         self._address = endpoint.address
         self._client = AdminClient(client_settings(endpoint))
         self._share_groups = ShareGroups(endpoint)
@@ -135,6 +136,7 @@ class KafkaAdmin:
         """Delete the topic and what its groups have committed; what is gone already is no error."""
         self._known.pop(target.name, None)
         self._begins.pop(target.name, None)
+        check(self._endpoint)  # librdkafka waits in silence for a broker that has gone
         is_shared = target.settings.get("group") == "share"
         for group in target.groups if is_shared else ():  # before its topic, of which it holds a state
             self._share_groups.delete(group)
@@ -174,7 +176,7 @@ class KafkaAdmin:
         if received is not None and not is_transactional(target.settings):
             if target.name not in self._begins:
                 self._begins[target.name] = sum(self._offsets(target, EARLIEST).values())
-            # What is handed out a second time counts twice in `received`.
+            # What is handed out a second time without being marked so counts twice in `received`.
             return max(0, target.subscribers * (sum(ends.values()) - self._begins[target.name]) - received)
         begins = self._offsets(target, EARLIEST)
         if target.settings.get("group") == "share":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from loadgen.locust.seats import Seats
 
 START_MS = 100  # from the order to begin until the first message is due
-CHANGE_MS = 150  # from the order to share otherwise until it holds: by then every worker has it
+CHANGE_MS = 500  # from the order to share otherwise until it holds: by then every worker has it
 TURN_S = 0.05
 WATCH_S = 1.0
 FLUSH_S = 8.0  # for all producers to have their last confirmations

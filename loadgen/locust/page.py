@@ -46,7 +46,7 @@ def add_page(environment: Environment, master: Master) -> None:
     @blueprint.route("/loadgen/state")
     @web_ui.auth_required_if_enabled
     def state() -> Response:
-        since = float(request.args.get("since", 0))
+        since = request.args.get("since", 0.0, type=float)
         return jsonify(told(environment, master, since))
 
     web_ui.app.register_blueprint(blueprint)

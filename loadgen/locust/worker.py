@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from loadgen.agent import Role
 
 UP, DOWN = "loadgen.up", "loadgen.down"
-RETIRE_S = 0.25  # after a user has said that it leaves: by then the others have its share
+RETIRE_S = 0.6  # after a user has said that it leaves: by then the others have its share
 LEAVE_S = 12.0  # for an agent to flush, settle and report
 ORDERLY_S = 40.0  # for the master to end a trial in order, once this process is asked to go
 
