@@ -132,7 +132,10 @@ def load_label(shared: dict[str, Any]) -> str:
     if shared["producers"] is not None:
         parts.append(words.plural(shared["producers"], "producer"))
     together = " (goodput: all of them together)" if shared["subscribers"] > 1 else ""
-    return ", ".join([*parts, words.receivers(shared["subscribers"], shared["consumers"]) + together])
+    receivers = words.receivers(shared["subscribers"], shared["consumers"])
+    if shared["think"]["mean_ms"]:
+        receivers += f" working {shared['think']['mean_ms']:g} ms on each message ({shared['think']['kind']})"
+    return ", ".join([*parts, receivers + together])
 
 
 def rate_label(rate: dict[str, Any]) -> str:
@@ -227,6 +230,7 @@ def _shared(record: Record) -> dict[str, Any]:
         "producers": record["point"].get("producers") if is_found else record["producers"],
         "consumers": record["consumers"],
         "subscribers": record["subscribers"],
+        "think": record.get("think") or {"kind": "fixed", "mean_ms": 0.0},
     }
 
 
@@ -269,6 +273,8 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
         rate.get("msgs_per_s") or (rate.get("fractions") or [0.0])[0],
         _sortable((comparison.shared["size_bytes"],)),
         comparison.shared["subscribers"],
+        comparison.shared["think"]["mean_ms"],
+        comparison.shared["think"]["kind"],
     )
 
 
