@@ -63,7 +63,7 @@ class Target:
     """Where one trial's messages go: a queue or topic of its own on one broker, and the settings of the trial.
 
     `settings` holds every knob of the broker, resolved to one value each, under the broker's own names
-    (`loadgen.scenario.RabbitMQ` and `Kafka` list and explain them). `group` is the Kafka consumer group.
+    (`loadgen.RabbitMQ` and `loadgen.Kafka` list and explain them). `group` is the Kafka consumer group.
 
     Each of `subscribers` gets every message. Producers and the control plane are given the target of all of them, a
     consumer that of its own one (`of`).

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from loadgen import kafka_knobs, stream_knobs
+from loadgen import kafka_knobs, rabbitmq_knobs, stream_knobs
 from loadgen.errors import ScenarioError
 from loadgen.think import Think
 
@@ -40,24 +40,8 @@ CLASS_DEMANDS: dict[str, dict[BrokerName, Settings]] = {
     },
 }
 
-# What RabbitMQ 4.3 takes as it is shipped, `max_message_size`, read from a running one.
-MAX_MESSAGE_BYTES = 16 << 20
-
-# Client settings that no class demands. RabbitMQ's prefetch and windows follow its own guidance (a plateau from
-# about 100 prefetched and a few hundred unconfirmed).
-DEFAULTS: dict[BrokerName, Settings] = {
-    "rabbitmq": {
-        "exchange": None,
-        "bindings": 1,
-        "queues": 1,
-        "confirm_window": 1_000,
-        "prefetch": 100,
-        "ack_every": 10,
-        "heartbeat": 60,
-        "mandatory": False,
-    },
-    "kafka": kafka_knobs.DEFAULTS,
-}
+# Client settings that no class demands.
+DEFAULTS: dict[BrokerName, Settings] = {"rabbitmq": rabbitmq_knobs.DEFAULTS, "kafka": kafka_knobs.DEFAULTS}
 PRESETS: dict[str, dict[BrokerName, Settings]] = {
     "default": {"rabbitmq": {}, "kafka": {}},
     "low_latency": {
@@ -123,7 +107,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         durability = chosen["durability"]
         settings = resolve(broker, knobs, str(durability), scenario.preset)
         if "exchange" in settings:
-            _set_exchange(settings, chosen["subscribers"])
+            rabbitmq_knobs.complete(settings, chosen["subscribers"])
         elif broker == "kafka":
             kafka_knobs.complete(settings, scenario.message)
         point = Point(
@@ -155,33 +139,6 @@ def _rate(rate: Rate, chosen: Settings) -> Rate:
     return rate.model_copy(update=one)
 
 
-def _set_exchange(settings: Settings, subscribers: int) -> None:
-    """The exchange that nobody chose; raises ScenarioError where the one that was chosen cannot do what is wanted."""
-    queues, bindings = settings["queues"], settings["bindings"]
-    if settings["exchange"] is None:
-        settings["exchange"] = "default" if subscribers == 1 else "fanout" if queues == 1 else "direct"
-    exchange = settings["exchange"]
-    if subscribers > 1 and exchange in {"default", "consistent-hash"}:
-        raise ScenarioError(
-            f"rabbitmq.exchange = {exchange}: hands each message to one queue, and subscribers = {subscribers} need a "
-            f"copy each; expected {'fanout, direct, topic or headers' if queues == 1 else 'direct or topic'}"
-        )
-    if queues > 1 and exchange in {"fanout", "headers"}:
-        raise ScenarioError(
-            f"rabbitmq.queues = {queues}: a {exchange} exchange does not look at routing keys, which spread messages "
-            f"over queues; expected exchange = direct or topic{', or consistent-hash' if subscribers == 1 else ''}"
-        )
-    if bindings > 1 and exchange == "default":
-        raise ScenarioError(
-            f"rabbitmq.bindings = {bindings}: the default exchange has one binding for each queue, its name; expected "
-            "exchange = direct, fanout, topic or headers"
-        )
-    if bindings > 1 and exchange == "consistent-hash":
-        raise ScenarioError(
-            f"rabbitmq.bindings = {bindings}: a binding to a consistent-hash exchange is a queue's weight; expected 1"
-        )
-
-
 def _refuse_unfit(point: Point) -> None:
     """Raise ScenarioError where message, consumers and settings cannot go together on the broker as it is shipped."""
     if point.subscribers > 1 and not point.consumers:
@@ -195,11 +152,8 @@ def _refuse_unfit(point: Point) -> None:
         kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     elif point.driver == stream_knobs.DRIVER:
         stream_knobs.refuse_unfit(point.settings, point.message, point.consumers)
-    elif point.message.max_size_bytes > MAX_MESSAGE_BYTES:
-        raise ScenarioError(
-            f"message.size_bytes = {point.message.max_size_bytes}: rabbitmq takes at most {MAX_MESSAGE_BYTES} bytes as "
-            "it is shipped (max_message_size)"
-        )
+    else:
+        rabbitmq_knobs.refuse_unfit(point.message)
 
 
 def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -> Settings:
@@ -225,9 +179,10 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
         settings["enable_idempotence"] = False
     if broker == "kafka":
         kafka_knobs.derive(settings)
-    if broker == "rabbitmq" and "ack_every" not in knobs and settings["prefetch"] > 0:
-        settings["ack_every"] = min(settings["ack_every"], settings["prefetch"])
-    _refuse_impossible(broker, settings)
+        kafka_knobs.refuse_impossible(settings)
+    else:
+        rabbitmq_knobs.derive(settings, knobs)
+        rabbitmq_knobs.refuse_impossible(settings)
     return settings
 
 
@@ -238,20 +193,3 @@ def _allowed(broker: BrokerName, durability: str, knob: str, value: Any) -> bool
     if broker == "kafka" and durability == "broker" and knob == "flush_messages":
         return bool(value > 1)  # now and then, which promises nothing
     return durability == "none" and knob in {"persistent", "ack", "commit"}
-
-
-def _refuse_impossible(broker: BrokerName, settings: Settings) -> None:
-    if broker == "rabbitmq":
-        if settings["queue_type"] == "quorum" and not settings["persistent"]:
-            raise ScenarioError("rabbitmq.persistent = False: a quorum queue keeps every message on disk; use classic")
-        if settings["queue_type"] == "quorum" and not 1 <= settings["prefetch"] <= 2_000:
-            raise ScenarioError(
-                f"rabbitmq.prefetch = {settings['prefetch']}: a quorum queue allows 1 … 2000 (its default limit)"
-            )
-        if settings["ack"] == "manual" and 0 < settings["prefetch"] < settings["ack_every"]:
-            raise ScenarioError(
-                f"rabbitmq.ack_every = {settings['ack_every']}: over prefetch = {settings['prefetch']}, so that every "
-                "ack would wait for an idle consumer; expected at most prefetch"
-            )
-        return
-    kafka_knobs.refuse_impossible(settings)

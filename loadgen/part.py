@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,13 @@ def _different(values: list[_Item]) -> list[_Item]:
 
 
 Sweep = Annotated[list[_Item], Field(min_length=1), AfterValidator(_different)]
+
+Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Counted = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Millis = Annotated[float, Field(ge=0, le=3_600_000)]
+Flag = Annotated[bool, Field(strict=True)]
+SegmentBytes = Annotated[int, Field(ge=1 << 20, le=2**31 - 1)]
+Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
 
 class Part(BaseModel):

@@ -1,0 +1,85 @@
+"""Which of RabbitMQ's knobs for queues go together: what they come to where nobody chose, and what is impossible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from loadgen.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from loadgen.scenario import Message
+
+Settings = dict[str, Any]
+
+# What RabbitMQ 4.3 takes as it is shipped, `max_message_size`, read from a running one.
+MAX_MESSAGE_BYTES = 16 << 20
+
+# Client settings that no class demands; prefetch and windows follow RabbitMQ's own guidance (a plateau from about 100
+# prefetched and a few hundred unconfirmed).
+DEFAULTS: Settings = {
+    "exchange": None,
+    "bindings": 1,
+    "queues": 1,
+    "confirm_window": 1_000,
+    "prefetch": 100,
+    "ack_every": 10,
+    "heartbeat": 60,
+    "mandatory": False,
+}
+
+
+def derive(settings: Settings, knobs: Settings) -> None:
+    """What follows from the other knobs where nobody chose; `knobs` are those that somebody did."""
+    if "ack_every" not in knobs and settings["prefetch"] > 0:
+        settings["ack_every"] = min(settings["ack_every"], settings["prefetch"])
+
+
+def complete(settings: Settings, subscribers: int) -> None:
+    """The exchange that nobody chose; raises ScenarioError where the one that was chosen cannot do what is wanted."""
+    queues, bindings = settings["queues"], settings["bindings"]
+    if settings["exchange"] is None:
+        settings["exchange"] = "default" if subscribers == 1 else "fanout" if queues == 1 else "direct"
+    exchange = settings["exchange"]
+    if subscribers > 1 and exchange in {"default", "consistent-hash"}:
+        raise ScenarioError(
+            f"rabbitmq.exchange = {exchange}: hands each message to one queue, and subscribers = {subscribers} need a "
+            f"copy each; expected {'fanout, direct, topic or headers' if queues == 1 else 'direct or topic'}"
+        )
+    if queues > 1 and exchange in {"fanout", "headers"}:
+        raise ScenarioError(
+            f"rabbitmq.queues = {queues}: a {exchange} exchange does not look at routing keys, which spread messages "
+            f"over queues; expected exchange = direct or topic{', or consistent-hash' if subscribers == 1 else ''}"
+        )
+    if bindings > 1 and exchange == "default":
+        raise ScenarioError(
+            f"rabbitmq.bindings = {bindings}: the default exchange has one binding for each queue, its name; expected "
+            "exchange = direct, fanout, topic or headers"
+        )
+    if bindings > 1 and exchange == "consistent-hash":
+        raise ScenarioError(
+            f"rabbitmq.bindings = {bindings}: a binding to a consistent-hash exchange is a queue's weight; expected 1"
+        )
+
+
+def refuse_impossible(settings: Settings) -> None:
+    """Raise ScenarioError where knobs contradict each other, whatever is sent."""
+    if settings["queue_type"] == "quorum" and not settings["persistent"]:
+        raise ScenarioError("rabbitmq.persistent = False: a quorum queue keeps every message on disk; use classic")
+    if settings["queue_type"] == "quorum" and not 1 <= settings["prefetch"] <= 2_000:
+        raise ScenarioError(
+            f"rabbitmq.prefetch = {settings['prefetch']}: a quorum queue allows 1 … 2000 (its default limit)"
+        )
+    if settings["ack"] == "manual" and 0 < settings["prefetch"] < settings["ack_every"]:
+        raise ScenarioError(
+            f"rabbitmq.ack_every = {settings['ack_every']}: over prefetch = {settings['prefetch']}, so that every "
+            "ack would wait for an idle consumer; expected at most prefetch"
+        )
+
+
+def refuse_unfit(message: Message) -> None:
+    """Raise ScenarioError where messages do not fit the broker as it is shipped."""
+    if message.max_size_bytes > MAX_MESSAGE_BYTES:
+        raise ScenarioError(
+            f"message.size_bytes = {message.max_size_bytes}: rabbitmq takes at most {MAX_MESSAGE_BYTES} bytes as it is "
+            "shipped (max_message_size)"
+        )
