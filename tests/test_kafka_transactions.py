@@ -52,11 +52,9 @@ def test_every_third_transaction_is_aborted(bench: Bench, driver: Driver) -> Non
     for partition in range(2):
         batches = [each.header for each in written(target.endpoint, target.name, partition)]
         assert all(each.is_transactional and each.producer_id >= 0 for each in batches)
-        # librdkafka does not send what it still has of a transaction that is aborted, which then needs no mark.
-        marks = sum(each.is_control for each in batches)
-        assert marks == 13 if driver is WIRE else 9 <= marks <= 13
+        assert sum(each.is_control for each in batches) == 13
         assert len({each.producer_id for each in batches}) == 1
-    levels = {"read_committed": kept} | ({"read_uncommitted": list(range(620))} if driver is WIRE else {})
+    levels = {"read_committed": kept, "read_uncommitted": list(range(620))}
     for level, expected in levels.items():
         for reader in DRIVERS:
             consumer = reader.consumer(bench.by(target, isolation_level=level), 0, 1)

@@ -201,7 +201,11 @@ class ConfluentProducer:
 
     def _poll_for_ever(self) -> None:
         while not self._is_closing:
-            self._client.poll(_POLL_S)
+            try:
+                self._client.poll(_POLL_S)
+            except KafkaException as error:  # a producer past mending says so to who polls; `look` tells it on
+                self._watch.on_error(error.args[0])
+                time.sleep(_POLL_S)
             self._publish()
 
     def poll(self, timeout_s: float) -> list[Settled]:

@@ -130,6 +130,8 @@ class TransactionalProducer(ConfluentProducer):
             self._hand_over_rest()
             time.sleep(_LOOK_S)
         is_to_abort = self._abort_every > 0 and self._number % self._abort_every == 0
+        if is_to_abort:
+            self._wait_until_stored()
         error = ABORTED if is_to_abort else None
         refused = self._refused or self._try(is_commit=not is_to_abort)
         if refused is not None:
@@ -142,6 +144,16 @@ class TransactionalProducer(ConfluentProducer):
         self._first = self._next
         self._number += 1
         self._client.begin_transaction()
+
+    def _wait_until_stored(self) -> None:
+        """An abort may not overtake what it aborts, as a commit does not.
+
+        librdkafka (#4849) would end a transaction whose first partition the coordinator has not yet entered, which the
+        broker takes for a mistake that the producer does not survive.
+        """
+        until_s = time.monotonic() + _GIVE_UP_S
+        while len(self._client) and time.monotonic() < until_s:
+            self._client.flush(_LOOK_S)
 
     def _try(self, *, is_commit: bool) -> KafkaError | None:
         """End it one way; the reason where it can only be aborted, TrialError where nothing helps."""
