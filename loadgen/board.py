@@ -26,12 +26,14 @@ class Cell(IntEnum):
     SENT = 4
     RECEIVED = 5
     FINISHED_PRODUCING = 6
-    SHARE = 7  # written by the fleet: which part of the rate is this producer's (`loadgen.shares`)
+    SHARES = 7  # written by the fleet: how many orders it has given about this producer's share (`loadgen.shares`) …
     RETIRE = 8  # written by the fleet: this agent alone is to end
     SUBSCRIBER = 9  # a consumer's
+    FIRST_SHARE = 10  # … of which the last are in this cell and those after it, in turn
 
 
 ROW_CELLS = 16  # two cache lines a row: writers do not slow each other down
+SHARES_KEPT = ROW_CELLS - Cell.FIRST_SHARE
 FLEET_ROW = 0
 PREFIX = "loadgen-"  # of the files' names; the pid of their owner follows
 
@@ -73,6 +75,20 @@ class Board:
     def ordered(self, cell: Cell) -> int:
         """Read one of the fleet's commands."""
         return int(self.cells[FLEET_ROW, cell])
+
+    def order_share(self, row: int, word: int) -> None:
+        """Give a producer an order about its share (`Share.word`), beside those that it may not have read yet."""
+        given = int(self.cells[row, Cell.SHARES])
+        self.cells[row, Cell.FIRST_SHARE + given % SHARES_KEPT] = word
+        self.cells[row, Cell.SHARES] = given + 1
+
+    def shares_after(self, row: int, taken: int) -> tuple[list[int], int]:
+        """The orders after the first `taken`, in turn, and how many of those after them were overwritten unread."""
+        given = int(self.cells[row, Cell.SHARES])
+        held = self.cells[row, Cell.FIRST_SHARE :].tolist()
+        # One more may be under way since: its cell is written before it is counted.
+        first = max(taken, int(self.cells[row, Cell.SHARES]) + 1 - SHARES_KEPT)
+        return [held[number % SHARES_KEPT] for number in range(first, given)], min(first, given) - taken
 
     def total(self, cell: Cell) -> int:
         """The sum of a counter over all agents."""

@@ -42,7 +42,8 @@ class Facts:
     keeps no count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
     `achieved` what was sent and `goodput` what was received once, intact and inside the window.
     `explained_duplicates` are those by a stated redelivery or the producer's own resend. `due` messages were
-    intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received.
+    intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received, and
+    `misshared` were sent twice or left out by producers that heard late of their share.
     Shares are of the window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest
     thread of the busiest producer or consumer. `producers_held_back_share` is the share of time in which a
     producer had messages due and no room for them. `bucket_share_max` is the widest histogram bucket of the shown
@@ -68,6 +69,7 @@ class Facts:
     foreign: int = 0
     due: int | None = None
     missing: int | None = None
+    misshared: int = 0
     out_of_order: int = 0
     order_promised: bool = True
     stored: int | None = None
@@ -167,6 +169,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         foreign=record.get("foreign") or 0,
         due=due,
         missing=record.get("missing_msgs"),
+        misshared=record.get("misshared_msgs") or 0,
         out_of_order=record.get("out_of_order") or 0,
         order_promised=not competing,
         stored=counts.get("stored"),

@@ -13,7 +13,7 @@ from loadgen.driver import Resending, confirms
 from loadgen.drivers import load_driver
 from loadgen.ledger import SentBook
 from loadgen.pacer import make_pacer
-from loadgen.shares import MS_NS, Changing, Share
+from loadgen.shares import AHEAD_MS, MS_NS, Changing, Share
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FLUSH_S = 30.0  # how long confirmations may be awaited after the last message …
 FLUSH_STOPPED_S = 5.0  # … and where the trial is ended early
 FLUSH_SLICE_S = 1.0  # after so long the fleet hears that the loop still turns
+HANDOVER_S = 3.0  # how long a producer that is to leave waits until others have its share
 LATE_S = 1.0  # how long an open loop may go on sending what was due, once its time is over
 UNSENT_MSGS = 1 << 16  # so many given up at the end are recorded at once
 FORGIVE_S = 3.0  # without confirms: what nobody has seen for so long counts as lost, so that the window opens again
@@ -41,7 +42,9 @@ class ProducerAgent(Agent):
         self.ramp_s = spec.warmup_s + spec.duration_s if spec.ramp_s is None else spec.ramp_s
         self.shared = Changing() if spec.shared and self.open_loop else None
         self.pacer: Pacer = self.shared or make_pacer(spec.rate, spec.index, spec.count, self.ramp_s, spec.seed)
-        self.share_word = 0
+        self.orders_taken = 0
+        self.retired_ns = 0
+        self._late_orders: list[tuple[str, int, int, str]] = []
         self.sent = 0
         settings = spec.target.settings
         self.confirms = confirms(settings)
@@ -110,9 +113,9 @@ class ProducerAgent(Agent):
             self.row[Cell.HEARTBEAT_NS] = now
             time.sleep(max(0.0, min(POLL_S, (start_ns - now) / SECOND_NS)))
         blocked_ns = due = 0
-        while not self.must_end(Cell.STOP_PRODUCING):
-            if self.shared is not None and self.row[Cell.SHARE] != self.share_word:
-                self._take_share(self.shared, now)
+        while not self._is_over(now):
+            if self.shared is not None and self.row[Cell.SHARES] != self.orders_taken:
+                self._take_shares(self.shared, now)
             due = self._due(now)
             if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_S * SECOND_NS):
                 break
@@ -140,13 +143,44 @@ class ProducerAgent(Agent):
             self._account_for_due(due, now)
         self.result.blocked_share = blocked_ns / max(1, min(now, end_ns) - start_ns)
 
-    def _take_share(self, schedule: Changing, now_ns: int) -> None:
-        """Follow the fleet's new share from its moment on."""
-        self.share_word = int(self.row[Cell.SHARE])
-        share = Share.of(self.share_word)
-        seed = [self.spec.seed, self.spec.index, share.at_ms]
-        pacer = share.pacer(self.spec.rate, self.ramp_s, seed)
-        schedule.follow(share.at_ms * MS_NS, pacer, self.sent, now_ns - self.clock.start_ns)
+    def _is_over(self, now_ns: int) -> bool:
+        """Whether to end: because all do, or because this one is asked to and others have its share by now."""
+        if self.shared is None or not self.row[Cell.RETIRE]:
+            return self.must_end(Cell.STOP_PRODUCING)
+        self.retired_ns = self.retired_ns or now_ns
+        elapsed_ns = now_ns - self.clock.start_ns
+        if self.board.ordered(Cell.STOP_PRODUCING) or self.shared.is_silent(elapsed_ns):
+            return True
+        if now_ns - self.retired_ns < HANDOVER_S * SECOND_NS:
+            return False
+        # Nobody has its share yet, and will not for the time that an order is given ahead.
+        lost = self.shared.due(elapsed_ns + AHEAD_MS * MS_NS) - self.shared.due(elapsed_ns)
+        self._misshared(np.full(max(1, lost), elapsed_ns), now_ns)
+        return True
+
+    def _take_shares(self, schedule: Changing, now_ns: int) -> None:
+        """Follow the fleet's orders, each from its moment on."""
+        words, missed = self.board.shares_after(self.spec.row, self.orders_taken)
+        self.orders_taken += missed + len(words)
+        if missed:  # what they would have had sent is not known: at least a message each
+            self._misshared(np.full(missed, now_ns - self.clock.start_ns), now_ns)
+        for share in map(Share.of, words):
+            seed = [self.spec.seed, self.spec.index, share.at_ms]
+            pacer = share.pacer(self.spec.rate, self.ramp_s, seed)
+            self._misshared(schedule.follow(share.at_ms * MS_NS, pacer, self.sent), now_ns)
+
+    def _misshared(self, times_ns: Int64, now_ns: int) -> None:
+        """Note messages (by intended time, ns from the start) that were not sent as they were shared out."""
+        if len(times_ns):
+            at_ns = times_ns + self.clock.start_ns
+            self.clock.count_each("misshared", 1, at_ns)
+            text = f"{self.spec.name} heard late of its share: {len(times_ns):,} messages sent twice or left out"
+            self._late_orders.append(("late share", int(at_ns[0]), now_ns, text))
+
+    def take_events(self) -> list[tuple[str, int, int, str]]:
+        """The orders that came late."""
+        events, self._late_orders = self._late_orders, []
+        return events
 
     def _account_for_due(self, due: int, now_ns: int) -> None:
         """Note which messages were due in the window, and record those that were given up after it.

@@ -18,8 +18,8 @@ _NULL_FIELDS = (
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
-    "missing_msgs", "left_behind", "out_of_range", "blocked_share", "agent_cpu_share_max", "broker_configuration",
-    "ledger_examples", "hlog_start_s", "interval_s",
+    "missing_msgs", "misshared_msgs", "left_behind", "out_of_range", "blocked_share", "agent_cpu_share_max",
+    "broker_configuration", "ledger_examples", "hlog_start_s", "interval_s",
 )  # fmt: skip
 _EMPTY_FIELDS = ("settings", "point", "errors", "observer")
 _PARTS: dict[str, tuple[str, ...]] = {

@@ -3,8 +3,9 @@
 A share is a place in the schedule of all producers: place k of n sends every n-th message from the k-th on. When the
 number of producers changes, all of them change their shares at one moment, and every message of the common schedule
 is still sent exactly once: what was intended before the moment by the old shares, what comes after by the new ones.
-No arrears arise and no burst follows. Independent (Poisson) producers get a new rate of their own at that moment;
-since such arrivals have no memory, the sum stays a Poisson process of the scenario's rate.
+No arrears arise and no burst follows. Who hears of a change late, and has sent meanwhile, cannot take that back: such
+messages are counted (`Changing.follow`), and the verdict tells of them. Independent (Poisson) producers get a new rate
+of their own at that moment; since such arrivals have no memory, the sum stays a Poisson process of the scenario's rate.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 NEVER_NS = 1 << 62
 MS_NS = 1_000_000
+AHEAD_MS = 500  # from the order to share otherwise until it holds: by then every producer has it
 MAX_PRODUCERS = (1 << 16) - 1
 MAX_AT_MS = (1 << 31) - 1
 
@@ -114,14 +116,31 @@ class Changing:
         self._begins_ns.append(at_ns)
         self._befores.append(before)
 
-    def follow(self, at_ns: int, pacer: Timed, sent: int, now_ns: int) -> None:
-        """Let `pacer` hold from `at_ns` on, an order that may come late: now it is `now_ns`, and `sent` have been sent.
+    def follow(self, at_ns: int, pacer: Timed, sent: int) -> Int64:
+        """Let `pacer` hold from `at_ns` on, an order that may come late: `sent` messages have been sent.
 
         Where nothing was sent since `at_ns`, the order holds from then on, and what it missed is late but not left out.
-        Else it holds from now on: what was sent stays sent.
+        Else it holds from after the last that was sent, which stays sent; the answer tells what that has spoilt.
+
+        Returns:
+            The intended times (int64[n], ns from the start) of messages that were sent and were somebody else's by
+            then, and of those that were this one's and are left out; empty where the order came in time.
         """
-        is_in_time = sent <= self.due(at_ns - 1)
-        self.change(at_ns if is_in_time else max(at_ns, now_ns + 1), pacer)
+        before = self.due(at_ns - 1)
+        if sent <= before:
+            self.change(at_ns, pacer)
+            return np.empty(0, np.int64)
+        stayed = self.intended(before, sent - before)
+        hold_ns = int(stayed[-1]) + 1
+        first = pacer.due(at_ns - 1)
+        ordered = pacer.intended(first, pacer.due(hold_ns - 1) - first)
+        self.change(hold_ns, pacer)
+        return np.setxor1d(stayed, ordered)
+
+    def is_silent(self, elapsed_ns: int) -> bool:
+        """Whether an order has come by which nothing is due any more from this moment on."""
+        last = self._parts[-1]
+        return len(self._parts) > 1 and isinstance(last.pacer, Silent) and last.begin_ns <= elapsed_ns
 
     def _drop(self) -> None:
         for each in (self._parts, self._begins_ns, self._befores):

@@ -122,6 +122,7 @@ CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     timing.check_schedule,
     timing.check_carried,
     timing.check_complete,
+    timing.check_shares,
     timing.check_range,
     timing.check_resolution,
     timing.check_clock,

@@ -112,16 +112,48 @@ def test_an_order_that_comes_late_leaves_nothing_out_of_who_had_sent_nothing(
     now_ns = max(1, at_ms + late_ms) * MS_NS
     fresh, old = Changing(), Changing()
     share = Share(at_ms, 0, after).pacer(rate, RAMP_S, [0])
-    fresh.follow(at_ms * MS_NS, share, 0, now_ns)
+    assert not len(fresh.follow(at_ms * MS_NS, share, 0))
     expected = share.intended(0, share.due(END_MS * MS_NS))
     times = fresh.intended(0, fresh.due(END_MS * MS_NS))
     assert times.tolist() == expected[expected >= at_ms * MS_NS].tolist()
     old.change(1, Share(1, 0, before).pacer(rate, RAMP_S, [0]))
     sent = old.due(now_ns)
     kept = old.intended(0, sent).tolist()
-    old.follow(at_ms * MS_NS, share, sent, now_ns)
+    old.follow(at_ms * MS_NS, share, sent)
     assert old.intended(0, sent).tolist() == kept
     assert (np.diff(old.intended(0, old.due(END_MS * MS_NS))) >= 0).all()
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(RATES),
+    st.integers(1, 4),
+    st.integers(0, 4),
+    st.lists(st.integers(0, 900), min_size=4, max_size=4),
+)
+def test_what_orders_that_come_late_spoil_is_counted(
+    rate: Rate, before: int, after: int, heard_after_ms: list[int]
+) -> None:
+    """Each message that all together send twice or leave out is one that somebody has counted; in time it is none."""
+    at_ms, end_ns = 1_000, END_MS * MS_NS
+    sent, counted = [np.empty(0, np.int64)], 0
+    for place in range(max(before, after)):
+        each, old, new = Changing(), (Share(1, 0, 0), Share(1, place, before)), (Share(1, 0, 0), Share(1, place, after))
+        each.change(1, old[place < before].pacer(rate, RAMP_S, [0]))
+        heard_ns = (at_ms + heard_after_ms[place]) * MS_NS
+        pacer = new[place < after].pacer(rate, RAMP_S, [0])
+        counted += len(each.follow(at_ms * MS_NS, pacer, each.due(heard_ns - 1)))
+        assert each.is_silent(end_ns) == (place >= after)
+        sent.append(each.intended(0, each.due(end_ns)))
+    whole = whole_schedule(rate)
+    expected = whole.intended(0, whole.due(end_ns))
+    expected = expected[expected > 0]  # the first order holds from the first ns on
+    if not after:
+        expected = expected[expected < at_ms * MS_NS]
+    times, copies = np.unique(np.concatenate(sent), return_counts=True)
+    assert len(np.setdiff1d(expected, times)) + (copies > 1).sum() + len(np.setdiff1d(times, expected)) <= counted
+    if not any(heard_after_ms[: max(before, after)]):
+        assert not counted
 
 
 @given(st.integers(1, MAX_AT_MS), st.integers(0, MAX_PRODUCERS), st.integers(0, MAX_PRODUCERS))

@@ -116,6 +116,10 @@ TABLE = [
     ("latency complete", {**OPEN, "missing": 1}, None),
     ("latency complete", {**OPEN, "missing": 1_000}, None),
     ("latency complete", {**OPEN, "missing": 1_001}, False),
+    ("shares of the schedule", {}, True),  # a closed loop
+    ("shares of the schedule", OPEN, True),
+    ("shares of the schedule", {**OPEN, "misshared": 1}, None),
+    ("shares of the schedule", {**OPEN, "misshared": 1_001}, False),
     ("histogram range", {}, True),
     ("histogram range", {"out_of_range": 1}, False),
     ("resolution", {}, True),  # a closed loop

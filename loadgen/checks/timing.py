@@ -87,6 +87,21 @@ def check_complete(facts: Facts) -> Check:
     return Check(name, False if share > MISSING_SHARE else None, text)
 
 
+def check_shares(facts: Facts) -> Check:
+    """Each message of the schedule was sent by one producer, also where producers come and go.
+
+    One that hears of its new share late has sent messages that were another's by then, and left out some of its own.
+    """
+    name = "shares of the schedule"
+    if not facts.is_open_loop:
+        return Check(name, True, "a closed loop has no schedule")
+    if not facts.misshared:
+        return Check(name, True, "every message was one producer's")
+    share = facts.misshared / max(1, facts.due or 0)
+    text = f"{facts.misshared:,} messages were sent twice or left out, as producers heard late of their shares"
+    return Check(name, False if share > MISSING_SHARE else None, f"{text} ({share:.2%})")
+
+
 def check_range(facts: Facts) -> Check:
     """No latency fell outside the histogram: a dropped tail makes every percentile above it too small."""
     if facts.out_of_range:

@@ -162,7 +162,8 @@ class Crew:
         target = self._common["target"]
         spec = AgentSpec(
             role=role,
-            name=f"{role}{index}.{self._rows_used}",
+            # Of one trial alone: what an agent of an earlier one still says is not taken for this one's.
+            name=f"{role}{index}.{self._rows_used}.{number}",
             target=target.of(subscriber) if role == "consumer" else target,
             row=self._rows_used,
             index=index,
@@ -202,7 +203,7 @@ class Crew:
         for member in self._members.values():
             if member.uid in places and member.spec.role == "producer" and not member.done:
                 place, producers = places[member.uid]
-                self._board.cells[member.spec.row, Cell.SHARE] = Share(at_ms, place, producers).word()
+                self._board.order_share(member.spec.row, Share(at_ms, place, producers).word())
 
     def _on_retire(self, uid: int) -> None:
         """End one agent in order: it flushes, settles, and reports."""

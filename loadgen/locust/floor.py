@@ -17,6 +17,7 @@ from locust.runners import STATE_MISSING, LocalRunner, MasterRunner
 
 from loadgen.errors import ScenarioError
 from loadgen.locust.worker import DOWN, UP, boot_id
+from loadgen.shares import AHEAD_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from loadgen.locust.seats import Seats
 
 START_MS = 100  # from the order to begin until the first message is due
-CHANGE_MS = 500  # from the order to share otherwise until it holds: by then every worker has it
+SHARE_S = 0.05  # changes within so short a time are one order
 TURN_S = 0.05
 WATCH_S = 1.0
 FLUSH_S = 8.0  # for all producers to have their last confirmations
@@ -50,6 +51,7 @@ class Phase:
     message: dict[str, Any]
     origin_ns: int = 0
     shared_at_ms: int = 0
+    shares_soon: bool = False
     reached: bool = False
     stopped: bool = False
     totals: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -259,11 +261,17 @@ class Floor:
         return str(self._workers.get(worker, {}).get("name", "w"))
 
     def _share(self, phase: Phase) -> None:
-        """Tell every producer its part of the rate among those that there are now."""
-        if not phase.origin_ns or phase.stopped:
+        """Tell every producer, in a moment, its part of the rate among those that there are then."""
+        if not phase.shares_soon:
+            phase.shares_soon = True
+            gevent.spawn_later(SHARE_S, self._share_now, phase)
+
+    def _share_now(self, phase: Phase) -> None:
+        phase.shares_soon = False
+        if not phase.origin_ns or phase.stopped or phase is not self.phase:
             return
         now_ms = (time.monotonic_ns() - phase.origin_ns) // 1_000_000
-        phase.shared_at_ms = max(1, phase.shared_at_ms + 1, now_ms + CHANGE_MS)
+        phase.shared_at_ms = max(1, phase.shared_at_ms + 1, now_ms + AHEAD_MS)
         for worker, places in phase.seats.shares().items():
             self._send(worker, "shares", number=self.begun, at_ms=phase.shared_at_ms, places=places)
 
