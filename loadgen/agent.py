@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loadgen.board import Board, Cell
+from loadgen.driver import Retrying
 from loadgen.payload import Payloads
 from loadgen.recorder import Recorder
 from loadgen.think import Think
@@ -171,6 +172,8 @@ class Agent:
         self.result = Result(agent=spec.name, role=spec.role)
         self.series: dict[str, int] = {}
         self.errors: dict[str, int] = {}
+        self.client: object = None  # the driver's producer or consumer, once it is connected
+        self._failed_requests = 0
         self._next_report_ns = 0
         self._fleet = multiprocessing.parent_process()
 
@@ -213,6 +216,10 @@ class Agent:
     def report(self, now_ns: int) -> None:
         """Send what was gained since the last report."""
         self.keep_books()
+        if isinstance(self.client, Retrying):
+            failed = self.client.failed_requests
+            self.add("failed_requests", failed - self._failed_requests)
+            self.row[Cell.FAILED_REQUESTS] = self._failed_requests = failed
         series = {**self.series, "elapsed_s": (now_ns - self.clock.start_ns) / SECOND_NS}
         self.series.clear()
         errors, self.errors = self.errors, {}

@@ -1,4 +1,4 @@
-"""RabbitMQ's resource alarms and blocked connections, asked of the broker over HTTP at little cost to it.
+"""RabbitMQ's resource alarms, blocked connections and memory, asked of the broker over HTTP at little cost to it.
 
 The health check of the management plugin answers from memory in a few bytes; its connection list lags by
 seconds but holds only ours. Without the management plugin, the Prometheus page tells of alarms only.
@@ -28,6 +28,8 @@ PROMETHEUS_ALARMS = {
     "rabbitmq_alarms_free_disk_space_watermark": "disk",
     "rabbitmq_alarms_file_descriptor_limit": "file_descriptor_limit",
 }
+MEMORY_FAMILY = "node_coarse_metrics"
+MEMORY_METRIC = "rabbitmq_detailed_process_resident_memory_bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,22 @@ class AlarmReading:
     blocked_connections: int | None
 
 
+class MemoryReader:
+    """Asks one broker how much memory it says it uses; raises OSError or ValueError as `AlarmReader` does.
+
+    It counts that itself every few seconds only; one family of metrics costs it 0.9 ms of CPU, all of them 5.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        assert endpoint.prometheus_url is not None, "only the Prometheus page tells"
+        self._url = f"{_metrics_url(endpoint.prometheus_url).rstrip('/')}/detailed?family={MEMORY_FAMILY}"
+        self._pages = _Pages(endpoint)
+
+    def read(self) -> int:
+        """Resident memory in bytes."""
+        return parse_memory_bytes(self._pages.get(self._url)[1])
+
+
 class AlarmReader:
     """Asks one broker; raises OSError or ValueError when it does not answer as expected."""
 
@@ -45,11 +63,7 @@ class AlarmReader:
         management, prometheus = endpoint.management_url, endpoint.prometheus_url
         self._management = management.rstrip("/").removesuffix("/api") if management else None
         self._prometheus = _metrics_url(prometheus) if prometheus else None
-        self._opener = _opener(endpoint.tls)
-        self._authorization: str | None = None
-        if endpoint.credentials is not None:
-            pair = f"{endpoint.credentials.username}:{endpoint.credentials.password}"
-            self._authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+        self._get = _Pages(endpoint).get
 
     @property
     def can_ask(self) -> bool:
@@ -66,7 +80,19 @@ class AlarmReader:
         connections = self._get(f"{self._management}/api/connections?columns=state", authorized=True)[1]
         return AlarmReading(alarms, count_blocked(connections))
 
-    def _get(self, url: str, *, authorized: bool = False) -> tuple[int, bytes]:
+
+class _Pages:
+    """A broker's pages over HTTP."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._opener = _opener(endpoint.tls)
+        self._authorization: str | None = None
+        if endpoint.credentials is not None:
+            pair = f"{endpoint.credentials.username}:{endpoint.credentials.password}"
+            self._authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+
+    def get(self, url: str, *, authorized: bool = False) -> tuple[int, bytes]:
+        """A page's status and bytes."""
         request = Request(url)  # noqa: S310 - the opener knows http and https only
         if authorized and self._authorization:
             request.add_unredirected_header("Authorization", self._authorization)
@@ -105,6 +131,14 @@ def parse_metrics(body: bytes) -> tuple[str, ...]:
     if not values:
         raise ValueError("no alarm metrics on the Prometheus page")
     return tuple(sorted(resource for resource, value in values.items() if value))
+
+
+def parse_memory_bytes(body: bytes) -> int:
+    """The resident memory on a page of one family of metrics; a page without it is an error."""
+    for line in body.decode(errors="replace").splitlines():
+        if line.startswith(MEMORY_METRIC):
+            return int(float(line.rpartition(" ")[2]))
+    raise ValueError("no resident memory on the Prometheus page")
 
 
 def _metrics_url(url: str) -> str:

@@ -29,10 +29,13 @@ class Cell(IntEnum):
     SHARES = 7  # written by the fleet: how many orders it has given about this producer's share (`loadgen.shares`) …
     RETIRE = 8  # written by the fleet: this agent alone is to end
     SUBSCRIBER = 9  # a consumer's
-    FIRST_SHARE = 10  # … of which the last are in this cell and those after it, in turn
+    ACKED = 10
+    ERRORS = 11  # messages that were refused, or came damaged
+    FAILED_REQUESTS = 12  # what a client tries again by itself, such as a fetch that was refused
+    FIRST_SHARE = 16  # … of which the last are in this cell and those after it, in turn
 
 
-ROW_CELLS = 16  # two cache lines a row: writers do not slow each other down
+ROW_CELLS = 24  # three cache lines a row: writers do not slow each other down
 SHARES_KEPT = ROW_CELLS - Cell.FIRST_SHARE
 FLEET_ROW = 0
 PREFIX = "loadgen-"  # of the files' names; the pid of their owner follows

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen.agent import SECOND_NS, AgentSpec
 from loadgen.checks import milliseconds
 from loadgen.checks.timing import allowed_lag_ns
-from loadgen.driver import Target, confirms
+from loadgen.driver import Gauge, Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import BrokerError, LoadgenError
 from loadgen.facts import Facts, observed_facts
@@ -303,7 +303,7 @@ def _fill(trial: Trial, setting: Setting, target: Target, token: int) -> tuple[l
     def specs(board: Board) -> list[AgentSpec]:
         return [_spec(fill, setting, target, token, board, "producer", index) for index in range(fill.producers)]
 
-    outcome, _ = _run(_live(fill, setting, depth=lambda _: 0), fill.producers, specs)
+    outcome, _ = _run(_live(fill, setting, lambda _: Gauge(0)), fill.producers, specs)
     return [result.sent_book for result in outcome.results if result.sent_book is not None], outcome.error
 
 
@@ -323,7 +323,7 @@ def _read(trial: Trial, setting: Setting, target: Target, token: int, books: lis
         timer = _spec(keeper, setting, target, token, board, "producer", trial.producers)
         return [*readers, replace(timer, row=len(readers) + 1, count=trial.producers + 1)]
 
-    live = _live(trial, setting, depth=lambda received: max(0, filled - received))
+    live = _live(trial, setting, lambda received: Gauge(max(0, filled - received)))
     outcome, observations = _run(live, trial.all_consumers + 1, specs)
     if outcome.error is not None or observations is None:
         return _unmeasured(FILLED_TOPIC, outcome.error or "nothing was observed")
@@ -373,8 +373,8 @@ def _span(live: Live, begin_ns: int, filled: int) -> tuple[int, int, float] | No
     return first_ns, last_ns, float((received[-1] - received[0]) / (at_s[-1] - at_s[0]))
 
 
-def _live(trial: Trial, setting: Setting, depth: Callable[[int], int]) -> Live:
-    return Live(trial, setting.endpoint, None, setting.progress, depth, setting.left_s, shown=setting.shown)
+def _live(trial: Trial, setting: Setting, gauge: Callable[[int], Gauge]) -> Live:
+    return Live(trial, setting.endpoint, None, setting.progress, gauge, setting.left_s, shown=setting.shown)
 
 
 def _run(

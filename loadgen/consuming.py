@@ -63,7 +63,7 @@ class ConsumerAgent(Agent):
         """Connect, wait for the start, and receive until the fleet says that it is over."""
         spec = self.spec
         consumer = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
-        self.consumer = consumer
+        self.client = consumer
         self.row[Cell.SUBSCRIBER] = spec.target.subscriber
         self.book = ReceivedBook(str(spec.target.subscriber))
         self.received = 0
@@ -92,10 +92,10 @@ class ConsumerAgent(Agent):
 
     def take_events(self) -> list[tuple[str, int, int, str]]:
         """The group's rebalances, which may be what made a second slow."""
-        if not isinstance(self.consumer, Rebalancing):
+        if not isinstance(self.client, Rebalancing):
             return []
         text = f"{self.spec.name} without partitions"
-        return [("rebalance", began_ns, ended_ns, text) for began_ns, ended_ns in self.consumer.take_rebalances()]
+        return [("rebalance", began_ns, ended_ns, text) for began_ns, ended_ns in self.client.take_rebalances()]
 
     def _receive_all(self, consumer: Consumer) -> None:
         while not self.must_end(Cell.STOP_CONSUMING):
@@ -233,7 +233,10 @@ class ConsumerAgent(Agent):
         self.add("received_bytes", size_bytes)
         intended, sent = parsed.intended_ns, parsed.sent_ns
         if not parsed.intact.all():
-            self.errors[DAMAGED] = self.errors.get(DAMAGED, 0) + number - int(np.count_nonzero(parsed.intact))
+            damaged = number - int(np.count_nonzero(parsed.intact))
+            self.errors[DAMAGED] = self.errors.get(DAMAGED, 0) + damaged
+            self.add("errors", damaged)
+            self.row[Cell.ERRORS] += damaged
             intended, sent = intended[parsed.intact], sent[parsed.intact]
             at_ns = at_ns if isinstance(at_ns, int) else at_ns[parsed.intact]
         self._count_in_window(len(intended), size_bytes, at_ns)

@@ -210,6 +210,29 @@ class Rebalancing(Protocol):
         ...
 
 
+@runtime_checkable
+class Retrying(Protocol):
+    """What a producer or consumer has beside its role if it tries failed requests again and can tell how many."""
+
+    @property
+    def failed_requests(self) -> int:
+        """Fetches or produce requests that were refused, or whose connection was lost, since it was made."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A trial's queues or topic at one moment, as the broker itself tells it.
+
+    `depth_msgs` and `stored_msgs` are what `Admin.depth` and `Admin.stored` return; `consumers` is how many consumers
+    the queues have, or members the groups. None: the broker does not tell.
+    """
+
+    depth_msgs: int
+    stored_msgs: int | None = None
+    consumers: int | None = None
+
+
 class Admin(Protocol):
     """Makes, watches and removes the queue or topic of a trial (control plane: slow is fine, wrong is not).
 
@@ -236,6 +259,10 @@ class Admin(Protocol):
 
     def stored(self, target: Target) -> int | None:
         """The broker's own count of the messages it accepted (end offsets); None where it keeps none."""
+        ...
+
+    def gauge(self, target: Target, received: int | None = None) -> Gauge:
+        """Depth and what else the broker tells at once, for the observer who asks each second."""
         ...
 
     def effective(self, target: Target) -> dict[str, Any]:

@@ -21,6 +21,8 @@ READ_BYTES_MAX = 16 << 20
 """A log that grew by more between two reads is read from its last 16 MiB: the rest is counted as skipped."""
 
 _PAUSE = re.compile(rb"GC\(\d+\) (?:[yYoO]: )?(Pause [^\n]*?) (\d+(?:[.,]\d+)?)ms\s*$")
+_HEAP = re.compile(r"->(\d+)([BKMG])\b")
+_UNIT_BITS = {"B": 0, "K": 10, "M": 20, "G": 30}
 _DECORATION = re.compile(rb"\[([^\]]+)\]")
 _UPTIME = re.compile(r"^(\d+(?:[.,]\d+)?)(s|ms|ns)$")
 _UNIT_NS = {"s": 1e9, "ms": 1e6, "ns": 1.0}
@@ -35,6 +37,12 @@ class Pause:
     ended_ns: int
     duration_ns: int
     kind: str
+
+    @property
+    def heap_bytes(self) -> int | None:
+        """Heap in use when it ended; None where its line did not tell."""
+        match = _HEAP.search(self.kind)
+        return None if match is None else int(match[1]) << _UNIT_BITS[match[2]]
 
 
 class GcLogs:

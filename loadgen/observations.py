@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,17 @@ Int64 = npt.NDArray[np.int64]
 
 HOST_STATES = ("user", "system", "irq", "iowait", "idle", "steal")
 PRESSURES = ("cpu_some", "io_some", "io_full", "memory_some", "memory_full")
-GAUGES = ("load_1m", "dirty_bytes", "writeback_bytes", "memory_available_bytes", "swap_used_bytes")
+GAUGES = (
+    "load_1m", "dirty_bytes", "writeback_bytes", "memory_available_bytes", "swap_used_bytes", "broker_connections",
+)  # fmt: skip
+AGENT_COUNTS = {
+    "sent": "sent_msgs_per_s",
+    "acked": "acked_msgs_per_s",
+    "received": "received_msgs_per_s",
+    "errors": "errors_per_s",
+    "failed_requests": "failed_requests_per_s",
+}
+"""What all agents count together (`Live.counts`), and the columns that tell how fast it grew."""
 DISK_FULL_BYTES = 64 << 20
 """RabbitMQ stops publishers at 50 MB free, and a Kafka partition's index files alone take 20 MiB."""
 OTHERS_NAMED = 3
@@ -124,6 +134,7 @@ class Observations:
     samples: Series
     watches: Series
     depths: Series
+    memories: Series = field(default_factory=lambda: Series.of(Columns()))
     cpu_limit_cores: float | None = None
     pauses: tuple[Pause, ...] | None = None
     alarms: tuple[tuple[int, AlarmReading], ...] = ()
@@ -144,6 +155,7 @@ class Observations:
         counters = [name for name in self.samples.columns if name not in GAUGES and "_bytes" not in name]
         grown = {name: self._grown(self.samples, name) for name in counters}
         grown["kernel_cpu_s"] = self._grown(self.watches, "kernel_cpu_s")
+        grown["stored"] = self._grown(self.depths, "stored")
         rows = [
             self._row(index, {name: float(each[index]) for name, each in grown.items()}.get)
             for index in range(len(at_ns) - 1)
@@ -223,19 +235,30 @@ class Observations:
             row[f"{group}_rss_bytes"] = _int(read(f"{group}_rss_bytes"))
         row |= self._host(used, window_s)
         for name in GAUGES:
-            row[name] = _int(read(name)) if name.endswith("_bytes") else read(name)
+            row[name] = read(name) if name == "load_1m" else _int(read(name))
+        row |= {column: _over(used(name), window_s) for name, column in AGENT_COUNTS.items()}
+        row["stored_msgs_per_s"] = _over(used("stored"), window_s)
         row |= {f"{name}_per_s": _over(used(name), window_s) for name in ("disk_writes", "disk_flushes")}
         row["disk_write_ns"] = _mean_ns(used("disk_write_s"), used("disk_writes"))
         row["disk_flush_ns"] = _mean_ns(used("disk_flush_s"), used("disk_flushes"))
         row["swapped_bytes_per_s"] = _over(self._swapped_bytes(used), window_s)
         row["cpu_frequency_hz"] = self.watches.last("cpu_frequency_hz", end_ns, 2 * self.watch_interval_ns)
         row["disk_free_bytes"] = _int(self.watches.last("disk_free_bytes", end_ns, 2 * self.watch_interval_ns))
-        row["depth_msgs"] = _int(self.depths.last("depth_msgs", end_ns, 3 * self.interval_ns))
+        for name in ("depth_msgs", "connected_consumers"):
+            row[name] = _int(self.depths.last(name, end_ns, 3 * self.interval_ns))
+        row["broker_memory_bytes"] = self._memory_bytes(end_ns)
         seen = bisect_right(self.alarms, end_ns, key=itemgetter(0))
         row["alarms"] = len(self.alarms[seen - 1][1].alarms) if seen else None
         row["blocked_connections"] = self.alarms[seen - 1][1].blocked_connections if seen else None
         row["gc_pauses"] = row["gc_pause_ns"] = None if self.pauses is None else 0
         return row
+
+    def _memory_bytes(self, at_ns: int) -> int | None:
+        """What the broker says it uses: RabbitMQ by its own count, a JVM's heap as the last collection left it."""
+        if self.pauses is None:
+            return _int(self.memories.last("broker_memory_bytes", at_ns, 3 * self.interval_ns))
+        before = [pause for pause in self.pauses if pause.ended_ns <= at_ns and pause.heap_bytes is not None]
+        return max(before, key=attrgetter("ended_ns")).heap_bytes if before else None
 
     def _add_pauses(self, rows: list[dict[str, Any]]) -> None:
         """Each pause to the row in whose interval it ended."""

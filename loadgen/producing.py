@@ -77,7 +77,7 @@ class ProducerAgent(Agent):
 
     def run(self) -> None:
         """Connect, wait for the start, send until the trial's time is over, and wait for the last confirmation."""
-        producer = self.driver.producer(self.spec.target, self.payloads)
+        producer = self.client = self.driver.producer(self.spec.target, self.payloads)
         try:
             self.begin(("ack", "ack_service", "schedule_lag", "e2e") if self.open_loop else ("ack_service",))
             self._send_all(producer)
@@ -264,6 +264,9 @@ class ProducerAgent(Agent):
             self._unbooked_msgs += number
             if each.error is None:
                 self.clock.count("acked", number, each.at_ns)
+                self.row[Cell.ACKED] += number
+            else:
+                self.row[Cell.ERRORS] += number
         if settled:
             self._unbooked += settled
 

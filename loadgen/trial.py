@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.agent import SECOND_NS, AgentSpec, Report
 from loadgen.board import Board, Cell
-from loadgen.driver import Target
+from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import LoadgenError, TrialError
 from loadgen.facts import facts_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadgen.agent import Role
-    from loadgen.driver import Admin
+    from loadgen.driver import Admin, Gauge
     from loadgen.endpoint import Endpoint
     from loadgen.ledger import Account
     from loadgen.observer import Observations
@@ -39,7 +39,21 @@ MIN_FREE_BYTES = 1 << 30  # below this a trial is stopped, before the brokers ar
 PROGRESS_EVERY_S = 0.5
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
+COUNTED = {
+    "sent": Cell.SENT,
+    "acked": Cell.ACKED,
+    "received": Cell.RECEIVED,
+    "errors": Cell.ERRORS,
+    "failed_requests": Cell.FAILED_REQUESTS,
+}
+
 Record = dict[str, Any]
+
+
+def counted(trial: Trial) -> list[str]:
+    """Those of `COUNTED` that mean something in a trial."""
+    absent = {"acked": not confirms(trial.settings), "received": not trial.consumers}
+    return [name for name in COUNTED if not absent.get(name)]
 
 
 @dataclass
@@ -50,11 +64,12 @@ class Live:
     endpoint: Endpoint
     writer: RunWriter | None
     progress: Callable[[str], None]
-    depth: Callable[[int], int]
+    gauge: Callable[[int], Gauge]
     left_s: float = 0.0
     start_ns: int = 0
     received: int = 0
     observer: Observer | None = None
+    board: Board | None = None
     flow: Flow = field(init=False)
     hlog_start_s: float | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
@@ -75,7 +90,7 @@ class Live:
             begun = {**describe(self.trial), "window_s": self.trial.duration_s}
             self.hlog_start_s = self.writer.begin_trial(begun, started_s=time.time() + window_in_s)
         groups = {**pids, "broker": self.endpoint.pids}
-        self.observer = Observer(groups, self.endpoint, depth=lambda: self.depth(self.received))
+        self.observer = Observer(groups, self.endpoint, gauge=lambda: self.gauge(self.received), counts=self.counts)
         self.observer.start(start_ns)
 
     def reported(self, report: Report) -> None:
@@ -98,6 +113,13 @@ class Live:
             self.writer.add_intervals(self.trial.id, report.deltas, agent=report.agent)
             self.writer.add_series([{"trial": self.trial.id, "agent": report.agent, **report.series}])
 
+    def counts(self) -> dict[str, int]:
+        """What all agents have done so far, from warm-up on; what this trial does not have is not in it."""
+        if self.board is None:
+            return {}
+        counts = {name: self.board.total(cell) for name, cell in COUNTED.items()}
+        return {name: counts[name] for name in counted(self.trial)}
+
     def measured(self, cut_s: int) -> dict[str, Histogram]:
         """The measured window's histograms by kind, without its first `cut_s` seconds; final once called."""
         for delta in self.early:
@@ -108,6 +130,7 @@ class Live:
 
     def turned(self, board: Board) -> None:
         """Look at the counters, show where the trial is, and stop it before it fills the disk."""
+        self.board = board
         self.received = board.total(Cell.RECEIVED)
         if self.start_ns:
             self.flow.sample(board, time.monotonic_ns())
@@ -215,7 +238,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         endpoint=setting.endpoint,
         writer=setting.writer,
         progress=setting.progress,
-        depth=lambda received: gauge.depth(target, received),
+        gauge=lambda received: gauge.gauge(target, received),
         left_s=setting.left_s,
         shown=setting.shown,
     )

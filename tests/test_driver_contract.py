@@ -262,6 +262,24 @@ def test_receiving_from_nothing_times_out_empty(bench: Bench) -> None:
         consumer.settle()
 
 
+def test_the_gauge_tells_depth_consumers_and_what_was_stored(bench: Bench) -> None:
+    """One look tells what `depth` and `stored` do, and who consumes where the broker knows it."""
+    target = bench.target()
+    send(bench.producer(target, payloads_of()), 20)
+    assert depth_reaches(bench, target, 20)
+    seen = bench.admin.gauge(target)
+    assert (seen.depth_msgs, seen.stored_msgs) == (20, bench.admin.stored(target))
+    assert seen.consumers in {0, None}
+    if bench.name in {"kafka", "stream", "memory"}:
+        return  # no broker knows who reads without joining
+    consumer = bench.consumer(target)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while bench.admin.gauge(target).consumers != 1 and time.monotonic() < deadline_s:
+        consumer.receive(0.05)
+        consumer.settle()
+    assert bench.admin.gauge(target).consumers == 1
+
+
 def test_settling_empties_the_queue(bench: Bench) -> None:
     """The depth is what was sent, and 0 after everything was settled."""
     target = bench.target()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +162,25 @@ def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
         assert histogram.percentile(99) == record["latency_ns"]["e2e"]["p99"]
     series = run.series
     assert series[series["agent"] == "consumer0"]["received"].sum() == 2 * 750
+    text = (Path(engine.__file__).parent.parent / "docs" / "results.md").read_text().partition("## series.parquet")[2]
+    documented = {
+        name.replace("<group>", group)
+        for cell in re.findall(r"^\| (`.+?`) \|", text, re.MULTILINE)
+        for name in re.findall(r"`(.+?)`", cell)
+        for group in ("producers", "consumers", "broker", "loadgen")
+    }
+    assert documented == {*series.columns, "errors"}, "docs/results.md tells of each column, and no other"
+    for record in run.trials:
+        observed = series[(series["agent"] == "observer") & (series["trial"] == record["id"])]
+        # Producer, consumer, gauge and control plane; Kafka's clients have more, its static consumer is no member.
+        assert observed["broker_connections"].max() >= 3
+        assert observed["connected_consumers"].max() == 1 or record["broker"] == "kafka"
+        assert observed["depth_msgs"].notna().any()
+        assert 0 < observed["sent_msgs_per_s"].max() < 750 * 5
+        assert observed["received_msgs_per_s"].max() > 0
+        assert observed["acked_msgs_per_s"].max() > 0
+        assert observed["errors_per_s"].max() == 0
+        assert observed["broker_rss_bytes"].min() > 1 << 20
     brokers = run.header["brokers"]
     assert brokers["kafka"]["version"].startswith("4.")
     assert brokers["rabbitmq"]["version"].startswith("4.")

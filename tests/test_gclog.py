@@ -42,6 +42,12 @@ def test_pause_lines_of_all_collectors_and_stamps(line: bytes, ended_ns: int | N
     assert [(pause.ended_ns, pause.duration_ns) for pause in pauses] == expected
 
 
+def test_a_collections_line_tells_the_heap_that_it_left() -> None:
+    """What is in use after it, in bytes; a pause that tells none has none."""
+    lines = [b"[1.000s][gc] GC(0) Pause Young (Normal) 24M->4M(256M) 3.4ms", b"[1.0s][gc] GC(1) Pause Mark End 0.1ms"]
+    assert [pause.heap_bytes for pause in parse(lines, 0, 0)] == [4 << 20, None]
+
+
 def test_a_log_is_read_as_it_grows(tmp_path: Path) -> None:
     """Old pauses are left out, a half-written line waits for its end, a rotated file goes on where it was."""
     path = tmp_path / "kafkaServer-gc.log"

@@ -310,6 +310,7 @@ def test_offset_out_of_range_begins_again(make_target: Callable[..., Target]) ->
     consumer._lose(next(iter(consumer._links)), kafka_cluster.LinkError("cut by the test"))  # type: ignore[attr-defined]
     assert link.connection.fileno() == -1
     consumer._progress.fetched[0] = 10_000  # type: ignore[attr-defined]
+    assert consumer.failed_requests == 1  # type: ignore[attr-defined]
     again = receive(consumer, payloads, 300)
     assert (again.count, again.redelivered) == (300, 300)
     producer.close()
@@ -330,7 +331,8 @@ def test_a_connection_cut_while_sending(make_target: Callable[..., Target], admi
     settled += producer.flush(10)
     assert sorted(seq for each in settled for seq in each.seqs.tolist()) == list(range(4_000))
     assert {each.error for each in settled} == {None}
-    assert admin.stored(target) == 4_000
+    assert admin.stored(target) == admin.gauge(target).stored_msgs == 4_000
+    assert producer.failed_requests >= 1  # type: ignore[attr-defined]
     consumer = WIRE.consumer(target, 0, 1)
     got = receive(consumer, payloads, 4_000)
     assert got.all_seqs == list(range(4_000))

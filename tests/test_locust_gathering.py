@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from loadgen import Kafka, Rate, Scenario
 from loadgen.agent import SECOND_NS, Report, Result
+from loadgen.driver import Gauge
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.fleet import Outcome
 from loadgen.histogram import Histogram
@@ -31,7 +32,7 @@ def gathering() -> Gathering:
     scenario = Scenario(name="demo", question="How fast?", rate=Rate.fixed(100), kafka=Kafka())
     (trial,) = make_plan([scenario], PROFILES["quick"], repeats=1).trials
     live = Gathering(
-        trial=trial, endpoint=memory_endpoint("kafka"), writer=None, progress=lambda _: None, depth=lambda _: 0
+        trial=trial, endpoint=memory_endpoint("kafka"), writer=None, progress=lambda _: None, gauge=lambda _: Gauge(0)
     )
     live.start_ns = ORIGIN_NS
     return live

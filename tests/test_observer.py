@@ -15,6 +15,7 @@ import pytest
 
 from loadgen import host, observer
 from loadgen.checks.machine import check_observed
+from loadgen.driver import Gauge
 from loadgen.endpoint import Endpoint
 from loadgen.facts import Facts, observed_facts
 from loadgen.observer import Observer
@@ -142,7 +143,9 @@ def wait_for(condition: Any) -> None:
 def test_a_real_process_is_observed(spinning: int, tmp_path: Path) -> None:
     """CPU, busiest thread, memory, host, disk and depth are all there, and fit the verdict's facts."""
     endpoint = Endpoint("kafka", (("127.0.0.1", 1),), data_dir=tmp_path, log_dir=tmp_path, pids=(spinning,))
-    watching = Observer({"producers": [spinning], "broker": ()}, endpoint, 0.05, lambda: 42, watch_interval_s=0.1)
+    watching = Observer(
+        {"producers": [spinning], "broker": ()}, endpoint, 0.05, lambda: Gauge(42), watch_interval_s=0.1
+    )
     origin_ns = time.monotonic_ns()
     watching.start(origin_ns)
     wait_for(lambda: len(watching._samples.at_ns) >= 6 and len(watching._depths.at_ns) >= 2)
@@ -166,12 +169,12 @@ def test_a_real_process_is_observed(spinning: int, tmp_path: Path) -> None:
 def test_side_looks_that_fail_are_counted_and_do_not_stop_the_sampling() -> None:
     """A depth that raises and a management API that is away cost a count each, nothing more."""
 
-    def depth() -> int:
+    def gauge() -> Gauge:
         raise RuntimeError("broker is gone")
 
     away = "http://127.0.0.1:9"
     endpoint = Endpoint("rabbitmq", (("127.0.0.1", 1),), management_url=away, data_dir=Path("/no/such/folder"))
-    watching = Observer({"broker": [os.getpid()]}, endpoint, 0.02, depth, watch_interval_s=0.02)
+    watching = Observer({"broker": [os.getpid()]}, endpoint, 0.02, gauge, watch_interval_s=0.02)
     watching.start(time.monotonic_ns())
     wait_for(lambda: len(watching._samples.at_ns) >= 4 and len(watching._errors) >= 3)
     errors = watching.stop().errors
@@ -183,7 +186,7 @@ def test_a_depth_that_hangs_does_not_hold_up_samples(monkeypatch: pytest.MonkeyP
     """Samples go on while nobody answers, and stop leaves the answer behind."""
     monkeypatch.setattr(observer, "STOP_TIMEOUT_S", 0.05)
     release = threading.Event()
-    watching = Observer({}, None, 0.02, lambda: int(release.wait(30)))
+    watching = Observer({}, None, 0.02, lambda: Gauge(int(release.wait(30))))
     watching.start(time.monotonic_ns())
     wait_for(lambda: len(watching._samples.at_ns) >= 5)
     seen = watching.stop()
@@ -280,6 +283,7 @@ def test_both_real_brokers_are_observed(endpoints: dict[BrokerName, Endpoint]) -
         origin_ns = time.monotonic_ns()
         watching.start(origin_ns)
         wait_for(lambda watching=watching: len(watching._watches.at_ns) >= 2)
+        assert watching.newest()["broker_connections"] >= 0
         seen[broker] = watching.stop().summary(origin_ns, time.monotonic_ns())
         assert seen[broker]["cpu_s"]["broker"] is not None
         assert seen[broker]["rss_bytes"]["broker"] > 1 << 20

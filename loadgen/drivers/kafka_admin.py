@@ -20,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from loadgen.driver import Gauge
 from loadgen.drivers.kafka_config import client_settings, is_transactional
 from loadgen.drivers.kafka_share_admin import ShareGroups
 from loadgen.drivers.wire.kafka_protocol import check
@@ -172,12 +173,33 @@ class KafkaAdmin:
 
         The latter too where a transaction's end takes up an offset.
         """
+        return self._depth(target, self._offsets(target, LATEST), received)
+
+    def gauge(self, target: Target, received: int | None = None) -> Gauge:
+        """The depth, end offsets less first ones, and the members of all groups; few requests, as it is asked often."""
         ends = self._offsets(target, LATEST)
+        stored_msgs = None if is_transactional(target.settings) else sum(ends.values()) - self._begin(target)
+        return Gauge(self._depth(target, ends, received), stored_msgs, self._members(target))
+
+    def _begin(self, target: Target) -> int:
+        """The sum of the topic's first offsets when it was first asked for; one with retention forgets some later."""
+        if target.name not in self._begins:
+            self._begins[target.name] = sum(self._offsets(target, EARLIEST).values())
+        return self._begins[target.name]
+
+    def _members(self, target: Target) -> int | None:
+        """How many members the groups have; None where consumers join none, or none that can be described."""
+        settings = target.settings
+        if settings.get("group") == "share" or settings.get("group_protocol") == "static" or not target.groups:
+            return None
+        futures = self._client.describe_consumer_groups(list(target.groups), request_timeout=CALL_S)
+        told = [self._result(f"group {group} cannot be described", each) for group, each in futures.items()]
+        return sum(len(each.members) for each in told)
+
+    def _depth(self, target: Target, ends: dict[int, int], received: int | None) -> int:
         if received is not None and not is_transactional(target.settings):
-            if target.name not in self._begins:
-                self._begins[target.name] = sum(self._offsets(target, EARLIEST).values())
             # What is handed out a second time without being marked so counts twice in `received`.
-            return max(0, target.subscribers * (sum(ends.values()) - self._begins[target.name]) - received)
+            return max(0, target.subscribers * (sum(ends.values()) - self._begin(target)) - received)
         begins = self._offsets(target, EARLIEST)
         if target.settings.get("group") == "share":
             lags = [self._share_groups.lags(group, target.name, list(ends)) for group in target.groups]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.driver import DriverInfo, Received, Settled, confirms
+from loadgen.driver import DriverInfo, Gauge, Received, Settled, confirms
 from loadgen.drivers.memory_behaviour import PREFIX, Behaviour
 from loadgen.drivers.memory_hub import Hub
 from loadgen.drivers.memory_link import (
@@ -195,6 +195,12 @@ class MemoryAdmin:
     def stored(self, target: Target) -> int | None:
         """How many messages the queue took."""
         return int(self._ask(target)["stored"])
+
+    def gauge(self, target: Target, received: int | None = None) -> Gauge:
+        """Both, of one moment."""
+        del received
+        told = self._ask(target)
+        return Gauge(int(told["depth"]), int(told["stored"]))
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The queue's behaviour, and under "harm" what it did to messages so far (`memory_behaviour.Harm`)."""

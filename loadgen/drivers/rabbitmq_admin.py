@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika import exceptions
 
+from loadgen.driver import Gauge
 from loadgen.drivers.rabbitmq_topology import HASH_PLUGIN, Topology
 from loadgen.errors import BrokerError
 from loadgen.tls import client_context, failure
@@ -173,6 +174,11 @@ class RabbitMQAdmin:
     def depth(self, target: Target, received: int | None = None) -> int:
         """Messages ready for delivery in all queues (delivered and unacknowledged ones are not counted)."""
         del received  # queues know by themselves
+        return self._demand(target).depth_msgs
+
+    def gauge(self, target: Target, received: int | None = None) -> Gauge:
+        """Ready messages and consumers of all queues: one passive declare of each tells both, within 0.06 s."""
+        del received
         return self._demand(target)
 
     def stored(self, target: Target) -> int | None:
@@ -222,21 +228,22 @@ class RabbitMQAdmin:
         with contextlib.suppress(exceptions.AMQPError, OSError):
             self._connection.close()
 
-    def _demand(self, target: Target) -> int:
-        """The number of ready messages in all queues of a target; raises BrokerError where one is missing."""
+    def _demand(self, target: Target) -> Gauge:
+        """Ready messages and consumers of all queues of a target; raises BrokerError where one is missing."""
         queues = Topology(target).queues()
         ready = self._ready(queues)
         if ready is None:
             raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {' or '.join(queues[:3])}")
         return ready
 
-    def _ready(self, queues: Sequence[str]) -> int | None:
-        """The number of ready messages by passive declare; None if one of the queues is not there."""
+    def _ready(self, queues: Sequence[str]) -> Gauge | None:
+        """Ready messages and consumers by passive declare; None if one of the queues is not there."""
         try:
             answers = self._call(lambda channel: [channel.queue_declare(each, passive=True) for each in queues])
         except _NoQueueError:
             return None
-        return sum(int(answer.method.message_count) for answer in answers)
+        told = [answer.method for answer in answers]
+        return Gauge(sum(each.message_count for each in told), consumers=sum(each.consumer_count for each in told))
 
     def _call(self, use: Callable[[Any], Any]) -> Any:
         """Use a channel of its own (an error closes a channel), on a new connection where the last was lost."""

@@ -7,6 +7,7 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loadgen.driver import Gauge
 from loadgen.drivers.rabbitmq_admin import management_request
 from loadgen.drivers.stream_settings import Streams
 from loadgen.drivers.wire.stream_chunks import chunk_end
@@ -102,6 +103,10 @@ class StreamAdmin:
         """None: offsets that consumers store take places among those of the messages."""
         del target
         return None
+
+    def gauge(self, target: Target, received: int | None = None) -> Gauge:
+        """The depth; the stream protocol tells nothing of who subscribes."""
+        return Gauge(self.depth(target, received))
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The (first) stream as the management API tells it, else as it was made."""

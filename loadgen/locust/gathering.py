@@ -15,7 +15,7 @@ import numpy as np
 
 from loadgen.agent import SECOND_NS
 from loadgen.histogram import Histogram
-from loadgen.trial import CUT_MOST_S, Live
+from loadgen.trial import CUT_MOST_S, Live, counted
 
 if TYPE_CHECKING:
     from loadgen.agent import Result
@@ -46,6 +46,10 @@ class Gathering(Live):
         """The load begins at `origin_ns`; no window is known yet."""
         self.started(origin_ns, {"producers": (), "consumers": ()})
         self.hlog_origin_s = self.hlog_start_s or 0.0
+
+    def counts(self) -> dict[str, int]:
+        """What all agents have told so far, each once a second."""
+        return {name: self.totals.get(name, 0) for name in counted(self.trial)}
 
     def take(self, worker: str, told: dict[str, Any]) -> None:
         """Keep a worker's report of a second: in memory, and on disk at once."""

@@ -182,7 +182,7 @@ class Keeper:
             endpoint=endpoint,
             writer=self._writer,
             progress=lambda _: None,
-            depth=lambda received: gauge.depth(target, received),
+            gauge=lambda received: gauge.gauge(target, received),
         )
         about = {
             "versions": versions(trial.driver, endpoint.version),

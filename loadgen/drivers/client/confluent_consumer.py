@@ -191,6 +191,11 @@ class ConfluentConsumer:
         return [TopicPartition(self._target.name, each) for each in sorted(topic.partitions) if each % count == index]
 
     @property
+    def failed_requests(self) -> int:
+        """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
+        return self._watch.failed_requests
+
+    @property
     def has_waiting(self) -> bool:
         """Whether the last call took as many as it may: librdkafka has more, most likely."""
         return self._was_full

@@ -133,6 +133,11 @@ class ConfluentProducer:
         self._stopped = start_native_thread(self._poll_for_ever)
 
     @property
+    def failed_requests(self) -> int:
+        """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
+        return self._watch.failed_requests
+
+    @property
     def room_msgs(self) -> int:
         """How many messages fit into `buffer_memory`; none while some wait for librdkafka's queue."""
         if self._unsent:

@@ -82,6 +82,11 @@ class ConfluentShareConsumer:
             raise BrokerError(f"kafka at {self._address}: {error.args[0].str()}") from None
 
     @property
+    def failed_requests(self) -> int:
+        """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
+        return self._watch.failed_requests
+
+    @property
     def has_waiting(self) -> bool:
         """Unknown: the library hands out what one fetch acquired."""
         return False

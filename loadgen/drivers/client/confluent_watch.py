@@ -29,9 +29,11 @@ class Watch:
         self._down_since_s: float | None = None
         self._reason = ""
         self._fatal: str | None = None
+        self.failed_requests = 0
 
     def on_error(self, error: KafkaError) -> None:
         """Librdkafka's error callback; from whatever thread polls."""
+        self.failed_requests += 1
         if error.fatal():
             self._fatal = error.name()
         elif error.code() == KafkaError._ALL_BROKERS_DOWN and self._down_since_s is None:  # noqa: SLF001

@@ -55,6 +55,7 @@ class Cluster:
         self.addresses: dict[int, tuple[str, int]] = {}
         self.leaders: dict[int, int] = {}
         self._failing_since_s: float | None = None
+        self.failed_requests = 0
         self._not_before_s = 0.0
         self._start()
 
@@ -117,6 +118,7 @@ class Cluster:
 
     def trouble(self, problem: str) -> None:
         """Something failed that may pass; TrialError when it has lasted too long."""
+        self.failed_requests += 1
         now_s = time.monotonic()
         if self._failing_since_s is None:
             self._failing_since_s = now_s

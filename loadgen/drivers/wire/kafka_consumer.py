@@ -126,6 +126,11 @@ class KafkaConsumer:
         self._fetch()
 
     @property
+    def failed_requests(self) -> int:
+        """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
+        return self._cluster.failed_requests
+
+    @property
     def has_waiting(self) -> bool:
         """Whether more was fetched than `max_poll_records`."""
         return self._reading is not None or bool(self._pending)
@@ -312,6 +317,7 @@ class KafkaConsumer:
         if not is_retriable(code):
             where = f"kafka at {self._cluster.endpoint.address}: {self._cluster.topic}-{partition}"
             raise TrialError(f"{where}: fetch was refused: {name}")
+        self._cluster.failed_requests += 1
         self._is_stale = True
         self._not_before_s[partition] = time.monotonic() + BACKOFF_S
 

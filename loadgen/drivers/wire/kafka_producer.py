@@ -224,6 +224,11 @@ class KafkaProducer:
             settled += self._poll(left_s if self._sender.acks else min(left_s, _LOOK_S), flushing=True)
         return settled
 
+    @property
+    def failed_requests(self) -> int:
+        """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
+        return self._sender.cluster.failed_requests
+
     def resent_seqs(self) -> Int64:
         """Messages of batches sent again that the broker could not tell from new ones (`loadgen.driver.Resending`)."""
         return np.concatenate([np.zeros(0, np.int64), *(np.asarray(each) for each in self._sender.resent)])

@@ -329,6 +329,7 @@ class Sender:
         # As the Java client: where the broker's count is another than ours, begin to count anew and send it again.
         lost_count = code in {INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER} or (is_out_of_order and not is_behind_a_retry)
         if is_retriable(code) or is_out_of_order or lost_count:
+            self.cluster.failed_requests += 1
             self._needs_identity |= lost_count and self._is_idempotent
             self._is_stale |= not is_out_of_order
             self._requeue(queue, [batch], at_ns + _BACKOFF_NS)

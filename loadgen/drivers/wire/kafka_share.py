@@ -72,6 +72,11 @@ class KafkaShareConsumer:
         self._member = ShareMember(self._cluster, target.group)
 
     @property
+    def failed_requests(self) -> int:
+        """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
+        return self._cluster.failed_requests
+
+    @property
     def has_waiting(self) -> bool:
         """Whether more was acquired than `max_poll_records`."""
         return bool(self._pending)
