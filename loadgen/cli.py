@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         _add_run(command, scenarios=name != "compare")
+        if name != "plan":
+            _add_prometheus(command)
     command = commands.add_parser(
         "ab",
         help="two configurations interleaved: the effect, with its interval",
@@ -64,10 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         "is the file as it is) or two (A's, then B's). A --set may hold several: 'kafka.linger_ms=5 producers=2'.",
     )
     _add_run(command, scenarios=True)
+    _add_prometheus(command)
     command.add_argument("--effect", type=_effect, metavar="PERCENT", help="effect worth finding (default: 10)")
     command = commands.add_parser("rerun", help="the same trials again, exactly")
     command.add_argument("run", help="a run's folder or id, or `latest`")
     _add_brokers(command)
+    _add_prometheus(command)
     _add_output(command)
     command = commands.add_parser("report", help="write a run's report again and print its table")
     command.add_argument("run", nargs="?", default="latest", help="a run's folder or id (default: latest)")
@@ -108,6 +112,14 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
     command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
     command.add_argument("--cpus-client", metavar="LIST", help="pin producers and consumers, such as 4-7")
     _add_output(command)
+
+
+def _add_prometheus(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--prometheus",
+        metavar="[HOST:]PORT",
+        help="show the run's figures to Prometheus while it goes on; on 127.0.0.1 unless a host is given",
+    )
 
 
 def _positive(text: str) -> int:
@@ -357,6 +369,7 @@ def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Con
         cpus_broker=getattr(arguments, "cpus_broker", None),
         cpus_client=getattr(arguments, "cpus_client", None),
         pins=pins,
+        prometheus=arguments.prometheus,
     )
     run = execute(plan, options, console)
     console.clear()

@@ -17,7 +17,9 @@ from loadgen.checks.repeats import versions_changed
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
+from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
+from loadgen.pinning import Pins, pinned, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.record import enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import BrokerName, Endpoint
 
-PIN_FROM_CORES = 4
 WRITTEN_SOURCES = frozenset({"local", "docker"})  # an external broker's disk is not ours; without one nobody writes
 WARM_LOAD_S = 12.0  # the JIT compiles most of a broker's hot paths meanwhile; the last gain takes most of a minute
 
@@ -58,25 +59,19 @@ class Options:
     cpus_broker: str | None = None
     cpus_client: str | None = None
     pins: Pins | None = None  # those of an earlier run, to be kept to
-
-
-@dataclass(frozen=True, slots=True)
-class Pins:
-    """Which CPUs the brokers and the clients may use; empty is all of them."""
-
-    broker: tuple[int, ...] = ()
-    client: tuple[int, ...] = ()
+    prometheus: str | None = None  # [HOST:]PORT where the run's figures are shown while it goes on
 
 
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     """Carry out the plan and return the run as it stands on disk, also when it was interrupted or cut short."""
-    wanted = _pins(options, listener)
+    wanted = _wanted(options, listener)
     plan.refuse_over_half_of(host.disk_free(disk_dir(options.brokers)))
     refuse_unwritable(options.results)
     with (
         terminate_as_interrupt(),
+        exposed(options.prometheus) as (exposition, url),
         _opened(options.brokers, plan.brokers, wanted, listener) as endpoints,
-        _pinned(endpoints, wanted, listener) as pins,
+        pinned(endpoints, wanted, listener.message) as pins,
     ):
         data_dirs = [each.data_dir for each in endpoints.values() if each.data_dir is not None]
         for data_dir in data_dirs:
@@ -84,10 +79,13 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         header = header_of(plan, options, endpoints, pins, data_dirs[0] if data_dirs else None)
         writer = RunWriter(options.results, options.name, header)
         listener.message(f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes: {writer.path}")
+        if url is not None:
+            listener.message(f"metrics: {url}")
+        exposition.plan(len(plan.trials))
         reason: str | None = "the run stopped on an internal error"
         try:
             _warm(endpoints, listener, pins)
-            reason = _run_trials(plan, endpoints, writer, listener, pins)
+            reason = _Bench(plan, endpoints, writer, listener, pins, exposition).run_all(plan)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -96,6 +94,16 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         finally:
             writer.finish("partial" if reason else "complete", reason)
     return load(writer.path)
+
+
+def _wanted(options: Options, listener: Listener) -> Pins:
+    """The CPUs to be held to: an earlier run's where it is this machine's, else those asked for or the default."""
+    cores = sorted(os.sched_getaffinity(0))
+    if options.pins is not None:
+        if {*options.pins.broker, *options.pins.client} <= set(cores):
+            return options.pins
+        listener.message(f"the earlier run's CPUs are not here: this process may use {', '.join(map(str, cores))}")
+    return wanted_pins(options.cpus_broker, options.cpus_client, cores, is_local=options.brokers == "local")
 
 
 @contextlib.contextmanager
@@ -132,31 +140,19 @@ def disk_dir(spec: str) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def _run_trials(
-    plan: Plan, endpoints: dict[BrokerName, Endpoint], writer: RunWriter, listener: Listener, pins: Pins
-) -> str | None:
-    """Run every trial; the value is why the run ended before its plan did, or None."""
-    bench = _Bench(plan, endpoints, writer, listener, pins)
-    try:
-        for number, trial in enumerate(plan.trials, 1):
-            bench.turn_to(number, trial)
-            if trial.rate.kind == "search":
-                bench.search(trial)
-            elif trial.rate.fractions is not None:
-                bench.run_fraction(trial, trial.rate.fractions[0])
-            else:
-                bench.run(trial)
-    except KeyboardInterrupt:
-        return "interrupted"
-    return None
-
-
 class _Bench:
     """Runs trials one after another, keeps each record, and remembers the capacities that were found."""
 
     def __init__(
-        self, plan: Plan, endpoints: dict[BrokerName, Endpoint], writer: RunWriter, listener: Listener, pins: Pins
+        self,
+        plan: Plan,
+        endpoints: dict[BrokerName, Endpoint],
+        writer: RunWriter,
+        listener: Listener,
+        pins: Pins,
+        exposition: Exposition,
     ) -> None:
+        self.exposition = exposition
         self.endpoints, self.writer, self.listener, self.pins = endpoints, writer, listener, pins
         self.trials = len(plan.trials)
         self.left_s = plan.expected_s
@@ -164,6 +160,21 @@ class _Bench:
         self.told: list[dict[str, Any]] = []
         self.searches: dict[str, dict[str, Any]] = {}
         self.ceilings: dict[str, dict[str, Any]] = {}
+
+    def run_all(self, plan: Plan) -> str | None:
+        """Run every trial; the value is why the run ended before its plan did, or None."""
+        try:
+            for number, trial in enumerate(plan.trials, 1):
+                self.turn_to(number, trial)
+                if trial.rate.kind == "search":
+                    self.search(trial)
+                elif trial.rate.fractions is not None:
+                    self.run_fraction(trial, trial.rate.fractions[0])
+                else:
+                    self.run(trial)
+        except KeyboardInterrupt:
+            return "interrupted"
+        return None
 
     def turn_to(self, number: int, trial: Trial) -> None:
         """The plan's next trial begins."""
@@ -174,7 +185,15 @@ class _Bench:
         """What a trial needs beside itself."""
         left_s = max(0.0, self.left_s)
         endpoint = self.endpoints[trial.broker]
-        return Setting(endpoint, self.listener.progress, self.writer, self.pins.client, self.shown, left_s)
+        return Setting(
+            endpoint,
+            self.listener.progress,
+            self.writer,
+            self.pins.client,
+            self.shown,
+            left_s,
+            self.exposition.begin,
+        )
 
     def run(self, trial: Trial) -> dict[str, Any]:
         """Run one trial and write its record; KeyboardInterrupt and what ends a run go on to the caller."""
@@ -207,8 +226,9 @@ class _Bench:
                 self.told.append(own)
 
     def keep(self, record: dict[str, Any]) -> None:
-        """Write a trial's record."""
+        """Write a trial's record, and show it from now on."""
         _keep(record, self.writer)
+        self.exposition.end(record)
 
     def search(self, trial: Trial) -> None:
         """Find a capacity and write down how; a point without one is a trial that failed."""
@@ -400,86 +420,6 @@ def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins)
         if outcome.error is not None:
             raise BrokerError(f"{name} at {endpoint.address}: the warm-up load failed: {record['error']}")
         mark_warmed(endpoint)
-
-
-def _pins(options: Options, listener: Listener) -> Pins:
-    """The CPUs asked for; from four cores on, by default half for each side where the brokers are our own."""
-    cores = sorted(os.sched_getaffinity(0))
-    if options.pins is not None:
-        if {*options.pins.broker, *options.pins.client} <= set(cores):
-            return options.pins
-        listener.message(f"the earlier run's CPUs are not here: this process may use {', '.join(map(str, cores))}")
-    broker, client = _cpus(options.cpus_broker, cores), _cpus(options.cpus_client, cores)
-    unsaid = options.cpus_broker is None and options.cpus_client is None
-    if unsaid and options.brokers == "local" and len(cores) >= PIN_FROM_CORES:
-        half = len(cores) // 2
-        return Pins(tuple(cores[:half]), tuple(cores[half:]))
-    return Pins(broker, client)
-
-
-def _cpus(text: str | None, cores: Sequence[int]) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    found: set[int] = set()
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            found |= set(range(int(first), int(last if dash else first) + 1))
-    except ValueError:
-        raise ScenarioError(f"--cpus {text}: expected a list such as 0,2-3") from None
-    if not found or not found <= set(cores):
-        raise ScenarioError(f"--cpus {text}: this process may use {', '.join(map(str, cores))}")
-    return tuple(sorted(found))
-
-
-@contextlib.contextmanager
-def _pinned(endpoints: dict[BrokerName, Endpoint], wanted: Pins, listener: Listener) -> Iterator[Pins]:
-    """Keep the brokers on their CPUs while the run lasts; the value is what took effect, read back.
-
-    All of them or none: one that is held and one that is not would be no comparison. The clients pin themselves, and
-    one that cannot fails its trial.
-    """
-    if not wanted.broker:
-        yield wanted
-        return
-    before: dict[int, set[int]] = {}
-    try:
-        free = sorted(name for name, each in endpoints.items() if not _hold(each.pids, wanted.broker, before))
-        if free:
-            listener.message(f"--cpus-broker: {' and '.join(free)} cannot be pinned from here; no broker is")
-            _let_go(before)
-        yield Pins((), wanted.client) if free else wanted
-    finally:
-        _let_go(before)
-
-
-def _hold(pids: Sequence[int], cpus: Sequence[int], before: dict[int, set[int]]) -> bool:
-    """Pin all threads of these processes; True where they are known, and stayed on no other CPU."""
-    for thread in _threads(pids):
-        with contextlib.suppress(OSError):
-            earlier = os.sched_getaffinity(thread)
-            os.sched_setaffinity(thread, cpus)
-            before.setdefault(thread, earlier)
-    held: list[bool] = []
-    for thread in _threads(pids):
-        with contextlib.suppress(ProcessLookupError):  # threads come and go
-            held.append(os.sched_getaffinity(thread) <= set(cpus))
-    return bool(held) and all(held)
-
-
-def _threads(pids: Sequence[int]) -> list[int]:
-    found: list[int] = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            found += [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
-    return found
-
-
-def _let_go(before: dict[int, set[int]]) -> None:
-    while before:
-        thread, cpus = before.popitem()
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(thread, cpus)
 
 
 def exit_status(run: Run) -> int:

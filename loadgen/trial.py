@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from loadgen.verdict import judge
 from loadgen.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from loadgen.agent import Role
     from loadgen.driver import Admin, Gauge
@@ -74,10 +75,13 @@ class Live:
     hlog_start_s: float | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
     early: list[IntervalDelta] = field(default_factory=list)  # may turn out to be warm-up
+    cut: list[IntervalDelta] = field(default_factory=list)  # did
+    errors: dict[str, int] = field(default_factory=dict)
     second: Histogram = field(default_factory=Histogram)
     shown: str = ""
     _shown_s: float = 0.0
     _counts: tuple[float, int] = (0.0, 0)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # a scrape comes from another thread
 
     def __post_init__(self) -> None:
         self.flow = Flow(self.trial.subscribers)
@@ -96,14 +100,12 @@ class Live:
     def reported(self, report: Report) -> None:
         """Keep an agent's second: merged for the record (first: a disk may be full), and on disk at once."""
         newest = Histogram()
+        self._keep(report.deltas)
         for delta in report.deltas:
-            # Interval 0 is the first of the measured window; nothing is intended after its end.
-            if 0 <= delta.interval < min(CUT_MOST_S, self.trial.duration_s / 2):
-                self.early.append(delta)
-            elif delta.interval >= 0:
-                delta.add_to(self.histograms.setdefault(delta.kind, Histogram()))
             if delta.kind in {"e2e", "e2e_service"} and (delta.kind == "e2e" or not self.trial.rate.is_open_loop):
                 delta.add_to(newest)
+        for reason, number in report.errors.items():
+            self.errors[reason] = self.errors.get(reason, 0) + number
         if newest.count:
             self.second = newest
         for event in report.events:
@@ -112,6 +114,15 @@ class Live:
         if self.writer is not None:
             self.writer.add_intervals(self.trial.id, report.deltas, agent=report.agent)
             self.writer.add_series([{"trial": self.trial.id, "agent": report.agent, **report.series}])
+
+    def _keep(self, deltas: Iterable[IntervalDelta]) -> None:
+        with self._lock:
+            for delta in deltas:
+                # Interval 0 is the first of the measured window; nothing is intended after its end.
+                if 0 <= delta.interval < min(CUT_MOST_S, self.trial.duration_s / 2):
+                    self.early.append(delta)
+                elif delta.interval >= 0:
+                    delta.add_to(self.histograms.setdefault(delta.kind, Histogram()))
 
     def counts(self) -> dict[str, int]:
         """What all agents have done so far, from warm-up on; what this trial does not have is not in it."""
@@ -122,11 +133,24 @@ class Live:
 
     def measured(self, cut_s: int) -> dict[str, Histogram]:
         """The measured window's histograms by kind, without its first `cut_s` seconds; final once called."""
-        for delta in self.early:
-            if delta.interval >= cut_s:
-                delta.add_to(self.histograms.setdefault(delta.kind, Histogram()))
-        self.early.clear()
+        with self._lock:
+            for delta in self.early:
+                if delta.interval >= cut_s:
+                    delta.add_to(self.histograms.setdefault(delta.kind, Histogram()))
+                else:
+                    self.cut.append(delta)
+            self.early.clear()
         return self.histograms
+
+    def latencies(self) -> dict[str, Histogram]:
+        """Copies of what the planned window has so far, by kind; what is cut off stays in, so that none shrinks."""
+        with self._lock:
+            found: dict[str, Histogram] = {}
+            for kind, histogram in self.histograms.items():
+                found.setdefault(kind, Histogram()).merge(histogram)
+            for delta in (*self.early, *self.cut):
+                delta.add_to(found.setdefault(delta.kind, Histogram()))
+        return found
 
     def turned(self, board: Board) -> None:
         """Look at the counters, show where the trial is, and stop it before it fills the disk."""
@@ -170,6 +194,8 @@ class Setting:
     cpus: tuple[int, ...] = ()
     shown: str = ""
     left_s: float = 0.0
+    began: Callable[[Live], None] | None = None
+    """Told of the trial as soon as it can be watched."""
 
 
 def describe(trial: Trial) -> Record:
@@ -242,6 +268,8 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         left_s=setting.left_s,
         shown=setting.shown,
     )
+    if setting.began is not None:
+        setting.began(live)
     told = versions(trial.driver, setting.endpoint.version)
     started = datetime.now(UTC)
     token = secrets.randbits(32)

@@ -18,6 +18,7 @@ from loadgen.drivers import memory
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import Options, execute, exit_status, plan_of
 from loadgen.errors import BrokerError
+from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, make_plan
 from loadgen.runs import Run, load
 from loadgen.trial import Setting, run_trial
@@ -294,18 +295,18 @@ def _children(pid: int) -> list[int]:
 def test_pins_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs are pinned apart by default from four cores on, and a list that cannot be is refused."""
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(8)))
-    halves = engine.Pins((0, 1, 2, 3), (4, 5, 6, 7))
-    assert engine._pins(Options("x", []), Quiet()) == halves
-    assert engine._pins(Options("x", [], brokers="docker"), Quiet()) == engine.Pins()  # not ours to pin
-    assert engine._pins(Options("x", [], cpus_client="1,4-5"), Quiet()) == engine.Pins((), (1, 4, 5))
+    halves = Pins((0, 1, 2, 3), (4, 5, 6, 7))
+    assert engine._wanted(Options("x", []), Quiet()) == halves
+    assert engine._wanted(Options("x", [], brokers="docker"), Quiet()) == Pins()  # not ours to pin
+    assert engine._wanted(Options("x", [], cpus_client="1,4-5"), Quiet()) == Pins((), (1, 4, 5))
     with pytest.raises(engine.ScenarioError, match="may use 0, 1"):
-        engine._pins(Options("x", [], cpus_broker="8"), Quiet())
+        engine._wanted(Options("x", [], cpus_broker="8"), Quiet())
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0, 1})
-    assert engine._pins(Options("x", []), Quiet()) == engine.Pins()
+    assert engine._wanted(Options("x", []), Quiet()) == Pins()
     # A rerun keeps to the earlier run's, or says that it cannot.
-    assert engine._pins(Options("x", [], pins=engine.Pins((0,), (1,))), Quiet()) == engine.Pins((0,), (1,))
+    assert engine._wanted(Options("x", [], pins=Pins((0,), (1,))), Quiet()) == Pins((0,), (1,))
     quiet = Quiet()
-    assert engine._pins(Options("x", [], pins=halves), quiet) == engine.Pins()
+    assert engine._wanted(Options("x", [], pins=halves), quiet) == Pins()
     assert "may use 0, 1" in quiet.lines[0]
 
 

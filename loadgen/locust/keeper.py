@@ -27,13 +27,14 @@ from loadgen.brokers import open_brokers, public_spec
 from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.engine import WRITTEN_SOURCES, Options, Pins, exit_status, header_of, line_of
+from loadgen.engine import WRITTEN_SOURCES, Options, exit_status, header_of, line_of
 from loadgen.errors import EXIT_OK, LoadgenError, TrialError
 from loadgen.fleet import Outcome
 from loadgen.locust.gathering import Gathering
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, unpack
 from loadgen.locust.thresholds import missed, parse_threshold
+from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, Trial, make_plan
 from loadgen.runs import RunWriter, load, refuse_unwritable
 from loadgen.scenario import Rate, Scenario
