@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,17 +16,46 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 EXAMPLE = "docs/examples/locustfile.py"
+QUITTING = """
+import gevent
+from locust import events
+
+WANTED = {WANTED}
+seen = []
+
+
+@events.init.add_listener
+def begin(environment, **_):
+    def told(request_type, name, exception, **_):
+        seen.append((request_type, name))
+        if all(seen.count(each) >= number for each, number in WANTED.items()):
+            gevent.spawn(environment.runner.quit)
+    environment.events.request.add_listener(told)
+"""
 LARGE = """
 import secrets
+import gevent
 from locust import constant, events, task
 from loadgen.locust import KafkaUser, RabbitMQUser
+from loadgen.locust.client_rabbitmq import RabbitMQClient
 
 NAME, BODY = secrets.token_hex(4), secrets.token_bytes(300_000)
 told = []
 events.request.add_listener(lambda **request: told.append(request))
+events.request.add_listener(lambda exception, **_: print(exception))
 
 
-class Rabbit(RabbitMQUser):
+class Ending:
+    said = []
+
+    def done(self, text):
+        print(text)
+        self.said.append(text)
+        if len(self.said) == 2:
+            gevent.spawn(self.environment.runner.quit)
+
+
+class Rabbit(Ending, RabbitMQUser):
     fixed_count, wait_time, queue = 1, constant(60), f"loadgen-test-{NAME}"
 
     def context(self):
@@ -45,15 +75,38 @@ class Rabbit(RabbitMQUser):
         (asked,) = self.client.consume(5, timeout_s=5)
         assert (asked.body, bool(asked.reply_to)) == (b"is anybody there?", True)
         assert not self.client.publish(b"to nowhere", exchange="no-such-exchange")
+        missing = f"loadgen-missing-{NAME}"
+        assert not self.client.publish(b"lost", missing)
+        assert self.client.publish_batch([b"lost", b"lost", b"too"], missing) == 0
+        assert self.client.publish(b"nobody minds", missing, mandatory=False)
+        assert self.client.request(b"is anybody there?", missing, timeout_s=9) is None
+        self.other()
         assert self.client.publish(b"after all")
         request = next(each for each in told if each["context"] == {"who": "me"})
         assert (request["request_type"], request["name"]) == ("publish", f"loadgen-test-{NAME}")
         assert request["response_length"] == 3
         assert 0 < request["response_time"] < 10_000 and request["exception"] is None
-        print("RABBIT DONE")
+        self.done("RABBIT DONE")
+
+    def other(self):
+        # Two queues' messages, consumed by one client, are each handed out by their own queue's call.
+        here, there = f"loadgen-here-{NAME}", f"loadgen-there-{NAME}"
+        RabbitMQClient(self.endpoint, there, "classic", 9, lambda **_: None, dict).publish(b"there")
+        fired = []
+        client = RabbitMQClient(self.endpoint, here, "classic", 9, lambda **told: fired.append(told), dict)
+        assert client.publish(b"here")
+        assert [each.body for each in client.consume(9, 5)] == [b"here"]
+        assert [each.body for each in client.consume(9, 5, there)] == [b"there"]
+        assert client.publish(b"here again")
+        assert client.publish(b"there again", there)
+        assert [each.body for each in client.consume(9, 5, there)] == [b"there again"]
+        assert [each.body for each in client.consume(9, 5)] == [b"here again"]
+        assert client.consume(9, 5, f"loadgen-missing-{NAME}") == []
+        assert "404" in str(fired[-1]["exception"])
+        client.close()
 
 
-class Kafka(KafkaUser):
+class Kafka(Ending, KafkaUser):
     fixed_count, wait_time, topic, group = 1, constant(60), f"loadgen-test-{NAME}", "readers"
 
     @task
@@ -69,32 +122,40 @@ class Kafka(KafkaUser):
         assert self.client.publish(b"later")
         assert [each.body for each in self.client.consume(9, timeout_s=5)] == [b"later"], "the group's position"
         assert self.client.request(b"is anybody there?", timeout_s=0.3) is None
-        print("KAFKA DONE")
+        self.done("KAFKA DONE")
 """
+
+
+MOST = "60s"  # each ends itself once it has done what it is for
 
 
 def locust(
     folder: Path, file: str, *words: str
-) -> tuple[subprocess.CompletedProcess[str], dict[tuple[str, str], dict[str, str]]]:
+) -> tuple[subprocess.CompletedProcess[str], dict[tuple[str, str], dict[str, Any]]]:
     """Run a locustfile without a web UI; what it said, and its statistics by (type, name)."""
-    command = [sys.executable, "-m", "locust", "-f", file, "--headless", "--only-summary", "--csv", str(folder / "s")]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=90, check=False)
-    with (folder / "s_stats.csv").open() as file_:
-        return done, {(row["Type"], row["Name"]): row for row in csv.DictReader(file_)}
+    command = [sys.executable, "-m", "locust", "-f", file, "--headless", "--json-file", str(folder / "s")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=110, check=False)
+    rows = json.loads((folder / "s.json").read_text())
+    return done, {(row["method"], row["name"]): row for row in rows}
 
 
 def test_the_example_has_all_kinds_of_requests(tmp_path: Path, endpoints: dict[BrokerName, Endpoint]) -> None:
     """Publishing, consuming, asking and answering on both brokers, without one failure, and no time is shown as 0."""
     del endpoints
-    done, rows = locust(tmp_path, EXAMPLE, "-u", "6", "-r", "6", "-t", "6s")
+    wanted = {
+        (kind, f"example-{name}"): 2 for kind in ("publish", "consume", "request") for name in ("orders", "events")
+    }
+    quitting = tmp_path / "quitting.py"
+    quitting.write_text(QUITTING.replace("{WANTED}", repr(wanted)))
+    done, rows = locust(tmp_path, f"{EXAMPLE},{quitting}", "-u", "6", "-r", "6", "-t", MOST)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("example-orders", "example-events"):
         for kind in ("publish", "consume", "request"):
             row = rows[kind, name]
-            assert int(row["Request Count"]) > 0, (kind, name)
-            assert int(row["Failure Count"]) == 0
-            assert float(row["Median Response Time"]) > 0
-    assert int(rows["publish", "example-events"]["Request Count"]) % 100 == 0
+            assert row["num_requests"] > 0, (kind, name)
+            assert row["num_failures"] == 0
+            assert row["min_response_time"] > 0
+    assert rows["publish", "example-events"]["num_requests"] % 100 == 0
 
 
 def test_every_request_does_what_it_says(tmp_path: Path, endpoints: dict[BrokerName, Endpoint]) -> None:
@@ -102,31 +163,38 @@ def test_every_request_does_what_it_says(tmp_path: Path, endpoints: dict[BrokerN
     del endpoints
     path = tmp_path / "locustfile.py"
     path.write_text(LARGE)
-    done, rows = locust(tmp_path, str(path), "-u", "2", "-r", "2", "-t", "8s")
+    done, rows = locust(tmp_path, str(path), "-u", "2", "-r", "2", "-t", MOST)
     said = done.stdout + done.stderr
     assert "RABBIT DONE" in said, said
     assert "KAFKA DONE" in said, said
-    failures = {key: int(row["Failure Count"]) for key, row in rows.items() if int(row["Failure Count"])}
-    assert {kind: count for (kind, _), count in failures.items()} == {"": 3, "publish": 1, "request": 2}
-    text = (tmp_path / "s_failures.csv").read_text()
-    assert "no reply within 0.3 s" in text
-    assert "no-such-exchange" in text
+    failures: Counter[str] = Counter()
+    for (kind, _), row in rows.items():
+        failures[kind] += row["num_failures"]
+    assert failures == Counter(publish=5, request=3)
+    assert "no reply within 0.3 s" in said
+    assert "no-such-exchange" in said
+    assert "no queue took the message: 312 NO_ROUTE" in said
     assert done.returncode == 1, "Locust's own status where there were failures"
 
 
 @pytest.mark.parametrize("host", ["amqp://127.0.0.1:1", "kafka://127.0.0.1:1"])
 def test_a_broker_that_is_not_there_is_a_failure_and_no_exception(tmp_path: Path, host: str) -> None:
-    """A user whose broker cannot be reached goes on trying, and every try is a failed request."""
+    """A user whose broker cannot be reached goes on trying, and every try is a failed request.
+
+    The slow start of the locustfile takes nothing of the run's time.
+    """
     kind, kept = ("RabbitMQUser", "queue") if host.startswith("amqp") else ("KafkaUser", "topic")
     path = tmp_path / "locustfile.py"
     path.write_text(
-        f"from locust import constant, task\nfrom loadgen.locust import {kind}\n\n\nclass Lost({kind}):\n"
+        f"import time\nfrom locust import constant, events, task\nfrom loadgen.locust import {kind}\n\n"
+        "events.request.add_listener(lambda exception, **_: print(exception))\n"
+        f"began = time.monotonic()\nwhile time.monotonic() < began + 5: pass\n\n\nclass Lost({kind}):\n"
         f"    host, wait_time, {kept} = '{host}', constant(0.2), 'nothing'\n\n"
         "    @task\n    def publish(self):\n        assert not self.client.publish(b'x')\n"
     )
-    done, rows = locust(tmp_path, str(path), "-u", "1", "-t", "4s", "--exit-code-on-error", "7")
+    done, rows = locust(tmp_path, str(path), "-u", "1", "-t", "5s", "--exit-code-on-error", "7")
     row = rows["publish", "nothing"]
-    assert int(row["Failure Count"]) == int(row["Request Count"]) > 1
-    assert "cannot be reached" in (tmp_path / "s_failures.csv").read_text()
+    assert row["num_failures"] == row["num_requests"] > 1
+    assert "cannot be reached" in done.stdout + done.stderr
     assert done.returncode == 7
     assert "AssertionError" not in done.stderr

@@ -44,27 +44,30 @@ class RabbitMQClient(BrokerClient):
         self._endpoint, self._queue, self._queue_type, self._prefetch = endpoint, queue, queue_type, prefetch
         self._connection: Connection | None = None
         self._published = 0
-        self._unsettled: dict[int, None] = {}
+        self._unsettled: dict[int, bytes] = {}
+        self._returned: dict[int, Exception] = {}
         self._settled: dict[int, Exception | None] = {}
-        self._deliveries: deque[tuple[int, Delivery]] = deque()
+        self._deliveries: dict[str, deque[tuple[int, Delivery]]] = {}
         self._replies: dict[bytes, bytes] = {}
-        self._consumes: set[str] = set()
         self._open: tuple[Any, Any, bytearray] | None = None
 
     # Requests.
 
-    def publish(self, body: bytes, queue: str | None = None, **properties: Any) -> bool:
+    def publish(self, body: bytes, queue: str | None = None, *, mandatory: bool = True, **properties: Any) -> bool:
         """Publish a persistent message and wait until the broker has confirmed it; whether it has.
 
         Args:
             body: what is sent.
-            queue: another queue than the user's.
+            queue: another queue than the user's; only the user's is declared.
+            mandatory: a message that no queue takes is a failure, though the broker confirms it.
             properties: of AMQP, such as `headers`, `priority`, `content_type`; `exchange` and `routing_key` route it.
         """
-        return self.publish_batch([body], queue, **properties) == 1
+        return self.publish_batch([body], queue, mandatory=mandatory, **properties) == 1
 
-    def publish_batch(self, bodies: Sequence[bytes], queue: str | None = None, **properties: Any) -> int:
-        """Publish messages at once and wait for all confirmations; how many were confirmed.
+    def publish_batch(
+        self, bodies: Sequence[bytes], queue: str | None = None, *, mandatory: bool = True, **properties: Any
+    ) -> int:
+        """Publish messages at once and wait for all confirmations; how many were confirmed (and not returned).
 
         Each message is a request of its own, timed until its confirmation.
         """
@@ -73,15 +76,15 @@ class RabbitMQClient(BrokerClient):
         timed, told, confirmed = Timed(), 0, 0
         with self._failing("publish", key, timed):
             connection = self._connected()
-            sizes = {self._send(connection, exchange, key, body, properties): len(body) for body in bodies}
-            self._unsettled.update(dict.fromkeys(sizes))
+            publish = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory)
+            left = {self._send(connection, publish, body, properties): len(body) for body in bodies}
             deadline_s = time.monotonic() + CONFIRM_S
-            while self._unsettled:
+            while left:
                 self._turn(connection, deadline_s, "the broker did not confirm")
-                while self._settled:
-                    tag, error = self._settled.popitem()
+                for tag in left.keys() & self._settled.keys():
+                    error = self._settled.pop(tag)
                     confirmed, told = confirmed + (error is None), told + 1
-                    self._tell("publish", key, timed, sizes[tag], error)
+                    self._tell("publish", key, timed, left.pop(tag), error)
             return confirmed
         for _ in range(len(bodies) - told - 1):  # one was told with the failure
             self._tell("publish", key, timed, 0, timed.error)
@@ -95,11 +98,11 @@ class RabbitMQClient(BrokerClient):
         name, timed = queue or self._queue, Timed()
         with self._failing("consume", name, timed):
             connection = self._connected()
-            self._consume(connection, name)
+            waiting = self._consume(connection, name)
             deadline_s = time.monotonic() + timeout_s
-            while not self._deliveries and self._read(connection, deadline_s):
+            while not waiting and self._read(connection, deadline_s):
                 pass
-            taken = [self._deliveries.popleft() for _ in range(min(count, len(self._deliveries)))]
+            taken = [waiting.popleft() for _ in range(min(count, len(waiting)))]
             for tag, delivery in taken:
                 connection.write_small(encode(spec.Basic.Ack(tag)))
                 self._tell("consume", name, timed, len(delivery.body), None, delivery)
@@ -113,10 +116,14 @@ class RabbitMQClient(BrokerClient):
             connection = self._connected()
             self._consume(connection, REPLIES)
             properties = {"reply_to": REPLIES, "correlation_id": correlation.decode()}
-            self._send(connection, "", name, body, properties)
+            publish = spec.Basic.Publish(routing_key=name, mandatory=True)
+            tag = self._send(connection, publish, body, properties)
             deadline_s = time.monotonic() + timeout_s
             while correlation not in self._replies:
                 self._turn(connection, deadline_s, f"no reply within {timeout_s:g} s")
+                if (error := self._settled.pop(tag, None)) is not None:
+                    raise error
+            self._unsettled.pop(tag, None)
             reply = self._replies.pop(correlation)
             self._tell("request", name, timed, len(reply), None, reply)
             return reply
@@ -128,7 +135,8 @@ class RabbitMQClient(BrokerClient):
         with self._failing("reply", "reply", timed):
             connection = self._connected()
             properties = {"correlation_id": delivery.correlation_id.decode()}
-            self._send(connection, "", delivery.reply_to, body, properties)
+            publish = spec.Basic.Publish(routing_key=delivery.reply_to)
+            self._unsettled.pop(self._send(connection, publish, body, properties))  # nobody waits for this one
             self._tell("reply", "reply", timed, len(body), None)
             return True
         return False
@@ -159,26 +167,29 @@ class RabbitMQClient(BrokerClient):
     def _drop(self) -> None:
         self.close()
         self._published, self._open = 0, None
-        for each in (self._unsettled, self._settled, self._deliveries, self._replies, self._consumes):
+        for each in (self._unsettled, self._returned, self._settled, self._deliveries, self._replies):
             each.clear()
 
-    def _consume(self, connection: Connection, queue: str) -> None:
-        if queue not in self._consumes:
-            self._consumes.add(queue)
+    def _consume(self, connection: Connection, queue: str) -> deque[tuple[int, Delivery]]:
+        """Have a consumer of this queue; what it was given and nobody has taken yet."""
+        if queue not in self._deliveries:
+            self._deliveries[queue] = deque()
             consume = spec.Basic.Consume(queue=queue, consumer_tag=queue, no_ack=queue == REPLIES, nowait=True)
             connection.write_small(encode(consume))
+        return self._deliveries[queue]
 
-    def _send(self, connection: Connection, exchange: str, key: str, body: bytes, given: dict[str, Any]) -> int:
+    def _send(self, connection: Connection, publish: spec.Basic.Publish, body: bytes, given: dict[str, Any]) -> int:
         """Write a message's frames, made by pika's codec; its delivery tag."""
         properties = spec.BasicProperties(**{"delivery_mode": PERSISTENT, **given})
         most = connection.frame_max - 8
         frames = [
-            frame.Method(CHANNEL, spec.Basic.Publish(exchange=exchange, routing_key=key)).marshal(),
+            frame.Method(CHANNEL, publish).marshal(),
             frame.Header(CHANNEL, len(body), properties).marshal(),
             *(frame.Body(CHANNEL, body[at : at + most]).marshal() for at in range(0, len(body), most)),
         ]
         connection.write_small(b"".join(frames))
         self._published += 1
+        self._unsettled[self._published] = body
         return self._published
 
     def _turn(self, connection: Connection, deadline_s: float, failing: str) -> None:
@@ -208,8 +219,8 @@ class RabbitMQClient(BrokerClient):
             upto = method.delivery_tag
             for tag in [each for each in self._unsettled if each == upto or (method.multiple and each < upto)]:
                 del self._unsettled[tag]
-                self._settled[tag] = error
-        elif isinstance(method, spec.Basic.Deliver):
+                self._settled[tag] = self._returned.pop(tag, error)
+        elif isinstance(method, spec.Basic.Deliver | spec.Basic.Return):
             self._open = (method, None, bytearray())
         elif isinstance(found, frame.Header) and self._open is not None:
             self._open = (self._open[0], found, self._open[2])
@@ -227,9 +238,20 @@ class RabbitMQClient(BrokerClient):
         if len(body) < header.body_size:
             return
         self._open = None
+        if isinstance(method, spec.Basic.Return):
+            self._note_return(method, bytes(body))
+            return
         correlation = (header.properties.correlation_id or "").encode()
         if method.consumer_tag == REPLIES:
             self._replies[correlation] = bytes(body)
         else:
             delivery = Delivery(bytes(body), header.properties.reply_to or "", correlation)
-            self._deliveries.append((method.delivery_tag, delivery))
+            self._deliveries[method.consumer_tag].append((method.delivery_tag, delivery))
+
+    def _note_return(self, method: spec.Basic.Return, body: bytes) -> None:
+        """A message comes back, and its confirmation after it; it has no number, but its body is one that was sent."""
+        text = f"no queue took the message: {method.reply_code} {method.reply_text}"
+        text += f" (exchange {method.exchange!r}, routing key {method.routing_key!r})"
+        tag = next((tag for tag, sent in self._unsettled.items() if sent == body and tag not in self._returned), None)
+        if tag is not None:
+            self._returned[tag] = TrialError(text)

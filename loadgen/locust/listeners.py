@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
+import gevent
 from locust import events
 from locust.runners import MasterRunner, WorkerRunner
 
@@ -39,6 +40,8 @@ def listen() -> None:
 
 
 def _begin_process(environment: Environment) -> None:
+    # gevent's clock stood still while all was imported, and timers start from it: a slow start would eat the run time.
+    gevent.get_hub().loop.update_now()
     show_sub_milliseconds()
     known = (environment.available_user_classes or environment.user_classes_by_name).values()
     if any(issubclass(cast("type", each), ScenarioUser) for each in known):

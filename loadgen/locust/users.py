@@ -20,10 +20,13 @@ that `--brokers` says, which by default are the project's own.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import gevent
 from gevent.lock import RLock
 from locust import User, events
+from locust.runners import MasterRunner
 
 from loadgen.errors import LoadgenError
 from loadgen.locust.client_kafka import KafkaClient
@@ -34,6 +37,8 @@ from loadgen.locust.messages import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from locust.env import Environment
 
     from loadgen.endpoint import BrokerName, Endpoint
 
@@ -68,6 +73,25 @@ class Endpoints:
 
 
 endpoints = Endpoints()
+
+
+@events.init.add_listener
+def have_endpoints(environment: Environment, **_: Any) -> None:
+    """Have brokers found before users begin, so that the first request is timed without; what fails fails there."""
+    options = environment.parsed_options
+    if options is None or isinstance(environment.runner, MasterRunner):
+        return
+    found = (environment.available_user_classes or environment.user_classes_by_name).values()
+    users: list[Any] = [each for each in found if issubclass(cast("type", each), BrokerUser)]
+    wanted = {(str(each.host or options.brokers), each.broker) for each in users}
+    searches = [gevent.spawn(_search, *each) for each in wanted]
+    if options.headless or options.autostart:
+        gevent.joinall(searches)
+
+
+def _search(spec: str, broker: BrokerName) -> None:
+    with suppress(LoadgenError):
+        endpoints.of(spec, broker)
 
 
 class BrokerUser(User):
