@@ -11,8 +11,8 @@ subscribers it is the rate of producing, of which each of them received all.
 
 A capacity is the rate of an open loop, which sends small batches by the clock and carries less than a closed one. So a
 few offered rates are tried as well, from above, until one is paced: carried by the rule that a capacity is held to,
-with a schedule lag within the verdict's bounds. That is the ceiling of open loops, again a lower bound: the next rate
-tried was too much, and what lies between them is not known.
+with a schedule lag within the verdict's bounds (of a search with an objective: keeping that objective). That is the
+ceiling of open loops, again a lower bound: the next rate tried was too much, and what lies between them is not known.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def measure_ceiling(
                 parts.append(_unmeasured(FILLED_TOPIC, str(failure)))
         failed = [part for part in parts if part["achieved_msgs_per_s"] is None]
         least = failed[0] if failed else min(parts, key=lambda part: float(part["achieved_msgs_per_s"]))
-        paced = _open_loop(alone, without, how, least["achieved_msgs_per_s"], needed_msgs_per_s)
+        most = least["achieved_msgs_per_s"]
+        paced = _open_loop(alone, without, how, most, needed_msgs_per_s, trial.rate.p99_ms)
     return record | least | paced | {"parts": parts if how == MOCK_CLUSTER else []}
 
 
@@ -146,7 +147,9 @@ def _stand_in(trial: Trial, setting: Setting) -> Iterator[tuple[Trial, Setting, 
             yield trial, replace(setting, endpoint=endpoint), NULL_BROKER
 
 
-def _open_loop(trial: Trial, setting: Setting, how: str, most: float | None, needed: float | None) -> Record:
+def _open_loop(
+    trial: Trial, setting: Setting, how: str, most: float | None, needed: float | None, p99_ms: float | None = None
+) -> Record:
     """The highest of a few offered rates that is paced, and the lowest above it that is not (messages/s)."""
     if not most:
         return _tried(None, None, None, "without a closed loop's rate none was tried")
@@ -154,7 +157,7 @@ def _open_loop(trial: Trial, setting: Setting, how: str, most: float | None, nee
     high, bound_by, why = None, None, None
     for number, rate in enumerate(sorted(rates, reverse=True), 1):
         paced = replace(trial, id=f"{trial.id}-open-{number}", rate=Rate.fixed(rate), duration_s=OPEN_SECONDS)
-        failing = _unpaced(paced, setting, how)
+        failing = _unpaced(paced, setting, how, p99_ms)
         if failing is None:
             return _tried(rate, high, bound_by, why)
         high, (bound_by, why) = rate, failing
@@ -166,7 +169,7 @@ def _tried(paced: float | None, unpaced: float | None, bound_by: str | None, why
     return {**known, "unpaced_bound_by": bound_by, "paced_reason": why}
 
 
-def _unpaced(trial: Trial, setting: Setting, how: str) -> tuple[str, str] | None:
+def _unpaced(trial: Trial, setting: Setting, how: str, p99_ms: float | None = None) -> tuple[str, str] | None:
     """What kept the clients from pacing the trial's rate, and what was seen of it, in words; None where they did."""
     try:
         record, outcome = run_trial(trial, setting)
@@ -176,7 +179,7 @@ def _unpaced(trial: Trial, setting: Setting, how: str) -> tuple[str, str] | None
     if outcome.error is not None:
         return "unknown", outcome.error
     offered = float(record["offered_msgs_per_s"])
-    why = against(record, _came_through(trial, record), offered, trial.subscribers) or _late(record, offered)
+    why = against(record, _came_through(trial, record), offered, trial.subscribers) or _late(record, offered, p99_ms)
     if why is None:
         return None
     if is_disturbed(record["verdict"]):
@@ -185,9 +188,15 @@ def _unpaced(trial: Trial, setting: Setting, how: str) -> tuple[str, str] | None
     return {"host": "host", "broker": how}.get(record["verdict"]["bound_by"], "generator"), why
 
 
-def _late(record: Record, offered: float) -> str | None:
-    """By how much the schedule lagged, where that is over the verdict's bounds."""
+def _late(record: Record, offered: float, p99_ms: float | None) -> str | None:
+    """By how much the schedule lagged, where that is over the verdict's bounds; with an objective, if that is missed.
+
+    Where a latency was asked for, it is what clients must be able to show: a lag far below it moves nothing.
+    """
     lag, e2e = record["latency_ns"]["schedule_lag"], record["latency_ns"]["e2e"]
+    if p99_ms is not None and e2e and e2e["p99"] is not None:
+        missed = f"at {offered:,.0f} msg/s the p99 was {milliseconds(e2e['p99'])}, over {p99_ms:g} ms"
+        return missed if e2e["p99"] > p99_ms * 1e6 else None
     allowed_ns = allowed_lag_ns(e2e["p50"] if e2e else None)
     if lag["p99"] <= allowed_ns:
         return None

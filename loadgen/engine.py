@@ -24,7 +24,7 @@ from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.record import enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
-from loadgen.searching import find_capacity
+from loadgen.searching import find_capacity, line_of_search
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, describe, run_trial
 from loadgen.verdict import add_check
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 WRITTEN_SOURCES = frozenset({"local", "docker"})  # an external broker's disk is not ours; without one nobody writes
-WARM_LOAD_S = 12.0  # the JIT compiles most of a broker's hot paths meanwhile; the last gain takes most of a minute
+WARM_LOAD_S = 6.0  # each of two: the JIT compiles most of a hot path meanwhile; the last gain takes most of a minute
+# Full batches warm what a message costs, and hardly what a request does: some hundred a second leave that path to be
+# compiled while the first trials with small batches are measured. So there are as many requests as messages as well.
+WARM_LOADS = ((100, "throughput", Kafka()), (1024, "low_latency", Kafka(batch_size=1200)))
 
 
 class Listener(Protocol):
@@ -233,11 +236,14 @@ class _Bench:
     def search(self, trial: Trial) -> None:
         """Find a capacity and write down how; a point without one is a trial that failed."""
         answer = find_capacity(trial, self)
-        self.searches[trial.capacity_key] = answer
-        self.writer.add("searches", answer)
-        self.listener.message(self.shown + _search_line(answer))
         if answer["capacity_msgs_per_s"] is None and trial.purpose == "measure":
             self._fail(trial, answer["reason"])
+
+    def found(self, answer: dict[str, Any]) -> None:
+        """Write a search down, and remember it for the trials of a curve."""
+        self.searches[answer["key"]] = answer
+        self.writer.add("searches", answer)
+        self.listener.message(self.shown + line_of_search(answer))
 
     def run_fraction(self, trial: Trial, fraction: float) -> None:
         """Run a curve's trial at its share of the capacity that was found for it."""
@@ -292,20 +298,6 @@ def _ceiling_text(found: dict[str, Any]) -> str:
         return str(found["error"])
     schedule = f"paces {paced:,.0f} msg/s" if paced else f"paces no rate that was tried ({found['paced_reason']})"
     return f"{most:,.0f} msg/s as a closed loop, {schedule}; {found['limits']}"
-
-
-def _search_line(answer: dict[str, Any]) -> str:
-    """A finished search in one line."""
-    if answer["capacity_msgs_per_s"] is None:
-        return f"{answer['id']}: no capacity: {answer['reason']}"
-    least = "at least " if answer["is_lower_bound"] else ""
-    rate = f"{answer['capacity_msgs_per_s']:,.0f} msg/s"
-    if answer["subscribers"] > 1:
-        rate += f" produced, {answer['consumed_msgs_per_s']:,.0f} consumed by {answer['subscribers']} subscribers"
-    return (
-        f"{answer['id']}: capacity {least}{rate}, bound by {answer['bound_by']} ({answer['reason']}); "
-        f"{len(answer['trials'])} trials in {answer['elapsed_s']:.0f} s"
-    )
 
 
 def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
@@ -398,27 +390,28 @@ def pins_of(run: Run) -> Pins:
 
 
 def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins) -> None:
-    """Give each broker a fixed load once per start, so that the first trial does not measure its compiler."""
-    knobs: dict[str, dict[str, Any]] = {"rabbitmq": {"rabbitmq": RabbitMQ()}, "kafka": {"kafka": Kafka()}}
+    """Give each broker fixed loads once per start, so that the first trial does not measure its compiler."""
     for name, endpoint in endpoints.items():
         if endpoint.source == "memory" or is_warmed(endpoint):
             continue
-        listener.progress(f"warming up {name} for {WARM_LOAD_S:.0f} s")
-        scenario = Scenario(
-            name="warm-up",
-            question="Is the broker's code compiled?",
-            message=Message(size_bytes=100),
-            rate=Rate.saturate(),
-            durability=Durability.BROKER,
-            preset="throughput",
-            **knobs[name],
-        )
-        plan = make_plan([scenario], Profile("warm-up", 0.0, WARM_LOAD_S, 1), brokers=(name,))
-        record, outcome = run_trial(plan.trials[0], Setting(endpoint, listener.progress, cpus=pins.client))
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        if outcome.error is not None:
-            raise BrokerError(f"{name} at {endpoint.address}: the warm-up load failed: {record['error']}")
+        listener.progress(f"warming up {name} for {len(WARM_LOADS) * WARM_LOAD_S:.0f} s")
+        for size_bytes, preset, kafka in WARM_LOADS:
+            part: dict[str, Any] = {"kafka": kafka} if name == "kafka" else {"rabbitmq": RabbitMQ()}
+            scenario = Scenario(
+                name="warm-up",
+                question="Is the broker's code compiled?",
+                message=Message(size_bytes=size_bytes),
+                rate=Rate.saturate(),
+                durability=Durability.BROKER,
+                preset=preset,
+                **part,
+            )
+            plan = make_plan([scenario], Profile("warm-up", 0.0, WARM_LOAD_S, 1), brokers=(name,))
+            record, outcome = run_trial(plan.trials[0], Setting(endpoint, listener.progress, cpus=pins.client))
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            if outcome.error is not None:
+                raise BrokerError(f"{name} at {endpoint.address}: the warm-up load failed: {record['error']}")
         mark_warmed(endpoint)
 
 

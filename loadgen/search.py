@@ -3,12 +3,15 @@
 The capacity of a scenario is the highest offered rate that is *sustained*: carried within 1 %, with a backlog that does
 not grow, without errors, with the objective kept, and with a generator that could have done more. It is found by
 
-1. a short closed-loop burst, which says where to look;
-2. short open-loop probes: up by a fifth, then by more, until one fails; then the geometric mean of the highest rate
-   that was sustained and the lowest that was not, until these are 6 % apart;
-3. one trial of full length at the highest sustained rate, which alone is reported; where it fails, 7 % less is tried.
+1. a short closed-loop burst, warmed like a trial of full length, which says where to look;
+2. short open-loop probes, each at the rate that is as likely too much as not (`loadgen.stats.edge`): where chance
+   decides, no single probe does, and one that does not fit the others is repeated by itself;
+3. one trial of full length, a little below the edge that they found, which alone is reported; where it fails, that
+   is one more answer, and a little less is tried.
 
-A probe that failed while something else used the machine is tried once more. Where the generator was the limit, it gets
+Probes and the trial of full length are held to the same rules. A probe that failed while something else used the
+machine is tried once more, and so is one that did not run at all (an agent died, the broker was not there): that says
+nothing about the rate, and where it happens again the search cannot tell. Where the generator was the limit, it gets
 more producers; where it cannot have them, the answer says so, and the capacity is "at least".
 
 A search has a time budget. When a further probe would leave no room for a trial of full length (and for another, should
@@ -17,12 +20,13 @@ it fail), the search goes on to that trial with what it knows: its bracket is as
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadgen.facts import CORE_FULL_SHARE, carries
+from loadgen.checks.timing import HELD_BACK_P99_SHARE
+from loadgen.facts import CARRIED_SHARE, CORE_FULL_SHARE, carries
 from loadgen.flow import is_growing
+from loadgen.stats.edge import Edge
 from loadgen.verdict import BoundBy
 
 if TYPE_CHECKING:
@@ -30,20 +34,19 @@ if TYPE_CHECKING:
 
 START_SHARE = 0.85  # of the burst's rate: an open loop in small batches carries less than a closed one
 START_SHARE_OBJECTIVE = 0.6  # … and a latency objective is met well below saturation
-UP = 1.2
-UP_FASTER = 1.4  # each time that was not enough
-DOWN = 0.7
-APART = 1.06
-PROBES_MOST = 10
-CONFIRM_STEP = 0.93
-CONFIRMS_MOST = 3
+SPREAD = 1.12  # how much may stay open: 80 % of the belief about the edge within so much
+PROBES_MOST = 14
+CONFIRM_SHARE = 0.97  # of the edge, where half of all trials fail
+CONFIRMS_MOST = 4
 RETRIES = 2
+FAILURES = 1  # how often a trial that did not run is tried again
+LATE = "schedule lag"
 DISTURBANCES = frozenset({"stolen CPU", "other programs", "CPU frequency", "swap"})
 
 Step = Literal["burst", "probe", "confirm"]
 Limit = BoundBy | Literal["objective"]
-End = Literal["resolution", "probes", "budget"]
-"""Why a search looked no further: its bracket is narrow enough, it has probed enough, or its time is up."""
+End = Literal["resolution", "probes", "budget", "failed"]
+"""Why a search looked no further: it knows enough, it has probed enough, its time is up, or trials did not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Seen:
     """A client's thread used up its core: it may not have been able to do more."""
     is_producer_full: bool = False
     """… a producer's, so that more producers would help."""
+    has_run: bool = True
+    """Whether the trial came to its end: one that did not says nothing about the rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,89 +99,138 @@ def search(
 
     `has_time` tells whether the budget has room for a step and for those that must come after it.
     """
-    burst = yield Probe("burst", None, producers)
-    while burst.is_producer_full and producers < producers_most and has_time("burst"):
-        producers = min(producers_most, 2 * producers)
-        burst = yield Probe("burst", None, producers)
-    if burst.rate_msgs_per_s <= 0:
-        return Capacity(None, None, producers, burst.limit, False, f"nothing came through: {burst.why}")
-    low, high, failed = 0.0, math.inf, burst
-    retries, up = RETRIES, UP
-    ended_by: End = "probes"
-    rate = burst.rate_msgs_per_s * (START_SHARE_OBJECTIVE if has_objective else START_SHARE)
-    for _ in range(PROBES_MOST):
-        if not has_time("probe"):
-            ended_by = "budget"
-            break
-        seen = yield Probe("probe", rate, producers)
-        if not seen.sustained and seen.disturbed and retries:
-            retries -= 1
-            continue
+    state = _Search(producers, producers_most, has_time)
+    try:
+        burst = yield from state.measured("burst", None)
+        while burst.is_producer_full and state.has_more_producers and has_time("burst"):
+            state.add_producers()
+            burst = yield from state.measured("burst", None)
+        if burst.rate_msgs_per_s <= 0:
+            return Capacity(None, None, state.producers, burst.limit, False, f"nothing came through: {burst.why}")
+        state.begin(burst.rate_msgs_per_s * (START_SHARE_OBJECTIVE if has_objective else START_SHARE), burst)
+        yield from state.bracket()
+        if not state.passed and state.ended_by != "budget":
+            why = f"no rate was sustained: {state.failed.why}"
+            return Capacity(None, state.high, state.producers, state.failed.limit, False, why, state.ended_by)
+        return (yield from state.confirm())
+    except _CannotTellError as failure:
+        why = f"cannot tell: {failure}"
+        return Capacity(None, None, state.producers, "unknown", False, why, "failed")
+
+
+class _CannotTellError(Exception):
+    """A trial did not run, and again it did not: nothing is known of its rate."""
+
+
+class _Search:
+    """What a search knows so far: which rates passed, which failed and why, and where the edge is believed to be."""
+
+    def __init__(self, producers: int, most: int, has_time: Callable[[Step], bool]) -> None:
+        self.producers, self._most, self._has_time = producers, most, has_time
+        self.passed: list[float] = []
+        self._fails: list[tuple[float, Seen]] = []
+        self.ended_by: End = "probes"
+        self._disturbances = RETRIES
+
+    def begin(self, guess: float, burst: Seen) -> None:
+        """Where to look first; of what limits it, a burst says all that is known."""
+        self._edge, self.failed = Edge(guess), burst
+
+    @property
+    def has_more_producers(self) -> bool:
+        """Whether the generator may be given more."""
+        return self.producers < self._most
+
+    def add_producers(self) -> None:
+        """Twice as many."""
+        self.producers = min(self._most, 2 * self.producers)
+
+    @property
+    def high(self) -> float | None:
+        """The lowest rate that failed; None where none did."""
+        return min((rate for rate, _ in self._fails), default=None)
+
+    def measured(self, step: Step, rate: float | None) -> Generator[Probe, Seen, Seen]:
+        """Measure; what did not run is tried again, once and where there is time."""
+        for _ in range(FAILURES):
+            seen = yield Probe(step, rate, self.producers)
+            if seen.has_run:
+                return seen
+            if not self._has_time(step):
+                raise _CannotTellError(f"there was no time to repeat the {step} that did not run: {seen.why}")
+        seen = yield Probe(step, rate, self.producers)
+        if not seen.has_run:
+            raise _CannotTellError(f"a {step} did not run, nor did its repetition: {seen.why}")
+        return seen
+
+    def bracket(self) -> Generator[Probe, Seen, None]:
+        """Probe until the edge is known well enough, or for as long as there is time."""
+        for _ in range(PROBES_MOST):
+            if not self._has_time("probe"):
+                self.ended_by = "budget"
+                return
+            rate = self._edge.at(0.5)
+            seen = yield from self.measured("probe", rate)
+            if self._is_chance(seen):
+                continue
+            if not seen.sustained and seen.is_producer_full and self.has_more_producers:
+                self.add_producers()
+                self._edge, self._fails = Edge(rate), []
+                for each in self.passed:
+                    self._edge.saw(each, passed=True)
+                continue
+            self._enter(rate, seen)
+            if self.passed and self._fails and self._edge.spread <= SPREAD:
+                self.ended_by = "resolution"
+                return
+
+    def confirm(self) -> Generator[Probe, Seen, Capacity]:
+        """A trial of full length a little below the edge, or a little below that."""
+        rate, attempt = self._edge.at(0.5) * CONFIRM_SHARE, 0
+        while attempt < CONFIRMS_MOST:
+            if not self._has_time("confirm"):
+                self.ended_by = "budget"
+                break
+            seen = yield from self.measured("confirm", rate)
+            if seen.sustained:
+                return self._answer(rate, seen)
+            if self._is_chance(seen):
+                continue
+            attempt += 1
+            self._enter(rate, seen)
+            rate = CONFIRM_SHARE * min(rate, self._edge.at(0.5))
+        return self._answer(None, self.failed)
+
+    def _is_chance(self, seen: Seen) -> bool:
+        """Whether it failed while something else used the machine, which is forgiven now and then."""
+        if seen.sustained or not seen.disturbed or not self._disturbances:
+            return False
+        self._disturbances -= 1
+        return True
+
+    def _enter(self, rate: float, seen: Seen) -> None:
+        self._edge.saw(rate, passed=seen.sustained)
         if seen.sustained:
-            low = rate
-        elif seen.is_producer_full and producers < producers_most:
-            producers, high = min(producers_most, 2 * producers), math.inf
-            continue
+            self.passed.append(rate)
         else:
-            high, failed = rate, seen
-        if high <= low * APART:
-            ended_by = "resolution"
-            break
-        rate = _next(low, high, up)
-        up *= UP_FASTER
-    if not low and ended_by != "budget":
-        return Capacity(None, high, producers, failed.limit, False, f"no rate was sustained: {failed.why}", ended_by)
-    # Without a rate that a probe sustained the next guess is all there is: a trial of full length tells as well.
-    state = _Bracket(low or rate, high, failed, producers, ended_by)
-    return (yield from _confirm(state, has_time))
+            self._fails.append((rate, seen))
+            self.failed = seen
 
-
-def _next(low: float, high: float, up: float) -> float:
-    if math.isinf(high):
-        return low * up
-    return high * DOWN if not low else math.sqrt(low * high)
-
-
-@dataclass(slots=True)
-class _Bracket:
-    """What probes came to: `low` was sustained, or is the best guess, `high` was not (infinite: never reached)."""
-
-    low: float
-    high: float
-    failed: Seen
-    producers: int
-    ended_by: End
-
-    def answer(self, *, confirmed: Seen | None) -> Capacity:
+    def _answer(self, rate: float | None, confirming: Seen) -> Capacity:
         """The capacity, where a trial of full length sustained it; without one there is none."""
-        failed, is_reached = self.failed, not math.isinf(self.high)
-        high = self.high if is_reached else None
-        reason = failed.why if is_reached else "no higher rate failed"
-        if confirmed is None:
+        above = min((each for each in self._fails if each[0] > (rate or 0.0)), key=lambda each: each[0], default=None)
+        if above is not None:
+            self.failed = above[1]
+        failed = self.failed
+        if rate is None:
             reason = f"no full trial sustained it: {failed.why}"
+        else:
+            reason = "no higher rate failed" if above is None else failed.why
         if self.ended_by == "budget":
             reason = f"budget used up; {reason}"
-        rate = self.low if confirmed else None
-        is_lower = confirmed is not None and (not is_reached or failed.limit == "generator" or confirmed.is_client_full)
+        is_lower = rate is not None and (above is None or failed.limit == "generator" or confirming.is_client_full)
+        high = None if above is None else above[0]
         return Capacity(rate, high, self.producers, failed.limit, is_lower, reason, self.ended_by)
-
-
-def _confirm(state: _Bracket, has_time: Callable[[Step], bool]) -> Generator[Probe, Seen, Capacity]:
-    """A trial of full length at the rate that short ones sustained, or a little below."""
-    retries, attempt = 1, 0
-    while attempt < CONFIRMS_MOST:
-        if not has_time("confirm"):
-            state.ended_by = "budget"
-            break
-        seen = yield Probe("confirm", state.low, state.producers)
-        if seen.sustained:
-            return state.answer(confirmed=seen)
-        if seen.disturbed and retries:
-            retries -= 1
-            continue
-        attempt += 1
-        state.low, state.high, state.failed = state.low * CONFIRM_STEP, state.low, seen
-    return state.answer(confirmed=None)
 
 
 def seen_in(
@@ -188,7 +242,7 @@ def seen_in(
         record: a complete trial's, judged.
         p99_ms: the objective on the end-to-end response time.
         fan_out: how often each message is to be received. Rates are those of producing, `fan_out` times as many come.
-        is_confirming: whether the trial is the one that is reported, which must not be invalid.
+        is_confirming: whether the trial is the one that is reported, which must not be invalid for anything.
     """
     achieved = (record["goodput_msgs_per_s"] or 0.0) / fan_out
     verdict = record["verdict"]
@@ -199,10 +253,13 @@ def seen_in(
     if offered is None:
         why: str | None = "a closed loop"
     else:
-        why = against(record, achieved, offered, fan_out) or _invalid(verdict, is_confirming=is_confirming)
+        why = against(record, achieved, offered, fan_out)
+        if why is None:
+            why = _invalid(verdict, is_catching_up=not is_confirming and achieved > (1 + CARRIED_SHARE) * offered)
+            limit = _limit_of_late(verdict) if why and why.startswith(LATE) else limit
         if why is None and p99_ms is not None:
             why = _missed(record, offered, p99_ms)
-            limit = "objective" if why else limit
+            limit = _limit_of_missed(record, p99_ms) if why else limit
     carried = f"carried {achieved:,.0f} of {offered or 0:,.0f} msg/s"
     return Seen(achieved, why is None, why or carried, limit, is_disturbed(verdict), bool(full), "producers" in full)
 
@@ -235,11 +292,42 @@ def _missed(record: Mapping[str, Any], offered: float, p99_ms: float) -> str | N
     if p99_ns is not None and p99_ns <= p99_ms * 1e6:
         return None
     seen = "not known" if p99_ns is None else f"{p99_ns / 1e6:.2f} ms"
-    return f"at {offered:,.0f} msg/s the p99 was {seen}, over {p99_ms:g} ms"
+    text = f"at {offered:,.0f} msg/s the p99 was {seen}, over {p99_ms:g} ms"
+    limit = _limit_of_missed(record, p99_ms)
+    lag_ns = (record["latency_ns"].get("schedule_lag") or {}).get("p99")
+    if limit == "objective" or lag_ns is None:
+        return text
+    return f"{text}, with messages sent {lag_ns / 1e6:.2f} ms late (p99)"
 
 
-def _invalid(verdict: Mapping[str, Any], *, is_confirming: bool) -> str | None:
-    """What the verdict has against the trial; a probe may be late, as long as it carried its rate."""
+def _limit_of_missed(record: Mapping[str, Any], p99_ms: float) -> Limit:
+    """Whose limit a missed objective is: the broker's (`objective`) only where neither clients nor host had a part.
+
+    The generator has one where it was late, where one of its threads had its core full, and where messages kept the
+    objective from the moment when they were really sent. It is not late where the broker held it back.
+    """
+    found = {each["name"]: each["passed"] for each in record["verdict"].get("checks", ())}
+    if found.get("host CPU", True) is None:
+        return "host"
+    if found.get("generator CPU", True) is None or found.get(LATE, True) is not True:
+        return "generator"
+    service_ns = (record["latency_ns"].get("e2e_service") or {}).get("p99")
+    is_held_back = (record.get("blocked_share") or 0.0) >= HELD_BACK_P99_SHARE
+    return "generator" if service_ns is not None and service_ns <= p99_ms * 1e6 and not is_held_back else "objective"
+
+
+def _limit_of_late(verdict: Mapping[str, Any]) -> Limit:
+    """Whose limit a late schedule is: the machine's where all of it was used up, else the generator's."""
+    host = [each["passed"] for each in verdict.get("checks", ()) if each["name"] == "host CPU"]
+    return "host" if None in host else "generator"
+
+
+def _invalid(verdict: Mapping[str, Any], *, is_catching_up: bool) -> str | None:
+    """What the verdict has against the trial.
+
+    A probe may be late where more came through than was due: it is making up for its own start, which a longer
+    warm-up would have hidden, and so has carried more than its rate.
+    """
     failed = [each for each in verdict.get("checks", ()) if each["passed"] is False]
-    reasons = [each for each in failed if is_confirming or each["name"] != "schedule lag"]
+    reasons = [each for each in failed if not is_catching_up or each["name"] != LATE]
     return f"{reasons[0]['name']}: {reasons[0]['reason']}" if reasons else None

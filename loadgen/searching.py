@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from loadgen.errors import LoadgenError
 from loadgen.plan import SEARCH_CONFIRMS, SEARCH_DURATION_S, SEARCH_WARMUP_S, search_length_s
 from loadgen.scenario import Rate
-from loadgen.search import Probe, Seen, search, seen_in
+from loadgen.search import Capacity, Seen, search, seen_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadgen.plan import Trial
-    from loadgen.search import Step
+    from loadgen.search import Probe, Step
 
 PRODUCERS_MOST = 8
 CEILING_MARGIN = (
@@ -38,6 +39,9 @@ class Bench(Protocol):
     def keep(self, record: Record) -> None:
         """Write a record again that has changed."""
 
+    def found(self, answer: Record) -> None:
+        """Write down what a search came to, also where it was cut short by what ends the run."""
+
     def ceiling_s(self, trial: Trial) -> float:
         """How long it takes at most to tell a trial's ceiling, in seconds; 0 where it is known."""
 
@@ -46,27 +50,52 @@ class Bench(Protocol):
 
 
 def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = time.monotonic) -> Record:
-    """Search the capacity of a trial's point; the value is the search's record (docs/results.md, `searches`)."""
+    """Search the capacity of a trial's point; the value is the search's record (docs/results.md, `searches`).
+
+    Raises what `bench.run` raises, after the search has been written down as one that cannot tell.
+    """
     budget = Budget(trial, bench.ceiling_s(trial), clock_s)
-    p99_ms = trial.rate.p99_ms
     tried: list[Record] = []
+    try:
+        found = _searched(trial, bench, budget, tried)
+    except LoadgenError as error:  # it ends the run, and the search says so before
+        unknown = Capacity(None, None, trial.producers, "unknown", False, f"cannot tell: {error}", "failed")
+        bench.found(_answer(trial, unknown, tried, budget))
+        raise
+    answer = _answer(trial, found, tried, budget)
+    if found.rate_msgs_per_s is not None:
+        needed = CEILING_MARGIN * found.rate_msgs_per_s
+        _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
+    answer["elapsed_s"] = budget.elapsed_s
+    bench.found(answer)
+    return answer
+
+
+def _searched(trial: Trial, bench: Bench, budget: Budget, tried: list[Record]) -> Capacity:
+    """Run what the search asks for until it knows; `tried` gets every record."""
+    p99_ms = trial.rate.p99_ms
     most = max(PRODUCERS_MOST, trial.producers)
     steps = search(trial.producers, most, has_objective=p99_ms is not None, has_time=budget.has_time)
     probe = next(steps)
     while True:
         record = budget.timed(bench.run, _trial_of(trial, probe, len(tried) + 1))
-        seen = _seen(record, probe, p99_ms)
         tried.append(record)
+        found = None
         try:
-            probe = steps.send(seen)
+            probe = steps.send(_seen(record, probe, p99_ms))
         except StopIteration as end:
-            found = end.value
-            break
-        if record["purpose"] == "measure":  # it was not sustained over a full trial: no answer, a step on the way
+            found = cast("Capacity", end.value)
+        is_answer = found is not None and found.rate_msgs_per_s is not None
+        if record["purpose"] == "measure" and not is_answer:  # not sustained over a full trial: a step on the way
             record["purpose"] = "probe"
             bench.keep(record)
+        if found is not None:
+            return found
+
+
+def _answer(trial: Trial, found: Capacity, tried: list[Record], budget: Budget) -> Record:
     confirmed = tried[-1] if found.rate_msgs_per_s is not None else None
-    answer: Record = {
+    return {
         "id": trial.id,
         "key": trial.capacity_key,
         "scenario": trial.scenario,
@@ -75,7 +104,7 @@ def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = tim
         "durability": str(trial.durability),
         "point": {name: getattr(value, "value", value) for name, value in trial.point.items()},
         "repeat": trial.repeat,
-        "p99_ms": p99_ms,
+        "p99_ms": trial.rate.p99_ms,
         "capacity_msgs_per_s": found.rate_msgs_per_s,
         "high_msgs_per_s": found.high_msgs_per_s,
         "is_lower_bound": found.is_lower_bound,
@@ -91,11 +120,20 @@ def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = tim
         "trials": [record["id"] for record in tried],
         "elapsed_s": budget.elapsed_s,
     }
-    if confirmed:
-        needed = CEILING_MARGIN * float(answer["capacity_msgs_per_s"])
-        _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
-    answer["elapsed_s"] = budget.elapsed_s
-    return answer
+
+
+def line_of_search(answer: Record) -> str:
+    """A finished search in one line."""
+    if answer["capacity_msgs_per_s"] is None:
+        return f"{answer['id']}: no capacity: {answer['reason']}"
+    least = "at least " if answer["is_lower_bound"] else ""
+    rate = f"{answer['capacity_msgs_per_s']:,.0f} msg/s"
+    if answer["subscribers"] > 1:
+        rate += f" produced, {answer['consumed_msgs_per_s']:,.0f} consumed by {answer['subscribers']} subscribers"
+    return (
+        f"{answer['id']}: capacity {least}{rate}, bound by {answer['bound_by']} ({answer['reason']}); "
+        f"{len(answer['trials'])} trials in {answer['elapsed_s']:.0f} s"
+    )
 
 
 class Budget:
@@ -125,7 +163,10 @@ class Budget:
         if step == "confirm":
             needed_s = full_s
         else:
-            needed_s = search_length_s(self._trial) + self._overhead_s + SEARCH_CONFIRMS * full_s
+            length_s = search_length_s(self._trial)
+            if step == "burst":
+                length_s += max(0.0, self._trial.warmup_s - SEARCH_WARMUP_S)
+            needed_s = length_s + self._overhead_s + SEARCH_CONFIRMS * full_s
         return self.elapsed_s + needed_s + self._ceiling_s <= self._trial.search_budget_s
 
 
@@ -134,8 +175,6 @@ def _add_ceiling(answer: Record, ceiling: Record) -> None:
     if not ceiling["achieved_msgs_per_s"]:
         return
     most = answer["ceiling_msgs_per_s"] = ceiling["achieved_msgs_per_s"]
-    if answer["p99_ms"] is not None:
-        return
     needed = CEILING_MARGIN * answer["capacity_msgs_per_s"]
     unpaced = ceiling["unpaced_msgs_per_s"]
     # Where what stood in for the broker, or the machine, was the limit, it says nothing of the generator.
@@ -159,13 +198,14 @@ def _trial_of(trial: Trial, probe: Probe, number: int) -> Trial:
         made,
         id=f"{trial.id}/{probe.step}-{number}",
         purpose=probe.step,
-        warmup_s=min(trial.warmup_s, SEARCH_WARMUP_S),
+        # A burst says where to look: what it says of a cold broker or topic misleads all that follows.
+        warmup_s=trial.warmup_s if probe.step == "burst" else min(trial.warmup_s, SEARCH_WARMUP_S),
         duration_s=min(trial.duration_s, SEARCH_DURATION_S),
     )
 
 
 def _seen(record: Record, probe: Probe, p99_ms: float | None) -> Seen:
     if record["status"] != "complete":
-        return Seen(0.0, False, record["error"] or "the trial was cut short")
+        return Seen(0.0, False, record["error"] or "the trial was cut short", has_run=False)
     objective = None if probe.step == "burst" else p99_ms
     return seen_in(record, objective, record["subscribers"], is_confirming=probe.step == "confirm")

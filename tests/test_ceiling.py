@@ -100,7 +100,8 @@ def test_rates_are_tried_from_above_until_one_is_paced(
     """The ceiling of an open loop is a rate that was offered; the one that somebody needs to know is among them."""
     offered: list[float] = []
 
-    def fake(trial: Trial, _: Setting, how: str) -> tuple[str, str] | None:
+    def fake(trial: Trial, _: Setting, how: str, p99_ms: float | None) -> tuple[str, str] | None:
+        assert p99_ms is None
         assert isinstance(trial.rate.msgs_per_s, float)
         offered.append(trial.rate.msgs_per_s)
         return None if offered[-1] <= limit else (how, f"at {offered[-1]:g} late")
@@ -142,6 +143,21 @@ def test_a_rate_is_paced_when_it_is_carried_on_time(
     }  # fmt: skip
     monkeypatch.setattr(ceiling, "run_trial", lambda *_: (record, Outcome()))
     seen = ceiling._unpaced(trial_of("kafka"), Setting(NOWHERE["kafka"], lambda _: None), "null broker")
+    assert (seen is None) if why is None else (seen is not None and why in seen[1])
+
+
+@pytest.mark.parametrize(("p99_ms", "why"), [(None, "lagged by"), (10.0, None), (6.0, "p99 was 7.00 ms, over 6 ms")])
+def test_with_an_objective_a_rate_is_paced_when_it_keeps_that(
+    monkeypatch: pytest.MonkeyPatch, p99_ms: float | None, why: str | None
+) -> None:
+    """A lag far below the latency that was asked for is no limit; clients that miss it without a broker are."""
+    record = {
+        "offered_msgs_per_s": 1_000.0, "achieved_msgs_per_s": 1_000.0, "window_s": 5.0, "errors": {}, "under_way": {},
+        "latency_ns": {"schedule_lag": {"p99": 5_000_000}, "e2e": {"p50": 900_000, "p99": 7_000_000}},
+        "verdict": {"bound_by": "offered", "checks": []},
+    }  # fmt: skip
+    monkeypatch.setattr(ceiling, "run_trial", lambda *_: (record, Outcome()))
+    seen = ceiling._unpaced(trial_of("kafka"), Setting(NOWHERE["kafka"], lambda _: None), "null broker", p99_ms)
     assert (seen is None) if why is None else (seen is not None and why in seen[1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.facts import Facts
-from loadgen.search import APART, CONFIRM_STEP, DISTURBANCES, Capacity, Probe, Seen, search
+from loadgen.search import CONFIRM_SHARE, DISTURBANCES, Capacity, Probe, Seen, search
+from loadgen.stats.confidence import estimate
 from loadgen.verdict import judge
 
 if TYPE_CHECKING:
@@ -50,36 +52,123 @@ def system(capacity: float, burst_factor: float = 1.0) -> Callable[[Probe], Seen
     return answer
 
 
+@settings(deadline=None)
 @given(capacity=st.floats(10, 1e7), burst_factor=st.floats(0.25, 2.0))
 def test_a_known_capacity_is_found_within_the_searchs_resolution(capacity: float, burst_factor: float) -> None:
-    """Whatever the burst pretends, the answer lies between capacity / 1.06 and capacity, in few trials."""
+    """Whatever the burst pretends, the answer lies between capacity / 1.08 and capacity, in few trials."""
     found, probes = run(system(capacity, burst_factor))
     assert found.rate_msgs_per_s is not None
     assert found.high_msgs_per_s is not None
-    assert capacity / APART <= found.rate_msgs_per_s <= capacity < found.high_msgs_per_s
+    assert capacity / 1.08 <= found.rate_msgs_per_s <= capacity < found.high_msgs_per_s <= 1.1 * capacity
     assert (found.bound_by, found.is_lower_bound) == ("broker", False)
-    assert len(probes) <= 12
-    assert [probe.step for probe in probes].count("confirm") == 1
+    assert len(probes) <= 16
+    assert [probe.step for probe in probes].count("confirm") <= 2
 
 
 def test_a_good_burst_makes_a_search_short() -> None:
-    """Where the closed loop tells the truth, a burst, five probes and the full trial are enough."""
+    """Where the closed loop tells the truth, a burst, eight probes and the full trial are enough."""
     _, probes = run(system(50_000.0))
-    assert len(probes) <= 7
+    assert len(probes) <= 10
 
 
-@settings(max_examples=50)
-@given(seed=st.integers(0, 10_000))
-def test_noise_moves_the_answer_by_no_more_than_itself(seed: int) -> None:
-    """A capacity that varies by 3 % from trial to trial is found within 15 %."""
+def noisy(seed: int, varies: float, stray: float = 0.0) -> Callable[[Probe], Seen]:
+    """A system whose capacity of 10,000 differs from trial to trial, and now and then falls by 40 %: a stall."""
     noise = np.random.default_rng(seed)
 
     def answer(probe: Probe) -> Seen:
-        return system(10_000.0 * float(np.exp(noise.normal(0, 0.03))))(probe)
+        stalled = 0.6 if noise.random() < stray else 1.0
+        return system(10_000.0 * stalled * float(np.exp(noise.normal(0, varies))), noise.uniform(0.8, 1.8))(probe)
+
+    return answer
+
+
+def within(probes_most: int) -> Callable[[Step], bool]:
+    """Time for so many trials before those of full length, which always fit in."""
+    asked: list[str] = []
+
+    def has_time(step: Step) -> bool:
+        asked.append(step)
+        return step == "confirm" or len(asked) < probes_most
+
+    return has_time
+
+
+@pytest.mark.parametrize(
+    ("varies", "stray", "agreeing"),
+    [(0.02, 0.0, 0.99), (0.03, 0.02, 0.95), (0.05, 0.03, 0.85)],
+)
+def test_searches_of_a_noisy_system_agree_within_15_per_cent(varies: float, stray: float, agreeing: float) -> None:
+    """Trials vary, one in some is wild, the burst is off by up to 1.8: three searches' interval is within ± 15 %.
+
+    With the eight short trials that a budget of 90 s has room for, over 100 trios; the bias is small, too.
+    """
+    trios = []
+    for trio in range(100):
+        found = [run(noisy(3 * trio + each, varies, stray), has_time=within(9))[0] for each in range(3)]
+        trios.append(estimate([each.rate_msgs_per_s for each in found]))
+    narrow = [each for each in trios if each.n == 3 and each.low and each.high
+              and each.median and each.high / each.median <= 1.15 and each.low / each.median >= 0.85]  # fmt: skip
+    assert len(narrow) >= agreeing * len(trios)
+    medians = [each.median for each in trios if each.median is not None]
+    assert 0.93 * 10_000 <= float(np.median(medians)) <= 10_000
+
+
+def test_one_wild_probe_does_not_decide() -> None:
+    """The first probe fails by chance, well below the capacity: the search comes back to where it was."""
+    seen: list[float] = []
+
+    def answer(probe: Probe) -> Seen:
+        if probe.step == "probe":
+            seen.append(probe.rate_msgs_per_s or 0)
+            if len(seen) == 1:
+                return Seen(0.0, False, "a stall", "unknown")
+        return system(10_000.0)(probe)
 
     found, _ = run(answer)
-    if found.rate_msgs_per_s is not None:  # a full trial may fail three times by chance: then it is said, not guessed
-        assert 8_500 <= found.rate_msgs_per_s <= 11_000
+    assert seen[0] < 9_000
+    assert found.rate_msgs_per_s == pytest.approx(10_000, rel=0.08)
+
+
+@pytest.mark.parametrize("step", ["burst", "probe", "confirm"])
+def test_a_trial_that_did_not_run_says_nothing_of_its_rate(step: str) -> None:
+    """Once: it is repeated at the same rate, and the capacity is what it is. Twice: the search cannot tell."""
+    for times in (1, 2):
+        died: list[Probe] = []
+
+        def answer(probe: Probe, died: list[Probe] = died, times: int = times) -> Seen:
+            if probe.step == step and len(died) < times:
+                died.append(probe)
+                return Seen(0.0, False, "producer0 died", has_run=False)
+            return system(10_000.0)(probe)
+
+        found, probes = run(answer)
+        at = probes.index(died[0])
+        assert probes[at + 1] == died[0]
+        if times == 1:
+            assert found.rate_msgs_per_s == pytest.approx(10_000, rel=0.08)
+        else:
+            assert (found.rate_msgs_per_s, found.high_msgs_per_s, found.ended_by) == (None, None, "failed")
+            assert found.reason.startswith("cannot tell: ")
+            assert "producer0 died" in found.reason
+
+
+def test_without_time_to_repeat_what_did_not_run_the_search_cannot_tell() -> None:
+    """A rate of which nobody knows anything is not called too much."""
+
+    def answer(probe: Probe) -> Seen:
+        if probe.step == "probe":
+            return Seen(0.0, False, "producer0 died", has_run=False)
+        return system(10_000.0)(probe)
+
+    asked: list[str] = []
+
+    def has_time(step: Step) -> bool:
+        asked.append(step)
+        return len(asked) <= 1
+
+    found, _ = run(answer, has_time=has_time)
+    assert (found.rate_msgs_per_s, found.ended_by) == (None, "failed")
+    assert "no time" in found.reason
 
 
 def test_a_generator_at_its_limit_gets_more_producers() -> None:
@@ -98,7 +187,7 @@ def test_a_generator_at_its_limit_gets_more_producers() -> None:
     found, _ = run(answer)
     assert found.producers == 4
     assert found.bound_by == "broker"
-    assert found.rate_msgs_per_s == pytest.approx(2_900, rel=0.06)
+    assert found.rate_msgs_per_s == pytest.approx(2_900, rel=0.08)
 
 
 def test_a_generator_that_cannot_grow_makes_a_lower_bound() -> None:
@@ -144,11 +233,11 @@ def test_a_disturbed_probe_is_tried_again() -> None:
 
     found, probes = run(answer)
     assert [probe.rate_msgs_per_s for probe in probes].count(spoiled[0]) == 2
-    assert found.rate_msgs_per_s == pytest.approx(10_000, rel=0.06)
+    assert found.rate_msgs_per_s == pytest.approx(10_000, rel=0.08)
 
 
 def test_what_only_short_probes_sustain_is_not_reported() -> None:
-    """The full trial decides: each time it fails the rate goes down, and after three the answer is none."""
+    """The full trial decides: each time it fails a little less is tried, and after four the answer is none."""
 
     def answer(probe: Probe) -> Seen:
         if probe.step == "confirm":
@@ -158,7 +247,9 @@ def test_what_only_short_probes_sustain_is_not_reported() -> None:
     found, probes = run(answer)
     rates = [probe.rate_msgs_per_s or 0 for probe in probes if probe.step == "confirm"]
     assert found.rate_msgs_per_s is None
-    assert rates == pytest.approx([rates[0], rates[0] * CONFIRM_STEP, rates[0] * CONFIRM_STEP**2])
+    assert len(rates) == 4
+    assert all(below <= CONFIRM_SHARE * above * (1 + 1e-9) for above, below in itertools.pairwise(rates))
+    assert rates[-1] > 0.75 * rates[0]
     assert "full trial" in found.reason
 
 
@@ -169,6 +260,7 @@ def test_a_dead_system_has_no_capacity() -> None:
     assert len(probes) == 1
 
 
+@settings(deadline=None)
 @given(capacity=st.floats(10, 1e7), burst_factor=st.floats(0.25, 2.0), room=st.integers(1, 20))
 def test_a_budget_ends_a_search_with_what_it_has(capacity: float, burst_factor: float, room: int) -> None:
     """After as many trials as there is room for comes the one of full length, and what is then said is true."""
@@ -190,7 +282,7 @@ def test_a_budget_ends_a_search_with_what_it_has(capacity: float, burst_factor: 
         assert found.high_msgs_per_s > capacity
     assert ("budget used up" in found.reason) is (found.ended_by == "budget")
     if found.ended_by == "resolution":
-        assert (found.high_msgs_per_s or 0) <= (found.rate_msgs_per_s or 0) * APART
+        assert (found.high_msgs_per_s or 0) <= (found.rate_msgs_per_s or 0) * 1.15
 
 
 def test_without_time_for_a_full_trial_there_is_no_capacity() -> None:

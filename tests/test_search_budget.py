@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen.errors import BrokerError
 from loadgen.facts import carries
 from loadgen.plan import PROFILES, SEARCH_CONFIRMS, Plan, Profile, make_plan
 from loadgen.scenario import Kafka, RabbitMQ, Rate, Scenario
@@ -30,6 +31,7 @@ class Simulated:
     ceiling_share: float = 1.0
     now_s: float = 0.0
     ran: list[Trial] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def clock_s(self) -> float:
         """Now."""
@@ -53,6 +55,10 @@ class Simulated:
 
     def keep(self, record: dict[str, Any]) -> None:
         """Nothing to write to."""
+
+    def found(self, answer: dict[str, Any]) -> None:
+        """The search's answer, as it is written down."""
+        self.answers.append(dict(answer))
 
     def ceiling_s(self, trial: Trial) -> float:
         """As long as the plan allows."""
@@ -147,3 +153,60 @@ def test_the_budget_is_in_the_plans_minutes() -> None:
     assert curve.longest_s - curve.expected_s == pytest.approx(
         sum(trial.longest_s - trial.expected_s for trial in curve.trials if trial.rate.kind == "search")
     )
+
+
+@dataclass
+class Failing(Simulated):
+    """Trials of which the chosen ones come to nothing: an agent dies, or the broker is gone and ends the run."""
+
+    dies: frozenset[int] = frozenset()
+    ends: int = 0
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """A record, or the end."""
+        record = super().run(trial)
+        if len(self.ran) == self.ends:
+            raise BrokerError("kafka at 127.0.0.1:1 died during trial s/probe-2")
+        if len(self.ran) in self.dies:
+            return {**record, "status": "failed", "error": "consumer0 died", "goodput_msgs_per_s": 0.0}
+        return record
+
+
+def test_a_dead_agent_costs_a_search_a_trial_and_not_its_answer() -> None:
+    """The same rate again, and the capacity is what it would have been."""
+    bench = Failing(overhead_s=1.0, dies=frozenset({3}))
+    answer = find_capacity(point(PROFILES["quick"]), bench, bench.clock_s)
+    assert bench.ran[2].rate == bench.ran[3].rate
+    assert answer["capacity_msgs_per_s"] == pytest.approx(CAPACITY, rel=0.08)
+    assert bench.answers == [answer]
+
+
+def test_a_search_whose_trials_do_not_run_cannot_tell() -> None:
+    """Twice in a row: no capacity, no rate that is called too much, and the reason."""
+    bench = Failing(overhead_s=1.0, dies=frozenset({3, 4}))
+    answer = find_capacity(point(PROFILES["quick"]), bench, bench.clock_s)
+    assert (answer["capacity_msgs_per_s"], answer["high_msgs_per_s"], answer["ended_by"]) == (None, None, "failed")
+    assert answer["reason"].startswith("cannot tell: ")
+    assert "consumer0 died" in answer["reason"]
+
+
+def test_a_search_that_a_dead_broker_ended_is_written_down() -> None:
+    """The run ends, as it must; its search is on record as one that cannot tell."""
+    bench = Failing(overhead_s=1.0, ends=2)
+    with pytest.raises(BrokerError, match="died during"):
+        find_capacity(point(PROFILES["quick"]), bench, bench.clock_s)
+    (answer,) = bench.answers
+    assert (answer["capacity_msgs_per_s"], answer["ended_by"], answer["bound_by"]) == (None, "failed", "unknown")
+    assert "died during" in answer["reason"]
+
+
+def test_a_full_trial_that_failed_is_no_answer_of_its_point() -> None:
+    """Where none was sustained, all of them are steps on the way: in no figure."""
+    bench = Simulated(overhead_s=1.0, confirms=False)
+    kept: list[dict[str, Any]] = []
+    bench.keep = kept.append  # type: ignore[method-assign]
+    answer = find_capacity(point(PROFILES["quick"]), bench, bench.clock_s)
+    assert answer["capacity_msgs_per_s"] is None
+    full = [trial.id for trial in bench.ran if trial.purpose == "measure"]
+    assert len(full) > 1
+    assert [(each["id"], each["purpose"]) for each in kept] == [(each, "probe") for each in full]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen import ceiling, engine, searching
+from loadgen import plan as plan_module
 from loadgen.analysis import curve
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import Options, execute, exit_status, plan_of
@@ -18,7 +19,7 @@ from loadgen.errors import ScenarioError
 from loadgen.facts import Facts
 from loadgen.plan import Profile, make_plan
 from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
-from loadgen.search import seen_in
+from loadgen.search import search, seen_in
 
 if TYPE_CHECKING:
     from loadgen.runs import Run
@@ -53,9 +54,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         warmup_s=0.5,
         duration_s=1.5,
     )
-    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1), brokers=("rabbitmq",))
+    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1, search_budget_s=45.0), brokers=("rabbitmq",))
     options = Options(name="known", command=["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "CEILING_S", 8.0)
         patch.setattr(ceiling, "OPEN_SECONDS", 0.5)  # what is measured without a broker is of no interest here
         patch.setattr(engine, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
         return execute(plan, options, Silent())
@@ -175,6 +177,75 @@ def test_a_rate_is_not_sustained_for_a_reason(changes: dict[str, Any], p99_ms: f
     assert (seen.limit == "objective") is (p99_ms is not None)
 
 
+FULL_HOST = {"name": "host CPU", "passed": None, "reason": "full"}
+FULL_CORE = {"name": "generator CPU", "passed": None, "reason": "full"}
+LATE = {"name": "schedule lag", "passed": False, "reason": "p99 90 ms"}
+RATHER_LATE = {"name": "schedule lag", "passed": None, "reason": "p99 2 ms"}
+
+
+def judged(*checks: dict[str, Any], service_ms: float = 4.0, **changes: Any) -> dict[str, Any]:
+    """A trial of which these checks found something, whose messages took 4 ms from when they were due (p99)."""
+    status = "invalid" if any(each["passed"] is False for each in checks) else "unknown"
+    latency = {"e2e": {"p99": 4e6}, "e2e_service": {"p99": service_ms * 1e6}, "schedule_lag": {"p99": 2e6}}
+    verdict = {"status": status, "bound_by": "offered", "checks": list(checks)}
+    return record(latency_ns=latency, verdict=verdict, **changes)
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit"),
+    [
+        (judged(), "objective"),
+        (judged(RATHER_LATE), "generator"),
+        (judged(FULL_CORE), "generator"),
+        (judged(FULL_HOST), "host"),
+        (judged(FULL_HOST, RATHER_LATE), "host"),
+        (judged(service_ms=2.0), "generator"),  # from when it was really sent it kept the objective
+        (judged(service_ms=2.0, blocked_share=0.5), "objective"),  # … but the broker kept it from being sent
+    ],
+)
+def test_an_objective_missed_because_of_the_generator_is_its_own_limit(seen: dict[str, Any], limit: str) -> None:
+    """Late, on a full core, or late by as much as was missed: never called the broker's."""
+    missed = seen_in(seen, 3.0)
+    assert (missed.sustained, missed.limit) == (False, limit)
+    assert ("2.00 ms late" in missed.why) is (limit != "objective")
+    assert seen_in(seen, 5.0).sustained
+
+
+def test_an_objective_that_the_generator_missed_makes_a_lower_bound() -> None:
+    """Whatever rate was found below it, the broker may keep the objective at higher ones: "at least"."""
+    steps = search(1, 8, has_objective=True)
+    probe = next(steps)
+    while True:
+        rate = probe.rate_msgs_per_s
+        kept = rate is not None and rate <= 1_000
+        seen = judged(*([] if kept else [RATHER_LATE]), goodput_msgs_per_s=rate or 1_500.0, offered_msgs_per_s=rate)
+        try:
+            probe = steps.send(seen_in(seen, 5.0 if kept else 3.0))
+        except StopIteration as end:
+            found = end.value
+            break
+    assert (found.bound_by, found.is_lower_bound) == ("generator", True)
+    assert found.rate_msgs_per_s == pytest.approx(1_000, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_confirming", "sustained", "limit"),
+    [
+        (judged(LATE), False, False, "generator"),
+        (judged(LATE, FULL_HOST), False, False, "host"),
+        (judged(LATE, goodput_msgs_per_s=1_100.0), False, True, "unknown"),  # it makes up for its start
+        (judged(LATE, goodput_msgs_per_s=1_100.0), True, False, "generator"),
+        (judged(RATHER_LATE), True, True, "unknown"),
+    ],
+)
+def test_probes_are_held_to_the_rules_of_the_trial_that_is_reported(
+    seen: dict[str, Any], is_confirming: bool, sustained: bool, limit: str
+) -> None:
+    """A hopelessly late schedule is the clients' or the machine's limit, but for a probe that is catching up."""
+    found = seen_in(seen, is_confirming=is_confirming)
+    assert (found.sustained, found.limit) == (sustained, limit)
+
+
 @given(
     st.floats(0.1, 1e6), st.floats(0.5, 60), st.sampled_from([0.9, 0.98, 0.99, 0.991, 1.0]), st.floats(-3, 3)
 )  # fmt: skip
@@ -205,7 +276,8 @@ def test_a_rate_is_sustained_with_every_subscriber_served() -> None:
         ({"achieved_msgs_per_s": 1_050.0}, None, True),
         ({"achieved_msgs_per_s": 1_050.0, "bound_by": "host"}, None, False),
         ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, None, True),
-        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, 10.0, False),
+        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, 10.0, True),
+        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 3_000.0}, 10.0, False),
         ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 3_000.0}, None, False),
         ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0, "unpaced_bound_by": "unknown"}, None, False),
         ({"achieved_msgs_per_s": 5_000.0}, None, False),

@@ -15,6 +15,8 @@ LAG_SHARE = 0.1
 """Above the floor, the lag's p99 may be 10 % of the latency's median: then it moves no shown figure much."""
 LAG_HOPELESS = 10.0
 """Ten times the allowed lag is as large as the latency itself: the generator was measured."""
+HELD_BACK_P99_SHARE = 0.01
+"""A broker that left producers no room for 1 % of the time explains what a p99 shows."""
 MISSING_SHARE = 0.01
 """With 1 % of the messages in no percentile not even the p99 can be told."""
 BUCKET_SHARE = 0.01
@@ -52,7 +54,7 @@ def check_schedule(facts: Facts) -> Check:
     if facts.lag_p99_ns < allowed_ns:
         return Check(name, True, text)
     held_back = facts.producers_held_back_share or 0
-    if held_back >= 0.01 and not facts.is_generator_full:
+    if held_back >= HELD_BACK_P99_SHARE and not facts.is_generator_full:
         return Check(name, True, f"{text}: the broker held producers back {percent(held_back)} of the time")
     return Check(name, None if facts.lag_p99_ns <= LAG_HOPELESS * allowed_ns else False, text)
 
