@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadgen.driver import Target
+from loadgen.drivers import load_driver
+from loadgen.knobs import resolve
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from loadgen.endpoint import BrokerName, Endpoint
@@ -37,6 +43,7 @@ import secrets
 import gevent
 from locust import constant, events, task
 from loadgen.locust import KafkaUser, RabbitMQUser
+from loadgen.locust.client_kafka import KafkaClient
 from loadgen.locust.client_rabbitmq import RabbitMQClient
 
 NAME, BODY = secrets.token_hex(4), secrets.token_bytes(300_000)
@@ -122,7 +129,50 @@ class Kafka(Ending, KafkaUser):
         assert self.client.publish(b"later")
         assert [each.body for each in self.client.consume(9, timeout_s=5)] == [b"later"], "the group's position"
         assert self.client.request(b"is anybody there?", timeout_s=0.3) is None
+        self.share_out()
         self.done("KAFKA DONE")
+
+    def member(self):
+        return KafkaClient(self.endpoint, "{SHARED}", "sharers", {}, lambda **_: None, dict)
+
+    def publish(self, numbers):
+        for number in numbers:
+            assert self.client.publish(b"%d" % number, "{SHARED}")
+
+    def share_out(self):
+        # Two of a group get each message once, wherever they run; when one leaves, the other gets all.
+        members, got, ended = [self.member(), self.member()], [[], []], [False, False]
+
+        def read(which):
+            while not ended[which]:
+                got[which] += [int(each.body) for each in members[which].consume(7, 0.3)]
+            members[which].close()
+
+        def wait(is_so):
+            for _ in range(400):
+                if is_so():
+                    return
+                gevent.sleep(0.05)
+            raise AssertionError(got)
+
+        readers = [gevent.spawn(read, which) for which in (0, 1)]
+        reads = lambda which: members[which]._readers["{SHARED}"]._reads
+        wait(lambda: all(member._readers for member in members))
+        wait(lambda: len(reads(0)) == len(reads(1)) == 2 and not reads(0) & reads(1))
+        self.publish(range(80))
+        wait(lambda: sorted(got[0] + got[1]) == list(range(80)) and all(got))
+        ended[1] = True
+        readers[1].join()
+        first = len(got[1])
+        self.publish(range(80, 120))
+        wait(lambda: sorted(got[0] + got[1]) == list(range(120)))
+        assert len(got[1]) == first
+        ended[0] = True
+        readers[0].join()
+        again = self.member()
+        assert again.consume(7, 3) == [], "all was committed"
+        assert len(again._readers["{SHARED}"]._reads) == 4
+        again.close()
 """
 
 
@@ -158,11 +208,24 @@ def test_the_example_has_all_kinds_of_requests(tmp_path: Path, endpoints: dict[B
     assert rows["publish", "example-events"]["num_requests"] % 100 == 0
 
 
-def test_every_request_does_what_it_says(tmp_path: Path, endpoints: dict[BrokerName, Endpoint]) -> None:
-    """Bodies of any size arrive as they were; what gets no answer is a failure that says why."""
+@pytest.fixture
+def shared(kafka_endpoint: Endpoint) -> Iterator[str]:
+    """A topic of four partitions."""
+    target = Target(
+        kafka_endpoint, f"loadgen-shared-{os.getpid()}", resolve("kafka", {"partitions": 4}, "broker", "low_latency")
+    )
+    admin = load_driver("kafka").admin(kafka_endpoint)
+    admin.create(target)
+    yield target.name
+    admin.delete(target)
+    admin.close()
+
+
+def test_every_request_does_what_it_says(tmp_path: Path, endpoints: dict[BrokerName, Endpoint], shared: str) -> None:
+    """Bodies of any size arrive as they were; groups share; what gets no answer is a failure that says why."""
     del endpoints
     path = tmp_path / "locustfile.py"
-    path.write_text(LARGE)
+    path.write_text(LARGE.replace("{SHARED}", shared))
     done, rows = locust(tmp_path, str(path), "-u", "2", "-r", "2", "-t", MOST)
     said = done.stdout + done.stderr
     assert "RABBIT DONE" in said, said

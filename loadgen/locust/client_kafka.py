@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadgen.driver import Target
-from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
 from loadgen.drivers.wire.kafka_producer import KafkaProducer
 from loadgen.errors import TrialError
 from loadgen.knobs import resolve
 from loadgen.locust.client import CONFIRM_S, BrokerClient, Delivery, RequestTimeoutError, Timed
+from loadgen.locust.kafka_reader import Reader
 from loadgen.locust.topic import ensure_topic
 from loadgen.scenario import Message
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ASKED = b"loadgen-request:"  # Kafka has no reply-to: a request begins with this and 16 bytes that the reply repeats
 ID_BYTES = 16
-LOOK_S = 0.05
+REPLIES_MOST = 10_000
 
 
 class Bodies:
@@ -57,28 +57,26 @@ class Bodies:
 
 
 class KafkaClient(BrokerClient):
-    """A producer with acks=all and a consumer of all partitions (or its share of them), each made when first used.
+    """A producer with acks=all, and a reader of all partitions or of its group's share; each made when first used.
 
     Args:
         endpoint: gives the broker; asked when the first request is made.
         topic: the topic unless a call says otherwise; made where it does not exist.
-        group: the consumer group whose committed offsets are gone on from.
-        place: (index, count): consumer `index` reads every count-th partition.
+        group: the consumer group whose users share out the partitions, wherever they run; none: all are read.
         knobs: of `loadgen.Kafka`, for producer and consumer.
         fire: Locust's request event.
         context: what the user adds to each event.
     """
 
     def __init__(
-        self, endpoint: Callable[[], Endpoint], topic: str, group: str, place: tuple[int, int], knobs: dict[str, Any],
+        self, endpoint: Callable[[], Endpoint], topic: str, group: str, knobs: dict[str, Any],
         fire: Callable[..., None], context: Callable[[], dict[str, Any]],
     ) -> None:  # fmt: skip
         super().__init__(fire, context)
-        self._endpoint, self._topic, self._group, self._place = endpoint, topic, group, place
+        self._endpoint, self._topic, self._group = endpoint, topic, group
         self._settings = resolve("kafka", knobs, "broker", "low_latency")
         self._producers: dict[str, tuple[KafkaProducer, Bodies]] = {}
-        self._consumers: dict[str, KafkaConsumer] = {}
-        self._waiting: dict[str, list[bytes]] = {}
+        self._readers: dict[str, Reader] = {}
         self._sent = 0
 
     # Requests.
@@ -109,12 +107,12 @@ class KafkaClient(BrokerClient):
     def consume(self, count: int = 1, timeout_s: float = 1.0, topic: str | None = None) -> list[Delivery]:
         """Wait for a message, then return what has come, at most `count`; nothing if none comes in time.
 
-        Each message is a request, timed from the call on. What was returned may be committed.
+        Each message is a request, timed from the call on. What was returned is committed in a moment, and when the
+        client is closed.
         """
         name, timed = topic or self._topic, Timed()
         with self._failing("consume", name, timed):
-            waiting = self._received(name, timeout_s)
-            taken, waiting[:] = [_delivery(body, name) for body in waiting[:count]], waiting[count:]
+            taken = [_delivery(body, name) for body in self._reader(name).take(count, timeout_s)]
             for delivery in taken:
                 self._tell("consume", name, timed, len(delivery.body), None, delivery)
             return taken
@@ -125,12 +123,12 @@ class KafkaClient(BrokerClient):
         name, timed, asked = topic or self._topic, Timed(), uuid.uuid4().bytes
         replies = f"{name}-replies"
         with self._failing("request", name, timed):
-            self._consumer(replies, from_end=True)
+            reader = self._reader(replies, from_end=True)
             self._publish(name, [ASKED + asked + body])
             deadline_s = time.monotonic() + timeout_s
             while (left_s := deadline_s - time.monotonic()) > 0:
-                found = [reply[ID_BYTES:] for reply in self._received(replies, left_s) if reply[:ID_BYTES] == asked]
-                self._waiting[replies].clear()  # the others' replies
+                came = reader.take(REPLIES_MOST, left_s)  # the others' replies, too
+                found = [reply[ID_BYTES:] for reply in came if reply[:ID_BYTES] == asked]
                 if found:
                     self._tell("request", name, timed, len(found[0]), None, found[0])
                     return found[0]
@@ -150,10 +148,10 @@ class KafkaClient(BrokerClient):
         """Commit what was consumed, and leave."""
         for producer, _ in self._producers.values():
             producer.close()
-        for consumer in self._consumers.values():
-            consumer.close()
-        for each in (self._producers, self._consumers, self._waiting):
-            each.clear()
+        for reader in self._readers.values():
+            reader.close()
+        self._producers.clear()
+        self._readers.clear()
 
     def _drop(self) -> None:
         self.close()
@@ -177,27 +175,14 @@ class KafkaClient(BrokerClient):
         self._sent += len(bodies)
         return producer.flush(CONFIRM_S)
 
-    def _consumer(self, topic: str, *, from_end: bool = False) -> KafkaConsumer:
-        if topic not in self._consumers:
+    def _reader(self, topic: str, *, from_end: bool = False) -> Reader:
+        if topic not in self._readers:
             target = self._target(topic)
-            if from_end:  # nobody else's position, and nothing that came before
-                target = Target(target.endpoint, topic, self._settings)
-            self._consumers[topic] = KafkaConsumer(target, *((0, 1) if from_end else self._place))
-            self._waiting[topic] = []
-        return self._consumers[topic]
-
-    def _received(self, topic: str, timeout_s: float) -> list[bytes]:
-        """What has been received and not handed out, after waiting for some of it."""
-        consumer = self._consumer(topic)
-        waiting = self._waiting[topic]
-        deadline_s = time.monotonic() + timeout_s
-        while not waiting and (left_s := deadline_s - time.monotonic()) > 0:
-            for batch in consumer.receive(min(left_s, LOOK_S)):
-                sizes = np.broadcast_to(np.asarray(batch.sizes), len(batch.starts))
-                for start, size in zip(batch.starts.tolist(), sizes.tolist(), strict=True):
-                    waiting.append(batch.buffer[start : start + size].tobytes())
-            consumer.settle()
-        return waiting
+            if from_end:  # of no group, and nothing that came before
+                self._readers[topic] = Reader(Target(target.endpoint, topic, self._settings), "latest")
+            else:
+                self._readers[topic] = Reader(target)
+        return self._readers[topic]
 
 
 def _delivery(body: bytes, topic: str) -> Delivery:

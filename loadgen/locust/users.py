@@ -19,7 +19,6 @@ that `--brokers` says, which by default are the project's own.
 
 from __future__ import annotations
 
-import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -36,8 +35,6 @@ from loadgen.locust.listeners import listen
 from loadgen.locust.messages import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from locust.env import Environment
 
     from loadgen.endpoint import BrokerName, Endpoint
@@ -136,16 +133,13 @@ class KafkaUser(BrokerUser):
     topic: str = "loadgen-locust"
     """Published to and consumed from unless a call says otherwise; made if it does not exist."""
     group: str = ""
-    """Of consumers: they go on where it has committed, else they begin at the earliest message."""
-    consumers: int = 1
-    """Over how many users of this class (in this process) the partitions are shared."""
+    """Its users share out the topic's partitions, on whatever workers they run, and go on where it has committed (else
+    at the earliest message). Without one each user reads all messages."""
     knobs: ClassVar[dict[str, Any]] = {}
     """Of `loadgen.Kafka`, such as {"linger_ms": 5}."""
-    _numbers: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        place = (next(self._numbers) % self.consumers, self.consumers)
         self.client = KafkaClient(
-            self.endpoint, self.topic, self.group, place, self.knobs, environment.events.request.fire, self.context
+            self.endpoint, self.topic, self.group, self.knobs, environment.events.request.fire, self.context
         )

@@ -42,7 +42,7 @@ Coordinated = Literal["group", "transaction"]
 GIVE_UP_S = 30.0
 BACKOFF_S = 0.1  # as the Java client's retry.backoff.ms
 START_S = 5.0  # a topic just created has no leader yet; a refused connection at the start is told at once
-EARLIEST = i64(-2)
+EARLIEST, LATEST = i64(-2), i64(-1)
 _NO_TIMEOUT = i32Timedelta.parse(timedelta(minutes=1))  # of transactions, which such a producer has none of
 
 
@@ -204,6 +204,13 @@ class Cluster:
 
     def earliest(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset there is in each of these partitions."""
+        return self._offsets(partitions, EARLIEST)
+
+    def latest(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset that the next message of each of these partitions will have."""
+        return self._offsets(partitions, LATEST)
+
+    def _offsets(self, partitions: Iterable[int], at: i64) -> dict[int, int]:
         wanted = list(partitions)
 
         def attempt() -> dict[int, int]:
@@ -214,7 +221,7 @@ class Cluster:
             for node, led in by_leader.items():
                 connection = self.connect(node)
                 try:
-                    answer = connection.call(_list_offsets(self.topic, led))
+                    answer = connection.call(_list_offsets(self.topic, led, at))
                 finally:
                     connection.close()
                 for each in answer.topics[0].partitions:
@@ -227,8 +234,8 @@ class Cluster:
         return self.until("no offsets", attempt)
 
 
-def _list_offsets(topic: str, partitions: Iterable[int]) -> ListOffsetsRequest:
-    wanted = tuple(ListOffsetsPartition(partition_index=i32(each), timestamp=EARLIEST) for each in partitions)
+def _list_offsets(topic: str, partitions: Iterable[int], at: i64) -> ListOffsetsRequest:
+    wanted = tuple(ListOffsetsPartition(partition_index=i32(each), timestamp=at) for each in partitions)
     return ListOffsetsRequest(
         replica_id=BrokerId(-1), topics=(ListOffsetsTopic(name=TopicName(topic), partitions=wanted),)
     )

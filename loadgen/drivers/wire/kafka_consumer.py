@@ -27,7 +27,7 @@ from loadgen.drivers.wire.kafka_shape import DamagedBatchError
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from loadgen.driver import Target, UInt8
 
@@ -86,16 +86,17 @@ class Progress:
 class KafkaConsumer:
     """Reads its share of the partitions (see `loadgen.driver.Consumer`) without a group's rebalancing.
 
-    It begins at the group's committed offsets, else at the earliest. The next fetch is under way while a batch is
+    It begins at the group's committed offsets, else at the earliest; or it is told where (`begins`: offsets by
+    partition, those that it reads), and then commits nothing by itself. The next fetch is under way while a batch is
     handed out; nothing more is read from the sockets until all that came has been handed out.
     """
 
-    def __init__(self, target: Target, index: int, count: int) -> None:
+    def __init__(self, target: Target, index: int, count: int, begins: Mapping[int, int] | None = None) -> None:
         settings = target.settings
         self._max_poll_records: int = settings["max_poll_records"]
         self._max_partition_bytes: int = settings["max_partition_fetch_bytes"]
         self._cluster = Cluster(target.endpoint, target.name)
-        self._partitions = range(index, self._cluster.partitions, count)
+        self._partitions: Sequence[int] = range(index, self._cluster.partitions, count) if begins is None else [*begins]
         self._is_committed_only: bool = settings["isolation_level"] == "read_committed"
         name, self._topic = CLIENT_ID.encode(), target.name.encode()
         self._client = struct.pack(f">h{len(name)}s", len(name), name)
@@ -113,11 +114,10 @@ class KafkaConsumer:
         self._commits: Commits | None = None
         self._commits_before: bool = settings["commit"] == "before"
         if self._partitions:
-            self._start(target)
+            self._start(target, dict(begins or {}))
 
-    def _start(self, target: Target) -> None:
-        begins: dict[int, int] = {}
-        if target.group:
+    def _start(self, target: Target, begins: dict[int, int]) -> None:
+        if target.group and not begins:
             self._commits = Commits(self._cluster, target.group, target.settings)
             begins = self._commits.start(self._partitions)
         missing = [each for each in self._partitions if each not in begins]
@@ -129,6 +129,11 @@ class KafkaConsumer:
     def failed_requests(self) -> int:
         """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
         return self._cluster.failed_requests
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """By partition: the offset after the last message that was handed out."""
+        return dict(self._progress.handed)
 
     @property
     def has_waiting(self) -> bool:

@@ -1,0 +1,91 @@
+"""One member of a consumer group (KIP-848), whose coordinator gives each partition to one member.
+
+A partition that is to go to another member is given up in two steps: the group takes it out of what this member may
+read, and gives it on once this member has said, by what it `owns`, that it reads it no more.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from kio.schema.consumer_group_heartbeat.v1.request import ConsumerGroupHeartbeatRequest, TopicPartitions
+from kio.schema.offset_commit.v9.request import (
+    OffsetCommitRequest,
+    OffsetCommitRequestPartition,
+    OffsetCommitRequestTopic,
+)
+from kio.schema.types import GroupId, TopicName
+from kio.static.primitive import i32, i32Timedelta, i64
+
+from loadgen.drivers.wire.kafka_member import FENCED_MEMBER_EPOCH, UNKNOWN_MEMBER_ID, Member
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from loadgen.drivers.wire.kafka_cluster import Cluster
+    from loadgen.drivers.wire.kafka_protocol import Connection
+
+BEAT_S = 1.0  # the broker asks for one in 5 s: then a user who comes would wait as long for its partitions
+_GIVE_UP = i32Timedelta.parse(timedelta(seconds=30))
+STALE_MEMBER_EPOCH = 113
+GONE = frozenset({UNKNOWN_MEMBER_ID, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH})
+"""What a commit is refused with where the partitions are somebody else's by now."""
+
+
+class GroupMember(Member):
+    """Membership of one consumer; it may have no partition, where there are more members than partitions."""
+
+    KIND = "consumer group"
+    EXPECTED = "Kafka 4.0 or later"
+
+    def __init__(self, cluster: Cluster, group: str) -> None:
+        super().__init__(cluster, group)
+        self._owned: frozenset[int] = frozenset()
+
+    def owns(self, partitions: frozenset[int]) -> None:
+        """Say which partitions are read from now on."""
+        self._owned = partitions
+        self.ask_soon()
+
+    def rejoin(self) -> None:
+        """See `Member.rejoin`."""
+        super().rejoin()
+        self._owned = frozenset()
+
+    def beat_s(self, asked_s: float) -> float:
+        """See `Member.beat_s`."""
+        return min(asked_s, BEAT_S)
+
+    def request(self, epoch: int) -> ConsumerGroupHeartbeatRequest:
+        """See `Member.request`."""
+        owned: tuple[TopicPartitions, ...] = ()
+        if self._owned and epoch > 0:
+            partitions = tuple(i32(each) for each in sorted(self._owned))
+            owned = (TopicPartitions(topic_id=self.topic_id, partitions=partitions),)
+        return ConsumerGroupHeartbeatRequest(
+            group_id=GroupId(self.group),
+            member_id=self.member_id,
+            member_epoch=i32(epoch),
+            rebalance_timeout=_GIVE_UP,
+            subscribed_topic_names=(TopicName(self._cluster.topic),) if epoch >= 0 else None,
+            topic_partitions=owned if epoch >= 0 else None,
+        )
+
+    def commit(self, connection: Connection, offsets: Mapping[int, int]) -> int:
+        """Commit as this member, and wait for it; the first error code of any partition, 0 where there is none."""
+        partitions = tuple(
+            OffsetCommitRequestPartition(
+                partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None
+            )
+            for each, offset in sorted(offsets.items())
+        )
+        request = OffsetCommitRequest(
+            group_id=GroupId(self.group),
+            generation_id_or_member_epoch=i32(self.epoch),
+            member_id=self.member_id,
+            topics=(OffsetCommitRequestTopic(name=TopicName(self._cluster.topic), partitions=partitions),),
+        )
+        answer = connection.call(request)
+        codes = [int(each.error_code) for topic in answer.topics for each in topic.partitions]
+        return next((code for code in codes if code), 0)
