@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.payload import Payloads
@@ -271,6 +271,45 @@ class Admin(Protocol):
 
     def close(self) -> None:
         """Close; never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that left a subscriber's queue for a reason of `REMOVALS`, and came to its dead-letter queue."""
+
+    subscriber: int
+    reason: str
+    body: bytes
+
+
+REMOVALS = ("maxlen", "expired", "rejected", "delivery_limit")
+"""Why a broker takes messages out of a queue, other than to a consumer, in RabbitMQ's own words."""
+
+
+@runtime_checkable
+class Removing(Protocol):
+    """What an admin has beside `Admin` if its broker may take messages out of queues by itself."""
+
+    def removed(self, target: Target) -> dict[str, int] | None:
+        """How many since the target was created, for each reason of `REMOVALS`; None where the broker does not tell.
+
+        The count is of all that the broker has, so that nobody else should use it meanwhile.
+        """
+        ...
+
+    def dead_letters(self, target: Target) -> Iterator[DeadLetter]:
+        """Empty the target's dead-letter queues, if it has any, once its own queues are not used any more."""
+        ...
+
+
+@runtime_checkable
+class Failing(Protocol):
+    """What a consumer has beside `Consumer` if it can have messages fail, as the settings say."""
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many deliveries it has `requeued`, `failed` (of messages that fail whenever they come) or `rejected`."""
         ...
 
 

@@ -42,6 +42,7 @@ DEFAULTS: Settings = {
     "group": "partitions",
     "share_acquire_mode": None,
     "release_every": 0,
+    "fail_every": 0,
     "reject_every": 0,
     "share_delivery_count_limit": None,
     "share_partition_max_record_locks": None,
@@ -55,7 +56,7 @@ DEFAULTS: Settings = {
     "transaction_abort_every": 0,
 }
 SHARE_KNOBS = (
-    "share_acquire_mode", "release_every", "reject_every", "share_delivery_count_limit",
+    "share_acquire_mode", "release_every", "fail_every", "reject_every", "share_delivery_count_limit",
     "share_partition_max_record_locks", "share_record_lock_duration_ms",
 )  # fmt: skip
 TIMED_TRANSACTION_MSGS = 1_000_000  # a transaction that is ended by time has at most so many messages

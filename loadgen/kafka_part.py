@@ -89,6 +89,9 @@ class Kafka(Part):
     """Of a share group: whole record batches are handed to a consumer, or at most `max_poll_records`."""
     release_every: Counted | Sweep[Counted] | None = None
     """Of so many records of a share group the last is released when it first comes, to come again; 0 is none."""
+    fail_every: Counted | Sweep[Counted] | None = None
+    """Of so many records of a share group the last is released whenever it comes, until `share_delivery_count_limit`
+    ends it; 0 is none."""
     reject_every: Counted | Sweep[Counted] | None = None
     """Of so many records of a share group the last is rejected, never to be delivered again; 0 is none."""
     share_delivery_count_limit: _Deliveries | Sweep[_Deliveries] | None = None

@@ -153,7 +153,7 @@ def _refuse_unfit(point: Point) -> None:
     elif point.driver == stream_knobs.DRIVER:
         stream_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     else:
-        rabbitmq_knobs.refuse_unfit(point.message)
+        rabbitmq_knobs.refuse_unfit(point.settings, point.message, point.consumers)
 
 
 def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -> Settings:

@@ -294,6 +294,13 @@ class Payloads:
         return matches
 
 
+def sequence_numbers(buffer: UInt8, starts: Int64) -> Int64:
+    """The sequence numbers that the stamps of n messages (as in `Received`) hold: int64[n], unchecked."""
+    within = np.minimum(starts, len(buffer) - STAMP_BYTES)  # a foreign message may be shorter than a stamp
+    identity = _gather(buffer, within, STAMP_BYTES).view(STAMP).reshape(len(starts))["identity"]
+    return (identity & np.uint64((1 << SEQUENCE_BITS) - 1)).astype(np.int64)
+
+
 def _rows_match(buffer: UInt8, starts: Int64, matrix: UInt8, indices: Int64) -> npt.NDArray[np.bool_]:
     """Whether the body after each stamp equals its row of the pool's matrix."""
     count, width = len(starts), matrix.shape[1]

@@ -25,7 +25,19 @@ DEFAULTS: Settings = {
     "ack_every": 10,
     "heartbeat": 60,
     "mandatory": False,
+    "max_length": None,
+    "max_length_bytes": None,
+    "overflow": None,
+    "message_ttl_ms": None,
+    "expires_ms": None,
+    "dead_letter": False,
+    "delivery_limit": None,
+    "requeue_every": 0,
+    "fail_every": 0,
+    "reject_every": 0,
+    "priorities": None,
 }
+FAILING = ("requeue_every", "fail_every", "reject_every")
 
 
 def derive(settings: Settings, knobs: Settings) -> None:
@@ -74,10 +86,49 @@ def refuse_impossible(settings: Settings) -> None:
             f"rabbitmq.ack_every = {settings['ack_every']}: over prefetch = {settings['prefetch']}, so that every "
             "ack would wait for an idle consumer; expected at most prefetch"
         )
+    _refuse_limits(settings)
+    _refuse_failures(settings)
 
 
-def refuse_unfit(message: Message) -> None:
-    """Raise ScenarioError where messages do not fit the broker as it is shipped."""
+def _refuse_limits(settings: Settings) -> None:
+    overflow, queue_type = settings["overflow"], settings["queue_type"]
+    if overflow is None:
+        return
+    if settings["max_length"] is None and settings["max_length_bytes"] is None:
+        raise ScenarioError(
+            f"rabbitmq.overflow = {overflow}: nothing is ever full; expected max_length or max_length_bytes"
+        )
+    if overflow.startswith("reject-publish") and not settings["confirms"]:
+        raise ScenarioError(
+            f"rabbitmq.overflow = {overflow}: a producer hears of it by a nack; expected confirms = True, or drop-head"
+        )
+    if overflow == "reject-publish-dlx" and (queue_type != "classic" or not settings["dead_letter"]):
+        raise ScenarioError(
+            "rabbitmq.overflow = reject-publish-dlx: a classic queue dead-letters what it refuses; expected queue_type "
+            "= classic and dead_letter = True"
+        )
+
+
+def _refuse_failures(settings: Settings) -> None:
+    failing = next((knob for knob in FAILING if settings[knob]), None)
+    if failing is not None and settings["ack"] != "manual":
+        raise ScenarioError(
+            f"rabbitmq.{failing} = {settings[failing]}: with automatic acknowledgement a message is gone when it is "
+            "delivered; expected ack = manual"
+        )
+    for knob in ("delivery_limit", "fail_every"):
+        if settings[knob] and settings["queue_type"] != "quorum":
+            raise ScenarioError(
+                f"rabbitmq.{knob} = {settings[knob]}: only a quorum queue counts deliveries; expected queue_type = "
+                "quorum (durability class `flushed`)"
+            )
+
+
+def refuse_unfit(settings: Settings, message: Message, consumers: int) -> None:
+    """Raise ScenarioError where messages do not fit the broker as it is shipped, or nobody is there for a knob."""
+    needing = next((knob for knob in ("expires_ms", *FAILING) if settings[knob]), None)
+    if needing is not None and not consumers:
+        raise ScenarioError(f"rabbitmq.{needing} = {settings[needing]}: nobody consumes; expected consumers ≥ 1")
     if message.max_size_bytes > MAX_MESSAGE_BYTES:
         raise ScenarioError(
             f"message.size_bytes = {message.max_size_bytes}: rabbitmq takes at most {MAX_MESSAGE_BYTES} bytes as it is "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loadgen.part import Codec, Flag, Part, SegmentBytes, Sweep, Whole
+from loadgen.part import Codec, Counted, Flag, Part, SegmentBytes, Sweep, Whole
 
 _Prefetch = Annotated[int, Field(ge=0, le=65_535)]
 _QueueType = Literal["classic", "quorum", "stream"]
@@ -19,6 +19,9 @@ _SubEntry = Annotated[int, Field(ge=1, le=65_535)]
 _Credits = Annotated[int, Field(ge=2, le=65_535)]
 _Age = Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 _Ack = Literal["automatic", "manual"]
+_Overflow = Literal["drop-head", "reject-publish", "reject-publish-dlx"]
+_ExpiresMillis = Annotated[int, Field(ge=10_000, le=2**32 - 1)]  # shorter, it would be gone before it is accounted for
+_Priorities = Annotated[int, Field(ge=2, le=32)]  # all that a quorum queue has; each costs a classic queue a queue
 
 
 class RabbitMQ(Part):
@@ -52,8 +55,35 @@ class RabbitMQ(Part):
     """Heartbeat in seconds; 0 is off."""
     mandatory: Flag | Sweep[Flag] | None = None
     """Whether the broker returns a message that no queue takes, instead of dropping it."""
+    max_length: Whole | Sweep[Whole] | None = None
+    """x-max-length: how many messages a queue holds; None is any number."""
+    max_length_bytes: Whole | Sweep[Whole] | None = None
+    """x-max-length-bytes: how many bytes of messages a queue holds, or how much of a stream is kept, in whole segments;
+    None is all."""
+    overflow: _Overflow | Sweep[_Overflow] | None = None
+    """x-overflow: whether a full queue drops its oldest message or refuses new ones (and dead-letters them); None is
+    drop-head."""
+    message_ttl_ms: Counted | Sweep[Counted] | None = None
+    """x-message-ttl: how long a message may wait in a queue; None is for ever."""
+    expires_ms: _ExpiresMillis | Sweep[_ExpiresMillis] | None = None
+    """x-expires: after how long without consumers a queue is deleted; None is never."""
+    dead_letter: Flag | Sweep[Flag] | None = None
+    """Whether queues have a dead-letter exchange, and each subscriber a queue behind it for what was rejected, expired,
+    dropped or delivered too often."""
+    delivery_limit: Whole | Sweep[Whole] | None = None
+    """x-delivery-limit: how often a message of a quorum queue may have failed when it is delivered; None is 20."""
+    requeue_every: Counted | Sweep[Counted] | None = None
+    """Of so many messages the last is handed back (basic.nack with requeue) when it first comes, to come again; 0 is
+    none."""
+    fail_every: Counted | Sweep[Counted] | None = None
+    """Of so many messages the last fails (basic.reject with requeue) whenever it comes, until `delivery_limit` ends it;
+    0 is none."""
+    reject_every: Counted | Sweep[Counted] | None = None
+    """Of so many messages the last is rejected (basic.reject without requeue), never to come again; 0 is none."""
+    priorities: _Priorities | Sweep[_Priorities] | None = None
+    """How many priorities messages have, taken in turn: message n has priority n modulo that. None is no priority."""
     partitions: _StreamPartitions | Sweep[_StreamPartitions] | None = None
-    """Driver stream, as all that follow: partitions of a super stream; 1 is a plain stream."""
+    """Driver stream, as all that follow (and `max_length_bytes`): partitions of a super stream; 1 is a plain stream."""
     credits: _Credits | Sweep[_Credits] | None = None
     """How many chunks of messages may be on their way to a consumer, for each partition."""
     sub_entry_size: _SubEntry | Sweep[_SubEntry] | None = None
@@ -66,8 +96,6 @@ class RabbitMQ(Part):
     """Whether the broker lets one consumer of each partition be active, and another if that one leaves."""
     store_offset_interval_ms: Whole | Sweep[Whole] | None = None
     """How often consumers have the broker keep the offset of what they have processed."""
-    max_length_bytes: Whole | Sweep[Whole] | None = None
-    """max-length-bytes: how much of a stream is kept, in whole segments; None is all."""
     max_age: _Age | Sweep[_Age] | None = None
     """max-age: how long a whole segment is kept, such as 1h; None is for ever."""
     max_segment_size_bytes: SegmentBytes | Sweep[SegmentBytes] | None = None

@@ -65,7 +65,7 @@ def resolve(knobs: Settings, durability: str, preset: str) -> Settings:
 
 def refuse_elsewhere(knobs: Settings) -> None:
     """Raise ScenarioError where a driver of queues is given a knob of streams."""
-    own = sorted(set(knobs) & (set(DEFAULTS) - {"confirm_window", "heartbeat"}))
+    own = sorted(set(knobs) & (set(DEFAULTS) - {"confirm_window", "heartbeat", "max_length_bytes"}))
     if own:
         raise ScenarioError(f"rabbitmq.{own[0]}: a knob of streams; expected driver = stream")
 

@@ -131,6 +131,20 @@ def test_released_records_come_again_and_rejected_ones_do_not(bench: Bench, driv
 
 
 @BOTH
+def test_failing_records_come_until_the_limit(bench: Bench, driver: Driver) -> None:
+    """Every 10th fails whenever it comes: the broker gives it up after as many deliveries as the group allows."""
+    target = bench.target(group="share", fail_every=10, share_delivery_count_limit=3, max_poll_records=50)
+    filled(target, 100)
+    failing = [seq for seq in range(100) if (seq + 1) % 10 == 0]
+    consumer = driver.consumer(target, 0, 1)
+    got = receive([consumer], payloads_of(SMALL), lambda got: len(got.seqs) >= 100 + 2 * len(failing))
+    assert consumer.receive(0.3) == []
+    consumer.close()
+    assert got.seqs == sorted([*range(100), *failing, *failing])
+    assert until(lambda: undone(target) == 0)
+
+
+@BOTH
 @pytest.mark.parametrize("mode", ["auto", "sync", "async"])
 def test_how_acknowledgements_are_sent(bench: Bench, driver: Driver, mode: str) -> None:
     """In passing with the next fetch, or by a request of their own, which sync waits for."""

@@ -16,14 +16,15 @@ import pika
 from pika import exceptions
 
 from loadgen.driver import Gauge
+from loadgen.drivers.rabbitmq_dead_letters import drain, removed_counts
 from loadgen.drivers.rabbitmq_topology import HASH_PLUGIN, Topology
 from loadgen.errors import BrokerError
 from loadgen.tls import client_context, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from loadgen.driver import Target
+    from loadgen.driver import DeadLetter, Target
     from loadgen.endpoint import Endpoint
 
 CONNECT_TIMEOUT_S = 5.0
@@ -139,6 +140,7 @@ class RabbitMQAdmin:
         self._endpoint = endpoint
         # Without heartbeats: the control plane may be left alone for as long as a trial lasts.
         self._connection = connect(endpoint, 0)
+        self._removed_before: dict[str, dict[str, int] | None] = {}
 
     def create(self, target: Target) -> None:
         """Declare what the trial needs, durable; a queue that exists already raises BrokerError."""
@@ -147,6 +149,7 @@ class RabbitMQAdmin:
             raise BrokerError(
                 f"rabbitmq at {self._endpoint.address} has a queue {topology.queue(0, 0)} already; delete it first"
             )
+        self._removed_before[target.name] = removed_counts(self._endpoint)
         try:
             self._call(lambda channel: _declare(channel, topology))
         except BrokerError as error:
@@ -164,9 +167,9 @@ class RabbitMQAdmin:
         topology = Topology(target)
 
         def remove(channel: Any) -> None:
-            if topology.exchange:
-                channel.exchange_delete(topology.exchange)
-            for queue in topology.queues():
+            for exchange in filter(None, (topology.exchange, topology.dead_exchange)):
+                channel.exchange_delete(exchange)
+            for queue in (*topology.queues(), *topology.dead_queues()):
                 channel.queue_delete(queue)
 
         self._call(remove)
@@ -186,10 +189,26 @@ class RabbitMQAdmin:
         del target
         return None
 
+    def removed(self, target: Target) -> dict[str, int] | None:
+        """By reason: what the broker has taken out of queues since these were made, by its own count; None: unknown."""
+        before, now = self._removed_before.get(target.name), removed_counts(self._endpoint)
+        if before is None or now is None:
+            return None
+        return {reason: count - before[reason] for reason, count in now.items()}
+
+    def dead_letters(self, target: Target) -> Iterator[DeadLetter]:
+        """Empty the dead-letter queues of a target whose own queues nobody uses any more."""
+        topology = Topology(target)
+        for subscriber, queue in enumerate(topology.dead_queues()):
+            try:
+                yield from drain(self._connection_now(), queue, subscriber)
+            except (exceptions.AMQPError, OSError) as error:
+                raise BrokerError(describe(self._endpoint, error)) from None
+
     def effective(self, target: Target) -> dict[str, Any]:
         """The (first) queue as the management API tells it, else as it was declared; with an exchange that, too."""
         topology = Topology(target)
-        declared = {"durable": True, "arguments": declared_arguments(target), "source": "declared"}
+        declared = {"durable": True, "arguments": topology.arguments(0), "source": "declared"}
         self._demand(target)
         bound = {} if not topology.exchange else topology.describe()
         if self._endpoint.management_url is None:
@@ -245,13 +264,18 @@ class RabbitMQAdmin:
         told = [answer.method for answer in answers]
         return Gauge(sum(each.message_count for each in told), consumers=sum(each.consumer_count for each in told))
 
+    def _connection_now(self) -> pika.BlockingConnection:
+        """The connection, a new one where the last was lost."""
+        if not self._connection.is_open:
+            self._connection = connect(self._endpoint, 0)
+        return self._connection
+
     def _call(self, use: Callable[[Any], Any]) -> Any:
         """Use a channel of its own (an error closes a channel), on a new connection where the last was lost."""
         for attempt in (1, 2):
-            if not self._connection.is_open:
-                self._connection = connect(self._endpoint, 0)
+            connection = self._connection_now()
             try:
-                channel = self._connection.channel()
+                channel = connection.channel()
                 answer = use(channel)
                 channel.close()
             except exceptions.ChannelClosedByBroker as error:
@@ -292,16 +316,16 @@ def _declare(channel: Any, topology: Topology) -> None:
     """Queues before bindings; each of them waits for the broker's answer, so that all is there afterwards."""
     if topology.exchange:
         channel.exchange_declare(topology.exchange, topology.exchange_type, durable=True)
-    arguments = declared_arguments(topology.target)
-    for queue in topology.queues():
-        channel.queue_declare(queue, durable=True, arguments=arguments)
+    if topology.dead_exchange:
+        channel.exchange_declare(topology.dead_exchange, "direct", durable=True)
+    for queue in topology.dead_queues():  # as durable as the queue that its messages come from
+        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": topology.target.settings["queue_type"]})
+        channel.queue_bind(queue, topology.dead_exchange, routing_key=queue)
+    for subscriber in range(topology.target.subscribers):
+        for queue in topology.queues_of(subscriber):
+            channel.queue_declare(queue, durable=True, arguments=topology.arguments(subscriber))
     for each in topology.bindings():
         channel.queue_bind(each.queue, topology.exchange, routing_key=each.routing_key, arguments=each.arguments)
-
-
-def declared_arguments(target: Target) -> dict[str, Any]:
-    """The arguments that a trial's queue is declared with."""
-    return {"x-queue-type": target.settings["queue_type"]}
 
 
 def management_request(endpoint: Endpoint, url: str, method: str = "GET") -> Any:

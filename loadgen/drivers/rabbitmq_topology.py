@@ -10,6 +10,9 @@ bindings are alike, and it is RabbitMQ that gives a queue one copy.)
 * topic: the same as the second of three words, bound by a pattern.
 * fanout, headers: one queue a subscriber; the first does not look at keys, the second looks at a header instead.
 * consistent-hash: RabbitMQ itself chooses the queue by the key's hash. The keys are those of the messages.
+
+With `dead_letter`, what leaves a queue otherwise than to a consumer goes through an exchange of the trial to its
+subscriber's dead-letter queue.
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ HASH_EXCHANGE = "consistent-hash"
 HASH_PLUGIN = "rabbitmq_consistent_hash_exchange"
 HEADER = "route"
 _TYPES = {HASH_EXCHANGE: "x-consistent-hash"}
+_ARGUMENTS = {
+    "x-max-length": "max_length",
+    "x-max-length-bytes": "max_length_bytes",
+    "x-overflow": "overflow",
+    "x-message-ttl": "message_ttl_ms",
+    "x-expires": "expires_ms",
+    "x-delivery-limit": "delivery_limit",
+}
 _WEIGHT = "1"  # the routing key of a binding to a consistent-hash exchange: all queues get the same share
 
 
@@ -106,9 +117,38 @@ class Topology:
             return self.target.name
         return f"{self.target.name}-s{subscriber:03}-q{number:03}"
 
+    def queues_of(self, subscriber: int) -> list[str]:
+        """All queues of one subscriber."""
+        return [self.queue(subscriber, number) for number in self._numbers]
+
     def queues(self) -> list[str]:
         """All queues of all subscribers."""
-        return [self.queue(each, number) for each in range(self.target.subscribers) for number in self._numbers]
+        return [queue for each in range(self.target.subscribers) for queue in self.queues_of(each)]
+
+    @property
+    def dead_exchange(self) -> str:
+        """The dead-letter exchange's name; empty where there is none."""
+        return f"{self.target.name}-dead" if self.target.settings.get("dead_letter") else ""
+
+    def dead_queue(self, subscriber: int) -> str:
+        """The name of a subscriber's dead-letter queue, which is also its routing key."""
+        return f"{self.target.name}-dead-s{subscriber:03}"
+
+    def dead_queues(self) -> list[str]:
+        """Every subscriber's dead-letter queue, if there are any."""
+        return [self.dead_queue(each) for each in range(self.target.subscribers)] if self.dead_exchange else []
+
+    def arguments(self, subscriber: int) -> dict[str, Any]:
+        """What a subscriber's queues are declared with."""
+        settings = self.target.settings
+        arguments: dict[str, Any] = {"x-queue-type": settings["queue_type"]}
+        arguments |= {name: settings[knob] for name, knob in _ARGUMENTS.items() if settings.get(knob) is not None}
+        if self.dead_exchange:
+            arguments["x-dead-letter-exchange"] = self.dead_exchange
+            arguments["x-dead-letter-routing-key"] = self.dead_queue(subscriber)
+        if settings.get("priorities") and settings["queue_type"] == "classic":  # a quorum queue always has 32
+            arguments["x-max-priority"] = settings["priorities"] - 1
+        return arguments
 
     def read_by(self, index: int, count: int) -> dict[int, str]:
         """The queues that consumer `index` of `count` of the target's own subscriber reads, by their numbers."""

@@ -11,10 +11,13 @@ import numpy as np
 
 from loadgen.driver import Received
 from loadgen.drivers.client.pika_loop import LOST, SelectLoop
+from loadgen.drivers.failures import ACCEPT, FAIL, REQUEUE
 from loadgen.drivers.rabbitmq_admin import connect, describe
 from loadgen.drivers.rabbitmq_topology import Topology
-from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
+from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks, Said
+from loadgen.drivers.wire.amqp_producer import seq_of
 from loadgen.errors import BrokerError, LoadgenError, TrialError
+from loadgen.payload import STAMP_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +30,13 @@ class Inbox:
 
     Args:
         numbers: the number of each queue by the tag of its consumer.
+        acks: where each message is noted whose settlement depends on its number.
     """
 
-    def __init__(self, numbers: Mapping[str, int]) -> None:
+    def __init__(self, numbers: Mapping[str, int], acks: Acks) -> None:
         self._numbers = numbers
+        self._acks = acks
+        self._arrived: list[tuple[int, bool]] = []
         self._waiting: dict[int, list[tuple[bytes, bool]]] = {}
         self._read_ns = 0
 
@@ -43,10 +49,17 @@ class Inbox:
             self._read_ns = time.monotonic_ns()
         number = self._numbers[method.consumer_tag]
         self._waiting.setdefault(number, []).append((body, method.redelivered))
+        if self._acks.failures:
+            self._arrived.append((seq_of(body) if len(body) >= STAMP_BYTES else 0, method.redelivered))
 
     def hand_out(self) -> list[Received]:
         """All messages, as one batch of each queue; the inbox is empty afterwards."""
         waiting, self._waiting = self._waiting, {}
+        if self._arrived:
+            seqs, redelivered = zip(*self._arrived, strict=True)
+            self._acks.note(np.array(seqs), np.array(redelivered))
+            self._arrived.clear()
+        self._acks.handed += sum(map(len, waiting.values()))
         return [self._received(number, messages) for number, messages in waiting.items()]
 
     def _received(self, number: int, messages: list[tuple[bytes, bool]]) -> Received:
@@ -71,9 +84,14 @@ class _PikaConsumer(ABC):
         self._target = target
         queues = Topology(target).read_by(index, count)
         self._queues = {f"loadgen-{index}-{number}": queue for number, queue in queues.items()}
-        self._inbox = Inbox(dict(zip(self._queues, queues, strict=True)))
         self._acks = Acks(target)
+        self._inbox = Inbox(dict(zip(self._queues, queues, strict=True)), self._acks)
         self._channel: Any = None
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many deliveries it has requeued, failed or rejected."""
+        return self._acks.failed
 
     @property
     def has_waiting(self) -> bool:
@@ -92,9 +110,7 @@ class _PikaConsumer(ABC):
             self._pump(timeout_s)
         if not self._inbox:
             return []
-        received = self._inbox.hand_out()
-        self._acks.handed += sum(len(each.starts) for each in received)
-        return received
+        return self._inbox.hand_out()
 
     def settle(self, count: int | None = None) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
@@ -106,10 +122,15 @@ class _PikaConsumer(ABC):
             self._acknowledge(self._acks.rest())
         self._close()
 
-    def _acknowledge(self, tags: list[int]) -> None:
+    def _acknowledge(self, said: list[Said]) -> None:
         try:
-            for tag in tags:
-                self._channel.basic_ack(tag, multiple=True)
+            for tag, verdict in said:
+                if verdict == ACCEPT:
+                    self._channel.basic_ack(tag, multiple=True)
+                elif verdict == REQUEUE:
+                    self._channel.basic_nack(tag, requeue=True)
+                else:
+                    self._channel.basic_reject(tag, requeue=verdict == FAIL)
         except LOST as error:
             self._pump(0)  # raises with the broker's reason, if there is one
             raise TrialError(describe(self._endpoint, error)) from None

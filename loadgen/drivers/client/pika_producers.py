@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from itertools import pairwise, repeat
+from itertools import cycle, islice, pairwise, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,18 +36,25 @@ class _Messages:
         self._routes = Topology(target).routes(payloads)
         self.exchange = self._routes.exchange
         headers = self._routes.headers
-        self.properties = pika.BasicProperties(
-            delivery_mode=2 if target.settings["persistent"] else 1, headers=None if headers is None else dict(headers)
-        )
+        self._properties = [
+            pika.BasicProperties(
+                delivery_mode=2 if target.settings["persistent"] else 1,
+                headers=None if headers is None else dict(headers),
+                priority=priority,
+            )
+            for priority in (range(target.settings["priorities"]) if target.settings.get("priorities") else [None])
+        ]
 
-    def of(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> Iterator[tuple[str, bytes]]:
-        """Routing key and body of messages first_seq …."""
+    def of(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> Iterator[tuple[str, bytes, Any]]:
+        """Routing key, body and properties of messages first_seq …."""
         flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
         whole, bounds = flat.tobytes(), offsets.tolist()
         bodies = (whole[begin:end] for begin, end in pairwise(bounds))
         rows = self._routes.rows(self._payloads, first_seq, len(intended_ns))
         keys = repeat(self._routes.text()) if rows is None else map(self._routes.text, rows.tolist())
-        return zip(keys, bodies, strict=False)  # the one key never ends
+        first = first_seq % len(self._properties)
+        properties = islice(cycle(self._properties), first, None)
+        return zip(keys, bodies, properties, strict=False)  # only the bodies end
 
 
 class SelectProducer:
@@ -90,9 +97,9 @@ class SelectProducer:
         if self._seq_of_tag_0 is None:
             self._seq_of_tag_0 = first_seq - 1
         publish, messages = self._loop.channel.basic_publish, self._messages
-        exchange, properties = messages.exchange, messages.properties
+        exchange = messages.exchange
         try:
-            for key, body in messages.of(first_seq, intended_ns, sent_ns):
+            for key, body, properties in messages.of(first_seq, intended_ns, sent_ns):
                 publish(exchange, key, body, properties, mandatory=self._mandatory)
         except LOST as error:
             self._loop.pump(0, lambda: True)  # tells the broker's reason, if there is one
@@ -180,12 +187,10 @@ class BlockingProducer:
     def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Publish each message; with confirms this waits for the broker's answer."""
         messages = self._messages
-        for seq, (key, body) in enumerate(messages.of(first_seq, intended_ns, sent_ns), first_seq):
+        for seq, (key, body, properties) in enumerate(messages.of(first_seq, intended_ns, sent_ns), first_seq):
             failure = None
             try:
-                self._channel.basic_publish(
-                    messages.exchange, key, body, messages.properties, mandatory=self._mandatory
-                )
+                self._channel.basic_publish(messages.exchange, key, body, properties, mandatory=self._mandatory)
             except exceptions.NackError:
                 failure = NACK
             except exceptions.UnroutableError as error:

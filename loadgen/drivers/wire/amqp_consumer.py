@@ -12,12 +12,14 @@ import numpy as np
 from pika import spec
 
 from loadgen.driver import Received
+from loadgen.drivers.failures import ACCEPT, FAIL, REJECT, REQUEUE
 from loadgen.drivers.rabbitmq_topology import Topology
-from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
+from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks, Said
 from loadgen.drivers.wire.amqp_connection import Connection
 from loadgen.drivers.wire.amqp_deliveries import DeliveryParser, numbered_tag
 from loadgen.drivers.wire.amqp_frames import CHANNEL, encode
 from loadgen.errors import LoadgenError, TrialError
+from loadgen.payload import sequence_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +28,16 @@ if TYPE_CHECKING:
     from loadgen.drivers.wire.amqp_deliveries import Deliveries
 
 _ACK_END = struct.Struct(">QBB")
-_ACK_HEAD = encode(spec.Basic.Ack(), CHANNEL)[: -_ACK_END.size]
+# basic.nack says that a message was not worked on, basic.reject that it failed: a quorum queue counts the second only.
+_METHODS = {
+    ACCEPT: spec.Basic.Ack(0, multiple=True),
+    REQUEUE: spec.Basic.Nack(0, requeue=True),
+    FAIL: spec.Basic.Reject(0, requeue=True),
+    REJECT: spec.Basic.Reject(0, requeue=False),
+}
+_RENDERED = {verdict: encode(method, CHANNEL) for verdict, method in _METHODS.items()}
+_HEADS = {verdict: rendered[: -_ACK_END.size] for verdict, rendered in _RENDERED.items()}
+_BITS = {verdict: rendered[-2] for verdict, rendered in _RENDERED.items()}
 
 
 class AmqpConsumer:
@@ -42,7 +53,9 @@ class AmqpConsumer:
         self._acks = Acks(target)
         self._need_bytes = 1
         self._connection = Connection(target.endpoint, settings["heartbeat"])
-        self._parser = DeliveryParser(self._connection.handle, is_spread=topology.is_spread)
+        self._parser = DeliveryParser(
+            self._connection.handle, is_spread=topology.is_spread, has_priorities=bool(settings.get("priorities"))
+        )
         queues = topology.read_by(index, count)
         tag = f"loadgen-{index}"
         tags = {number: numbered_tag(tag, number) if topology.is_spread else tag for number in queues}
@@ -69,6 +82,11 @@ class AmqpConsumer:
                 self._connection.write_small(encode(consume))
             else:
                 self._connection.call(consume, spec.Basic.ConsumeOk)
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many deliveries it has requeued, failed or rejected."""
+        return self._acks.failed
 
     @property
     def has_waiting(self) -> bool:
@@ -109,19 +127,19 @@ class AmqpConsumer:
 
     def settle(self, count: int | None = None) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
-        if due := self._acks.settle(count):
-            self._acknowledge(due)
+        self._acknowledge(self._acks.settle(count))
 
     def close(self) -> None:
         """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
         with contextlib.suppress(LoadgenError):
-            if tags := self._acks.rest():
-                self._acknowledge(tags)
+            self._acknowledge(self._acks.rest())
         self._connection.close()
 
     def _hand_out(self, found: Deliveries, read_ns: int) -> list[Received]:
         """What was found, as one batch of each queue."""
         acks = self._acks
+        if acks.failures:
+            acks.note(sequence_numbers(self._connection.buffer, found.starts), found.redelivered)
         acks.handed += len(found.starts)
         if acks.handed != found.last_tag:
             raise TrialError(f"rabbitmq gave delivery tag {found.last_tag} to delivery {acks.handed}")
@@ -139,10 +157,14 @@ class AmqpConsumer:
             return [whole]
         return [_of_queue(whole, number, found.sources == number) for number in np.unique(found.sources).tolist()]
 
-    def _acknowledge(self, tags: list[int]) -> None:
-        """One ack with `multiple` for each of these tags, all in one write."""
+    def _acknowledge(self, said: list[Said]) -> None:
+        """Say all of it, in one write."""
+        if not said:
+            return
         end = spec.FRAME_END
-        self._connection.write_small(b"".join([_ACK_HEAD + _ACK_END.pack(tag, 1, end) for tag in tags]))
+        self._connection.write_small(
+            b"".join([_HEADS[verdict] + _ACK_END.pack(tag, _BITS[verdict], end) for tag, verdict in said])
+        )
 
 
 def _of_queue(whole: Received, number: int, which: Bool) -> Received:

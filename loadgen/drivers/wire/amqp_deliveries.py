@@ -154,15 +154,19 @@ class _Likeness:
 class DeliveryParser:
     """Finds the deliveries of one consumer in its buffer; every other frame goes to `handle`.
 
-    Where `is_spread`, deliveries may differ in their routing keys, and consumer tags are numbered (`numbered_tag`).
+    Where `is_spread`, deliveries may differ in their routing keys, and consumer tags are numbered (`numbered_tag`);
+    where `has_priorities`, in the last property of their header.
 
     After a pass `begin` is where the first byte stands that has not been parsed, and `need_bytes` how many there must
     be from there on for another pass to be of use.
     """
 
-    def __init__(self, handle: Callable[[Frame], None], *, is_spread: bool = False) -> None:
+    def __init__(
+        self, handle: Callable[[Frame], None], *, is_spread: bool = False, has_priorities: bool = False
+    ) -> None:
         self._handle = handle
         self._is_spread = is_spread
+        self._has_priorities = has_priorities
         self._likeness: _Likeness | None = None
         self.begin = self._need_end = 0
         self.need_bytes = 1
@@ -274,7 +278,7 @@ class DeliveryParser:
         start = pieces[0][0] if pieces else header_end
         if len(pieces) == 1 and header_at == method_end and start == header_end + _HEAD_BYTES:
             size_at = header_at + _HEAD_BYTES + 4
-            varying = self._varying(raw, at, tag_at) if self._is_spread else ()
+            varying = self._varying(raw, at, tag_at, header_end)
             self._likeness = _Likeness(bytes(raw[at:start]), tag_at - at, size_at - at, start - at, varying)
         filled = start
         for first, last in pieces:
@@ -288,12 +292,16 @@ class DeliveryParser:
         self.begin = body_end
         return 1
 
-    @staticmethod
-    def _varying(raw: bytearray, at: int, tag_at: int) -> tuple[tuple[int, int], ...]:
-        """Where the queue's number and the routing key stand in the delivery at `at`, counted from there."""
-        exchange_at = tag_at + _TAG.size
-        key_at = exchange_at + 1 + raw[exchange_at]
-        return (tag_at - _NUMBER_BYTES - at, tag_at - at), (key_at + 1 - at, key_at + 1 + raw[key_at] - at)
+    def _varying(self, raw: bytearray, at: int, tag_at: int, header_end: int) -> list[tuple[int, int]]:
+        """Where a delivery like the one at `at` may differ: queue's number and routing key, priority; from there on."""
+        varying = []
+        if self._is_spread:
+            exchange_at = tag_at + _TAG.size
+            key_at = exchange_at + 1 + raw[exchange_at]
+            varying += [(tag_at - _NUMBER_BYTES - at, tag_at - at), (key_at + 1 - at, key_at + 1 + raw[key_at] - at)]
+        if self._has_priorities:  # the last of the properties that messages have, before the frame's end mark
+            varying.append((header_end - 2 - at, header_end - 1 - at))
+        return varying
 
     def _sources(self, raw: bytearray) -> Int64 | None:
         """The number of the queue of each message found; it stands before the delivery tag."""

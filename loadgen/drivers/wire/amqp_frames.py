@@ -9,7 +9,7 @@ every frame that is not hot.
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,18 +40,25 @@ def encode(method: Any, channel: int = CHANNEL) -> bytes:
 
 
 class PublishHead:
-    """The method and header frames of one producer's publishes: alike but for routing key and body size."""
+    """The method and header frames of one producer's publishes: alike but for routing key, body size and priority."""
 
-    def __init__(self, routes: Routes, *, persistent: bool, mandatory: bool) -> None:
+    def __init__(self, routes: Routes, *, persistent: bool, mandatory: bool, priorities: int | None = None) -> None:
         self.routes = routes
+        self._priorities = priorities
         publish = spec.Basic.Publish(exchange=routes.exchange, routing_key=routes.text(), mandatory=mandatory)
         self._method = encode(publish)
         self._properties = spec.BasicProperties(
-            delivery_mode=2 if persistent else 1, headers=None if routes.headers is None else dict(routes.headers)
+            delivery_mode=2 if persistent else 1,
+            headers=None if routes.headers is None else dict(routes.headers),
+            priority=0 if priorities else None,
         )
         # Behind the frame's head, the method's index, a short that means nothing, and the exchange: all but the key.
         self.key_at = FRAME_HEAD.size + 4 + 2 + 1 + len(routes.exchange.encode()) + 1
         self.key_bytes = routes.keys.shape[1]
+
+    def priority_of(self, first_seq: int, count: int) -> Int64 | None:
+        """The priority of each of messages first_seq … (int64[count]); None where there are none."""
+        return np.arange(first_seq, first_seq + count) % self._priorities if self._priorities else None
 
     def frames(self, size_bytes: int) -> bytes:
         """For a body of so many bytes, with the first routing key."""
@@ -76,7 +83,9 @@ class PublishTemplate:
     """
 
     def __init__(self, head: PublishHead, size_bytes: int, frame_max: int, rows: int) -> None:
+        self._head = head
         row = bytearray(head.frames(size_bytes))
+        self._priority_at = len(row) - 2  # the last property, before the frame's end mark
         self._pieces: list[tuple[int, int, int]] = []  # (column of the row, first and last byte of the body)
         largest = frame_max - FRAME_OVERHEAD_BYTES
         for begin in range(0, size_bytes, largest):
@@ -97,6 +106,8 @@ class PublishTemplate:
         routes = self._routes.rows(payloads, first_seq, count)
         if routes is not None:
             self._keys[:count] = self._routes.keys[routes]
+        if (priorities := self._head.priority_of(first_seq, count)) is not None:
+            self._matrix[:count, self._priority_at] = priorities
         if self._scratch is None:
             payloads.write(self._bodies[:count], first_seq, intended_ns, sent_ns)
         else:
@@ -110,6 +121,7 @@ class PublishPacker:
     """Publishes of mixed sizes, one after the other: the correct path where rows are of different lengths."""
 
     def __init__(self, head: PublishHead, frame_max: int) -> None:
+        self._head = head
         self._routes = head.routes
         self._before, self._between, self._after = head.pieces()
         self._first = self._before + head.routes.keys[0].tobytes() + self._between
@@ -123,9 +135,11 @@ class PublishPacker:
         bodies = flat.data
         end_mark = bytes([FRAME_END])
         pieces: list[bytes | memoryview] = []
-        for row, (begin, end) in zip(rows, pairwise(offsets.tolist()), strict=True):
+        priorities = self._head.priority_of(first_seq, len(rows))
+        ends = repeat(self._after) if priorities is None else map(self._after_of, priorities.tolist())
+        for row, after, (begin, end) in zip(rows, ends, pairwise(offsets.tolist()), strict=False):
             front = self._first if not row else self._before + self._routes.keys[row].tobytes() + self._between
-            pieces += (front, _BODY_SIZE.pack(end - begin), self._after)
+            pieces += (front, _BODY_SIZE.pack(end - begin), after)
             for first in range(begin, end, self._largest):
                 last = min(end, first + self._largest)
                 pieces += (
@@ -134,6 +148,10 @@ class PublishPacker:
                     end_mark,
                 )
         return memoryview(b"".join(pieces))
+
+    def _after_of(self, priority: int) -> bytes:
+        """What stands behind the body size in the header of a message of this priority."""
+        return self._after[:-2] + bytes([priority]) + self._after[-1:]
 
 
 # --- confirms ---

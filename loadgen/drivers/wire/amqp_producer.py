@@ -55,7 +55,12 @@ class AmqpProducer:
         self._returned: list[Settled] = []
         self._return: _Return | None = None
         routes = Topology(target).routes(payloads)
-        head = PublishHead(routes, persistent=settings["persistent"], mandatory=settings["mandatory"])
+        head = PublishHead(
+            routes,
+            persistent=settings["persistent"],
+            mandatory=settings["mandatory"],
+            priorities=settings.get("priorities"),
+        )
         frame_max = self._connection.frame_max
         self._frames: PublishTemplate | PublishPacker
         if payloads.size_bytes is None:

@@ -1,0 +1,312 @@
+"""RabbitMQ's limits, lifetimes, failures and priorities: as the broker tells them, and as they show in what comes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from pika import exceptions
+
+from loadgen.driver import Target
+from loadgen.drivers import load_driver
+from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin, connect
+from loadgen.drivers.rabbitmq_topology import Topology
+from loadgen.errors import ScenarioError
+from loadgen.knobs import points, resolve
+from loadgen.payload import Payloads
+from loadgen.scenario import Message, RabbitMQ, Rate, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadgen.driver import Consumer, Producer
+    from loadgen.endpoint import Endpoint
+
+DRIVERS = ("amqp", "pika", "pika-blocking")
+PAYLOADS = Payloads(Message(size_bytes=100), seed=1, token=2)
+WAIT_S = 20.0
+
+
+class Bench:
+    """Targets, made and removed, with the clients that use them."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.closing = contextlib.ExitStack()
+        self.admin = self.closing.enter_context(contextlib.closing(RabbitMQAdmin(endpoint)))
+
+    def target(self, durability: str = "broker", *, subscribers: int = 1, **knobs: Any) -> Target:
+        """A fresh one, of validated knobs."""
+        settings = resolve("rabbitmq", knobs, durability, "default")
+        target = Target(self.endpoint, f"knobs-{uuid4().hex[:8]}", settings, subscribers=subscribers)
+        self.admin.create(target)
+        self.closing.callback(self.admin.delete, target)
+        return target
+
+    def producer(self, target: Target, driver: str = "amqp") -> Producer:
+        """One that is closed in the end."""
+        made = load_driver(driver).producer(target, PAYLOADS)
+        self.closing.callback(made.close)
+        return made
+
+    def consumer(self, target: Target, driver: str = "amqp") -> Consumer:
+        """One that is closed in the end."""
+        made = load_driver(driver).consumer(target, 0, 1)
+        self.closing.callback(made.close)
+        return made
+
+
+@pytest.fixture
+def bench(rabbitmq_endpoint: Endpoint) -> Iterator[Bench]:
+    """What a test opens is closed in the opposite order."""
+    made = Bench(rabbitmq_endpoint)
+    with made.closing:
+        yield made
+
+
+def send(producer: Producer, count: int, first: int = 0) -> dict[int, str | None]:
+    """Messages first …, each with what the broker said of it."""
+    settled, at, deadline = [], first, time.monotonic() + WAIT_S
+    while at < first + count:
+        assert time.monotonic() < deadline, "the producer takes no more"
+        if number := min(producer.room_msgs, first + count - at, 10):
+            now = time.monotonic_ns()
+            producer.send(at, np.full(number, now), now)
+            at += number
+        settled += producer.poll(0 if producer.room_msgs else 0.1)
+    settled += producer.flush(WAIT_S)
+    return {seq: each.error for each in settled for seq in each.seqs.tolist()}
+
+
+def take(consumer: Consumer, count: int) -> list[tuple[int, bool]]:
+    """At least so many deliveries, each settled: number and redelivered flag; a little longer, for one too many."""
+    got: list[tuple[int, bool]] = []
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        batches = consumer.receive(0.1)
+        for batch in batches:
+            parsed = PAYLOADS.parse(batch.buffer, batch.starts, batch.sizes)
+            assert parsed.intact.all()
+            again = np.zeros(len(parsed.seq), np.bool_) if batch.redelivered is None else batch.redelivered
+            got += zip(parsed.seq.tolist(), again.tolist(), strict=True)
+        consumer.settle()
+        if len(got) >= count and not batches:
+            return got
+    raise AssertionError(f"{len(got)} of {count} came")
+
+
+def until(condition: Any) -> bool:
+    """Whether it came true in time."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(found)
+
+
+def dead(bench: Bench, target: Target) -> dict[str, list[int]]:
+    """The numbers of the messages that the dead-letter queues hold, by reason, in order."""
+    found: dict[str, list[int]] = {}
+    for letter in bench.admin.dead_letters(target):
+        buffer = np.frombuffer(letter.body, np.uint8)
+        parsed = PAYLOADS.parse(buffer, np.zeros(1, np.int64), len(buffer))
+        assert parsed.intact.all()
+        found.setdefault(letter.reason, []).append(int(parsed.seq[0]))
+    return {reason: sorted(seqs) for reason, seqs in found.items()}
+
+
+def removed(bench: Bench, target: Target) -> dict[str, int]:
+    """The broker's own counts, of what it removed at all."""
+    counts = bench.admin.removed(target)
+    assert counts is not None
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def test_queues_have_the_arguments_that_were_asked_for(bench: Bench) -> None:
+    """By the broker's own view: each knob of a queue is an argument of it, and nothing else is."""
+    knobs: dict[str, Any] = {
+        "max_length": 50, "max_length_bytes": 60_000, "overflow": "reject-publish-dlx", "message_ttl_ms": 7_000,
+        "expires_ms": 60_000, "dead_letter": True, "priorities": 6,
+    }  # fmt: skip
+    target = bench.target(**knobs)
+    told = bench.admin.effective(target)
+    assert told["source"] == "management API"
+    assert told["arguments"] == {
+        "x-queue-type": "classic", "x-max-length": 50, "x-max-length-bytes": 60_000, "x-message-ttl": 7_000,
+        "x-overflow": "reject-publish-dlx", "x-expires": 60_000, "x-max-priority": 5,
+        "x-dead-letter-exchange": f"{target.name}-dead", "x-dead-letter-routing-key": f"{target.name}-dead-s000",
+    }  # fmt: skip
+    quorum = bench.target("flushed", delivery_limit=4, max_length=9)
+    assert bench.admin.effective(quorum)["arguments"] == {
+        "x-queue-type": "quorum", "x-delivery-limit": 4, "x-max-length": 9,
+    }  # fmt: skip
+    plain = bench.target()
+    assert bench.admin.effective(plain)["arguments"] == {"x-queue-type": "classic"}
+
+
+@pytest.mark.parametrize("durability", ["broker", "flushed"])
+@pytest.mark.parametrize("limit", [{"max_length": 5}, {"max_length_bytes": 550}], ids=["messages", "bytes"])
+def test_a_full_queue_drops_its_oldest(bench: Bench, durability: str, limit: dict[str, int]) -> None:
+    """All are confirmed, the broker counts what it dropped, and the last five are what comes."""
+    target = bench.target(durability, **limit)
+    assert set(send(bench.producer(target), 30).values()) == {None}
+    assert removed(bench, target) == {"maxlen": 25}
+    assert [seq for seq, _ in take(bench.consumer(target), 5)] == list(range(25, 30))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_full_queue_refuses(bench: Bench, driver: str) -> None:
+    """The producer is told of each by a nack; with a dead-letter exchange the refused ones are there, and no others."""
+    target = bench.target(max_length=5, overflow="reject-publish-dlx", dead_letter=True)
+    said = send(bench.producer(target, driver), 30)
+    refused = [seq for seq, error in said.items() if error == "nack"]
+    assert len(said) == 30
+    assert 0 < len(refused) <= 25
+    assert bench.admin.depth(target) == 30 - len(refused)
+    assert removed(bench, target) == {"maxlen": len(refused)}
+    assert dead(bench, target) == {"maxlen": sorted(refused)}
+    quorum = bench.target("flushed", max_length=5, overflow="reject-publish")
+    publisher = bench.producer(quorum, driver)
+    first = send(publisher, 20)  # it refuses once the producer has been told that it is full
+    errors = Counter([*first.values(), *send(publisher, 20, first=20).values()])
+    assert errors["nack"] >= 15
+    assert errors[None] == bench.admin.depth(quorum) == 40 - errors["nack"]
+
+
+@pytest.mark.parametrize("durability", ["broker", "flushed"])
+def test_messages_expire(bench: Bench, durability: str) -> None:
+    """After their time to live they are in the dead-letter queue, where they stay, and in no other."""
+    target = bench.target(durability, message_ttl_ms=50, dead_letter=True)
+    send(bench.producer(target), 20)
+    assert until(lambda: bench.admin.depth(target) == 0 and removed(bench, target) == {"expired": 20})
+    assert dead(bench, target) == {"expired": list(range(20))}
+    assert dead(bench, target) == {}
+
+
+def test_a_queue_expires(bench: Bench) -> None:
+    """One that nobody uses is gone after its time."""
+    target = bench.target()
+    short = Target(target.endpoint, f"{target.name}-short", {**target.settings, "expires_ms": 100})
+    bench.admin.create(short)
+    with contextlib.closing(connect(bench.endpoint, 0)) as connection:
+
+        def is_gone() -> bool:
+            channel = connection.channel()
+            try:
+                channel.queue_declare(short.name, passive=True)
+            except exceptions.ChannelClosedByBroker as error:
+                return bool(error.reply_code == 404)
+            channel.close()
+            return False
+
+        assert until(is_gone)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_messages_fail_at_the_consumer(bench: Bench, driver: str) -> None:
+    """Every 10th comes twice, marked; every 25th once and is dead-lettered; every 20th until the limit ends it."""
+    target = bench.target(
+        "flushed", dead_letter=True, delivery_limit=2, requeue_every=10, fail_every=20, reject_every=25
+    )
+    send(bench.producer(target), 100)
+    rejected = [24, 49, 74, 99]
+    failing = [19, 39, 59, 79]
+    requeued = [9, 29, 69, 89]
+    consumer = bench.consumer(target, driver)
+    got = take(consumer, 100 + 2 * len(failing) + len(requeued))
+    times = Counter(seq for seq, _ in got)
+    assert {seq: count for seq, count in times.items() if count != 1} == (
+        dict.fromkeys(failing, 3) | dict.fromkeys(requeued, 2)
+    )
+    assert sorted(seq for seq, again in got if again) == sorted([*requeued, *failing, *failing])
+    assert consumer.failed == {"requeued": 4, "failed": 12, "rejected": 4}  # type: ignore[attr-defined]
+    consumer.close()
+    assert until(lambda: removed(bench, target) == {"rejected": 4, "delivery_limit": 4})
+    assert dead(bench, target) == {"rejected": rejected, "delivery_limit": failing}
+    assert bench.admin.depth(target) == 0
+
+
+def test_each_subscriber_has_its_own_dead_letters(bench: Bench) -> None:
+    """What one subscriber rejects is in its queue; both queues and the exchange go with the target."""
+    target = bench.target(subscribers=2, exchange="fanout", dead_letter=True, reject_every=5)
+    send(bench.producer(target), 20)
+    consumer = load_driver("amqp").consumer(target.of(1), 0, 1)
+    take(consumer, 20)
+    consumer.close()
+    letters = list(bench.admin.dead_letters(target))
+    assert [(each.subscriber, each.reason) for each in letters] == [(1, "rejected")] * 4
+    bench.admin.delete(target)
+    with contextlib.closing(connect(bench.endpoint, 0)) as connection:
+        for queue in Topology(target).dead_queues():
+            with pytest.raises(exceptions.ChannelClosedByBroker, match="404"):
+                connection.channel().queue_declare(queue, passive=True)
+        with pytest.raises(exceptions.ChannelClosedByBroker, match="404"):
+            connection.channel().exchange_declare(f"{target.name}-dead", passive=True)
+
+
+@pytest.mark.parametrize("durability", ["broker", "flushed"])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_higher_priorities_come_first(bench: Bench, driver: str, durability: str) -> None:
+    """Of a queue that was filled before, in the order of priorities and in that of numbers within each."""
+    target = bench.target(durability, priorities=4, prefetch=10)
+    send(bench.producer(target, driver), 83)
+    got = [seq for seq, _ in take(bench.consumer(target, driver), 83)]
+    assert got == sorted(range(83), key=lambda seq: (-(seq % 4), seq))
+
+
+def test_messages_of_mixed_sizes_have_priorities_too(bench: Bench) -> None:
+    """The same where every message is packed by itself."""
+    target = bench.target(priorities=3)
+    mixed = Payloads(Message.model_validate({"size_bytes": {"min_bytes": 24, "max_bytes": 900}}), seed=1, token=2)
+    producer = load_driver("amqp").producer(target, mixed)
+    bench.closing.callback(producer.close)
+    send(producer, 30)
+    consumer = bench.consumer(target)
+    seqs: list[int] = []
+    while len(seqs) < 30:
+        for batch in consumer.receive(WAIT_S):
+            parsed = mixed.parse(batch.buffer, batch.starts, batch.sizes)
+            assert parsed.intact.all()
+            seqs += parsed.seq.tolist()
+    assert seqs == sorted(range(30), key=lambda seq: (-(seq % 3), seq))
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"overflow": "drop-head"}, "broker", "expected max_length or max_length_bytes"),
+    ({"max_length": 9, "overflow": "reject-publish"}, "none", "expected confirms = True"),
+    ({"max_length": 9, "overflow": "reject-publish-dlx"}, "broker", "dead_letter = True"),
+    ({"max_length": 9, "overflow": "reject-publish-dlx", "dead_letter": True}, "flushed", "queue_type = classic"),
+    ({"requeue_every": 5}, "none", "expected ack = manual"),
+    ({"reject_every": 5}, "none", "expected ack = manual"),
+    ({"delivery_limit": 5}, "broker", "expected queue_type = quorum"),
+    ({"fail_every": 5}, "broker", "expected queue_type = quorum"),
+    ({"expires_ms": 100}, "broker", "expires_ms = 100: input should be greater than or equal to 10000"),
+    ({"priorities": 1}, "broker", "priorities = 1"),
+    ({"overflow": "drop"}, "broker", "overflow = 'drop'"),
+    ({"driver": "stream", "max_length": 5}, "broker", "driver stream has no such knob"),
+]
+
+
+@pytest.mark.parametrize(("knobs", "durability", "text"), IMPOSSIBLE, ids=str)
+def test_what_cannot_be_is_one_line(knobs: dict[str, Any], durability: str, text: str) -> None:
+    """Which knob, and what was expected."""
+    with pytest.raises(ScenarioError, match=text) as caught:
+        Scenario(name="x", question="?", rate=Rate.saturate(), durability=durability, rabbitmq=RabbitMQ(**knobs))
+    assert "\n" not in str(caught.value)
+
+
+def test_failures_need_a_consumer() -> None:
+    """Nobody fails where nobody consumes."""
+    with pytest.raises(ScenarioError, match="expected consumers ≥ 1"):
+        Scenario(name="x", question="?", rate=Rate.saturate(), consumers=0, rabbitmq=RabbitMQ(reject_every=5))
+
+
+def test_limits_and_failures_are_swept() -> None:
+    """A list is a sweep, of these as of all knobs."""
+    knobs = RabbitMQ(max_length=[10, 20], overflow=["drop-head", "reject-publish"], priorities=[2, 4])
+    scenario = Scenario(name="x", question="?", rate=Rate.saturate(), rabbitmq=knobs)
+    assert len(list(points(scenario))) == 8
