@@ -96,6 +96,8 @@ class Result:
     role: Role
     sent_book: SentBook | None = None
     received_book: ReceivedBook | None = None
+    failed: dict[str, int] | None = None
+    """How many deliveries a consumer had fail as the settings say (`loadgen.driver.Failing`)."""
     due: int = 0
     per_second: dict[str, list[int]] = field(default_factory=dict)
     """Counts in each second of the measured window."""

@@ -32,6 +32,7 @@ class Cell(IntEnum):
     ACKED = 10
     ERRORS = 11  # messages that were refused, or came damaged
     FAILED_REQUESTS = 12  # what a client tries again by itself, such as a fetch that was refused
+    AGAIN = 13  # received again, of messages that consumers hand back on purpose; not in RECEIVED
     FIRST_SHARE = 16  # … of which the last are in this cell and those after it, in turn
 
 

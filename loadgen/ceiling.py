@@ -383,7 +383,7 @@ def _span(live: Live, begin_ns: int, filled: int) -> tuple[int, int, float] | No
 
 
 def _live(trial: Trial, setting: Setting, gauge: Callable[[int], Gauge]) -> Live:
-    return Live(trial, setting.endpoint, None, setting.progress, gauge, setting.left_s, shown=setting.shown)
+    return Live(trial, setting.endpoint, None, setting.progress, gauge, left_s=setting.left_s, shown=setting.shown)
 
 
 def _run(

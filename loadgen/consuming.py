@@ -25,7 +25,7 @@ from loadgen.agent import (
     Agent,
 )
 from loadgen.board import Cell
-from loadgen.driver import Rebalancing
+from loadgen.driver import Failing, Rebalancing, redelivers
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
 from loadgen.think import Worker
@@ -66,9 +66,10 @@ class ConsumerAgent(Agent):
         self.client = consumer
         self.row[Cell.SUBSCRIBER] = spec.target.subscriber
         self.book = ReceivedBook(str(spec.target.subscriber))
-        self.received = 0
+        self.received = self.again = 0
         self.open_loop = spec.rate.is_open_loop
         self.in_flight_msgs = _in_flight_msgs(spec.target.settings)
+        self.has_redeliveries = redelivers(spec.target.settings)
         self.worker = None
         if spec.think.mean_ms:
             self.worker = Worker(spec.think, [spec.seed, THINK_SEED, spec.target.subscriber, spec.index])
@@ -86,6 +87,8 @@ class ConsumerAgent(Agent):
             self._receive_all(consumer)
             self.keep_books()
             self.result.received_book = self.book
+            if isinstance(consumer, Failing):
+                self.result.failed = consumer.failed
             self.finish()
         finally:
             consumer.close()
@@ -108,7 +111,7 @@ class ConsumerAgent(Agent):
                 for batch in batches:
                     self.take(batch)
             consumer.settle()
-            self.row[Cell.RECEIVED] = self.received
+            self._show_counts()
             if self.received - before < self.nap_below_msgs and not consumer.has_waiting:
                 time.sleep(self.nap_s)
             now = time.monotonic_ns()
@@ -138,7 +141,7 @@ class ConsumerAgent(Agent):
                 turn = begun if must_end else int(np.searchsorted(begins, now, side="right"))
                 if turn > begun:
                     self._keep(batch, begun, turn, begins[begun:turn])
-                    self.row[Cell.RECEIVED] = self.received
+                    self._show_counts()
                     begun = turn
                 over = min(begun, int(np.searchsorted(ends, now, side="right")))
                 if over > done and len(batches) == 1:
@@ -167,7 +170,7 @@ class ConsumerAgent(Agent):
         if number < LARGE_MSGS:
             self._keep(batch, 0, number, batch.parsed_ns)
             return
-        self.received += number
+        self._count(number, batch.redelivered)
         self.keep_books()  # in the order of arrival
         self._check(batch.buffer, batch.starts, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
 
@@ -181,7 +184,18 @@ class ConsumerAgent(Agent):
         copied = batch.buffer[first:last].copy()
         self._kept.append(Kept(copied, starts - first, sizes, batch.source, at_ns, redelivered))
         self._kept_msgs += end - begin
-        self.received += end - begin
+        self._count(end - begin, redelivered)
+
+    def _count(self, number: int, redelivered: Bool | None) -> None:
+        """Count what came; apart, what came again because the settings say so: the fleet awaits each message once."""
+        self.received += number
+        if redelivered is not None and self.has_redeliveries:
+            self.again += int(np.count_nonzero(redelivered))
+
+    def _show_counts(self) -> None:
+        """Tell the fleet."""
+        self.row[Cell.RECEIVED] = self.received - self.again
+        self.row[Cell.AGAIN] = self.again
 
     def keep_books(self) -> None:
         """Check and record the small batches that have gathered, as one batch for each source."""

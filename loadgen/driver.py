@@ -95,6 +95,11 @@ def confirms(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("confirms", settings.get("acks") != "0"))
 
 
+def redelivers(settings: Mapping[str, Any]) -> bool:
+    """Whether consumers hand messages back under these settings, to come again, whichever broker's they are."""
+    return any(settings.get(knob) for knob in ("requeue_every", "fail_every", "release_every"))
+
+
 @dataclass(slots=True)
 class Settled:
     """What the broker said about messages sent earlier: confirmed (`error` None) or refused.

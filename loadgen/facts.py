@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loadgen.histogram import LOWEST_OF_BUCKET_NS, bucket_indices
+from loadgen.removals import limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,10 @@ class Facts:
     `achieved` what was sent and `goodput` what was received once, intact and inside the window.
     `explained_duplicates` are those by a stated redelivery or the producer's own resend. `due` messages were
     intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received, and
-    `misshared` were sent twice or left out by producers that heard late of their share.
+    `misshared` were sent twice or left out by producers that heard late of their share. Queues that
+    are `limited` may drop messages, have them expire or refuse them, which is neither lost nor missing (None: nobody
+    knows how many); `dead_lettered` are those in dead-letter queues by the broker's reason, `failed_deliveries` those
+    that consumers had fail on purpose.
     Shares are of the window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest
     thread of the busiest producer or consumer. `producers_held_back_share` is the share of time in which a
     producer had messages due and no room for them. `bucket_share_max` is the widest histogram bucket of the shown
@@ -70,6 +74,13 @@ class Facts:
     due: int | None = None
     missing: int | None = None
     misshared: int = 0
+    limited: bool = False
+    dropped_by_limit: int | None = None
+    expired: int | None = None
+    refused_by_limit: int | None = None
+    dead_lettered: Mapping[str, int | None] = field(default_factory=dict)
+    failed_deliveries: Mapping[str, int | None] = field(default_factory=dict)
+    delivery_limit: int | None = None
     out_of_order: int = 0
     order_promised: bool = True
     stored: int | None = None
@@ -111,6 +122,11 @@ class Facts:
     backlog: tuple[bool | None, str] | None = None
 
     @property
+    def removed(self) -> int:
+        """Messages that the queues' limits kept from being received."""
+        return (self.dropped_by_limit or 0) + (self.expired or 0) + (self.refused_by_limit or 0)
+
+    @property
     def is_open_loop(self) -> bool:
         """Whether intended times exist."""
         return self.rate_kind != "saturate"
@@ -148,7 +164,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
     resolution = record.get("resolution_ns") or {}
     settings = record["settings"]
     sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
-    competing = record["consumers"] > max(1, sources)
+    competing = record["consumers"] > max(1, sources) or settings.get("priorities") is not None
     counts = record.get("broker_counts", {})
     depth = counts.get("depth_at_end")
     observer = record.get("observer")
@@ -170,6 +186,13 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         due=due,
         missing=record.get("missing_msgs"),
         misshared=record.get("misshared_msgs") or 0,
+        limited=limits(settings),
+        dropped_by_limit=record.get("dropped_by_limit"),
+        expired=record.get("expired"),
+        refused_by_limit=record.get("refused_by_limit"),
+        dead_lettered=record.get("dead_lettered") or {},
+        failed_deliveries=record.get("failed_deliveries") or {},
+        delivery_limit=settings.get("delivery_limit"),
         out_of_order=record.get("out_of_order") or 0,
         order_promised=not competing,
         stored=counts.get("stored"),

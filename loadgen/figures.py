@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadgen.driver import confirms
-from loadgen.ledger import settle
+from loadgen.ledger import explain, settle
 from loadgen.record import LATENCY_KINDS
+from loadgen.removals import refuses, removed_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from loadgen.agent import Result
     from loadgen.fleet import Outcome
     from loadgen.histogram import Histogram
     from loadgen.ledger import Account
     from loadgen.plan import Trial
+    from loadgen.removals import Removals
     from loadgen.trial import Live
 
 Record = dict[str, Any]
@@ -35,14 +37,22 @@ def offered_msgs_per_s(trial: Trial) -> float | None:
     return rate.msgs_per_s + (rate.to_msgs_per_s - rate.msgs_per_s) * risen
 
 
-def account_of(outcome: Outcome) -> Account | None:
+def account_of(outcome: Outcome, settings: Mapping[str, Any], removals: Removals) -> Account | None:
     """What became of all messages, as far as agents lived to tell; None where no producer did.
 
     What was received means something only where every agent told (`_all_told`).
     """
     sent = [result.sent_book for result in outcome.results if result.sent_book is not None]
     received = [result.received_book for result in outcome.results if result.received_book is not None]
-    return settle(sent, received) if sent else None
+    if not sent:
+        return None
+    account = settle(sent, received, removals.dead, refusing=refuses(settings))
+    if not received and removals.unreceived_msgs:  # nobody consumed: what is gone is told by the broker alone
+        unreceived = removals.counts or account.dead_lettered or {}
+        account.dropped_by_limit, account.expired = unreceived.get("maxlen", 0), unreceived.get("expired", 0)
+    elif removals.counts is not None:
+        explain(account, removals.counts)
+    return account
 
 
 def _all_told(trial: Trial, outcome: Outcome) -> bool:
@@ -51,7 +61,9 @@ def _all_told(trial: Trial, outcome: Outcome) -> bool:
     return sent == trial.producers and received == trial.all_consumers
 
 
-def figures(trial: Trial, live: Live, outcome: Outcome, account: Account | None, cut_s: int = 0) -> Record:
+def figures(
+    trial: Trial, live: Live, outcome: Outcome, account: Account | None, removals: Removals, cut_s: int = 0
+) -> Record:
     """All that the agents' results and reports say, under the record's names.
 
     The first `cut_s` seconds of the planned window count as warm-up: it was not steady yet.
@@ -71,6 +83,8 @@ def figures(trial: Trial, live: Live, outcome: Outcome, account: Account | None,
         "drain_s": outcome.drain_s,
         **_rates(trial, results, account if _all_told(trial, outcome) else None, window_s, cut_s),
         **_accounted(trial, outcome, account),
+        **({} if account is None else removed_fields(account, trial.settings, removals)),
+        "failed_deliveries": _failed_deliveries(results),
         "latency_ns": _latencies(histograms),
         "out_of_range": sum(histogram.out_of_range_count for histogram in histograms.values()),
         "misshared_msgs": sum(sum(each.per_second.get("misshared", ())[cut_s:]) for each in producers),
@@ -146,6 +160,12 @@ def _accounted(trial: Trial, outcome: Outcome, account: Account | None) -> Recor
         known |= dict.fromkeys(("lost", "confirmed_lost", "unconfirmed_lost", "missing_msgs"))
         known["ledger_examples"] = {**account.examples, "lost": []}
     return known
+
+
+def _failed_deliveries(results: Sequence[Result]) -> dict[str, int] | None:
+    """How many deliveries consumers had fail on purpose, in which way; None where they cannot."""
+    told = [result.failed for result in results if result.failed is not None]
+    return {how: sum(each[how] for each in told) for how in told[0]} if told else None
 
 
 def _latencies(histograms: dict[str, Histogram]) -> Record:

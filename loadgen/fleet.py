@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
+from loadgen.driver import redelivers
 from loadgen.errors import LoadgenError, TrialError
 from loadgen.process import main as agent_main
 
@@ -34,6 +35,7 @@ STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits ove
 START_DELAY_S = 0.2
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 DRAIN_S = 60.0  # … or after this in any case
+AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
 FINISH_S = 45.0
 TURN_S = 0.05  # how often the fleet looks after its agents where none says anything
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
@@ -165,15 +167,15 @@ class Fleet:
     def _drain(self, board: Board) -> None:
         began = time.monotonic()
         if any(spec.role == "consumer" for spec in self._specs):
-            target = board.total(Cell.SENT) * self._specs[0].target.subscribers
-            last, moved = -1, began
+            where = self._specs[0].target
+            target = board.total(Cell.SENT) * where.subscribers
+            patience_s = AGAIN_S if redelivers(where.settings) else 0.0
+            last, moved = (-1, 0), began
             while time.monotonic() - began < DRAIN_S:
-                received = board.total(Cell.RECEIVED)
-                if received >= target:
-                    break
-                if received != last:
-                    last, moved = received, time.monotonic()
-                elif time.monotonic() - moved > QUIET_S:
+                seen = received, _ = board.total(Cell.RECEIVED), board.total(Cell.AGAIN)
+                if seen != last:
+                    last, moved = seen, time.monotonic()
+                if time.monotonic() - moved >= (patience_s if received >= target else QUIET_S):
                     break
                 self._turn(board)
             self.outcome.drained = board.total(Cell.RECEIVED) >= target

@@ -26,6 +26,10 @@ over both:
 * due: intended inside the measured window, None in a closed loop. missing: of those, never sent, or never
   received intact by some group, or never confirmed although the trial has confirms: there is no latency of
   them, or not of both kinds.
+* dropped_by_limit, expired: sent, never received, and taken out of the queue by the broker because it was full or the
+  message too old, as its dead letters show. Such a message is neither lost nor missing.
+* dead_lettered: what came to dead-letter queues, by the broker's reason; None where there are none. A message that was
+  received and then rejected is among them, and received like any other.
 * errors: what the broker or the client said about messages that failed, by name. A failed message is not
   lost; if it came all the same it is received like any other.
 
@@ -37,6 +41,7 @@ at all where one consumer receives everything); more are refused with TrialError
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,7 +51,7 @@ from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, BitCounts, ranges_of
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from loadgen.driver import Bool, Int64
     from loadgen.payload import Parsed
@@ -56,6 +61,8 @@ MAX_EXAMPLES = 10
 SETTLED_TWICE = "settled twice"
 SETTLED_UNSENT = "settled but never sent"
 
+Removed = Mapping[str, Sequence[BitCounts]]
+"""Of one producer's messages for one group: those that were dead-lettered, by the broker's reason."""
 Range = tuple[int, int, int]
 """Producer, first and last sequence number."""
 
@@ -238,12 +245,29 @@ class Account:
     foreign: int = 0
     due: int | None = None
     missing: int | None = None
+    dropped_by_limit: int = 0
+    expired: int = 0
+    dead_lettered: dict[str, int] | None = None
     errors: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Range]] = field(default_factory=lambda: {"lost": [], "duplicated": [], "corrupted": []})
 
 
-def settle(sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook]) -> Account:
-    """Lay the books of all producers and consumers of a trial side by side."""
+Dead = Mapping[str, Sequence[ReceivedBook]]
+"""What came to dead-letter queues: by the broker's reason, a book for each group."""
+
+
+def settle(
+    sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook], dead: Dead | None = None, *,
+    refusing: bool = False,
+) -> Account:  # fmt: skip
+    """Lay the books of all producers and consumers of a trial side by side.
+
+    Args:
+        sent_books: a book for each producer.
+        received_books: a book for each consumer.
+        dead: what dead-letter queues held in the end; None where there are none.
+        refusing: a full queue refuses messages, which are not missing then: the scenario asks for it.
+    """
     sent_books, received_books = list(sent_books), list(received_books)
     if len({book.producer for book in sent_books}) != len(sent_books):
         raise ValueError("two books of one producer: each producer of a trial needs a number of its own")
@@ -256,17 +280,38 @@ def settle(sent_books: Iterable[SentBook], received_books: Iterable[ReceivedBook
         account.corrupted += book.corrupted_count
         account.reordered_redelivery += book.reordered_redelivery_count
         _extend(account.examples["corrupted"], book.corrupted_examples)
+    gone = {group: {reason: _of_group(books, group) for reason, books in (dead or {}).items()} for group in groups}
+    if dead is not None:
+        account.dead_lettered = {reason: sum(book.received_count for book in books) for reason, books in dead.items()}
+        account.corrupted += sum(book.corrupted_count for books in dead.values() for book in books)
     if all(book.due is not None for book in sent_books):
         account.due = sum(len(book.due or ()) for book in sent_books)
-        account.missing = sum(_missing(sent, list(groups.values())) for sent in sent_books)
-    for _, books in sorted(groups.items()):
+        holding = [
+            [*books, *(each for found in gone[group].values() for each in found)] for group, books in groups.items()
+        ]
+        account.missing = sum(_missing(sent, holding, refusing=refusing) for sent in sent_books)
+    known = {book.producer for book in sent_books}
+    for group, books in sorted(groups.items()):
         for sent in sorted(sent_books, key=lambda book: book.producer):
-            _settle_producer(account, sent, [book for book in books if sent.producer in book.copies])
-        known = {book.producer for book in sent_books}
-        account.foreign += sum(
-            copies.total_count for book in books for producer, copies in book.copies.items() if producer not in known
-        )
+            removed = {
+                reason: [book.copies[sent.producer] for book in found if sent.producer in book.copies]
+                for reason, found in gone[group].items()
+            }
+            _settle_producer(account, sent, [book for book in books if sent.producer in book.copies], removed)
+        account.foreign += _foreign(books, known)
+    account.foreign += sum(_foreign(books, known) for books in (dead or {}).values())
     return account
+
+
+def _of_group(books: Sequence[ReceivedBook], group: str) -> list[ReceivedBook]:
+    return [book for book in books if book.group == group]
+
+
+def _foreign(books: Sequence[ReceivedBook], known: set[int]) -> int:
+    """How many messages in these books are of producers that are not."""
+    return sum(
+        copies.total_count for book in books for producer, copies in book.copies.items() if producer not in known
+    )
 
 
 def _add_sent(account: Account, books: list[SentBook]) -> None:
@@ -280,7 +325,7 @@ def _add_sent(account: Account, books: list[SentBook]) -> None:
         account.acked = sum(book.confirmed_count for book in books)
 
 
-def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook]) -> None:
+def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook], removed: Removed) -> None:
     """Add one producer's messages as one group of consumers received them."""
     producer = sent.producer
     page_count = -(-sent.sent_count // PAGE_BITS)
@@ -292,10 +337,10 @@ def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook]
         if sent_here == PAGE_BITS and full == 1 and absent == len(books) - 1 and _in_order(books, producer, page):
             account.distinct += PAGE_BITS
             continue
-        _settle_page(account, sent, books, page, sent_here)
+        _settle_page(account, sent, books, removed, page, sent_here)
 
 
-def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]]) -> int:
+def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]], *, refusing: bool) -> int:
     """How many of the messages due in the window were not sent, not received by some group, or not confirmed."""
     due = sent.due or range(0)
     end = min(due.stop, sent.sent_count)
@@ -303,6 +348,8 @@ def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]]) -> int:
     required = [[book.copies[sent.producer] for book in books if sent.producer in book.copies] for books in groups]
     if sent.confirms:
         required.append([sent.confirmed_bits])
+    if refusing:
+        required = [[*holders, sent.failed_bits] for holders in required]
     for page in range(due.start // PAGE_BITS, -(-end // PAGE_BITS)):
         if all(any(bits.is_full_once(page) for bits in holders) for holders in required):
             continue
@@ -321,7 +368,9 @@ def _in_order(books: Sequence[ReceivedBook], producer: int, page: int) -> bool:
     return all(book.late[producer].is_empty(page) for book in books)
 
 
-def _settle_page(account: Account, sent: SentBook, books: Sequence[ReceivedBook], page: int, sent_here: int) -> None:
+def _settle_page(
+    account: Account, sent: SentBook, books: Sequence[ReceivedBook], removed: Removed, page: int, sent_here: int
+) -> None:
     """Add one page of messages, of which the first `sent_here` were sent."""
     producer = sent.producer
     copies, flagged, late, holders = (np.zeros(PAGE_BITS, np.int64) for _ in range(4))
@@ -348,6 +397,11 @@ def _settle_page(account: Account, sent: SentBook, books: Sequence[ReceivedBook]
     failed = sent.failed_bits.counts_of(page)[:sent_here] > 0
     # Settled both ways (an error of its own): the confirmation is a promise, so that a loss shows.
     lost = ~received & (confirmed | ~failed)
+    for reason, holders_of in removed.items():
+        for bits in holders_of:
+            explained = lost & (bits.counts_of(page)[:sent_here] > 0)
+            lost &= ~explained
+            _explain(account, reason, int(explained.sum()))
     account.lost += int(lost.sum())
     account.confirmed_lost += int((lost & confirmed).sum())
     account.unconfirmed_lost += int((lost & ~confirmed).sum())
@@ -357,6 +411,32 @@ def _settle_page(account: Account, sent: SentBook, books: Sequence[ReceivedBook]
             account.examples[name],
             [(producer, begin + first, begin + last) for first, last in ranges_of(which, MAX_EXAMPLES + 1)],
         )
+
+
+def _explain(account: Account, reason: str, number: int) -> None:
+    """Enter so many messages that nobody received as what the broker did with them."""
+    if reason == "expired":
+        account.expired += number
+    else:  # nobody can have rejected what nobody received: the queue was full
+        account.dropped_by_limit += number
+
+
+def explain(account: Account, counts: Mapping[str, int]) -> None:
+    """Tell losses from what the broker removed by its own counts (`loadgen.driver.REMOVALS`), without dead letters.
+
+    Which messages they were nobody knows: as many are neither lost nor missing, the confirmed ones first.
+    """
+    for reason in ("maxlen", "expired"):
+        number = min(account.lost, counts[reason])
+        confirmed = min(account.confirmed_lost, number)
+        account.lost -= number
+        account.confirmed_lost -= confirmed
+        account.unconfirmed_lost -= number - confirmed
+        if account.missing is not None:
+            account.missing = max(0, account.missing - number)
+        _explain(account, reason, number)
+    if not account.lost:
+        account.examples["lost"] = []
 
 
 def _extend(examples: list[Range], more: list[Range]) -> None:

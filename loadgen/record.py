@@ -18,8 +18,8 @@ _NULL_FIELDS = (
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
-    "missing_msgs", "misshared_msgs", "left_behind", "out_of_range", "blocked_share", "agent_cpu_share_max",
-    "broker_configuration", "ledger_examples", "hlog_start_s", "interval_s",
+    "missing_msgs", "misshared_msgs", "dropped_by_limit", "expired", "refused_by_limit", "left_behind", "out_of_range",
+    "blocked_share", "agent_cpu_share_max", "broker_configuration", "ledger_examples", "hlog_start_s", "interval_s",
 )  # fmt: skip
 _EMPTY_FIELDS = ("settings", "point", "errors", "observer")
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -28,6 +28,8 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "resolution_ns": ("p50", "p99"),
     "broker_counts": ("stored", "depth_at_end"),
     "written": ("waited_s", "reached", "left_bytes"),
+    "dead_lettered": ("maxlen", "expired", "rejected", "delivery_limit"),
+    "failed_deliveries": ("requeued", "failed", "rejected"),
     "latency_ns": LATENCY_KINDS,
     "versions": ("broker", "client", "python", "loadgen"),
     "clock": ("source", "offset_ns", "error_ns", "drift_ppm", "samples", "changed"),

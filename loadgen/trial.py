@@ -21,6 +21,8 @@ from loadgen.flow import Flow, Settled, is_growing
 from loadgen.histogram import Histogram
 from loadgen.host import disk_free
 from loadgen.observer import Observer
+from loadgen.payload import Payloads
+from loadgen.removals import Removals, removals_of, removed_msgs
 from loadgen.verdict import judge
 from loadgen.versions import versions
 
@@ -66,6 +68,7 @@ class Live:
     writer: RunWriter | None
     progress: Callable[[str], None]
     gauge: Callable[[int], Gauge]
+    token: int = 0
     left_s: float = 0.0
     start_ns: int = 0
     received: int = 0
@@ -259,12 +262,14 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     configuration = admin.effective(target)
     # The depth is asked from a thread of the observer's; clients are not shared between threads.
     gauge = load_driver(trial.driver).admin(setting.endpoint)
+    token = secrets.randbits(32)
     live = Live(
         trial=trial,
         endpoint=setting.endpoint,
         writer=setting.writer,
         progress=setting.progress,
         gauge=lambda received: gauge.gauge(target, received),
+        token=token,
         left_s=setting.left_s,
         shown=setting.shown,
     )
@@ -272,7 +277,6 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         setting.began(live)
     told = versions(trial.driver, setting.endpoint.version)
     started = datetime.now(UTC)
-    token = secrets.randbits(32)
     try:
         try:
             outcome = Fleet(live).run(
@@ -295,22 +299,37 @@ def judged(
             live.writer.add_series([{"trial": trial.id, "agent": "observer", **row} for row in observations.rows])
         except LoadgenError as error:  # a full disk ends the run, and does not take the record along
             outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
-    account = account_of(outcome)
-    settled = _settled(trial, live, outcome)
-    record = {**describe(trial), **figures(trial, live, outcome, account, settled.cut_s)}
+    held, removals = _told_by_broker(trial, live, outcome, admin, target)
+    account = account_of(outcome, trial.settings, removals)
+    settled = _settled(trial, live, outcome, has_gone=removals.unreceived_msgs > 0)
+    record = {**describe(trial), **figures(trial, live, outcome, account, removals, settled.cut_s)}
     if live.hlog_start_s is not None:
         record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
     if observations is not None and record["window_s"]:
         record |= _observed(record, live, observations)
     record |= _flowed(record, live, settled)
-    if outcome.error is None:
-        try:
-            record["broker_counts"] = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
-        except LoadgenError as error:  # the broker went after the last message: the trial is lost, its record is not
-            outcome.error = record["error"] = str(error)
-            record["status"] = "failed"
+    if held:
+        record["broker_counts"] = held
     record["verdict"] = _verdict(record, outcome, account)
     return record
+
+
+def _told_by_broker(
+    trial: Trial, live: Live, outcome: Outcome, admin: Admin, target: Target
+) -> tuple[Record, Removals]:
+    """What the broker still holds and has stored, and what it took out of its queues by itself.
+
+    Where it went after the last message the trial is lost, its record is not.
+    """
+    if outcome.error is not None:
+        return {}, Removals()
+    try:
+        # The depth first: what expires in between is counted twice, and not missed.
+        held = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
+        return held, removals_of(admin, target, Payloads(trial.message, trial.seed, live.token))
+    except LoadgenError as error:
+        outcome.error = str(error)
+        return {}, Removals()
 
 
 def _observed(record: Record, live: Live, observations: Observations) -> Record:
@@ -326,12 +345,19 @@ def _observed(record: Record, live: Live, observations: Observations) -> Record:
     }
 
 
-def _settled(trial: Trial, live: Live, outcome: Outcome) -> Settled:
-    """Where the trial became steady; one that was cut short keeps its whole window."""
+def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> Settled:
+    """Where the trial became steady; one that was cut short keeps its whole window.
+
+    Where messages have gone without being received, the number under way is not known, but the rate is.
+    """
     if outcome.error is not None or outcome.interrupted:
         return Settled(0, None, "the trial was cut short")
     found = live.flow.settled(
-        live.start_ns, trial.warmup_s, trial.duration_s, consumed=trial.consumers > 0, is_open=trial.rate.is_open_loop
+        live.start_ns,
+        trial.warmup_s,
+        trial.duration_s,
+        consumed=trial.consumers > 0,
+        is_open=trial.rate.is_open_loop and not has_gone,
     )
     return found if found.cut_s <= CUT_MOST_S else replace(found, cut_s=0)
 
@@ -341,6 +367,9 @@ def _flowed(record: Record, live: Live, settled: Settled) -> Record:
     steady = {"steady": settled.steady, "reason": settled.reason, "cut_s": settled.cut_s}
     if not record["window_s"] or not record["consumers"]:
         return {"steady": steady}
+    if removed_msgs(record):
+        why = "messages that left the queue otherwise than to a consumer never leave the gauge"
+        return {"steady": steady, "little": {"agrees": None, "reason": why}}
     begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
     agrees, reason = live.flow.little(record, begin_ns)
     return {

@@ -30,7 +30,7 @@ HELD_BACK_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All findings; `reasons` are those of the checks that did not pass, worst first, then of `bound_by`."""
+    """All findings; `reasons` are those of the checks that did not pass, worst first, and what limited the rate."""
 
     status: Status
     bound_by: BoundBy
@@ -53,7 +53,9 @@ def judge(facts: Facts) -> Verdict:
     failed = [each for each in checks if each.passed is False]
     doubtful = [each for each in checks if each.passed is None]
     bound_by, why = bound(facts)
-    reasons = [f"{each.name}: {each.reason}" for each in failed + doubtful]
+    # What the queue's limits did is part of the answer, also where nothing is wrong with it.
+    noted = [each for each in checks if facts.removed and each.name == "queue limits" and each.passed]
+    reasons = [f"{each.name}: {each.reason}" for each in failed + doubtful + noted]
     return Verdict(
         status="invalid" if failed else "unknown" if doubtful else "valid",
         bound_by=bound_by,
@@ -81,6 +83,8 @@ def bound(facts: Facts) -> tuple[BoundBy, str]:
     """
     if facts.is_carried:
         return "offered", f"it carried the {facts.offered_msgs_per_s:,.0f} msg/s that were offered"
+    if facts.removed:
+        return "broker", f"its queue's limits kept {facts.removed:,} messages from being received"
     if facts.is_generator_full:
         return "generator", f"a client's thread used {percent(facts.agent_core_share_max)} of its core"
     if facts.is_host_full:
@@ -114,6 +118,8 @@ CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     accounting.check_integrity,
     accounting.check_foreign,
     accounting.check_loss,
+    accounting.check_limits,
+    accounting.check_dead_letters,
     accounting.check_drained,
     accounting.check_duplicates,
     accounting.check_order,

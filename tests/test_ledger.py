@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, BitCounts, ranges_of
 from loadgen.errors import TrialError
-from loadgen.ledger import SETTLED_TWICE, SETTLED_UNSENT, ReceivedBook, SentBook, settle
+from loadgen.ledger import SETTLED_TWICE, SETTLED_UNSENT, ReceivedBook, SentBook, explain, settle
 from loadgen.payload import UNKNOWN, Parsed
 
 
@@ -168,6 +168,41 @@ def test_losses_are_told_apart_by_what_was_confirmed() -> None:
     assert (account.lost, account.confirmed_lost, account.unconfirmed_lost) == (5, 3, 2)
     assert account.errors == {"nack": 2, "timeout": 1}
     assert account.examples["lost"] == [(0, 1, 3), (0, 5, 5), (0, 9, 9)]
+
+
+@given(
+    received=st.sets(st.integers(0, 59)),
+    failed=st.sets(st.integers(40, 59)),
+    dropped=st.sets(st.integers(0, 59)),
+    expired=st.sets(st.integers(0, 59)),
+    rejected=st.sets(st.integers(0, 59)),
+)
+def test_dead_letters_are_neither_lost_nor_missing(
+    received: set[int], failed: set[int], dropped: set[int], expired: set[int], rejected: set[int]
+) -> None:
+    """Every message nobody received is lost, dropped, expired or failed; those rejected were received first."""
+    expired, rejected = expired - dropped, rejected & received
+    sent = sent_book(60, confirmed=False)
+    sent.confirmed(np.array(sorted(set(range(60)) - failed), np.int64))
+    sent.failed(np.array(sorted(failed), np.int64), "nack")
+    sent.due = range(10, 50)
+    book = receive(ReceivedBook("0"), [Message(0, seq) for seq in sorted(received)])
+    dead = {
+        reason: [receive(ReceivedBook("0"), [Message(0, seq) for seq in sorted(seqs)])]
+        for reason, seqs in (("maxlen", dropped), ("expired", expired), ("rejected", rejected))
+    }
+    account = settle([sent], [book], dead, refusing=True)
+    unheard = set(range(60)) - received - failed
+    lost = unheard - dropped - expired
+    assert account.dead_lettered == {"maxlen": len(dropped), "expired": len(expired), "rejected": len(rejected)}
+    assert (account.dropped_by_limit, account.expired) == (len(unheard & dropped), len(unheard & expired))
+    assert (account.lost, account.confirmed_lost, account.received) == (len(lost), len(lost), len(received))
+    assert account.missing == len([seq for seq in lost if 10 <= seq < 50])
+    # Without dead letters the broker's own counts tell as much, but of which messages.
+    counted = settle([sent], [book], refusing=True)
+    explain(counted, {"maxlen": account.dropped_by_limit, "expired": account.expired})
+    assert (counted.lost, counted.confirmed_lost) == (account.lost, account.confirmed_lost)
+    assert (counted.dropped_by_limit, counted.expired) == (account.dropped_by_limit, account.expired)
 
 
 def test_without_confirms_nothing_is_acked() -> None:

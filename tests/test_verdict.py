@@ -72,6 +72,26 @@ TABLE = [
     ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 99_999}, False),
     ("loss", {"consumers": 0, "received": 0}, None),
     ("loss", {"consumers": 0, "received": 0, "stored": 5, "durability": "none", "acked": None}, True),
+    ("loss", {"consumers": 0, "received": 0, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 400}, True),
+    ("loss", {"consumers": 0, "received": 0, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 399}, False),
+    ("queue limits", {}, True),
+    ("queue limits", {"limited": True, "dropped_by_limit": 0, "expired": 0}, True),
+    ("queue limits", {"limited": True, "dropped_by_limit": 90_000, "expired": 3}, True),
+    ("queue limits", {"limited": True}, None),
+    ("dead letters", {}, True),
+    ("dead letters", {"dead_lettered": {"rejected": 5, "maxlen": 9}, "failed_deliveries": {"rejected": 5}}, True),
+    ("dead letters", {"dead_lettered": {"rejected": 4}, "failed_deliveries": {"rejected": 5}}, False),
+    ("dead letters", {"dead_lettered": {"rejected": 0}, "failed_deliveries": {"rejected": 5}, "drained": False}, True),
+    (
+        "dead letters",
+        {"dead_lettered": {"delivery_limit": 2}, "failed_deliveries": {"failed": 6}, "delivery_limit": 2},
+        True,
+    ),
+    (
+        "dead letters",
+        {"dead_lettered": {"delivery_limit": 2}, "failed_deliveries": {"failed": 7}, "delivery_limit": 2},
+        None,
+    ),
     ("loss", {"lost": 9, "durability": "none", "acked": None}, True),
     ("loss", {"lost": 9, "durability": "none", "acked": None, "drained": False}, None),
     ("drained", {}, True),
@@ -205,6 +225,15 @@ def test_each_checker_tells_true_false_and_unknown_apart(
     check = found(name, **changes)
     assert check.passed is passed
     assert check.reason
+
+
+def test_what_limits_did_is_told_where_nothing_is_wrong() -> None:
+    """A full queue that refuses or drops leaves a trial valid: the verdict says what happened, and what bounded it."""
+    seen = {"limited": True, "dropped_by_limit": 700, "expired": 0, "refused_by_limit": 300, "errors": {"nack": 300}}
+    judged = judge(facts(**{**OPEN, **seen, "goodput_msgs_per_s": 9_000}))
+    assert judged.status == "valid"
+    assert any("700 dropped by a full queue, 300 refused by a full queue" in each for each in judged.reasons)
+    assert (judged.bound_by, judge(facts(**{**seen, "refused_by_limit": None})).status) == ("broker", "unknown")
 
 
 def test_every_checker_is_in_the_table() -> None:

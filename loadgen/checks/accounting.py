@@ -52,8 +52,42 @@ def _loss_unconsumed(facts: Facts) -> Check:
         return Check("loss", None, "nobody consumed, and the broker did not tell what it holds")
     if facts.durability == "none" or facts.acked is None:
         return Check("loss", True, f"nobody consumed: the broker holds {held:,} of {facts.sent:,} sent")
+    gone = (facts.dropped_by_limit or 0) + (facts.expired or 0) if facts.stored is None else 0
     text = f"nobody consumed: the broker holds {held:,} of {facts.acked:,} confirmed messages"
-    return Check("loss", held >= facts.acked, text)
+    text += f", its queue's limits removed {gone:,}" if gone else ""
+    return Check("loss", held + gone >= facts.acked, text)
+
+
+def check_limits(facts: Facts) -> Check:
+    """What a full queue drops or refuses, and what expires, is neither lost nor wrong: the scenario asks for it."""
+    name = "queue limits"
+    if not facts.limited:
+        return Check(name, True, "the queue has none")
+    if facts.dropped_by_limit is None:
+        return Check(name, None, "the broker does not tell what it removed")
+    found = {
+        "dropped by a full queue": facts.dropped_by_limit,
+        "expired": facts.expired,
+        "refused by a full queue": facts.refused_by_limit,
+    }
+    text = ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
+    return Check(name, True, f"{text}: as its limits say, of {facts.sent:,} sent" if text else "none was reached")
+
+
+def check_dead_letters(facts: Facts) -> Check:
+    """Each message that consumers rejected, or that failed too often, came to the dead-letter queue, and no other."""
+    name = "dead letters"
+    found = {reason: count for reason, count in facts.dead_lettered.items() if count is not None}
+    if not found:
+        return Check(name, True, "there is no dead-letter queue")
+    text = ", ".join(f"{count:,} {reason}" for reason, count in found.items() if count) or "none"
+    rejected = facts.failed_deliveries.get("rejected") or 0
+    if facts.drained and found.get("rejected", 0) != rejected:
+        return Check(name, False, f"{text}, but consumers rejected {rejected:,}")
+    failed, limit = facts.failed_deliveries.get("failed") or 0, facts.delivery_limit
+    if facts.drained and limit is not None and found.get("delivery_limit", 0) * (limit + 1) != failed:
+        return Check(name, None, f"{text}, but {failed:,} deliveries failed, of {limit + 1} a message")
+    return Check(name, True, text)
 
 
 def check_drained(facts: Facts) -> Check:
@@ -111,5 +145,6 @@ def check_traffic(facts: Facts) -> Check:
 
 def check_errors(facts: Facts) -> Check:
     """Messages refused, or due and never sent, are part of a result but want an explanation before it is used."""
-    seen = [f"{count:,} {name}" for name, count in sorted(facts.errors.items()) if count]
+    expected = {"nack"} if facts.refused_by_limit is not None else set()  # `check_limits` tells of those
+    seen = [f"{count:,} {name}" for name, count in sorted(facts.errors.items()) if count and name not in expected]
     return Check("errors", None if seen else True, ", ".join(seen) or "none")

@@ -184,13 +184,14 @@ class Keeper:
             writer=self._writer,
             progress=lambda _: None,
             gauge=lambda received: gauge.gauge(target, received),
+            token=secrets.randbits(32),
         )
         about = {
             "versions": versions(trial.driver, endpoint.version),
             "started_utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "broker_configuration": admin.effective(target),
         }
-        running = Running(trial, target, admin, gauge, live, about, secrets.randbits(32))
+        running = Running(trial, target, admin, gauge, live, about, live.token)
         self._running, self._pids = running, pids
         return {"id": trial.id, "common": self._common(running)}
 
