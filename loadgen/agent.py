@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from loadgen.backlog import Backlog
 from loadgen.board import Board, Cell
 from loadgen.driver import Retrying
+from loadgen.membership import Membership
 from loadgen.payload import Payloads
 from loadgen.recorder import Recorder
 from loadgen.think import Think
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
     from pathlib import Path
 
@@ -71,6 +74,12 @@ class AgentSpec:
     """How long a consumer works on each message."""
     shared: bool = False
     """Producers come and go while the trial runs: an open loop's part of the rate is what the board says."""
+    backlog: Backlog = field(default_factory=Backlog)
+    """What producers write before the trial begins; consumers connect when it does."""
+    membership: Membership = field(default_factory=Membership)
+    """When this consumer joins and leaves, and the moments around which all consumers note their deliveries."""
+    comes_and_goes: bool = False
+    """Whether that is this consumer."""
     ramp_s: float | None = None
     """How long a ramp takes where that is not warm-up and window together."""
 
@@ -105,6 +114,27 @@ class Result:
     """(s since the window's begin, CPU s of this process until then), about once a second."""
     blocked_share: float = 0.0
     window_s: float = 0.0
+    drained: Drained | None = None
+    """Of a consumer of a backlog."""
+    deliveries: dict[int, Any] | None = None
+    """Where consumers come or go: when each source delivered (`loadgen.membership.Deliveries`)."""
+
+
+@dataclass(slots=True)
+class Drained:
+    """What a consumer saw of a backlog; moments are monotonic ns, 0 where there was none.
+
+    `opened_ns` is when it began to connect, `first_ns` and `last_ns` when its first and its last message came,
+    `backlog_ns` when its last one of the backlog did, of which it received `backlog_msgs`. `firsts` has the first
+    message of each source: (offset or None, producer, sequence number).
+    """
+
+    opened_ns: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+    backlog_ns: int = 0
+    backlog_msgs: int = 0
+    firsts: dict[int, tuple[int | None, int, int]] = field(default_factory=dict)
 
 
 class StoppedError(Exception):
@@ -179,14 +209,18 @@ class Agent:
         self._next_report_ns = 0
         self._fleet = multiprocessing.parent_process()
 
-    def begin(self, kinds: tuple[str, ...]) -> None:
-        """Say that this agent is ready, and wait for the fleet's start; raises StoppedError where that never comes."""
+    def begin(self, kinds: tuple[str, ...], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Say that this agent is ready, and wait for the fleet's start; raises StoppedError where that never comes.
+
+        `meanwhile` is called again and again until then.
+        """
         self.pipe.send(("ready", self.spec.name))
         while (start_ns := self.board.ordered(Cell.START_NS)) == 0:
             self.row[Cell.HEARTBEAT_NS] = time.monotonic_ns()
             self._leave_if_orphaned()
             if self.must_end(Cell.STOP_PRODUCING) or self.must_end(Cell.STOP_CONSUMING):
                 raise StoppedError
+            meanwhile()
             time.sleep(0.002)
         self.clock = Clocked(self.spec, start_ns)
         self.recorder = Recorder(kinds, self.clock.window_start_ns)

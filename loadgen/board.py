@@ -33,6 +33,7 @@ class Cell(IntEnum):
     ERRORS = 11  # messages that were refused, or came damaged
     FAILED_REQUESTS = 12  # what a client tries again by itself, such as a fetch that was refused
     AGAIN = 13  # received again, of messages that consumers hand back on purpose; not in RECEIVED
+    BACKLOG = 14  # in the fleet's row: the part of the backlog that producers are to write; in theirs: which is written
     FIRST_SHARE = 16  # … of which the last are in this cell and those after it, in turn
 
 
@@ -71,6 +72,15 @@ class Board:
     def dump_path(self, agent: str) -> Path:
         """Where an agent writes its stack when it is asked to."""
         return self.path.with_name(f"{self.path.name}.{agent}")
+
+    def leave(self, text: str) -> None:
+        """Leave a note to the agents, which they read once they are started."""
+        self.path.with_name(f"{self.path.name}.note").write_text(text)
+
+    def note(self) -> str:
+        """What was left; empty where nothing was."""
+        path = self.path.with_name(f"{self.path.name}.note")
+        return path.read_text() if path.exists() else ""
 
     def order(self, cell: Cell, value: int = 1) -> None:
         """Set one of the fleet's commands."""

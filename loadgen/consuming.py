@@ -6,9 +6,10 @@ since a check costs as much for one message as for fifty; large ones are checked
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,17 +24,20 @@ from loadgen.agent import (
     POLL_S,
     SECOND_NS,
     Agent,
+    Drained,
 )
 from loadgen.board import Cell
-from loadgen.driver import Failing, Rebalancing, redelivers
+from loadgen.driver import Failing, Rebalancing, redelivers, start_of
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
+from loadgen.membership import Deliveries
 from loadgen.think import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from loadgen.driver import Bool, Consumer, Int64, Received, UInt8
+    from loadgen.payload import Parsed
 
 LARGE_MSGS = 128  # from here on, a batch is checked at once
 THINK_SEED = 0x7468696E6B
@@ -62,8 +66,11 @@ class ConsumerAgent(Agent):
     def run(self) -> None:
         """Connect, wait for the start, and receive until the fleet says that it is over."""
         spec = self.spec
-        consumer = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
-        self.client = consumer
+        self.consumer: Consumer | None = None
+        if not spec.backlog.msgs and not self._joins_late:
+            self.consumer = self.client = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
+        self.drained = Drained() if spec.backlog.msgs else None
+        self.positions: dict[int, int | None] = {}
         self.row[Cell.SUBSCRIBER] = spec.target.subscriber
         self.book = ReceivedBook(str(spec.target.subscriber))
         self.received = self.again = 0
@@ -74,6 +81,7 @@ class ConsumerAgent(Agent):
         if spec.think.mean_ms:
             self.worker = Worker(spec.think, [spec.seed, THINK_SEED, spec.target.subscriber, spec.index])
         naps = not self.open_loop and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS and self.worker is None
+        naps = naps and self.drained is None
         self.nap_below_msgs = max(1, int(NAP_BELOW_BYTES / self.payloads.mean_size_bytes)) if naps else 0
         self.nap_s = 0.0
         self._kept: list[Kept] = []
@@ -84,14 +92,56 @@ class ConsumerAgent(Agent):
         try:
             kinds = ("e2e", "e2e_service", "resolution") if self.open_loop else ("e2e_service", "resolution")
             self.begin(kinds)
-            self._receive_all(consumer)
+            watched_ms = spec.membership.watched_ms()
+            self.deliveries = None if watched_ms is None else Deliveries(self.clock.window_start_ns, watched_ms)
+            if (consumer := self.consumer or self._connect()) is not None:
+                self._receive_all(consumer)
             self.keep_books()
+            self._leave_early()
             self.result.received_book = self.book
-            if isinstance(consumer, Failing):
-                self.result.failed = consumer.failed
+            if isinstance(self.client, Failing):
+                self.result.failed = self.client.failed
+            self.result.drained = self.drained
+            self.result.deliveries = None if self.deliveries is None else self.deliveries.by_source
             self.finish()
         finally:
-            consumer.close()
+            if self.consumer is not None:
+                self.consumer.close()
+
+    @property
+    def _joins_late(self) -> bool:
+        return self.spec.comes_and_goes and self.spec.membership.joins_at_s is not None
+
+    def _moment_ns(self, at_s: float | None) -> int:
+        """A moment of the window in monotonic ns; without one, the end of time."""
+        return 1 << 62 if at_s is None else self.clock.window_start_ns + round(at_s * SECOND_NS)
+
+    def _connect(self) -> Consumer | None:
+        """Connect when it is time: with a backlog when the trial begins, else when this one joins; None if never."""
+        spec = self.spec
+        due_ns = self._moment_ns(spec.membership.joins_at_s) if self._joins_late else self.clock.start_ns
+        while (now_ns := time.monotonic_ns()) < due_ns:
+            if self.must_end(Cell.STOP_CONSUMING):
+                return None
+            self.heartbeat(now_ns)
+            time.sleep(min(POLL_S, (due_ns - now_ns) / SECOND_NS))
+        told = json.loads(self.board.note() or "null")
+        target = spec.target if told is None else replace(spec.target, start=start_of(told))
+        if self.drained is not None:
+            self.drained.opened_ns = now_ns
+        self.consumer = self.client = load_driver(spec.driver).consumer(target, spec.index, spec.count)
+        return self.consumer
+
+    def _leave_early(self) -> None:
+        """Of a consumer that left in mid-trial: give up its share, and wait for the end."""
+        if self.must_end(Cell.STOP_CONSUMING):
+            return
+        if self.consumer is not None:
+            self.consumer.close()
+            self.consumer = None
+        while not self.must_end(Cell.STOP_CONSUMING):
+            self.heartbeat(time.monotonic_ns())
+            time.sleep(POLL_S)
 
     def take_events(self) -> list[tuple[str, int, int, str]]:
         """The group's rebalances, which may be what made a second slow."""
@@ -101,7 +151,8 @@ class ConsumerAgent(Agent):
         return [("rebalance", began_ns, ended_ns, text) for began_ns, ended_ns in self.client.take_rebalances()]
 
     def _receive_all(self, consumer: Consumer) -> None:
-        while not self.must_end(Cell.STOP_CONSUMING):
+        leaves_ns = self._moment_ns(self.spec.membership.leaves_at_s if self.spec.comes_and_goes else None)
+        while not self.must_end(Cell.STOP_CONSUMING) and time.monotonic_ns() < leaves_ns:
             before = self.received
             batches = consumer.receive(POLL_S)
             if self.worker is not None:
@@ -167,6 +218,8 @@ class ConsumerAgent(Agent):
         """Count a batch; check it now, or keep a copy for the next bulk."""
         number = len(batch.starts)
         self._spans.append((batch.parsed_ns, batch.parsed_ns - batch.read_ns))
+        if self.drained is not None and batch.source not in self.positions:
+            self.positions[batch.source] = batch.first_position
         if number < LARGE_MSGS:
             self._keep(batch, 0, number, batch.parsed_ns)
             return
@@ -245,6 +298,8 @@ class ConsumerAgent(Agent):
         self.add("received", number)
         size_bytes = sizes * number if isinstance(sizes, int) else int(sizes.sum())
         self.add("received_bytes", size_bytes)
+        if self.deliveries is not None:
+            self.deliveries.note(source, at_ns)
         intended, sent = parsed.intended_ns, parsed.sent_ns
         if not parsed.intact.all():
             damaged = number - int(np.count_nonzero(parsed.intact))
@@ -254,6 +309,12 @@ class ConsumerAgent(Agent):
             intended, sent = intended[parsed.intact], sent[parsed.intact]
             at_ns = at_ns if isinstance(at_ns, int) else at_ns[parsed.intact]
         self._count_in_window(len(intended), size_bytes, at_ns)
+        if self.drained is not None and len(intended):
+            self._note_drained(self.drained, parsed, source, intended, at_ns)
+            # How long a message of the backlog lay there is no response time: nobody was to receive it.
+            is_new = intended >= self.clock.start_ns
+            at_ns = at_ns if isinstance(at_ns, int) else at_ns[is_new]
+            intended, sent = intended[is_new], sent[is_new]
         if not len(intended):
             return
         if self.open_loop:
@@ -261,6 +322,20 @@ class ConsumerAgent(Agent):
             self.recorder.record("e2e_service", intended, at_ns - sent)
         else:
             self.recorder.record("e2e_service", sent, at_ns - sent)
+
+    def _note_drained(self, drained: Drained, parsed: Parsed, source: int, intended: Int64, at_ns: Int64 | int) -> None:
+        """Note the moments of a drain, and the first message of each source."""
+        came_ns = np.broadcast_to(at_ns, len(intended))
+        if source not in drained.firsts:
+            first = int(np.argmax(parsed.intact))
+            place = (int(parsed.producer[first]), int(parsed.seq[first]))
+            drained.firsts[source] = (self.positions.get(source), *place)
+        drained.first_ns = drained.first_ns or int(came_ns[0])
+        drained.last_ns = int(came_ns[-1])
+        of_backlog = np.flatnonzero(intended < self.clock.start_ns)
+        if len(of_backlog):
+            drained.backlog_msgs += len(of_backlog)
+            drained.backlog_ns = int(came_ns[of_backlog[-1]])
 
     def _count_in_window(self, number: int, size_bytes: int, at_ns: Int64 | int) -> None:
         if isinstance(at_ns, int):

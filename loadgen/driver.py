@@ -59,6 +59,14 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Where consumers of a log begin: at `offsets`, by partition, or at the first message of `time_ms` or later."""
+
+    offsets: Mapping[int, int] | None = None
+    time_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where one trial's messages go: a queue or topic of its own on one broker, and the settings of the trial.
 
@@ -75,6 +83,8 @@ class Target:
     group: str = ""
     subscribers: int = 1
     subscriber: int = 0
+    start: Start | None = None
+    """Where consumers begin that have nothing committed or stored yet; None is the beginning."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -88,6 +98,13 @@ class Target:
         assert 0 <= subscriber < self.subscribers, f"no subscriber {subscriber} of {self.subscribers}"
         group = self.groups[subscriber] if self.group else ""
         return replace(self, group=group, subscriber=subscriber)
+
+
+def start_of(told: Mapping[str, Any]) -> Start:
+    """A `Start` from its fields as JSON has them."""
+    offsets = told.get("offsets")
+    known = None if offsets is None else {int(partition): int(offset) for partition, offset in offsets.items()}
+    return Start(known, told.get("time_ms"))
 
 
 def confirms(settings: Mapping[str, Any]) -> bool:
@@ -276,6 +293,15 @@ class Admin(Protocol):
 
     def close(self) -> None:
         """Close; never raises."""
+        ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """What an admin has beside `Admin` if consumers may begin anywhere: topics and streams."""
+
+    def ends(self, target: Target) -> dict[int, int]:
+        """The offset behind the last message of each partition."""
         ...
 
 

@@ -54,7 +54,8 @@ class Facts:
     latency's median and p99 over its value, `resolution` the time from a batch's first byte to its stamp.
     `frequency_fall_share` is by how much the fastest CPU's lowest reading is below its highest, `throttles` how often
     a CPU was slowed down for its heat. `little`, `steady` and `backlog` are findings of the flow over the window:
-    what was found (None: cannot tell) and the reason.
+    what was found (None: cannot tell) and the reason. `drains` is whether a backlog was written first, and `begun`
+    the finding on where consumers began in it; `rebalanced` is whether one of them joined or left in mid-trial.
     """
 
     durability: str
@@ -120,6 +121,9 @@ class Facts:
     little: tuple[bool | None, str] | None = None
     steady: tuple[bool | None, str] | None = None
     backlog: tuple[bool | None, str] | None = None
+    drains: bool = False
+    begun: tuple[bool | None, str] | None = None
+    rebalanced: bool = False
 
     @property
     def removed(self) -> int:
@@ -213,6 +217,8 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         resolution_p99_ns=resolution.get("p99"),
         cpu_cores={name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()},
         producers_held_back_share=record["blocked_share"],
+        drains=record.get("backlog") is not None,
+        rebalanced=record.get("membership") is not None,
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
         **({} if not observer else observed_facts(observer)),
     )

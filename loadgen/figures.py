@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loadgen.drain import replayed_s
 from loadgen.driver import confirms
 from loadgen.ledger import explain, settle
 from loadgen.record import LATENCY_KINDS
@@ -106,7 +107,7 @@ def _cpu_s(result: Result, begin_s: float, end_s: float) -> float:
 def _window_s(trial: Trial, outcome: Outcome, producers: Sequence[Result]) -> float | None:
     """How long the measured window really was; None where no producer lived to tell."""
     if outcome.error is None and not outcome.interrupted:
-        return trial.duration_s
+        return replayed_s(trial, outcome) or trial.duration_s
     return min((result.window_s for result in producers), default=None)
 
 

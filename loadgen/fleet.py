@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,8 @@ READY_S = 60.0  # spawning, importing and connecting take about 1 s on an idle m
 STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself, a flush 1 s
 START_DELAY_S = 0.2
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
+FIRST_S = 30.0  # … and of consumers that connect only now, when nothing has arrived for so long
+BUILD_S = 900.0  # the longest that a backlog may take to be written
 DRAIN_S = 60.0  # … or after this in any case
 AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
 FINISH_S = 45.0
@@ -56,6 +59,9 @@ class Watcher(Protocol):
     def started(self, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
         """All agents are connected; load begins at `start_ns`. `pids` are those of each role."""
 
+    def marked(self, board: Board) -> None:
+        """The part of the backlog that consumers skip is written; nothing is sent until this returns."""
+
     def turned(self, board: Board) -> None:
         """Called about twenty times a second; may raise KeyboardInterrupt or TrialError to end the trial."""
 
@@ -69,6 +75,8 @@ class Outcome:
 
     results: list[Result] = field(default_factory=list)
     start_ns: int = 0
+    build_s: float = 0.0
+    """How long a backlog took to be written and confirmed."""
     drain_s: float = 0.0
     drained: bool = False
     error: str | None = None
@@ -99,6 +107,7 @@ class Fleet:
             self._specs = list(make_specs(board))
             self._spawn()
             self._until(lambda: self._without(self._ready), READY_S, "did not connect", board)
+            self._build(board)
             self._start(board)
             self._drive(board)
         except KeyboardInterrupt:
@@ -130,6 +139,23 @@ class Fleet:
             )
             self._readers.append((reader, here))
             reader.start()
+
+    def _build(self, board: Board) -> None:
+        """Have the producers write a backlog, part by part; consumers come later."""
+        backlog = self._specs[0].backlog
+        for part in range(1, backlog.part_count + 1):
+            began_s = time.monotonic()
+            board.order(Cell.BACKLOG, part)
+            self._until(partial(self._writing, board, part), BUILD_S, "did not write its backlog", board)
+            self.outcome.build_s += time.monotonic() - began_s
+            if part == 1 and backlog.part_count > 1:
+                self.watcher.marked(board)
+
+    def _writing(self, board: Board, part: int) -> list[str]:
+        """The producers that have not written this part of the backlog."""
+        return [
+            spec.name for spec in self._specs if spec.role == "producer" and board.cells[spec.row, Cell.BACKLOG] < part
+        ]
 
     def _start(self, board: Board) -> None:
         start_ns = time.monotonic_ns() + round(START_DELAY_S * SECOND_NS)
@@ -168,18 +194,26 @@ class Fleet:
         began = time.monotonic()
         if any(spec.role == "consumer" for spec in self._specs):
             where = self._specs[0].target
-            target = board.total(Cell.SENT) * where.subscribers
+            target = self._wanted(board)
             patience_s = AGAIN_S if redelivers(where.settings) else 0.0
+            has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
             last, moved = (-1, 0), began
             while time.monotonic() - began < DRAIN_S:
                 seen = received, _ = board.total(Cell.RECEIVED), board.total(Cell.AGAIN)
                 if seen != last:
                     last, moved = seen, time.monotonic()
-                if time.monotonic() - moved >= (patience_s if received >= target else QUIET_S):
+                quiet_s = FIRST_S if has_backlog and not received else QUIET_S
+                if time.monotonic() - moved >= (patience_s if received >= target else quiet_s):
                     break
                 self._turn(board)
             self.outcome.drained = board.total(Cell.RECEIVED) >= target
         self.outcome.drain_s = time.monotonic() - began
+
+    def _wanted(self, board: Board) -> int:
+        """How many messages are to be received by all consumers together."""
+        producers = sum(spec.role == "producer" for spec in self._specs)
+        skipped = self._specs[0].backlog.skipped(producers)
+        return (board.total(Cell.SENT) - skipped) * self._specs[0].target.subscribers
 
     def _until(self, missing: Callable[[], list[str]], timeout_s: float, failing: str, board: Board) -> None:
         """Turn until no agent is missing; those that are when the time is over are named."""

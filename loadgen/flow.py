@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SAMPLE_NS = 45_000_000  # the fleet turns every 50 ms, and more often while agents report
 CUT_SHARE = 0.05  # what is measured too early is left out where it differs by more than repeats do
 CUT_LATENCY_SHARE = 0.5  # … of a number under way, which varies far more than a rate
+CAUGHT_UP_S = 0.1  # two readings of the counters
 FEW_MSGS = 20  # of so few under way every change is chance, and none is a backlog
 GAUGE_SHARE = 0.02  # of the time in the system: as far as counters that batches move may be off (seen: 0.8 %)
 GROWTH_SHARE = 0.01  # a backlog that grows by less than 1 % of the rate is one that the rate's own test allows
@@ -54,8 +55,8 @@ class Settled:
 class Flow:
     """Samples of (monotonic ns, messages sent to all subscribers, messages received), and what follows from them."""
 
-    def __init__(self, subscribers: int = 1) -> None:
-        self._subscribers = subscribers
+    def __init__(self, subscribers: int = 1, skipped: int = 0) -> None:
+        self._subscribers, self._skipped = subscribers, skipped  # so many of those sent nobody is to receive
         self._at_ns, self._sent, self._received = array("q"), array("q"), array("q")
 
     def sample(self, board: Board, now_ns: int) -> None:
@@ -68,7 +69,7 @@ class Flow:
 
     def enter(self, at_ns: int, sent: int, received: int) -> None:
         """Note the counters as they were read at this moment."""
-        self._sent.append(sent * self._subscribers)
+        self._sent.append((sent - self._skipped) * self._subscribers)
         self._received.append(received)
         self._at_ns.append(at_ns)
 
@@ -120,6 +121,18 @@ class Flow:
             "slope_msgs_per_s": {"estimate": trend.per_s, "low": trend.low, "high": trend.high},
             "samples": len(at_s),
         }
+
+    def caught_up_ns(self, begin_ns: int, end_ns: int, offered_msgs_per_s: float) -> int | None:
+        """The first moment at which no more was under way than comes in `CAUGHT_UP_S`; None: never before the end."""
+        at_s, sent, received = self.between(begin_ns, end_ns)
+        few = max(FEW_MSGS, CAUGHT_UP_S * offered_msgs_per_s) * self._subscribers
+        reached = np.flatnonzero((sent - received <= few) & (received > 0))
+        return begin_ns + round(float(at_s[reached[0]]) * SECOND_NS) if len(reached) else None
+
+    def received_by(self, begin_ns: int, end_ns: int) -> int:
+        """How many messages had been received when the counters were last read before the end."""
+        received = self.between(begin_ns, end_ns + 1)[2]
+        return int(received[-1]) if len(received) else 0
 
     def little(self, record: Mapping[str, Any], begin_ns: int) -> tuple[bool | None, str]:
         """Whether Little's law holds between this gauge, the rate and the mean service time; None: cannot tell."""

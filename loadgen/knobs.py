@@ -6,12 +6,14 @@ the default that stands here. Class and knob may not contradict each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from loadgen import kafka_knobs, rabbitmq_knobs, stream_knobs
+from loadgen import backlog, kafka_knobs, membership, rabbitmq_knobs, stream_knobs
+from loadgen.backlog import Backlog
 from loadgen.errors import ScenarioError
+from loadgen.membership import Membership
 from loadgen.think import Think
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ class Point:
     swept: Settings = field(default_factory=dict)
     subscribers: int = 1
     think: Think = field(default_factory=Think)
+    backlog: Backlog = field(default_factory=Backlog)
+    membership: Membership = field(default_factory=Membership)
 
 
 def points(scenario: Scenario) -> Iterator[Point]:
@@ -96,6 +100,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         "subscribers": scenario.subscribers,
         "think_ms": scenario.think_ms,
         "think": scenario.think,
+        **{name: getattr(scenario, name) for name in (*backlog.SIZES, "start_from", "joins_at_s", "leaves_at_s")},
     }
     if scenario.rate.fractions is not None:
         shared["fraction"] = scenario.rate.fractions
@@ -122,7 +127,9 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             swept={name: chosen[name] for name in swept_names},
             subscribers=chosen["subscribers"],
             think=Think(chosen["think"], chosen["think_ms"]),
+            membership=membership.membership_of(chosen),
         )
+        point = replace(point, backlog=backlog.backlog_of(chosen, point.rate, point.message))
         _refuse_unfit(point)
         yield point
 
@@ -148,6 +155,8 @@ def _refuse_unfit(point: Point) -> None:
             f"subscribers = {point.subscribers}: with consumers = {point.consumers} each, more than {MAX_PROCESSES} "
             "processes; expected fewer"
         )
+    backlog.refuse_unseekable(point.broker, point.driver, point.settings, point.backlog)
+    membership.refuse_ungrouped(point.broker, point.driver, point.settings, point.membership)
     if point.broker == "kafka":
         kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     elif point.driver == stream_knobs.DRIVER:

@@ -22,6 +22,8 @@ over both:
   it counts if its first copy was late in each of them.
 * reordered_redelivery: copies flagged as redelivered that came late in the same sense.
 * corrupted: received, but some byte is not as it was sent (or the message is of another run).
+* early: copies of messages that consumers were to skip, since they begin behind them; none of these is lost.
+* begun: producers whose first message behind those came; what consumers get first is the right one.
 * foreign: intact, but of a producer that is not in the books or of a number that it never sent.
 * due: intended inside the measured window, None in a closed loop. missing: of those, never sent, or never
   received intact by some group, or never confirmed although the trial has confirms: there is no latency of
@@ -85,6 +87,7 @@ class SentBook:
         self.failed_bits = BitCounts()
         self.resent_bits = BitCounts()
         self.resends_known = True
+        self.skipped = 0  # so many messages consumers skip: they begin behind them
         self.due: range | None = None  # the messages that are intended inside the measured window
 
     def sent(self, count: int) -> None:
@@ -243,6 +246,8 @@ class Account:
     reordered_redelivery: int = 0
     corrupted: int = 0
     foreign: int = 0
+    early: int = 0
+    begun: int = 0
     due: int | None = None
     missing: int | None = None
     dropped_by_limit: int = 0
@@ -328,13 +333,21 @@ def _add_sent(account: Account, books: list[SentBook]) -> None:
 def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook], removed: Removed) -> None:
     """Add one producer's messages as one group of consumers received them."""
     producer = sent.producer
+    account.begun += _has(books, producer, sent.skipped) if sent.skipped < sent.sent_count else 0
     page_count = -(-sent.sent_count // PAGE_BITS)
     beyond = {page for book in books for page in book.copies[producer].pages if page >= page_count}
     for page in [*range(page_count), *sorted(beyond)]:
         sent_here = min(PAGE_BITS, max(0, sent.sent_count - page * PAGE_BITS))
         full = sum(book.copies[producer].is_full_once(page) for book in books)
         absent = sum(book.copies[producer].is_empty(page) for book in books)
-        if sent_here == PAGE_BITS and full == 1 and absent == len(books) - 1 and _in_order(books, producer, page):
+        is_wanted = page * PAGE_BITS >= sent.skipped
+        if (
+            is_wanted
+            and sent_here == PAGE_BITS
+            and full == 1
+            and absent == len(books) - 1
+            and _in_order(books, producer, page)
+        ):
             account.distinct += PAGE_BITS
             continue
         _settle_page(account, sent, books, removed, page, sent_here)
@@ -364,6 +377,12 @@ def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]], *, refusi
     return missing
 
 
+def _has(books: Sequence[ReceivedBook], producer: int, seq: int) -> bool:
+    """Whether one of the consumers received this message."""
+    wanted = np.array([seq], np.int64)
+    return any(bool(book.copies[producer].contains(wanted)[0]) for book in books)
+
+
 def _in_order(books: Sequence[ReceivedBook], producer: int, page: int) -> bool:
     return all(book.late[producer].is_empty(page) for book in books)
 
@@ -381,7 +400,9 @@ def _settle_page(
         flagged += book.flagged[producer].counts_of(page)
         late += book.late[producer].counts_of(page)
     account.foreign += int(copies[sent_here:].sum())
-    copies, flagged, late, holders = (each[:sent_here] for each in (copies, flagged, late, holders))
+    skipped_here = min(sent_here, max(0, sent.skipped - page * PAGE_BITS))
+    account.early += int(copies[:skipped_here].sum())
+    copies, flagged, late, holders = (each[skipped_here:sent_here] for each in (copies, flagged, late, holders))
     received = copies > 0
     extra = np.where(received, copies - 1, 0)
     account.distinct += int(received.sum())
@@ -390,11 +411,11 @@ def _settle_page(
     account.dup_redelivery += redelivery
     others = extra - np.minimum(flagged, extra)
     if sent.resends_known:
-        others = np.minimum(others, sent.resent_bits.counts_of(page)[:sent_here])
+        others = np.minimum(others, sent.resent_bits.counts_of(page)[skipped_here:sent_here])
     account.dup_resend += int(others.sum())
     account.out_of_order += int((received & (late == holders)).sum())
-    confirmed = sent.confirmed_bits.counts_of(page)[:sent_here] > 0
-    failed = sent.failed_bits.counts_of(page)[:sent_here] > 0
+    confirmed = sent.confirmed_bits.counts_of(page)[skipped_here:sent_here] > 0
+    failed = sent.failed_bits.counts_of(page)[skipped_here:sent_here] > 0
     # Settled both ways (an error of its own): the confirmation is a promise, so that a loss shows.
     lost = ~received & (confirmed | ~failed)
     for reason, holders_of in removed.items():
@@ -406,7 +427,7 @@ def _settle_page(
     account.confirmed_lost += int((lost & confirmed).sum())
     account.unconfirmed_lost += int((lost & ~confirmed).sum())
     for name, which in (("lost", lost), ("duplicated", extra > 0)):
-        begin = page * PAGE_BITS
+        begin = page * PAGE_BITS + skipped_here
         _extend(
             account.examples[name],
             [(producer, begin + first, begin + last) for first, last in ranges_of(which, MAX_EXAMPLES + 1)],

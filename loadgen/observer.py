@@ -45,6 +45,7 @@ __all__ = ["Observations", "Observer"]
 OWN_GROUP = "loadgen"  # the process that observes, steers and writes: neither client nor broker nor "other"
 AGENT_GROUPS = ("producers", "consumers")
 WATCH_INTERVAL_S = 5.0
+ASKED_INTERVAL_NS = 1_000_000_000  # at the least between two questions whose answer costs the broker something
 STOP_TIMEOUT_S = 5.0
 
 
@@ -219,7 +220,7 @@ class Observer:
         work: list[tuple[str, Callable[[], None], int]] = [("sampler", self._sample, self._interval_ns)]
         work.append(("watch", self._watch, self._watch_interval_ns))
         if self._memory_reader is not None:
-            work.append(("memory", self._ask_memory, self._interval_ns))
+            work.append(("memory", self._ask_memory, max(self._interval_ns, ASKED_INTERVAL_NS)))
         if self._gauge is not None:
             work.append(("depth", self._ask_depth, self._interval_ns))
         for name, step, interval_ns in work:

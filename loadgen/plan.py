@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
+from loadgen.backlog import PLACES, Backlog
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import Point, has_keys, points
+from loadgen.membership import Membership
 from loadgen.scenario import Rate
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.think import Think
@@ -54,6 +56,8 @@ PROFILES = {
 
 # Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 1.5 to 3 s).
 OVERHEAD_S = 2.5
+# How fast a backlog is written, at the least that was seen on two shared cores with messages of 1 KiB.
+WRITTEN_MSGS_PER_S = {"rabbitmq": 15_000, "stream": 150_000, "kafka": 200_000}
 BINDING_S = 0.001  # each is one entry in RabbitMQ's log of metadata (measured)
 # A capacity search: about so many short trials before the one of full length (docs/method.md).
 SEARCH_PROBES = 7
@@ -102,11 +106,20 @@ class Trial:
     subscribers: int = 1
     """How many receive every message; `consumers` is the number of each of them."""
     think: Think = field(default_factory=Think)
+    backlog: Backlog = field(default_factory=Backlog)
+    """What is written before consumers begin and the window with them; there is no warm-up then."""
+    membership: Membership = field(default_factory=Membership)
+    """When the last consumer of each subscriber joins and leaves."""
 
     @property
     def all_consumers(self) -> int:
         """The consumer processes of all subscribers."""
         return self.subscribers * self.consumers
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether a backlog is all there is: producers stop when it is written."""
+        return self.backlog.msgs > 0 and not self.rate.is_open_loop
 
     @property
     def capacity_key(self) -> str:
@@ -122,17 +135,20 @@ class Trial:
         copies = self.subscribers if kept == "rabbitmq" else 1
         rate = self.rate.msgs_per_s
         assert not isinstance(rate, list), "a plan's trials have one rate each"
-        if rate is None:
+        if self.is_replay:
+            stored = 0.0
+        elif rate is None:
             stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
         else:
             stored = copies * max(rate, self.rate.to_msgs_per_s or 0)
-        return stored * size * (self.warmup_s + self.duration_s)
+        return (stored * (self.warmup_s + self.duration_s) + copies * self.backlog.msgs) * size
 
     @property
     def overhead_s(self) -> float:
         """Roughly how long it takes beside its warm-up and its window, in seconds."""
         bindings: int = self.subscribers * self.settings.get("queues", 1) * self.settings.get("bindings", 1)
-        return OVERHEAD_S + BINDING_S * bindings
+        kept = "stream" if self.driver == "stream" else self.broker
+        return OVERHEAD_S + BINDING_S * bindings + self.backlog.msgs / WRITTEN_MSGS_PER_S[kept]
 
     @property
     def ceiling_s(self) -> float:
@@ -185,7 +201,11 @@ def _described(trial: Trial) -> str:
         return f"capacity search{objective} within {trial.search_budget_s:g} s"
     if rate.fractions is not None:
         return f"{rate.fractions[0]:.0%} of its capacity"
-    return "as fast as it goes" if rate.msgs_per_s is None else f"{rate.kind} {rate.msgs_per_s:g}/s"
+    rated = "as fast as it goes" if rate.msgs_per_s is None else f"{rate.kind} {rate.msgs_per_s:g}/s"
+    if not trial.backlog.msgs:
+        return rated
+    backlog = f"a backlog of {trial.backlog.msgs:,} from its {PLACES[trial.backlog.start_from]}"
+    return backlog if trial.is_replay else f"{backlog}, {rated}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,12 +395,21 @@ def _shared(point: Point) -> tuple[Any, ...]:
         point.consumers,
         point.subscribers,
         point.think,
+        point.backlog,
+        point.membership,
     )
 
 
 def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed: int) -> Trial:
     warmup_s = profile.warmup_s if scenario.warmup_s is None else scenario.warmup_s
     duration_s = profile.duration_s if scenario.duration_s is None else scenario.duration_s
+    point.membership.refuse_unfit(duration_s)
+    if point.backlog.msgs:
+        if scenario.warmup_s:
+            raise ScenarioError(
+                f"warmup_s = {scenario.warmup_s:g}: with a backlog the window begins when its consumers do; expected 0"
+            )
+        warmup_s = 0.0
     return Trial(
         id=f"{_identity(scenario.name, point.broker, point.driver, point.swept)}/{repeat}",
         scenario=scenario.name,
@@ -395,6 +424,8 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
         consumers=point.consumers,
         subscribers=point.subscribers,
         think=point.think,
+        backlog=point.backlog,
+        membership=point.membership,
         repeat=repeat,
         seed=_seed(scenario, repeat, seed),
         warmup_s=warmup_s,

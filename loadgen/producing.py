@@ -14,6 +14,7 @@ from loadgen.drivers import load_driver
 from loadgen.ledger import SentBook
 from loadgen.pacer import make_pacer
 from loadgen.shares import AHEAD_MS, MS_NS, Changing, Share
+from loadgen.writing import Writing
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -46,6 +47,7 @@ class ProducerAgent(Agent):
         self.retired_ns = 0
         self._late_orders: list[tuple[str, int, int, str]] = []
         self.sent = 0
+        self.base = 0  # how many of them were written before the trial began: a backlog
         settings = spec.target.settings
         self.confirms = confirms(settings)
         self.book = SentBook(spec.index, confirms=self.confirms)
@@ -72,15 +74,21 @@ class ProducerAgent(Agent):
         self._unbooked: list[Settled] = []
         self._unbooked_msgs = 0
         self._lags: list[tuple[Int64, int]] = []
-        self._booked_sent = 0
+        self.booked_sent = 0
         self._booked_ns = 0
 
     def run(self) -> None:
         """Connect, wait for the start, send until the trial's time is over, and wait for the last confirmation."""
         producer = self.client = self.driver.producer(self.spec.target, self.payloads)
         try:
-            self.begin(("ack", "ack_service", "schedule_lag", "e2e") if self.open_loop else ("ack_service",))
-            self._send_all(producer)
+            kinds = ("ack", "ack_service", "schedule_lag", "e2e") if self.open_loop else ("ack_service",)
+            writing = Writing(self, producer)
+            self.begin(kinds, writing.turn)
+            self.base = self.booked_sent = self.sent
+            if self.base and not self.open_loop:  # a replay: all is written
+                self.result.due = self.sent
+            else:
+                self._send_all(producer)
             self._flush(producer)
             self.keep_books()
             if isinstance(producer, Resending):
@@ -190,6 +198,7 @@ class ProducerAgent(Agent):
         """
         clock = self.clock
         before = self.pacer.due(clock.window_start_ns - 1 - clock.start_ns) if self.spec.warmup_s else 0
+        before += self.base
         self.book.due = range(min(before, due), due)
         receivers = self.spec.target.subscribers if self.spec.consumers else 0
         kinds = ["schedule_lag"] + ["ack"] * self.confirms + ["e2e"] * receivers
@@ -202,14 +211,14 @@ class ProducerAgent(Agent):
         """How many messages should have been sent by now; also after the end, what was due before it."""
         clock = self.clock
         if self.open_loop:
-            return self.pacer.due(min(now_ns, clock.window_end_ns - 1) - clock.start_ns)
+            return self.base + self.pacer.due(min(now_ns, clock.window_end_ns - 1) - clock.start_ns)
         return self.sent + (self._allowed(now_ns) if now_ns < clock.window_end_ns else 0)
 
     def _wait_s(self, due: int, now_ns: int) -> float:
         """How long to wait for confirmations: until the next message is due, or a moment where room is what lacks."""
         if not self.open_loop or due > self.sent:
             return UNCONFIRMED_POLL_S if not self.confirms else WORK_POLL_S if self.awaits_work else POLL_S
-        next_ns = self.clock.start_ns + self.pacer.next_due_ns(self.sent)
+        next_ns = self.clock.start_ns + self.pacer.next_due_ns(self.sent - self.base)
         return min(POLL_S, max(0.0, (min(next_ns, self.clock.window_end_ns) - now_ns) / SECOND_NS))
 
     def _allowed(self, now_ns: int) -> int:
@@ -230,7 +239,7 @@ class ProducerAgent(Agent):
         return max(0, (window - unseen) // self.spec.count)
 
     def _intended(self, first: int, number: int) -> Int64:
-        offsets = self.pacer.intended(first, number)
+        offsets = self.pacer.intended(first - self.base, number)
         assert offsets is not None, "only an open loop has intended times"
         return offsets + self.clock.start_ns
 
@@ -272,10 +281,10 @@ class ProducerAgent(Agent):
 
     def keep_books(self) -> None:
         """Record the confirmations and lags that have gathered."""
-        gained = self.sent - self._booked_sent
+        gained = self.sent - self.booked_sent
         self.book.sent(gained)
         self.add("sent", gained)
-        self._booked_sent = self.sent
+        self.booked_sent = self.sent
         if self._lags:
             intended = np.concatenate([times for times, _ in self._lags])
             sent = np.repeat([at_ns for _, at_ns in self._lags], [len(times) for times, _ in self._lags])

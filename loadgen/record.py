@@ -14,7 +14,8 @@ LATENCY_KINDS = ("e2e", "ack", "e2e_service", "ack_service", "schedule_lag")
 # What a trial's record holds when nobody says otherwise: every field is there, and null is unknown.
 _NULL_FIELDS = (
     "scenario", "broker", "driver", "driver_kind", "durability", "repeat", "seed", "message", "rate",
-    "producers", "consumers", "think", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
+    "producers", "consumers", "think", "membership", "backlog",
+    "rebalances", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from loadgen.backlog import MAX_MSGS, StartFrom
 from loadgen.kafka_part import Kafka
 from loadgen.knobs import MAX_PROCESSES, has_keys, points
 from loadgen.part import Millis, Part, Sweep
@@ -236,9 +237,15 @@ class Rate(Part):
 
 _Think = Literal["fixed", "exponential"]
 Knobs = RabbitMQ | Kafka
+_BacklogMsgs = Annotated[int, Field(ge=2, le=MAX_MSGS)]
+_BacklogBytes = Annotated[int, Field(ge=1, le=1 << 50)]
+_Seconds = Annotated[float, Field(ge=0, le=86_400)]
 _Processes = Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
 _Producers = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 _Subscribers = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+
+
+PHASES = ("backlog_msgs", "backlog_bytes", "backlog_s", "joins_at_s", "leaves_at_s")
 
 
 class Scenario(Part):
@@ -259,6 +266,20 @@ class Scenario(Part):
     """How long a consumer works on each message before it acknowledges it, on average; a batch of n takes n times."""
     think: _Think | Sweep[_Think] = "fixed"
     """Whether each message takes as long, or exponentially distributed times with that mean."""
+    backlog_msgs: _BacklogMsgs | Sweep[_BacklogMsgs] | None = None
+    """Messages that are written, as fast as it goes, before consumers begin; then producers go on at the rate, or, with
+    Rate.saturate(), stop: a replay."""
+    backlog_bytes: _BacklogBytes | Sweep[_BacklogBytes] | None = None
+    """The same by size: as many messages as come to so many bytes."""
+    backlog_s: _Seconds | Sweep[_Seconds] | None = None
+    """The same by time: as many messages as the rate offers while consumers are away for so many seconds."""
+    start_from: StartFrom | Sweep[StartFrom] = "beginning"
+    """Where in the backlog consumers begin: Kafka and streams seek to the offset or the time of its middle, or to its
+    end; a queue has its beginning only."""
+    joins_at_s: _Seconds | Sweep[_Seconds] | None = None
+    """When the last consumer joins, in s since the measured window began; None: before it, with the others."""
+    leaves_at_s: _Seconds | Sweep[_Seconds] | None = None
+    """When the last consumer leaves; None: at the end, with the others."""
     durability: Durability | Sweep[Durability] = Durability.BROKER
     rabbitmq: RabbitMQ | None = None
     kafka: Kafka | None = None
@@ -279,6 +300,11 @@ class Scenario(Part):
         if self.message.keys and not any(has_keys(each.broker, each.settings) for each in found):
             raise ValueError(f"message.keys = {self.message.keys}: one RabbitMQ queue has no use for keys; expected 0")
         return self
+
+    @property
+    def phased_by(self) -> str | None:
+        """The knob that gives its trials phases, which only our own fleet keeps; None where they have none."""
+        return next((knob for knob in PHASES if getattr(self, knob) is not None), None)
 
     def locust_users(self) -> dict[str, type]:
         """Locust user classes for this scenario while Locust is loading the file, else nothing."""

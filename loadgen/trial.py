@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.agent import SECOND_NS, AgentSpec, Report
 from loadgen.board import Board, Cell
+from loadgen.drain import begun_right, drained, mark
 from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import LoadgenError, TrialError
@@ -20,6 +22,7 @@ from loadgen.fleet import Fleet, Outcome
 from loadgen.flow import Flow, Settled, is_growing
 from loadgen.histogram import Histogram
 from loadgen.host import disk_free
+from loadgen.membership import rebalances
 from loadgen.observer import Observer
 from loadgen.payload import Payloads
 from loadgen.removals import Removals, removals_of, removed_msgs
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 MIN_FREE_BYTES = 1 << 30  # below this a trial is stopped, before the brokers are harmed
 PROGRESS_EVERY_S = 0.5
+DRAIN_INTERVAL_S = 0.25  # how often the observer looks where a backlog is drained, which may take a second only
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
 COUNTED = {
@@ -82,12 +86,14 @@ class Live:
     errors: dict[str, int] = field(default_factory=dict)
     second: Histogram = field(default_factory=Histogram)
     shown: str = ""
+    mark: Callable[[], Record | None] = lambda: None
+    """Where consumers are to begin, once what they skip is written."""
     _shown_s: float = 0.0
     _counts: tuple[float, int] = (0.0, 0)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # a scrape comes from another thread
 
     def __post_init__(self) -> None:
-        self.flow = Flow(self.trial.subscribers)
+        self.flow = Flow(self.trial.subscribers, self.trial.backlog.skipped(self.trial.producers))
 
     def started(self, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
         """All agents are connected: watch them and the broker from the start on."""
@@ -97,8 +103,15 @@ class Live:
             begun = {**describe(self.trial), "window_s": self.trial.duration_s}
             self.hlog_start_s = self.writer.begin_trial(begun, started_s=time.time() + window_in_s)
         groups = {**pids, "broker": self.endpoint.pids}
-        self.observer = Observer(groups, self.endpoint, gauge=lambda: self.gauge(self.received), counts=self.counts)
+        interval_s = DRAIN_INTERVAL_S if self.trial.backlog.msgs else 1.0
+        self.observer = Observer(
+            groups, self.endpoint, interval_s, gauge=lambda: self.gauge(self.received), counts=self.counts
+        )
         self.observer.start(start_ns)
+
+    def marked(self, board: Board) -> None:
+        """Tell consumers where to begin."""
+        board.leave(json.dumps(self.mark()))
 
     def reported(self, report: Report) -> None:
         """Keep an agent's second: merged for the record (first: a disk may be full), and on disk at once."""
@@ -162,10 +175,17 @@ class Live:
         if self.start_ns:
             self.flow.sample(board, time.monotonic_ns())
         now = time.monotonic()
-        if now - self._shown_s < PROGRESS_EVERY_S or not self.start_ns:
+        if now - self._shown_s < PROGRESS_EVERY_S or not (self.start_ns or self.trial.backlog.msgs):
             return
         self._shown_s = now
-        sent, received = board.total(Cell.SENT) * self.trial.subscribers, board.total(Cell.RECEIVED)
+        self._demand_room()
+        if not self.start_ns:
+            written = board.total(Cell.SENT)
+            self.progress(f"{self.shown}{self.trial.id}: {written:,} of {self.trial.backlog.msgs:,} messages written")
+            return
+        skipped = self.trial.backlog.skipped(self.trial.producers)
+        sent = (board.total(Cell.SENT) - skipped) * self.trial.subscribers
+        received = board.total(Cell.RECEIVED)
         then, before = self._counts
         rate = (received - before) / (now - then) if then else 0.0
         self._counts = (now, received)
@@ -179,6 +199,8 @@ class Live:
             f"{self.shown}{self.trial.id}: {rate:,.0f} msg/s{latency} · backlog {max(0, sent - received):,}"
             f" · {left_s:.0f} s of {self.left_s + left_s:.0f} s left"
         )
+
+    def _demand_room(self) -> None:
         data_dir = self.endpoint.data_dir
         if data_dir is not None and disk_free(data_dir) < MIN_FREE_BYTES:
             raise TrialError(
@@ -220,6 +242,7 @@ def describe(trial: Trial) -> Record:
         "producers": trial.producers,
         "consumers": trial.consumers,
         "think": asdict(trial.think),
+        "membership": asdict(trial.membership) if trial.membership.changes else None,
         "subscribers": trial.subscribers,
         "warmup_s": trial.warmup_s,
         "offered_msgs_per_s": offered_msgs_per_s(trial),
@@ -263,13 +286,15 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     # The depth is asked from a thread of the observer's; clients are not shared between threads.
     gauge = load_driver(trial.driver).admin(setting.endpoint)
     token = secrets.randbits(32)
+    skipped = trial.backlog.skipped(trial.producers) * trial.subscribers
     live = Live(
         trial=trial,
         endpoint=setting.endpoint,
         writer=setting.writer,
         progress=setting.progress,
-        gauge=lambda received: gauge.gauge(target, received),
+        gauge=lambda received: gauge.gauge(target, received + skipped),
         token=token,
+        mark=lambda: mark(trial, admin, target),
         left_s=setting.left_s,
         shown=setting.shown,
     )
@@ -303,6 +328,9 @@ def judged(
     account = account_of(outcome, trial.settings, removals)
     settled = _settled(trial, live, outcome, has_gone=removals.unreceived_msgs > 0)
     record = {**describe(trial), **figures(trial, live, outcome, account, removals, settled.cut_s)}
+    if outcome.start_ns:
+        record["backlog"] = drained(trial, live.flow, outcome, account)
+        record["rebalances"] = rebalances(trial, outcome)
     if live.hlog_start_s is not None:
         record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
     if observations is not None and record["window_s"]:
@@ -352,6 +380,10 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
     """
     if outcome.error is not None or outcome.interrupted:
         return Settled(0, None, "the trial was cut short")
+    if trial.backlog.msgs:
+        return Settled(0, True, "a backlog is drained: its rate is told for as long as that took")
+    if trial.membership.changes:
+        return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
     found = live.flow.settled(
         live.start_ns,
         trial.warmup_s,
@@ -372,6 +404,8 @@ def _flowed(record: Record, live: Live, settled: Settled) -> Record:
         return {"steady": steady, "little": {"agrees": None, "reason": why}}
     begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
     agrees, reason = live.flow.little(record, begin_ns)
+    if live.trial.backlog.msgs:
+        agrees, reason = None, "messages of a backlog have no service time"
     return {
         "steady": steady,
         "under_way": live.flow.summary(begin_ns, record["window_s"]),
@@ -405,6 +439,9 @@ def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[i
                     duration_s=trial.duration_s,
                     consumers=trial.consumers,
                     think=trial.think,
+                    backlog=trial.backlog,
+                    membership=trial.membership,
+                    comes_and_goes=role == "consumer" and index == count - 1 and bool(trial.membership.changes),
                     board=board.path,
                     rows=board.rows,
                     cpus=cpus,
@@ -420,7 +457,8 @@ def _verdict(record: Record, outcome: Outcome, account: Account | None) -> Recor
         return {"status": status, "bound_by": "unknown", "reasons": [why], "checks": []}
     due = None if account is None else account.due
     facts = facts_of(record, drained=outcome.drained, due=due)
-    return judge(replace(facts, **_flow_facts(record))).record()
+    begun = begun_right(record.get("backlog"), record["producers"], record["subscribers"])
+    return judge(replace(facts, **_flow_facts(record), begun=begun)).record()
 
 
 def _flow_facts(record: Record) -> Record:
@@ -430,7 +468,7 @@ def _flow_facts(record: Record) -> Record:
     known: Record = {"steady": (steady["steady"], steady["reason"])}
     if little is not None:
         known["little"] = (little["agrees"], little["reason"])
-    if under_way and offered:
+    if under_way and offered and record.get("membership") is None:
         is_grown = is_growing(under_way, offered * record["subscribers"])
         grew = under_way["slope_msgs_per_s"]["estimate"]
         known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")

@@ -81,7 +81,7 @@ def bound(facts: Facts) -> tuple[BoundBy, str]:
     A full client core is asked before a full host: a thread that had its core to itself was not waiting for
     the machine.
     """
-    if facts.is_carried:
+    if facts.is_carried and not facts.drains:
         return "offered", f"it carried the {facts.offered_msgs_per_s:,.0f} msg/s that were offered"
     if facts.removed:
         return "broker", f"its queue's limits kept {facts.removed:,} messages from being received"
@@ -102,6 +102,8 @@ def _bound_elsewhere(facts: Facts) -> tuple[BoundBy, str]:
     """
     clients, host = percent(facts.agent_core_share_max), percent(facts.host_busy_share)
     room = f"clients at {clients} of a core, host at {host}"
+    if facts.drains:
+        return "broker", f"CPU was left for the consumers ({room})"
     held_back = facts.producers_held_back_share
     if held_back is not None and held_back < HELD_BACK_SHARE:
         return (
@@ -121,6 +123,7 @@ CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     accounting.check_limits,
     accounting.check_dead_letters,
     accounting.check_drained,
+    accounting.check_begun,
     accounting.check_duplicates,
     accounting.check_order,
     accounting.check_stored,

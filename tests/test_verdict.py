@@ -97,7 +97,12 @@ TABLE = [
     ("drained", {}, True),
     ("drained", {"drained": False}, None),
     ("drained", {"drained": False, "consumers": 0}, True),
+    ("start", {}, True),
+    ("start", {"begun": (True, "as asked")}, True),
+    ("start", {"begun": (None, "not counted")}, None),
+    ("start", {"begun": (False, "too early")}, False),
     ("duplicates", {}, True),
+    ("duplicates", {"duplicated": 3, "rebalanced": True}, True),  # read again by whoever took over
     ("duplicates", {"duplicated": 3, "explained_duplicates": 3}, True),
     ("duplicates", {"duplicated": 3, "explained_duplicates": 2}, False),
     ("order", {}, True),

@@ -99,9 +99,18 @@ def check_drained(facts: Facts) -> Check:
     return Check("drained", None, "the queue was not emptied in time: counts are not final")
 
 
+def check_begun(facts: Facts) -> Check:
+    """Consumers of a backlog began where they were to: at the right message, and with none before it."""
+    if facts.begun is None:
+        return Check("start", True, "at the beginning")
+    return Check("start", *facts.begun)
+
+
 def check_duplicates(facts: Facts) -> Check:
     """Every duplicate is explained by a redelivery or a resend; one out of nothing is a defect."""
     unexplained = facts.duplicated - facts.explained_duplicates
+    if unexplained > 0 and facts.rebalanced:
+        return Check("duplicates", True, f"{facts.duplicated:,}: whoever takes over reads again what was not committed")
     if unexplained > 0:
         return Check("duplicates", False, f"{unexplained:,} duplicates without redelivery or resend")
     text = f"{facts.duplicated:,} duplicates, all by redelivery or resend" if facts.duplicated else "none"

@@ -235,6 +235,10 @@ class KafkaAdmin:
                     raise
             time.sleep(_PAUSE_S)
 
+    def ends(self, target: Target) -> dict[int, int]:
+        """The offset behind the last message of each partition (see `loadgen.driver.Seekable`)."""
+        return self._offsets(target, LATEST)
+
     def stored(self, target: Target) -> int | None:
         """How many messages the topic holds by its own offsets; None where these count ends of transactions too."""
         if is_transactional(target.settings):

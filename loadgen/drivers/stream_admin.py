@@ -99,6 +99,11 @@ class StreamAdmin:
 
         return self._call(look)
 
+    def ends(self, target: Target) -> dict[int, int]:
+        """The offset behind the last message of each partition (see `loadgen.driver.Seekable`)."""
+        names = Streams(target).names
+        return self._call(lambda each: {number: end_of(each, stream) for number, stream in enumerate(names)})
+
     def stored(self, target: Target) -> int | None:
         """None: offsets that consumers store take places among those of the messages."""
         del target

@@ -87,11 +87,18 @@ class Chosen:
         if not wanted:
             raise ScenarioError(f"nothing to run: none of the classes picked drives {broker}")
         names = list(dict.fromkeys(name for name, _ in wanted))
+        chosen = tuple(apply_sets(scenarios[name], sets) if sets else scenarios[name] for name in names)
+        for scenario in chosen:
+            if scenario.phased_by is not None:
+                raise ScenarioError(
+                    f"{scenario.name}: {scenario.phased_by} has phases, which users who come and go cannot keep; "
+                    "expected `loadgen run`"
+                )
         thresholds = _texts(getattr(options, "thresholds", None))
         for text in thresholds:
             parse_threshold(text)
         return cls(
-            scenarios=tuple(apply_sets(scenarios[name], sets) if sets else scenarios[name] for name in names),
+            scenarios=chosen,
             wanted=wanted,
             brokers=getattr(options, "brokers", "local"),
             results=getattr(options, "results", "results"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loadgen.report import phases, words
 from loadgen.report import points as pt
-from loadgen.report import words
 from loadgen.stats.confidence import estimate
 from loadgen.stats.order import percentile_interval
 
@@ -67,6 +67,8 @@ class Block:
     is_open_loop: bool
     lines: tuple[Line, ...]
     ratios: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...] = ()
+    """What its points showed beside these figures: backlogs drained, rebalances."""
 
     @property
     def has_single_runs(self) -> bool:
@@ -84,6 +86,7 @@ def blocks(run: Run, comparisons: Sequence[pt.Comparison]) -> list[Block]:
             is_open_loop=_is_open_loop(first),
             lines=tuple(_line(run, point) for each in together for point in each.points),
             ratios=() if _is_curve(first.shared) else tuple(_ratios(first)),
+            notes=phases.notes(point for each in together for point in each.points),
         )
         for first, together in _gathered(comparisons)
     ]

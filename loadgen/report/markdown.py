@@ -150,6 +150,7 @@ def _block_text(block: detail.Block) -> list[str]:
     lines = [f"{block.scenario}, class {block.durability}: {block.load} ({kind})"]
     lines += _columns([head, *rows])
     lines += [f"  Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]
+    lines += [_wrapped(note, "  ") for note in block.notes]
     return lines
 
 
@@ -285,6 +286,7 @@ def _block_markdown(block: detail.Block) -> list[str]:
         lines.append(f"| {name} | {' | '.join(shown)} | {line.verdicts} | {line.bound_by} |")
     lines.append("")
     lines += [f"- Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]
+    lines += [f"- {_escaped(note)}" for note in block.notes]
     return [*lines, ""]
 
 

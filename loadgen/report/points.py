@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import FOUND_KINDS, is_measured
 from loadgen.record import enters
-from loadgen.report import words
+from loadgen.report import phases, words
 from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def load_label(shared: dict[str, Any]) -> str:
     receivers = words.receivers(shared["subscribers"], shared["consumers"])
     if shared["think"]["mean_ms"]:
         receivers += f" working {shared['think']['mean_ms']:g} ms on each message ({shared['think']['kind']})"
-    return ", ".join([*parts, receivers + together])
+    phases_label = phases.load_label(shared)
+    return ", ".join([*parts, receivers + together, *([phases_label] if phases_label else [])])
 
 
 def rate_label(rate: dict[str, Any]) -> str:
@@ -224,6 +225,7 @@ def comparisons(trials: Iterable[Record], searches: Iterable[Record] = ()) -> li
 def _shared(record: Record) -> dict[str, Any]:
     """What points must have in common to be compared; producers only where the scenario says how many."""
     is_found = record["rate"].get("kind") in FOUND_KINDS
+    backlog = record.get("backlog")
     return {
         "size_bytes": (record["message"] or {}).get("size_bytes"),
         "rate": record["rate"],
@@ -231,6 +233,8 @@ def _shared(record: Record) -> dict[str, Any]:
         "consumers": record["consumers"],
         "subscribers": record["subscribers"],
         "think": record.get("think") or {"kind": "fixed", "mean_ms": 0.0},
+        "backlog": backlog and (backlog["msgs"], backlog["start_from"]),
+        "membership": record.get("membership"),
     }
 
 
@@ -275,6 +279,8 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
         comparison.shared["subscribers"],
         comparison.shared["think"]["mean_ms"],
         comparison.shared["think"]["kind"],
+        comparison.shared["backlog"] or (0, ""),
+        _sortable(tuple((comparison.shared["membership"] or {}).values())),
     )
 
 

@@ -115,7 +115,7 @@ class ConfluentConsumer:
             if self._is_member:
                 self._client.subscribe([target.name], on_assign=self._assigned, on_revoke=self._revoked)
             else:
-                self._client.assign(self._share(index, count))
+                self._client.assign(self._placed(self._share(index, count)))
         except KafkaException as error:
             raise BrokerError(f"kafka at {target.endpoint.address}: {error.args[0].str()}") from None
         if self._is_member:
@@ -142,6 +142,8 @@ class ConfluentConsumer:
 
     def _assigned(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         """A callback of whoever polls: the group gave these partitions."""
+        if not self._begun.is_set():
+            partitions = self._placed(partitions)
         # Kept here, since asking the client itself while another thread polls it may block for good.
         if self._gives_some:
             client.incremental_assign(partitions)
@@ -155,6 +157,19 @@ class ConfluentConsumer:
         if not self._begun.is_set():
             client.pause(partitions)
         self._joined.set()
+
+    def _placed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """The same partitions, to be read from the target's start on, if it has one."""
+        start = self._target.start
+        if start is None:
+            return partitions
+        if start.time_ms is not None:
+            asked = [TopicPartition(each.topic, each.partition, start.time_ms) for each in partitions]
+            return self._client.offsets_for_times(asked, timeout=_METADATA_S)
+        known = start.offsets or {}
+        return [
+            TopicPartition(each.topic, each.partition, known.get(each.partition, each.offset)) for each in partitions
+        ]
 
     def _revoked(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         """A callback of whoever polls: the group takes these partitions back; librdkafka lets go of them by itself."""

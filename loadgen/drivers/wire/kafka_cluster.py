@@ -210,6 +210,12 @@ class Cluster:
         """The offset that the next message of each of these partitions will have."""
         return self._offsets(partitions, LATEST)
 
+    def from_time(self, partitions: Iterable[int], time_ms: int) -> dict[int, int]:
+        """The first offset of this time (ms since the epoch) or later; of a partition that has none its end."""
+        found = self._offsets(partitions, i64(time_ms))
+        older = [partition for partition, offset in found.items() if offset < 0]
+        return found | (self.latest(older) if older else {})
+
     def _offsets(self, partitions: Iterable[int], at: i64) -> dict[int, int]:
         wanted = list(partitions)
 

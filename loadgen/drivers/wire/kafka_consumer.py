@@ -29,7 +29,7 @@ from loadgen.errors import TrialError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from loadgen.driver import Target, UInt8
+    from loadgen.driver import Start, Target, UInt8
 
 MAX_FETCH_BYTES = 50 << 20  # the Java client's fetch.max.bytes
 OFFSET_OUT_OF_RANGE = 1
@@ -86,9 +86,9 @@ class Progress:
 class KafkaConsumer:
     """Reads its share of the partitions (see `loadgen.driver.Consumer`) without a group's rebalancing.
 
-    It begins at the group's committed offsets, else at the earliest; or it is told where (`begins`: offsets by
-    partition, those that it reads), and then commits nothing by itself. The next fetch is under way while a batch is
-    handed out; nothing more is read from the sockets until all that came has been handed out.
+    It begins at the group's committed offsets, else at the target's start, else at the earliest; or it is told where
+    (`begins`: offsets by partition, those that it reads), and then commits nothing by itself. The next fetch is under
+    way while a batch is handed out; nothing more is read from the sockets until all that came has been handed out.
     """
 
     def __init__(self, target: Target, index: int, count: int, begins: Mapping[int, int] | None = None) -> None:
@@ -121,9 +121,21 @@ class KafkaConsumer:
             self._commits = Commits(self._cluster, target.group, target.settings)
             begins = self._commits.start(self._partitions)
         missing = [each for each in self._partitions if each not in begins]
-        self._progress.fetched = {**(self._cluster.earliest(missing) if missing else {}), **begins}
+        self._progress.fetched = {**self._begins(missing, target.start), **begins}
         self._progress.handed = dict(self._progress.fetched)
         self._fetch()
+
+    def _begins(self, partitions: Sequence[int], start: Start | None) -> dict[int, int]:
+        """Where to begin in partitions of which nothing is committed."""
+        if not partitions:
+            return {}
+        if start is not None and start.time_ms is not None:
+            return self._cluster.from_time(partitions, start.time_ms)
+        known = {} if start is None or start.offsets is None else start.offsets
+        rest = [each for each in partitions if each not in known]
+        return {each: known[each] for each in partitions if each in known} | (
+            self._cluster.earliest(rest) if rest else {}
+        )
 
     @property
     def failed_requests(self) -> int:

@@ -34,12 +34,13 @@ from loadgen.drivers.wire.stream_protocol import (
 from loadgen.errors import LoadgenError, TrialError
 
 if TYPE_CHECKING:
-    from loadgen.driver import Target, UInt8
+    from loadgen.driver import Start, Target, UInt8
     from loadgen.drivers.wire.stream_chunks import Chunk
     from loadgen.drivers.wire.stream_connection import StreamConnection
 
 BUFFER_BYTES = 1 << 20  # read at once at most; a larger chunk makes it grow
 _IDLE_S = 0.05  # how long it waits at most before it looks whether offsets are to be stored
+EVERYWHERE = -1  # the number that stands for all streams
 _CREDIT = struct.Struct(">BH")
 
 
@@ -73,7 +74,7 @@ class StreamConsumer:
         settings = target.settings
         streams = Streams(target)
         self._group = target.group or target.name
-        self._start = start
+        self._start, self._starts = start, starts_of(target.start)
         self._every_s: float = settings["store_offset_interval_ms"] / 1000
         self._next_store_s = time.monotonic() + self._every_s
         self._credits: int = settings["credits"]
@@ -100,7 +101,7 @@ class StreamConsumer:
 
     def _subscribe(self, reading: Reading, group: dict[str, str], *, waits: bool) -> None:
         """Begin where this group stopped; a single active consumer is told so when it becomes active."""
-        start = self._start
+        start = self._start_in(reading)
         if not waits:
             stored = query_offset(reading.connection, self._group, reading.stream)
             reading.seek(stored)
@@ -111,6 +112,10 @@ class StreamConsumer:
         body = struct.pack(">B", reading.number) + text(reading.stream) + start.encode()
         body += struct.pack(">H", self._credits) + properties(group)
         reading.connection.call(Key.SUBSCRIBE, body)
+
+    def _start_in(self, reading: Reading) -> Offset:
+        """Where to begin in a stream in which nothing was stored under this name."""
+        return self._starts.get(reading.number, self._starts.get(EVERYWHERE, self._start))
 
     @property
     def has_waiting(self) -> bool:
@@ -252,9 +257,18 @@ class StreamConsumer:
         if code not in {Code.OK, Code.NO_OFFSET}:
             raise TrialError(f"rabbitmq at {connection.address} refused a stored offset: {code_name(code)}")
         is_known = code == Code.OK
-        reading.seek(offset if is_known else None)
-        start = Offset("offset", offset + 1) if is_known else self._start
+        start = Offset("offset", offset + 1) if is_known else self._start_in(reading)
+        reading.seek(start.value - 1 if start.kind == "offset" and start.value else None)
         connection.send(answer(Key.CONSUMER_UPDATE, correlation, Code.OK, start.encode()))
+
+
+def starts_of(start: Start | None) -> dict[int, Offset]:
+    """A target's start as offset specifications, by the stream's number."""
+    if start is None:
+        return {}
+    if start.time_ms is not None:
+        return {EVERYWHERE: Offset("timestamp", start.time_ms)}
+    return {number: Offset("offset", offset) for number, offset in (start.offsets or {}).items()}
 
 
 def query_offset(connection: StreamConnection, group: str, stream: str) -> int | None:
