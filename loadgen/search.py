@@ -266,7 +266,10 @@ def seen_in(
 
 def is_disturbed(verdict: Mapping[str, Any]) -> bool:
     """Whether something else than the trial used the machine meanwhile."""
-    return any(each["passed"] is None and each["name"] in DISTURBANCES for each in verdict.get("checks", ()))
+    return any(
+        each["passed"] is None and each.get("weighs", True) and each["name"] in DISTURBANCES
+        for each in verdict.get("checks", ())
+    )
 
 
 def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out: int) -> str | None:

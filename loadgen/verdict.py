@@ -1,9 +1,13 @@
 """Is this number to be believed, and what set it? Small checkers, each looking at the facts, one verdict.
 
 A checker (`loadgen.checks`) returns a `Check`: True (nothing against it), False (the number is not to be used) or
-None (cannot tell), always with a reason in words. The verdict is `invalid` when any check is False, else `unknown` when
-any is None, else `valid`. What *bounded* the rate is a second question, answered beside it (`bound`): a
-generator-bound number is a true number about the client, and never the broker's.
+None (cannot tell), always with a reason in words. **The rule**: the verdict is `invalid` when any check is False, else
+`unknown` when any is None and weighs, else `valid`. A None that does not weigh (`loadgen.checks` says which and why) is
+listed among the checks and changes nothing: a trial at a low rate, where Little's law cannot be told, on a virtual
+machine that tells no CPU frequency, is a good trial of which this much is not known.
+
+What *bounded* the rate is a second question, answered beside it (`bound`): a generator-bound number is a true number
+about the client, and never the broker's.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ HELD_BACK_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All findings; `reasons` are those of the checks that did not pass, worst first, and what limited the rate."""
+    """All findings; `reasons` are those that decided the status, worst first, and what limited the rate."""
 
     status: Status
     bound_by: BoundBy
@@ -51,7 +55,7 @@ def judge(facts: Facts) -> Verdict:
     """Ask every checker."""
     checks = tuple(checker(facts) for checker in CHECKERS)
     failed = [each for each in checks if each.passed is False]
-    doubtful = [each for each in checks if each.passed is None]
+    doubtful = [each for each in checks if each.passed is None and each.weighs]
     bound_by, why = bound(facts)
     # What the queue's limits did is part of the answer, also where nothing is wrong with it.
     noted = [each for each in checks if facts.removed and each.name == "queue limits" and each.passed]
@@ -65,9 +69,9 @@ def judge(facts: Facts) -> Verdict:
 
 
 def add_check(verdict: dict[str, Any], check: Check) -> None:
-    """Enter a finding that came after the judgement into a verdict's record; one that passed changes nothing else."""
+    """Enter a finding that came after the judgement into a verdict's record; without doubt it changes nothing else."""
     verdict["checks"] = [*verdict.get("checks", ()), check._asdict()]
-    if check.passed is True:
+    if check.passed is True or (check.passed is None and not check.weighs):
         return
     verdict["reasons"] = [f"{check.name}: {check.reason}", *verdict["reasons"]]
     worst = {"invalid": 2, "unknown": 1, "valid": 0}

@@ -27,7 +27,7 @@ def record(of: str = "kafka", /, **changes: str | None) -> dict[str, Any]:
 def test_two_brokers_may_differ_and_their_repeats_may_not() -> None:
     """Interleaved trials of both brokers have two versions of broker and client by right."""
     found = versions_changed([record("kafka"), record("rabbitmq"), record("kafka"), record("rabbitmq")])
-    assert found == ("versions", True, "the same in all trials")
+    assert found[:3] == ("versions", True, "the same in all trials")
 
 
 @pytest.mark.parametrize("what", sorted(KAFKA))

@@ -12,6 +12,7 @@ import pytest
 from loadgen import verdict
 from loadgen.facts import Facts, facts_of, observed_facts
 from loadgen.histogram import Histogram
+from loadgen.search import is_disturbed
 from loadgen.verdict import Check, bound, judge
 
 GOOD = Facts(
@@ -31,6 +32,16 @@ GOOD = Facts(
     steal_share=0.0,
     others_cores=0.02,
     samples=10,
+    steady=(True, "from the start on"),
+    backlog=(True, "it did not grow"),
+    little=(True, "agrees"),
+    stored=100_000,
+    alarms=(),
+    blocked_connections=0,
+    disk_full=False,
+    frequency_fall_share=0.0,
+    throttles=0.0,
+    swapped_bytes=0,
     clock_source="tsc",
     clock_error_ns=1,
 )
@@ -59,7 +70,9 @@ TABLE = [
     ("integrity", {}, True),
     ("integrity", {"corrupted": 1}, False),
     ("integrity", {"corrupted": 1, "durability": "none"}, False),
+    ("integrity", {"consumers": 0}, None),
     ("foreign", {}, True),
+    ("foreign", {"consumers": 0}, None),
     ("foreign", {"foreign": 1}, False),
     ("loss", {}, True),
     ("loss", {"lost": 5}, True),  # never confirmed: the producer knows
@@ -70,7 +83,7 @@ TABLE = [
     ("loss", {"consumers": 0, "received": 0, "stored": 99_999}, False),
     ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 100_000}, True),
     ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 99_999}, False),
-    ("loss", {"consumers": 0, "received": 0}, None),
+    ("loss", {"consumers": 0, "received": 0, "stored": None}, None),
     ("loss", {"consumers": 0, "received": 0, "stored": 5, "durability": "none", "acked": None}, True),
     ("loss", {"consumers": 0, "received": 0, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 400}, True),
     ("loss", {"consumers": 0, "received": 0, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 399}, False),
@@ -103,13 +116,15 @@ TABLE = [
     ("start", {"begun": (False, "too early")}, False),
     ("duplicates", {}, True),
     ("duplicates", {"duplicated": 3, "rebalanced": True}, True),  # read again by whoever took over
+    ("duplicates", {"consumers": 0}, None),
     ("duplicates", {"duplicated": 3, "explained_duplicates": 3}, True),
     ("duplicates", {"duplicated": 3, "explained_duplicates": 2}, False),
     ("order", {}, True),
+    ("order", {"consumers": 0}, None),
     ("order", {"out_of_order": 1}, None),
     ("order", {"out_of_order": 1, "order_promised": False}, True),
     ("broker's count", {}, True),
-    ("broker's count", {"stored": 100_000}, True),
+    ("broker's count", {"stored": None}, None),
     ("broker's count", {"stored": 99_999}, False),
     ("broker's count", {"stored": 99_999, "received": 0, "consumers": 0}, False),
     ("broker's count", {"stored": 99_999, "acked": 99_999, "received": 99_998}, True),
@@ -170,18 +185,20 @@ TABLE = [
     ("clock", {**OPEN, "clock_error_ns": 299_999}, None),
     ("clock", {**OPEN, "clock_error_ns": 300_000}, False),
     ("steady state", {}, True),
-    ("steady state", {"steady": (True, "from 2 s on")}, True),
+    ("steady state", {"steady": None}, None),
     ("steady state", {"steady": (False, "still falling")}, None),
     ("steady state", {"steady": (None, "too short")}, None),
     ("backlog", {}, True),
     ("backlog", OPEN, True),
+    ("backlog", {**OPEN, "backlog": None}, None),
+    ("backlog", {**OPEN, "backlog": None, "consumers": 0}, None),
     ("backlog", {"backlog": (False, "grew")}, True),  # a closed loop bounds it
     ("backlog", {**OPEN, "backlog": (True, "level")}, True),
     ("backlog", {**OPEN, "backlog": (False, "grew")}, None),
     ("backlog", {**SHORT, "backlog": (False, "grew")}, False),
     ("Little's law", {}, True),
-    ("Little's law", {"little": (True, "agrees")}, True),
-    ("Little's law", {"little": (None, "too few")}, True),
+    ("Little's law", {"little": None}, None),
+    ("Little's law", {"little": (None, "too few")}, None),
     ("Little's law", {"little": (False, "differs")}, False),
     ("generator CPU", {}, True),
     ("generator CPU", {"agent_core_share_max": None}, None),
@@ -202,22 +219,23 @@ TABLE = [
     ("stolen CPU", {"steal_share": 0.05}, True),
     ("stolen CPU", {"steal_share": 0.051}, None),
     ("stolen CPU", {"steal_share": None}, None),
-    ("CPU frequency", {}, True),  # a virtual machine tells none
+    ("CPU frequency", {}, True),
+    ("CPU frequency", {"frequency_fall_share": None}, None),  # a virtual machine tells none
     ("CPU frequency", {"frequency_fall_share": 0.1, "throttles": 0}, True),
     ("CPU frequency", {"frequency_fall_share": 0.11}, None),
     ("CPU frequency", {"frequency_fall_share": 0.0, "throttles": 1}, None),
     ("swap", {}, True),
-    ("swap", {"swapped_bytes": 0}, True),
+    ("swap", {"swapped_bytes": None}, None),
     ("swap", {"swapped_bytes": 4096}, None),
     ("alarms", {}, True),
-    ("alarms", {"alarms": ()}, True),
+    ("alarms", {"alarms": None}, None),
     ("alarms", {"alarms": ("memory",)}, False),
     ("alarms", {"alarms": (), "blocked_connections": 1}, False),
     ("disk", {}, True),
-    ("disk", {"disk_full": False}, True),
+    ("disk", {"disk_full": None}, None),
     ("disk", {"disk_full": True}, False),
     ("observation", {}, True),
-    ("observation", {"samples": None}, True),
+    ("observation", {"samples": None}, None),
     ("observation", {"samples": 1}, None),
 ]
 
@@ -319,6 +337,52 @@ def test_the_worst_finding_is_the_verdict(changes: dict[str, Any], status: str, 
     assert judged.status == status
     assert judged.reasons[0].startswith(first_reason)
     assert judged.reasons[-1].startswith("bound by")
+
+
+QUIET = {"little": (None, "L = 2: below 20 it cannot tell"), "stored": None, "alarms": None, "disk_full": None,
+         "frequency_fall_share": None, "throttles": None, "swapped_bytes": None}  # fmt: skip
+UNCONSUMED = {"consumers": 0, "received": 0, "little": None, "backlog": None}
+
+
+@pytest.mark.parametrize("changes", [QUIET, {**OPEN, **QUIET}, UNCONSUMED, {**OPEN, **UNCONSUMED}])
+def test_what_nobody_can_look_at_is_listed_and_casts_no_doubt(changes: dict[str, Any]) -> None:
+    """A quiet trial on a virtual machine, or one that nobody consumes, is valid, and says what is not known of it."""
+    judged = judge(facts(**changes))
+    unknown = [each for each in judged.checks if each.passed is None]
+    assert len(unknown) >= 5
+    assert not any(each.weighs for each in unknown)
+    assert judged.status == "valid"
+    assert [reason.partition(":")[0] for reason in judged.reasons] == [f"bound by {judged.bound_by}"]
+    assert {each["weighs"] for each in judged.record()["checks"] if each["passed"] is None} == {False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steady": None}, {"samples": None}, {"others_cores": None}, {"steal_share": None}, {"clock_error_ns": None},
+        {"agent_core_share_max": None}, {"host_busy_share": None}, {**OPEN, "lag_p99_ns": None},
+        {**OPEN, "missing": None}, {**OPEN, "backlog": None}, {"swapped_bytes": 4096}, {"throttles": 1.0},
+    ],
+)  # fmt: skip
+def test_what_should_have_been_looked_at_and_was_not_casts_doubt(changes: dict[str, Any]) -> None:
+    """And so does what was looked at, and found in doubt."""
+    assert judge(facts(**changes)).status == "unknown"
+
+
+def test_a_late_finding_that_casts_no_doubt_changes_nothing() -> None:
+    """It is listed."""
+    record = judge(GOOD).record()
+    verdict.add_check(record, Check("more", None, "not looked at", weighs=False))
+    assert (record["status"], record["checks"][-1]["name"]) == ("valid", "more")
+    assert not any("more" in reason for reason in record["reasons"])
+    verdict.add_check(record, Check("more", None, "in doubt"))
+    assert record["status"] == "unknown"
+
+
+def test_a_machine_that_tells_little_disturbs_no_search() -> None:
+    """That nobody knows a CPU's frequency is no sign of somebody else on it."""
+    assert not is_disturbed(judge(facts(**QUIET)).record())
+    assert is_disturbed(judge(facts(frequency_fall_share=0.5)).record())
 
 
 def test_a_verdict_can_be_written_to_disk() -> None:

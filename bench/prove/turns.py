@@ -351,7 +351,7 @@ def _table(found: list[Seen]) -> str:
     for each in found:
         checks = each.verdict["checks"]
         failed, doubtful = (
-            ", ".join(check["name"] for check in checks if check["passed"] is finding) or "–"
+            ", ".join(check["name"] for check in checks if check["passed"] is finding and check["weighs"]) or "–"
             for finding in (False, None)
         )
         status, bound_by = each.verdict["status"], each.verdict["bound_by"]

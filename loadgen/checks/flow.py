@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 def check_steady(facts: Facts) -> Check:
     """The measured window is of one state: of a rate or backlog that still changes, a mean says little."""
     if facts.steady is None:
-        return Check("steady state", True, "not looked at")
+        return Check("steady state", None, "not looked at")
     found, reason = facts.steady
     return Check("steady state", True if found else None, reason)
 
 
 def check_backlog(facts: Facts) -> Check:
     """An open loop's backlog did not grow: where it does, latency depends on how long one measures."""
-    if not facts.is_open_loop or facts.backlog is None:
-        return Check("backlog", True, "not looked at" if facts.is_open_loop else "a closed loop bounds it")
+    if not facts.is_open_loop:
+        return Check("backlog", True, "a closed loop bounds it")
+    if facts.consumers == 0:
+        return Check("backlog", None, "not looked at: nobody consumed", weighs=False)
+    if facts.backlog is None:
+        return Check("backlog", None, "not looked at")
     found, reason = facts.backlog
     return Check("backlog", True if found else None if facts.is_carried else False, reason)
 
@@ -30,10 +34,8 @@ def check_little(facts: Facts) -> Check:
     """Little's law (Little, "A proof for the queuing formula L = λW", Operations Research 9, 1961).
 
     The number under way is counted by a gauge of its own. Where it does not fit the rate times the mean service time,
-    one of the three is wrong.
+    one of the three is wrong. With fewer than 20 under way it cannot tell, which is nothing against a trial: at low
+    rates it is always so.
     """
-    if facts.little is None:
-        return Check("Little's law", True, "not looked at: nobody consumed")
-    found, reason = facts.little
-    # Too few messages under way to tell is nothing against a trial: at low rates it is always so.
-    return Check("Little's law", found is not False, reason)
+    found, reason = facts.little or (None, "not looked at" if facts.consumers else "not looked at: nobody consumed")
+    return Check("Little's law", found, reason, weighs=False)

@@ -64,13 +64,13 @@ def check_steal(facts: Facts) -> Check:
 def check_frequency(facts: Facts) -> Check:
     """The CPUs' clock held still: the fastest one's lowest reading is within 10 % of its highest, and none was hot.
 
-    Virtual machines do not tell their CPUs' frequency, which is nothing against the number.
+    Virtual machines do not tell their CPUs' frequency: that is unknown, and casts no doubt on the number.
     """
     name = "CPU frequency"
     if facts.throttles:
         return Check(name, None, f"CPUs were slowed down {facts.throttles:,.0f} times because they were hot")
     if facts.frequency_fall_share is None:
-        return Check(name, True, "not observed: this machine does not tell it")
+        return Check(name, None, "not observed: this machine does not tell it", weighs=False)
     text = f"fell by {percent(facts.frequency_fall_share)}"
     if facts.frequency_fall_share > FREQUENCY_FALL_SHARE:
         return Check(name, None, f"{text}: set the governor to performance")
@@ -80,7 +80,7 @@ def check_frequency(facts: Facts) -> Check:
 def check_swap(facts: Facts) -> Check:
     """Nothing was swapped in or out: one page from a disk takes as long as a message."""
     if facts.swapped_bytes is None:
-        return Check("swap", True, "not observed: this kernel does not count it")
+        return Check("swap", None, "not observed: this kernel does not count it", weighs=False)
     text = f"{facts.swapped_bytes / 1e6:,.1f} MB swapped" if facts.swapped_bytes else "nothing swapped"
     return Check("swap", None if facts.swapped_bytes else True, text)
 
@@ -88,20 +88,25 @@ def check_swap(facts: Facts) -> Check:
 def check_alarms(facts: Facts) -> Check:
     """No resource alarm and no blocked connection: under one the broker refuses work, by design.
 
-    A broker that has none or cannot be asked (`alarms` None) is nothing against the number.
+    A broker that has none or cannot be asked (`alarms` None) is unknown, and no doubt is cast on the number: work that
+    was refused shows in the rate and in what is missing.
     """
     if facts.alarms:
         return Check("alarms", False, f"the broker raised an alarm: {', '.join(facts.alarms)}")
     if facts.blocked_connections:
         return Check("alarms", False, f"the broker blocked {facts.blocked_connections:,} connections")
-    return Check("alarms", True, "not observed" if facts.alarms is None else "none")
+    if facts.alarms is None:
+        return Check("alarms", None, "not observed: this broker has none, or was not asked", weighs=False)
+    return Check("alarms", True, "none")
 
 
 def check_disk(facts: Facts) -> Check:
     """The broker's disk did not run full."""
     if facts.disk_full:
         return Check("disk", False, "the broker's disk ran full")
-    return Check("disk", True, "not observed" if facts.disk_full is None else "had room")
+    if facts.disk_full is None:
+        return Check("disk", None, "not observed: it is not on this machine, or not known where", weighs=False)
+    return Check("disk", True, "had room")
 
 
 def check_observed(facts: Facts) -> Check:
@@ -110,4 +115,6 @@ def check_observed(facts: Facts) -> Check:
         return Check("observation", None, f"the observer failed: {facts.observer_defects[0]}")
     if facts.samples is not None and facts.samples < SAMPLES_MIN:
         return Check("observation", None, f"only {facts.samples} samples in the window")
-    return Check("observation", True, "not counted" if facts.samples is None else f"{facts.samples} samples")
+    if facts.samples is None:
+        return Check("observation", None, "nobody observed")
+    return Check("observation", True, f"{facts.samples} samples")
