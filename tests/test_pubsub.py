@@ -159,7 +159,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
         # How finely it looks, and a machine that is busy with something else, are looked at in other tests.
-        patch.setattr(search, "APART", 1.5)
+        patch.setattr(search, "SPREAD", 1.5)
         patch.setattr(verdict, "CHECKERS", (accounting.check_traffic, accounting.check_loss))
         patch.setattr(engine, "versions_changed", lambda _: Check("versions", passed=True, reason=""))
         patch.setattr(ceiling, "OPEN_SHARES", ())
