@@ -15,6 +15,7 @@ from loadgen.histogram import Histogram
 from loadgen.search import is_disturbed
 from loadgen.verdict import Check, bound, judge
 
+NOT_COUNTED = {"consumers": 0, "received": 0, "stored": None}
 GOOD = Facts(
     durability="broker",
     rate_kind="saturate",
@@ -81,12 +82,12 @@ TABLE = [
     ("loss", {"confirmed_lost": 1, "drained": False}, None),
     ("loss", {"consumers": 0, "received": 0, "stored": 100_000}, True),
     ("loss", {"consumers": 0, "received": 0, "stored": 99_999}, False),
-    ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 100_000}, True),
-    ("loss", {"consumers": 0, "received": 0, "stored": None, "depth_at_end": 99_999}, False),
-    ("loss", {"consumers": 0, "received": 0, "stored": None}, None),
+    ("loss", {**NOT_COUNTED, "depth_at_end": 100_000}, True),
+    ("loss", {**NOT_COUNTED, "depth_at_end": 99_999}, False),
+    ("loss", NOT_COUNTED, None),
     ("loss", {"consumers": 0, "received": 0, "stored": 5, "durability": "none", "acked": None}, True),
-    ("loss", {"consumers": 0, "received": 0, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 400}, True),
-    ("loss", {"consumers": 0, "received": 0, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 399}, False),
+    ("loss", {**NOT_COUNTED, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 400}, True),
+    ("loss", {**NOT_COUNTED, "depth_at_end": 99_000, "dropped_by_limit": 600, "expired": 399}, False),
     ("queue limits", {}, True),
     ("queue limits", {"limited": True, "dropped_by_limit": 0, "expired": 0}, True),
     ("queue limits", {"limited": True, "dropped_by_limit": 90_000, "expired": 3}, True),
