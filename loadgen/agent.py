@@ -1,4 +1,4 @@
-"""One process of a trial: a producer or a consumer, from connecting to its last report.
+"""One process of a trial: a producer, a consumer or another role, from connecting to its last report.
 
 An agent runs a loop of its own, never waits for the fleet while it is measured, and reports once a second through a
 pipe: what its histograms and counters gained. What is counted when: latencies belong to the second in which a message
@@ -21,6 +21,7 @@ from loadgen.backlog import Backlog
 from loadgen.board import Board, Cell
 from loadgen.driver import Retrying
 from loadgen.membership import Membership
+from loadgen.patterns import Pattern
 from loadgen.payload import Payloads
 from loadgen.recorder import Recorder
 from loadgen.think import Think
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     from loadgen.recorder import IntervalDelta
     from loadgen.scenario import Message, Rate
 
-Role = Literal["producer", "consumer"]
+Role = Literal["producer", "consumer", "requester", "responder"]
+SIDES: dict[Role, str] = {
+    "producer": "producers", "requester": "producers", "consumer": "consumers", "responder": "consumers",
+}  # fmt: skip
+"""Which side of a trial a role's CPU time, memory and number are counted to."""
 SECOND_NS = 1_000_000_000
 POLL_S = 0.05  # how long an agent with nothing to do waits before it looks at the board again
 # In a closed loop no latency is measured, and a consumer that looks two hundred times a second instead of at every
@@ -82,6 +87,7 @@ class AgentSpec:
     """Whether that is this consumer."""
     ramp_s: float | None = None
     """How long a ramp takes where that is not warm-up and window together."""
+    pattern: Pattern = field(default_factory=Pattern)
 
 
 @dataclass(slots=True)
@@ -107,6 +113,12 @@ class Result:
     received_book: ReceivedBook | None = None
     failed: dict[str, int] | None = None
     """How many deliveries a consumer had fail as the settings say (`loadgen.driver.Failing`)."""
+    handled_book: ReceivedBook | None = None
+    """Of a role in the middle: what it received, which is not the end of it."""
+    replied: int = 0
+    """Requests whose reply came in time."""
+    timed_out: int = 0
+    """Requests that were given up."""
     due: int = 0
     per_second: dict[str, list[int]] = field(default_factory=dict)
     """Counts in each second of the measured window."""

@@ -34,7 +34,9 @@ class Cell(IntEnum):
     FAILED_REQUESTS = 12  # what a client tries again by itself, such as a fetch that was refused
     AGAIN = 13  # received again, of messages that consumers hand back on purpose; not in RECEIVED
     BACKLOG = 14  # in the fleet's row: the part of the backlog that producers are to write; in theirs: which is written
-    FIRST_SHARE = 16  # … of which the last are in this cell and those after it, in turn
+    HANDLED = 15  # received by a role in the middle
+    GIVEN_UP = 16  # requests whose time is over
+    FIRST_SHARE = 17  # … of which the last are in this cell and those after it, in turn
 
 
 ROW_CELLS = 24  # three cache lines a row: writers do not slow each other down

@@ -120,6 +120,8 @@ def measure_ceiling(
 
 def _unknown(trial: Trial) -> str | None:
     """Why no null broker can stand in, if none can."""
+    if trial.pattern.has_middle:
+        return f"no ceiling is known: a null broker has no counterpart of pattern {trial.pattern.kind}"
     if trial.driver == "stream":
         return "no ceiling is known: no null broker speaks the stream protocol"
     if trial.settings.get("group") == "share":

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,7 @@ from loadgen.think import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from loadgen.driver import Bool, Consumer, Int64, Received, UInt8
+    from loadgen.driver import Bool, Consumer, Int64, Received, Target, UInt8
     from loadgen.payload import Parsed
 
 LARGE_MSGS = 128  # from here on, a batch is checked at once
@@ -63,12 +63,21 @@ class Kept:
 class ConsumerAgent(Agent):
     """Receives, checks every byte, records when it was read, and acknowledges."""
 
+    KIND: ClassVar[str] = "e2e"
+    """What is recorded from intended to received; from sent to received it is `<kind>_service`."""
+    COUNTED: ClassVar[tuple[str, Cell]] = ("received", Cell.RECEIVED)
+    """What it calls that which it counts, and where on the board."""
+
+    def connect(self, target: Target) -> Consumer:
+        """The driver's consumer."""
+        return load_driver(self.spec.driver).consumer(target, self.spec.index, self.spec.count)
+
     def run(self) -> None:
         """Connect, wait for the start, and receive until the fleet says that it is over."""
         spec = self.spec
         self.consumer: Consumer | None = None
         if not spec.backlog.msgs and not self._joins_late:
-            self.consumer = self.client = load_driver(spec.driver).consumer(spec.target, spec.index, spec.count)
+            self.consumer = self.client = self.connect(spec.target)
         self.drained = Drained() if spec.backlog.msgs else None
         self.positions: dict[int, int | None] = {}
         self.row[Cell.SUBSCRIBER] = spec.target.subscriber
@@ -80,7 +89,7 @@ class ConsumerAgent(Agent):
         self.worker = None
         if spec.think.mean_ms:
             self.worker = Worker(spec.think, [spec.seed, THINK_SEED, spec.target.subscriber, spec.index])
-        naps = not self.open_loop and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS and self.worker is None
+        naps = self.may_nap and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS and self.worker is None
         naps = naps and self.drained is None
         self.nap_below_msgs = max(1, int(NAP_BELOW_BYTES / self.payloads.mean_size_bytes)) if naps else 0
         self.nap_s = 0.0
@@ -90,15 +99,15 @@ class ConsumerAgent(Agent):
         self._booked_ns = 0
         self._rated_ns, self._rated = 0, 0
         try:
-            kinds = ("e2e", "e2e_service", "resolution") if self.open_loop else ("e2e_service", "resolution")
-            self.begin(kinds)
+            service = (f"{self.KIND}_service", "resolution")
+            self.begin((self.KIND, *service) if self.open_loop else service)
             watched_ms = spec.membership.watched_ms()
             self.deliveries = None if watched_ms is None else Deliveries(self.clock.window_start_ns, watched_ms)
             if (consumer := self.consumer or self._connect()) is not None:
                 self._receive_all(consumer)
             self.keep_books()
             self._leave_early()
-            self.result.received_book = self.book
+            self.hand_in()
             if isinstance(self.client, Failing):
                 self.result.failed = self.client.failed
             self.result.drained = self.drained
@@ -129,7 +138,7 @@ class ConsumerAgent(Agent):
         target = spec.target if told is None else replace(spec.target, start=start_of(told))
         if self.drained is not None:
             self.drained.opened_ns = now_ns
-        self.consumer = self.client = load_driver(spec.driver).consumer(target, spec.index, spec.count)
+        self.consumer = self.client = self.connect(target)
         return self.consumer
 
     def _leave_early(self) -> None:
@@ -142,6 +151,18 @@ class ConsumerAgent(Agent):
         while not self.must_end(Cell.STOP_CONSUMING):
             self.heartbeat(time.monotonic_ns())
             time.sleep(POLL_S)
+
+    @property
+    def may_nap(self) -> bool:
+        """Whether it may let messages wait a little where no latency is measured."""
+        return not self.open_loop
+
+    def hand_in(self) -> None:
+        """Put the book into the result."""
+        self.result.received_book = self.book
+
+    def processed(self, batch: Received, begin: int, end: int) -> None:
+        """Messages begin … end of a batch have been worked on, and are settled next; a consumer is done with them."""
 
     def take_events(self) -> list[tuple[str, int, int, str]]:
         """The group's rebalances, which may be what made a second slow."""
@@ -161,6 +182,7 @@ class ConsumerAgent(Agent):
             else:
                 for batch in batches:
                     self.take(batch)
+                    self.processed(batch, 0, len(batch.starts))
             consumer.settle()
             self._show_counts()
             if self.received - before < self.nap_below_msgs and not consumer.has_waiting:
@@ -195,6 +217,8 @@ class ConsumerAgent(Agent):
                     self._show_counts()
                     begun = turn
                 over = min(begun, int(np.searchsorted(ends, now, side="right")))
+                if over > done:
+                    self.processed(batch, done, over)
                 if over > done and len(batches) == 1:
                     consumer.settle(over - done)
                 done = over
@@ -247,7 +271,7 @@ class ConsumerAgent(Agent):
 
     def _show_counts(self) -> None:
         """Tell the fleet."""
-        self.row[Cell.RECEIVED] = self.received - self.again
+        self.row[self.COUNTED[1]] = self.received - self.again
         self.row[Cell.AGAIN] = self.again
 
     def keep_books(self) -> None:
@@ -295,9 +319,9 @@ class ConsumerAgent(Agent):
         parsed = self.payloads.parse(buffer, starts, sizes)
         self.book.receive(parsed, source, redelivered)
         number = len(starts)
-        self.add("received", number)
+        self.add(self.COUNTED[0], number)
         size_bytes = sizes * number if isinstance(sizes, int) else int(sizes.sum())
-        self.add("received_bytes", size_bytes)
+        self.add(f"{self.COUNTED[0]}_bytes", size_bytes)
         if self.deliveries is not None:
             self.deliveries.note(source, at_ns)
         intended, sent = parsed.intended_ns, parsed.sent_ns
@@ -318,10 +342,10 @@ class ConsumerAgent(Agent):
         if not len(intended):
             return
         if self.open_loop:
-            self.recorder.record("e2e", intended, at_ns - intended)
-            self.recorder.record("e2e_service", intended, at_ns - sent)
+            self.recorder.record(self.KIND, intended, at_ns - intended)
+            self.recorder.record(f"{self.KIND}_service", intended, at_ns - sent)
         else:
-            self.recorder.record("e2e_service", sent, at_ns - sent)
+            self.recorder.record(f"{self.KIND}_service", sent, at_ns - sent)
 
     def _note_drained(self, drained: Drained, parsed: Parsed, source: int, intended: Int64, at_ns: Int64 | int) -> None:
         """Note the moments of a drain, and the first message of each source."""
@@ -338,12 +362,13 @@ class ConsumerAgent(Agent):
             drained.backlog_ns = int(came_ns[of_backlog[-1]])
 
     def _count_in_window(self, number: int, size_bytes: int, at_ns: Int64 | int) -> None:
+        name = self.COUNTED[0]
         if isinstance(at_ns, int):
-            self.clock.count("received", number, at_ns)
-            self.clock.count("received_bytes", size_bytes, at_ns)
+            self.clock.count(name, number, at_ns)
+            self.clock.count(f"{name}_bytes", size_bytes, at_ns)
         elif number:
-            self.clock.count_each("received", 1, at_ns)
-            self.clock.count_each("received_bytes", size_bytes / number, at_ns)
+            self.clock.count_each(name, 1, at_ns)
+            self.clock.count_each(f"{name}_bytes", size_bytes / number, at_ns)
 
 
 def _in_flight_msgs(settings: Mapping[str, Any]) -> float:

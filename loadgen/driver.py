@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
+UInt64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 DriverKind = Literal["wire", "client", "memory"]
 
@@ -42,6 +43,8 @@ class Capabilities:
     group_protocols: tuple[str, ...] = ()
     transactions: bool = False
     share_acquire_modes: tuple[str, ...] = ()
+    request_reply: bool = False
+    """Whether the driver is a `Replying` one, too."""
 
     def lacking(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that needs what the driver cannot do, as `knob = value`; None where there is none."""
@@ -85,6 +88,8 @@ class Target:
     subscriber: int = 0
     start: Start | None = None
     """Where consumers begin that have nothing committed or stored yet; None is the beginning."""
+    onward: Target | None = None
+    """Where a role in the middle sends to, if that has to be made: Kafka's topic for replies."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -139,6 +144,8 @@ class Received:
     its latencies.
     `redelivered` is the broker's flag (or, for Kafka, an offset seen before), None where none is set.
     `first_position` is the offset of the first message where positions are consecutive, else None.
+    `answers` are the identities (as in stamps, uint64[n]) of the requests that these are said to be replies to, by
+    their correlation ids; None where the protocol has none.
     """
 
     buffer: UInt8
@@ -149,6 +156,7 @@ class Received:
     parsed_ns: int
     redelivered: Bool | None = None
     first_position: int | None = None
+    answers: UInt64 | None = None
 
 
 class Producer(Protocol):
@@ -220,6 +228,25 @@ class Consumer(Protocol):
 
     def close(self) -> None:
         """Settle what is pending, leave in order; never raises."""
+        ...
+
+
+class Requester(Producer, Protocol):
+    """A producer whose messages are requests; `poll` returns early where replies have come, too."""
+
+    def take_replies(self) -> list[Received]:
+        """What came since the last call; valid until the next `poll` or `flush`."""
+        ...
+
+
+class Responder(Consumer, Protocol):
+    """A consumer of requests, which it replies to with the request's own bytes, the stamp among them."""
+
+    def reply(self, batch: Received, begin: int, end: int) -> None:
+        """Reply to messages begin … end of a batch that `receive` handed out last; before they are settled.
+
+        A reply that cannot be delivered is dropped, as its requester may be gone.
+        """
         ...
 
 
@@ -385,6 +412,19 @@ class Driver(Protocol):
 
         Without a group protocol, queue or partition p is read by p % count == index.
         """
+        ...
+
+
+@runtime_checkable
+class Replying(Protocol):
+    """What a driver has beside `Driver` if it can do request-reply."""
+
+    def requester(self, target: Target, payloads: Payloads) -> Requester:
+        """Connect a requester that fills its requests from `payloads`."""
+        ...
+
+    def responder(self, target: Target, index: int, count: int, payloads: Payloads) -> Responder:
+        """Connect responder `index` of `count`; `payloads` tell what messages of this trial look like."""
         ...
 
 

@@ -21,7 +21,7 @@ from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.pinning import Pins, pinned, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
-from loadgen.record import enters, is_required
+from loadgen.record import end_to_end, enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
@@ -312,7 +312,7 @@ def _refuse_dead(trial: Trial, endpoint: Endpoint) -> None:
 
 def line_of(record: dict[str, Any]) -> str:
     """A finished trial in one line."""
-    latency = record["latency_ns"].get("e2e") or record["latency_ns"].get("ack")
+    latency = record["latency_ns"].get(end_to_end(record)) or record["latency_ns"].get("ack")
     rate = record["achieved_msgs_per_s"]
     text = f"{record['id']}: {'no rate' if rate is None else f'{rate:,.0f} msg/s'}"
     if record["subscribers"] > 1:

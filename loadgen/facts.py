@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loadgen.histogram import LOWEST_OF_BUCKET_NS, bucket_indices
+from loadgen.record import end_to_end
 from loadgen.removals import limits
 
 if TYPE_CHECKING:
@@ -164,11 +165,13 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         due: how many messages the schedule had in the window, None in a closed loop.
     """
     window_s = record["window_s"]
-    lag, e2e, ack = (record["latency_ns"].get(kind) for kind in ("schedule_lag", "e2e", "ack"))
+    lag, e2e, ack = (record["latency_ns"].get(kind) for kind in ("schedule_lag", end_to_end(record), "ack"))
     resolution = record.get("resolution_ns") or {}
     settings = record["settings"]
     sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
     competing = record["consumers"] > max(1, sources) or settings.get("priorities") is not None
+    # Messages that come from several hands in the middle, or through several partitions, come together in any order.
+    competing |= record.get("pattern", "one_way") != "one_way" and max(record["consumers"], sources) > 1
     counts = record.get("broker_counts", {})
     depth = counts.get("depth_at_end")
     observer = record.get("observer")
@@ -204,7 +207,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         # The broker knows best: a duplicate makes up for a missing message in a count, and what is missing from an
         # empty queue is lost, not late. Counters say only how long it was worth waiting.
         drained=drained if depth is None else depth == 0,
-        errors=record.get("errors", {}),
+        errors=_faults(record),
         out_of_range=record["out_of_range"],
         offered_msgs_per_s=record["offered_msgs_per_s"],
         achieved_msgs_per_s=record["sent_msgs_per_s"],
@@ -222,6 +225,12 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
         **({} if not observer else observed_facts(observer)),
     )
+
+
+def _faults(record: Mapping[str, Any]) -> dict[str, int]:
+    """What went wrong with single messages, and how often; a request that was given up is one of them."""
+    timed_out = (record.get("requests") or {}).get("timed_out")
+    return {**record.get("errors", {}), **({"requests timed out": timed_out} if timed_out else {})}
 
 
 def _bucket_share(summary: Mapping[str, Any] | None) -> float | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loadgen.agent import SIDES
 from loadgen.drain import replayed_s
 from loadgen.driver import confirms
 from loadgen.ledger import explain, settle
@@ -59,7 +60,7 @@ def account_of(outcome: Outcome, settings: Mapping[str, Any], removals: Removals
 def _all_told(trial: Trial, outcome: Outcome) -> bool:
     sent = sum(result.sent_book is not None for result in outcome.results)
     received = sum(result.received_book is not None for result in outcome.results)
-    return sent == trial.producers and received == trial.all_consumers
+    return sent == trial.producers and received == trial.receivers
 
 
 def figures(
@@ -70,10 +71,10 @@ def figures(
     The first `cut_s` seconds of the planned window count as warm-up: it was not steady yet.
     """
     results = outcome.results
-    producers = [result for result in results if result.role == "producer"]
+    producers = [result for result in results if SIDES[result.role] == "producers"]
     planned_s = _window_s(trial, outcome, producers)
     window_s = None if planned_s is None else planned_s - cut_s
-    used_s = [(result.role, _cpu_s(result, cut_s, cut_s + (window_s or 0.0))) for result in results]
+    used_s = [(SIDES[result.role], _cpu_s(result, cut_s, cut_s + (window_s or 0.0))) for result in results]
     histograms = live.measured(cut_s)
     return {
         "status": "failed" if outcome.error else "partial" if outcome.interrupted else "complete",
@@ -91,7 +92,7 @@ def figures(
         "misshared_msgs": sum(sum(each.per_second.get("misshared", ())[cut_s:]) for each in producers),
         "resolution_ns": _resolution(histograms),
         "blocked_share": max((result.blocked_share for result in producers), default=0.0),
-        "cpu_s": {f"{role}s": sum(s for of, s in used_s if of == role) for role in ("producer", "consumer")},
+        "cpu_s": {side: sum(s for of, s in used_s if of == side) for side in ("producers", "consumers")},
         "agent_cpu_share_max": max((s for _, s in used_s), default=0.0) / window_s if window_s else 0.0,
     }
 
@@ -123,7 +124,9 @@ def _rates(
         return sum(sum(result.per_second.get(what, ())[cut_s:]) for result in results)
 
     received, acked = total("received"), total("acked")
-    once = received if account is None else max(0, received - account.duplicated - account.foreign)
+    # A requester counts the first reply to each request that it waits for, and nothing else.
+    twice = 0 if account is None or trial.pattern.is_request_reply else account.duplicated + account.foreign
+    once = max(0, received - twice)
     return {
         "sent_msgs_per_s": rate(total("sent")),
         "acked_msgs_per_s": rate(acked) if confirms(trial.settings) else None,
@@ -160,7 +163,34 @@ def _accounted(trial: Trial, outcome: Outcome, account: Account | None) -> Recor
         # Consumers were stopped while messages were on their way: what they had not seen was not lost.
         known |= dict.fromkeys(("lost", "confirmed_lost", "unconfirmed_lost", "missing_msgs"))
         known["ledger_examples"] = {**account.examples, "lost": []}
-    return known
+    return known | _of_requests(trial, outcome, account) | _of_handled(outcome)
+
+
+def _of_requests(trial: Trial, outcome: Outcome, account: Account) -> Record:
+    """What became of requests: replied to in time, given up, or neither yet; some replies came after that."""
+    if not trial.pattern.is_request_reply:
+        return {}
+    replied, timed_out = (sum(getattr(result, name) for result in outcome.results) for name in ("replied", "timed_out"))
+    return {
+        "requests": {
+            "timeout_ms": trial.pattern.timeout_ms,
+            "replied": replied,
+            "timed_out": timed_out,
+            "unanswered": account.sent - replied - timed_out,
+            "late_replies": max(0, account.distinct - replied),
+        }
+    }
+
+
+def _of_handled(outcome: Outcome) -> Record:
+    """What a role in the middle received: where a message was lost or doubled, it tells on which leg."""
+    books = [result.handled_book for result in outcome.results if result.handled_book is not None]
+    if not books:
+        return {}
+    sent = [result.sent_book for result in outcome.results if result.sent_book is not None]
+    first_leg = settle(sent, books)
+    names = ("received", "lost", "duplicated", "out_of_order", "corrupted", "foreign")
+    return {"handled": {name: getattr(first_leg, name) for name in names}}
 
 
 def _failed_deliveries(results: Sequence[Result]) -> dict[str, int] | None:

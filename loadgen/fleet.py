@@ -20,7 +20,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
+from loadgen.agent import SECOND_NS, SIDES, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import redelivers
 from loadgen.errors import LoadgenError, TrialError
@@ -164,7 +164,7 @@ class Fleet:
         for spec in self._specs:
             pid = self._processes[spec.name].pid
             assert pid is not None
-            pids[f"{spec.role}s"] = (*pids.get(f"{spec.role}s", ()), pid)
+            pids[SIDES[spec.role]] = (*pids.get(SIDES[spec.role], ()), pid)
         self.watcher.started(start_ns, pids)
         board.order(Cell.START_NS, start_ns)
 
@@ -187,26 +187,28 @@ class Fleet:
         return [
             spec.name
             for spec in self._specs
-            if spec.role == "producer" and not board.cells[spec.row, Cell.FINISHED_PRODUCING]
+            if SIDES[spec.role] == "producers" and not board.cells[spec.row, Cell.FINISHED_PRODUCING]
         ]
 
     def _drain(self, board: Board) -> None:
         began = time.monotonic()
-        if any(spec.role == "consumer" for spec in self._specs):
-            where = self._specs[0].target
+        if any(SIDES[spec.role] == "consumers" for spec in self._specs):
+            where, pattern = self._specs[0].target, self._specs[0].pattern
             target = self._wanted(board)
             patience_s = AGAIN_S if redelivers(where.settings) else 0.0
+            waits_s = max(QUIET_S, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)
             has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
             last, moved = (-1, 0), began
             while time.monotonic() - began < DRAIN_S:
-                seen = received, _ = board.total(Cell.RECEIVED), board.total(Cell.AGAIN)
+                over = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP)
+                seen = over, board.total(Cell.AGAIN)
                 if seen != last:
                     last, moved = seen, time.monotonic()
-                quiet_s = FIRST_S if has_backlog and not received else QUIET_S
-                if time.monotonic() - moved >= (patience_s if received >= target else quiet_s):
+                quiet_s = FIRST_S if has_backlog and not over else waits_s
+                if time.monotonic() - moved >= (patience_s if over >= target else quiet_s):
                     break
                 self._turn(board)
-            self.outcome.drained = board.total(Cell.RECEIVED) >= target
+            self.outcome.drained = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP) >= target
         self.outcome.drain_s = time.monotonic() - began
 
     def _wanted(self, board: Board) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
+from loadgen.record import end_to_end
 from loadgen.stats.queueing import little
 from loadgen.stats.steady import DRIFT_SHARE, steady_state
 from loadgen.stats.trend import slope
@@ -136,11 +137,11 @@ class Flow:
 
     def little(self, record: Mapping[str, Any], begin_ns: int) -> tuple[bool | None, str]:
         """Whether Little's law holds between this gauge, the rate and the mean service time; None: cannot tell."""
-        service = record["latency_ns"]["e2e_service"]
+        service = record["latency_ns"][end_to_end(record, "_service")]
         rate, window_s = record["achieved_msgs_per_s"], record["window_s"]
         if not service or not rate:
             return None, "no end-to-end service times"
-        if record.get("lost") or record.get("duplicated"):
+        if record.get("lost") or record.get("duplicated") or (record.get("requests") or {}).get("timed_out"):
             return None, "lost or duplicated messages never leave the gauge, or leave it twice"
         at_s, sent, received = self.between(begin_ns, begin_ns + round(window_s * SECOND_NS))
         if len(at_s) < 3:

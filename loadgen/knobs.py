@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from loadgen import backlog, kafka_knobs, membership, rabbitmq_knobs, stream_knobs
+from loadgen import backlog, kafka_knobs, membership, patterns, rabbitmq_knobs, stream_knobs
 from loadgen.backlog import Backlog
 from loadgen.errors import ScenarioError
 from loadgen.membership import Membership
+from loadgen.patterns import Pattern
 from loadgen.think import Think
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Point:
     think: Think = field(default_factory=Think)
     backlog: Backlog = field(default_factory=Backlog)
     membership: Membership = field(default_factory=Membership)
+    pattern: Pattern = field(default_factory=Pattern)
 
 
 def points(scenario: Scenario) -> Iterator[Point]:
@@ -101,6 +103,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         "think_ms": scenario.think_ms,
         "think": scenario.think,
         **{name: getattr(scenario, name) for name in (*backlog.SIZES, "start_from", "joins_at_s", "leaves_at_s")},
+        **patterns.own_axes(scenario),
     }
     if scenario.rate.fractions is not None:
         shared["fraction"] = scenario.rate.fractions
@@ -111,8 +114,10 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         knobs = {name.partition(".")[2]: value for name, value in chosen.items() if name.startswith(f"{broker}.")}
         durability = chosen["durability"]
         settings = resolve(broker, knobs, str(durability), scenario.preset)
+        pattern = patterns.pattern_of(scenario, chosen)
         if "exchange" in settings:
             rabbitmq_knobs.complete(settings, chosen["subscribers"])
+            patterns.complete(settings, pattern)
         elif broker == "kafka":
             kafka_knobs.complete(settings, scenario.message)
         point = Point(
@@ -128,6 +133,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             subscribers=chosen["subscribers"],
             think=Think(chosen["think"], chosen["think_ms"]),
             membership=membership.membership_of(chosen),
+            pattern=pattern,
         )
         point = replace(point, backlog=backlog.backlog_of(chosen, point.rate, point.message))
         _refuse_unfit(point)
@@ -157,6 +163,7 @@ def _refuse_unfit(point: Point) -> None:
         )
     backlog.refuse_unseekable(point.broker, point.driver, point.settings, point.backlog)
     membership.refuse_ungrouped(point.broker, point.driver, point.settings, point.membership)
+    patterns.refuse_unfit(point)
     if point.broker == "kafka":
         kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     elif point.driver == stream_knobs.DRIVER:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from loadgen.driver import Int64, UInt8
+    from loadgen.driver import Int64, Received, UInt8, UInt64
     from loadgen.scenario import Message
 
 STAMP_BYTES = 24
@@ -129,6 +129,7 @@ class Payloads:
     def __init__(self, message: Message, seed: int, token: int, producer: int = 0) -> None:
         self.message = message
         self.pool = make_pool(message, seed)
+        self.seed = seed
         self.token = token
         self.producer = producer
         self.size_bytes = self.pool.size_bytes
@@ -140,6 +141,11 @@ class Payloads:
 
     def _shift_of(self, producer: int) -> int:
         return (producer * 7919) % self.pool.count
+
+    def origins(self, first_seq: int, count: int) -> Int64:
+        """The number of the producer that each message comes from (int64[count])."""
+        del first_seq
+        return np.full(count, self.producer)
 
     def sizes(self, first_seq: int, count: int) -> Int64:
         """Sizes in bytes (int64[count]) of messages first_seq …, stamp included."""
@@ -153,6 +159,10 @@ class Payloads:
 
     def _indices(self, first_seq: int, count: int) -> Int64:
         return (np.arange(first_seq, first_seq + count) + self._shift) % self.pool.count
+
+    def identities(self, first_seq: int, count: int) -> UInt64:
+        """What tells messages first_seq … from all others of the trial (uint64[count]), as in their stamps."""
+        return np.arange(first_seq, first_seq + count, dtype=np.uint64) | self._identity
 
     def stamps(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> UInt8:
         """The stamps of messages first_seq … as uint8[n, 24]."""
@@ -299,6 +309,85 @@ def sequence_numbers(buffer: UInt8, starts: Int64) -> Int64:
     within = np.minimum(starts, len(buffer) - STAMP_BYTES)  # a foreign message may be shorter than a stamp
     identity = _gather(buffer, within, STAMP_BYTES).view(STAMP).reshape(len(starts))["identity"]
     return (identity & np.uint64((1 << SEQUENCE_BITS) - 1)).astype(np.int64)
+
+
+class Relayed(Payloads):
+    """Messages that were received and are sent on as they came, a batch at a time: first `stage`, then send."""
+
+    def __init__(self, message: Message, seed: int, token: int, producer: int = 0) -> None:
+        super().__init__(message.model_copy(update={"keys": 0, "key_exponent": 0.0}), seed, token, producer)
+        self._first_seq = 0
+        self._staged: UInt8 = np.empty(0, np.uint8)
+        self._starts: Int64 = np.empty(0, np.int64)
+        self._sizes: Int64 = np.empty(0, np.int64)
+        self._identities: UInt64 = np.empty(0, np.uint64)
+
+    def stage(self, first_seq: int, batch: Received, rows: Int64, identities: UInt64 | None = None) -> None:
+        """What the next `send` is of: these rows (int64[n]) of a batch, whose buffer is read until then.
+
+        Args:
+            first_seq: what the one who sends numbers the first of them.
+            batch: as it was received.
+            rows: which of its messages.
+            identities: whose they are said to be; None: what their stamps say.
+        """
+        self._first_seq, self._staged, self._starts = first_seq, batch.buffer, batch.starts[rows]
+        sizes = batch.sizes
+        self._sizes = np.full(len(rows), sizes) if isinstance(sizes, int) else sizes[rows]
+        if identities is None:
+            stamps = _gather(self._staged, self._starts, STAMP_BYTES).view(STAMP).reshape(len(rows))
+            identities = np.ascontiguousarray(stamps["identity"])
+        self._identities = identities
+
+    def _part(self, first_seq: int, count: int) -> slice:
+        begin = first_seq - self._first_seq
+        assert 0 <= begin <= begin + count <= len(self._starts), "what is sent was staged"
+        return slice(begin, begin + count)
+
+    def identities(self, first_seq: int, count: int) -> UInt64:
+        """Whose the messages are."""
+        return self._identities[self._part(first_seq, count)]
+
+    def origins(self, first_seq: int, count: int) -> Int64:
+        """The producers that they come from."""
+        return (self.identities(first_seq, count) >> np.uint64(SEQUENCE_BITS)).astype(np.int64)
+
+    def stamps(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> UInt8:
+        """The stamps that they came with; times of sending are those of their producers."""
+        del sent_ns
+        return _gather(self._staged, self._starts[self._part(first_seq, len(intended_ns))], STAMP_BYTES)
+
+    def write(self, rows: UInt8, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> None:
+        """Copy them into `rows`; one of another size is cut or filled up, and its receiver will see."""
+        del intended_ns, sent_ns
+        self._copy(rows, first_seq, 0)
+
+    def write_bodies(self, rows: UInt8, first_seq: int) -> None:
+        """Copy what stands behind their stamps."""
+        self._copy(rows, first_seq, STAMP_BYTES)
+
+    def _copy(self, rows: UInt8, first_seq: int, at: int) -> None:
+        width, part = rows.shape[1], self._part(first_seq, len(rows))
+        starts, sizes = self._starts[part], self._sizes[part]
+        if not width:
+            return
+        if (sizes == width + at).all():
+            rows[:] = _gather(self._staged, starts + at, width)
+            return
+        rows[:] = 0
+        for row, (begin, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+            kept = self._staged[begin + at : begin + min(size, width + at)]
+            rows[row, : len(kept)] = kept
+
+    def pack(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> tuple[UInt8, Int64]:
+        """They end to end in one buffer, and where each begins (int64[n+1])."""
+        del sent_ns
+        part = self._part(first_seq, len(intended_ns))
+        starts, sizes = self._starts[part], self._sizes[part]
+        pieces = [
+            self._staged[begin : begin + size] for begin, size in zip(starts.tolist(), sizes.tolist(), strict=True)
+        ]
+        return np.concatenate(pieces), np.concatenate(([0], np.cumsum(sizes)))
 
 
 def _rows_match(buffer: UInt8, starts: Int64, matrix: UInt8, indices: Int64) -> npt.NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import Point, has_keys, points
 from loadgen.membership import Membership
+from loadgen.patterns import Pattern
 from loadgen.scenario import Rate
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.think import Think
@@ -110,6 +111,7 @@ class Trial:
     """What is written before consumers begin and the window with them; there is no warm-up then."""
     membership: Membership = field(default_factory=Membership)
     """When the last consumer of each subscriber joins and leaves."""
+    pattern: Pattern = field(default_factory=Pattern)
 
     @property
     def all_consumers(self) -> int:
@@ -120,6 +122,11 @@ class Trial:
     def is_replay(self) -> bool:
         """Whether a backlog is all there is: producers stop when it is written."""
         return self.backlog.msgs > 0 and not self.rate.is_open_loop
+
+    @property
+    def receivers(self) -> int:
+        """How many processes receive what comes out at the end: of request-reply, those who sent it."""
+        return self.producers if self.pattern.is_request_reply else self.all_consumers
 
     @property
     def capacity_key(self) -> str:
@@ -178,7 +185,7 @@ class Trial:
     @property
     def _roles(self) -> str:
         consumers = f"{self.consumers}" if self.subscribers == 1 else f"{self.subscribers} × {self.consumers}"
-        return f"{self.producers} → {consumers}"
+        return f"{self.producers} {'⇄' if self.pattern.is_request_reply else '→'} {consumers}"
 
     def describe(self) -> str:
         """One line for people."""
@@ -365,7 +372,13 @@ def _searches(trials: Sequence[Trial]) -> list[Trial]:
 def _refuse_beyond_drivers(trials: Sequence[Trial]) -> None:
     """Raise ScenarioError where a trial needs what its driver cannot do: here, before any broker is touched."""
     for trial in trials:
-        lacking = load_driver(trial.driver).capabilities.lacking(trial.settings)
+        capabilities = load_driver(trial.driver).capabilities
+        lacking = capabilities.lacking(trial.settings)
+        if trial.pattern.is_request_reply and not capabilities.request_reply:
+            raise ScenarioError(
+                f"{trial.broker}.driver = {trial.driver}: cannot do pattern = request_reply; expected driver = "
+                f"{'amqp' if trial.broker == 'rabbitmq' else 'kafka'}"
+            )
         if lacking is not None:
             raise ScenarioError(
                 f"{trial.broker}.{lacking}: driver {trial.driver} cannot do that; choose another driver"
@@ -397,6 +410,7 @@ def _shared(point: Point) -> tuple[Any, ...]:
         point.think,
         point.backlog,
         point.membership,
+        point.pattern,
     )
 
 
@@ -426,6 +440,7 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
         think=point.think,
         backlog=point.backlog,
         membership=point.membership,
+        pattern=point.pattern,
         repeat=repeat,
         seed=_seed(scenario, repeat, seed),
         warmup_s=warmup_s,

@@ -15,13 +15,20 @@ from loadgen.board import Board
 from loadgen.consuming import ConsumerAgent
 from loadgen.errors import LoadgenError
 from loadgen.producing import ProducerAgent
+from loadgen.requesting import RequesterAgent
+from loadgen.responding import ResponderAgent
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from loadgen.agent import AgentSpec
+    from loadgen.agent import AgentSpec, Role
 
-ROLES: dict[str, type[ProducerAgent | ConsumerAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
+ROLES: dict[Role, type[ProducerAgent | ConsumerAgent]] = {
+    "producer": ProducerAgent,
+    "consumer": ConsumerAgent,
+    "requester": RequesterAgent,
+    "responder": ResponderAgent,
+}
 
 
 def main(spec: AgentSpec, pipe: Connection) -> None:
@@ -36,7 +43,8 @@ def main(spec: AgentSpec, pipe: Connection) -> None:
         faulthandler.register(signal.SIGUSR1, file=dump, all_threads=True)
         if spec.cpus:
             os.sched_setaffinity(0, spec.cpus)
-        _be_scheduled(is_open_loop=spec.rate.is_open_loop)
+        # Of few requests in flight each waits for four wake-ups: how soon these come is the rate.
+        _be_scheduled(is_open_loop=spec.rate.is_open_loop or spec.pattern.is_request_reply)
         ROLES[spec.role](spec, pipe).run()
     except StoppedError:
         return

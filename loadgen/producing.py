@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -32,10 +32,15 @@ FORGIVE_S = 3.0  # without confirms: what nobody has seen for so long counts as 
 UNCONFIRMED_POLL_S = 0.0005  # how often a full window without confirms looks at what consumers have received
 WORK_MSGS = 1_000  # in a closed loop whose consumers work on each message, so many wait for them: more only take longer
 WORK_POLL_S = 0.005
+CLOSED_KINDS = frozenset(("ack_service", "rtt_service", "resolution"))
 
 
 class ProducerAgent(Agent):
     """Sends what the pacer says is due, and observes every confirmation as it comes."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ("ack", "ack_service", "schedule_lag", "e2e")
+    """What is recorded in an open loop; of a closed one only what is named service."""
+    END_TO_END: ClassVar[str] = "e2e"
 
     def __init__(self, spec: AgentSpec, pipe: Connection) -> None:
         super().__init__(spec, pipe)
@@ -79,9 +84,9 @@ class ProducerAgent(Agent):
 
     def run(self) -> None:
         """Connect, wait for the start, send until the trial's time is over, and wait for the last confirmation."""
-        producer = self.client = self.driver.producer(self.spec.target, self.payloads)
+        producer = self.client = self.connect()
         try:
-            kinds = ("ack", "ack_service", "schedule_lag", "e2e") if self.open_loop else ("ack_service",)
+            kinds = self.KINDS if self.open_loop else tuple(kind for kind in self.KINDS if kind in CLOSED_KINDS)
             writing = Writing(self, producer)
             self.begin(kinds, writing.turn)
             self.base = self.booked_sent = self.sent
@@ -90,14 +95,22 @@ class ProducerAgent(Agent):
             else:
                 self._send_all(producer)
             self._flush(producer)
+            self.row[Cell.FINISHED_PRODUCING] = 1
+            self.await_end(producer)
             self.keep_books()
             if isinstance(producer, Resending):
                 self.book.resent(producer.resent_seqs())
-            self.row[Cell.FINISHED_PRODUCING] = 1
             self.result.sent_book = self.book
             self.finish()
         finally:
             producer.close()
+
+    def connect(self) -> Producer:
+        """The driver's producer."""
+        return self.driver.producer(self.spec.target, self.payloads)
+
+    def await_end(self, producer: Producer) -> None:
+        """What is left to be done when all has been sent and confirmed: for a producer nothing."""
 
     def _flush(self, producer: Producer) -> None:
         """Wait for the last confirmations, in slices: the fleet must see that this agent lives."""
@@ -201,7 +214,7 @@ class ProducerAgent(Agent):
         before += self.base
         self.book.due = range(min(before, due), due)
         receivers = self.spec.target.subscribers if self.spec.consumers else 0
-        kinds = ["schedule_lag"] + ["ack"] * self.confirms + ["e2e"] * receivers
+        kinds = ["schedule_lag"] + ["ack"] * self.confirms + [self.END_TO_END] * receivers
         for first in range(self.sent, due if now_ns >= clock.window_end_ns else 0, UNSENT_MSGS):
             intended = self._intended(first, min(UNSENT_MSGS, due - first))
             for kind in kinds:

@@ -36,6 +36,7 @@ DEFAULTS: Settings = {
     "fail_every": 0,
     "reject_every": 0,
     "priorities": None,
+    "reply_to": None,
 }
 FAILING = ("requeue_every", "fail_every", "reject_every")
 

@@ -22,6 +22,7 @@ _Ack = Literal["automatic", "manual"]
 _Overflow = Literal["drop-head", "reject-publish", "reject-publish-dlx"]
 _ExpiresMillis = Annotated[int, Field(ge=10_000, le=2**32 - 1)]  # shorter, it would be gone before it is accounted for
 _Priorities = Annotated[int, Field(ge=2, le=32)]  # all that a quorum queue has; each costs a classic queue a queue
+_ReplyTo = Literal["direct", "exclusive"]
 
 
 class RabbitMQ(Part):
@@ -82,6 +83,9 @@ class RabbitMQ(Part):
     """Of so many messages the last is rejected (basic.reject without requeue), never to come again; 0 is none."""
     priorities: _Priorities | Sweep[_Priorities] | None = None
     """How many priorities messages have, taken in turn: message n has priority n modulo that. None is no priority."""
+    reply_to: _ReplyTo | Sweep[_ReplyTo] | None = None
+    """Of pattern request_reply: direct is amq.rabbitmq.reply-to, whose replies pass through no queue (and what None
+    is); exclusive is a queue of its own for each requester."""
     partitions: _StreamPartitions | Sweep[_StreamPartitions] | None = None
     """Driver stream, as all that follow (and `max_length_bytes`): partitions of a super stream; 1 is a plain stream."""
     credits: _Credits | Sweep[_Credits] | None = None

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Record = dict[str, Any]
-LATENCY_KINDS = ("e2e", "ack", "e2e_service", "ack_service", "schedule_lag")
+LATENCY_KINDS = (
+    "e2e", "ack", "e2e_service", "ack_service", "schedule_lag", "rtt", "rtt_service", "hop", "hop_service",
+)  # fmt: skip
 
 # What a trial's record holds when nobody says otherwise: every field is there, and null is unknown.
 _NULL_FIELDS = (
@@ -21,6 +23,7 @@ _NULL_FIELDS = (
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
     "missing_msgs", "misshared_msgs", "dropped_by_limit", "expired", "refused_by_limit", "left_behind", "out_of_range",
     "blocked_share", "agent_cpu_share_max", "broker_configuration", "ledger_examples", "hlog_start_s", "interval_s",
+    "requests", "handled",
 )  # fmt: skip
 _EMPTY_FIELDS = ("settings", "point", "errors", "observer")
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -50,12 +53,22 @@ def completed(record: Mapping[str, Any]) -> Record:
     full |= {name: {} for name in _EMPTY_FIELDS}
     full["purpose"] = "measure"
     full["subscribers"] = 1
+    full["pattern"] = "one_way"
     full["verdict"] = {"status": "unknown", "bound_by": "unknown", "reasons": []}
     full |= {key: value for key, value in record.items() if value is not None}
     for name, parts in _PARTS.items():
         full[name] = {**dict.fromkeys(parts), **(record.get(name) or {})}
     full["driver_kind"] = full["driver_kind"] or _DRIVER_KINDS.get(full["driver"] or "")
     return full
+
+
+RESPONSE_KINDS = ("rtt", "e2e", "ack")
+"""Response times, the one that says the most first: a trial has one of the first two where anybody receives."""
+
+
+def end_to_end(record: Mapping[str, Any], suffix: str = "") -> str:
+    """The kind of a trial's latency from one end to the other: of request-reply the round trip, else one way."""
+    return ("rtt" if record.get("pattern") == "request_reply" else "e2e") + suffix
 
 
 def enters(record: Mapping[str, Any]) -> bool:

@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from loadgen.backlog import MAX_MSGS, StartFrom
 from loadgen.kafka_part import Kafka
 from loadgen.knobs import MAX_PROCESSES, has_keys, points
-from loadgen.part import Millis, Part, Sweep
+from loadgen.part import Millis, Part, Sweep, Whole
+from loadgen.patterns import PatternKind
 from loadgen.payload import STAMP_BYTES
 from loadgen.rabbitmq_part import RabbitMQ
 
@@ -236,6 +237,7 @@ class Rate(Part):
 
 
 _Think = Literal["fixed", "exponential"]
+_Timeout = Annotated[float, Field(gt=0, le=60_000)]
 Knobs = RabbitMQ | Kafka
 _BacklogMsgs = Annotated[int, Field(ge=2, le=MAX_MSGS)]
 _BacklogBytes = Annotated[int, Field(ge=1, le=1 << 50)]
@@ -280,6 +282,12 @@ class Scenario(Part):
     """When the last consumer joins, in s since the measured window began; None: before it, with the others."""
     leaves_at_s: _Seconds | Sweep[_Seconds] | None = None
     """When the last consumer leaves; None: at the end, with the others."""
+    pattern: PatternKind = "one_way"
+    """one_way, or request_reply: producers send requests, consumers reply to each after they have worked on it."""
+    timeout_ms: _Timeout | None = None
+    """Of request_reply: how long a requester waits for each reply (ms) before it gives the request up; None is 30 s."""
+    requests_in_flight: Whole | Sweep[Whole] | None = None
+    """Of request_reply in a closed loop: how many requests of each requester wait for replies at once; None is 100."""
     durability: Durability | Sweep[Durability] = Durability.BROKER
     rabbitmq: RabbitMQ | None = None
     kafka: Kafka | None = None

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loadgen.checks.timing import HELD_BACK_P99_SHARE
 from loadgen.facts import CARRIED_SHARE, CORE_FULL_SHARE, carries
 from loadgen.flow import is_growing
+from loadgen.record import end_to_end
 from loadgen.stats.edge import Edge
 from loadgen.verdict import BoundBy
 
@@ -291,7 +292,7 @@ def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out:
 
 def _missed(record: Mapping[str, Any], offered: float, p99_ms: float) -> str | None:
     """How the objective was missed, or nothing."""
-    p99_ns = (record["latency_ns"]["e2e"] or {}).get("p99")
+    p99_ns = (record["latency_ns"][end_to_end(record)] or {}).get("p99")
     if p99_ns is not None and p99_ns <= p99_ms * 1e6:
         return None
     seen = "not known" if p99_ns is None else f"{p99_ns / 1e6:.2f} ms"

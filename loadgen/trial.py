@@ -88,12 +88,15 @@ class Live:
     shown: str = ""
     mark: Callable[[], Record | None] = lambda: None
     """Where consumers are to begin, once what they skip is written."""
+    handled: int = 0
+    """Received by a role in the middle."""
     _shown_s: float = 0.0
     _counts: tuple[float, int] = (0.0, 0)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # a scrape comes from another thread
 
     def __post_init__(self) -> None:
         self.flow = Flow(self.trial.subscribers, self.trial.backlog.skipped(self.trial.producers))
+        self.suffix = "" if self.trial.rate.is_open_loop else "_service"
 
     def started(self, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
         """All agents are connected: watch them and the broker from the start on."""
@@ -118,7 +121,7 @@ class Live:
         newest = Histogram()
         self._keep(report.deltas)
         for delta in report.deltas:
-            if delta.kind in {"e2e", "e2e_service"} and (delta.kind == "e2e" or not self.trial.rate.is_open_loop):
+            if delta.kind == ("e2e", "rtt")[self.trial.pattern.is_request_reply] + self.suffix:
                 delta.add_to(newest)
         for reason, number in report.errors.items():
             self.errors[reason] = self.errors.get(reason, 0) + number
@@ -172,6 +175,7 @@ class Live:
         """Look at the counters, show where the trial is, and stop it before it fills the disk."""
         self.board = board
         self.received = board.total(Cell.RECEIVED)
+        self.handled = board.total(Cell.HANDLED)
         if self.start_ns:
             self.flow.sample(board, time.monotonic_ns())
         now = time.monotonic()
@@ -244,6 +248,7 @@ def describe(trial: Trial) -> Record:
         "think": asdict(trial.think),
         "membership": asdict(trial.membership) if trial.membership.changes else None,
         "subscribers": trial.subscribers,
+        "pattern": trial.pattern.kind,
         "warmup_s": trial.warmup_s,
         "offered_msgs_per_s": offered_msgs_per_s(trial),
     }
@@ -257,19 +262,46 @@ def run_trial(trial: Trial, setting: Setting) -> tuple[Record, Outcome]:
     admin = load_driver(trial.driver).admin(endpoint)
     # A name that no earlier trial or run has had: a topic of the same name may still be in deletion.
     name = f"loadgen-{trial.scenario}-{secrets.token_hex(4)}"
-    target = Target(endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
+    target = _target(trial, endpoint, name)
     try:
         admin.create(target)
         try:
+            if target.onward is not None:
+                admin.create(target.onward)
             record, outcome = _driven(trial, setting, admin, target)
         finally:
             left_behind = _delete(admin, target)
+            if target.onward is not None:
+                left_behind = left_behind or _delete(admin, target.onward)
     finally:
         admin.close()
     if left_behind is not None:
         record["left_behind"] = left_behind
         record["verdict"]["reasons"].append(f"left behind: {left_behind['name']} ({left_behind['reason']})")
     return record, outcome
+
+
+def _target(trial: Trial, endpoint: Endpoint, name: str) -> Target:
+    """Where the trial's messages go, and where to from there."""
+    target = Target(endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
+    if not trial.pattern.is_request_reply or trial.broker == "rabbitmq":  # whose reply queues are the requesters' own
+        return target
+    # Each requester has a partition of the topic for replies.
+    settings = {**trial.settings, "partitions": trial.producers, "partitioner": "explicit"}
+    return replace(target, onward=replace(target, name=f"{name}-replies", group=f"{name}-replies", settings=settings))
+
+
+def depth_of(admin: Admin, target: Target) -> int:
+    """How many messages wait on all legs."""
+    return admin.depth(target) + (0 if target.onward is None else admin.depth(target.onward))
+
+
+def gauge_of(admin: Admin, target: Target, received: int, handled: int | None) -> Gauge:
+    """The trial's queues or topics at once; `received` is what came out at the end, `handled` what the middle took."""
+    first = admin.gauge(target, received if handled is None else handled)
+    if target.onward is None:
+        return first
+    return replace(first, depth_msgs=first.depth_msgs + admin.gauge(target.onward, received).depth_msgs)
 
 
 def _delete(admin: Admin, target: Target) -> Record | None:
@@ -292,7 +324,9 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         endpoint=setting.endpoint,
         writer=setting.writer,
         progress=setting.progress,
-        gauge=lambda received: gauge.gauge(target, received + skipped),
+        gauge=lambda received: gauge_of(
+            gauge, target, received + skipped, live.handled if trial.pattern.has_middle else None
+        ),
         token=token,
         mark=lambda: mark(trial, admin, target),
         left_s=setting.left_s,
@@ -353,7 +387,7 @@ def _told_by_broker(
         return {}, Removals()
     try:
         # The depth first: what expires in between is counted twice, and not missed.
-        held = {"stored": admin.stored(target), "depth_at_end": admin.depth(target)}
+        held = {"stored": admin.stored(target), "depth_at_end": depth_of(admin, target)}
         return held, removals_of(admin, target, Payloads(trial.message, trial.seed, live.token))
     except LoadgenError as error:
         outcome.error = str(error)
@@ -416,9 +450,10 @@ def _flowed(record: Record, live: Live, settled: Settled) -> Record:
 def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[int, ...]) -> list[AgentSpec]:
     # Consumers first: they are waiting when the first message is sent.
     roles: list[tuple[Role, int, Target]] = [
-        ("consumer", trial.consumers, target.of(subscriber)) for subscriber in range(trial.subscribers)
+        (trial.pattern.receiving_role, trial.consumers, target.of(subscriber))
+        for subscriber in range(trial.subscribers)
     ]
-    roles.append(("producer", trial.producers, target))
+    roles.append((trial.pattern.sending_role, trial.producers, target))
     specs: list[AgentSpec] = []
     for role, count, theirs in roles:
         for index in range(count):
@@ -442,6 +477,7 @@ def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[i
                     backlog=trial.backlog,
                     membership=trial.membership,
                     comes_and_goes=role == "consumer" and index == count - 1 and bool(trial.membership.changes),
+                    pattern=trial.pattern,
                     board=board.path,
                     rows=board.rows,
                     cpus=cpus,

@@ -23,7 +23,7 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import FOUND_KINDS, is_measured
-from loadgen.record import enters
+from loadgen.record import RESPONSE_KINDS, enters
 from loadgen.stats.bootstrap import BootstrapRatio, bootstrap_ratio
 from loadgen.stats.confidence import Estimate, Ratio, estimate, log_ratios, paired_ratio
 from loadgen.stats.power import EFFECT_RATIO, repeats_needed, spread_bound
@@ -144,7 +144,7 @@ def compare_variants(run: Run, effect_ratio: float) -> list[Compared]:
 def _quantities(records: Sequence[Record]) -> list[_Quantity]:
     """What is compared of one point, the answer first."""
     used = [record for record in records if enters(record)]
-    kind = next((kind for kind in ("e2e", "ack") if any(each["latency_ns"][kind] for each in used)), None)
+    kind = next((kind for kind in RESPONSE_KINDS if any(each["latency_ns"].get(kind) for each in used)), None)
     is_rate = records[0]["rate"]["kind"] in {"saturate", "search"}
     latency = [(f"{kind} {name}", "ns", _latency(kind, name)) for name in ("p50", "p99")] if kind else []
     rate = [("rate", "msgs_per_s", _rate)]

@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.analysis import capacity_key
-from loadgen.record import enters
+from loadgen.record import RESPONSE_KINDS, enters
 from loadgen.stats.confidence import Estimate, estimate
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class PointCapacity:
 
 def response_ns(record: Record, percentile: str) -> float | None:
     """A trial's percentile of the response time in ns: end to end, or of publishing where nobody consumes."""
-    for kind in ("e2e", "ack"):
+    for kind in RESPONSE_KINDS:
         summary = record["latency_ns"].get(kind)
         if summary and summary.get("count"):
             value: float | None = summary[percentile]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from loadgen.checks import milliseconds
 from loadgen.histogram import Histogram
+from loadgen.record import RESPONSE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Float64 = npt.NDArray[np.float64]
 
-KINDS = ("e2e", "ack")
 OUTLIER_SCORE = 3.5
 MAD_TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation in median absolute deviations."""
@@ -203,7 +203,7 @@ def explain(run: Run, trial_id: str, kind: str | None = None) -> Tail | None:
         None where the trial has no such latency, as a closed loop has no response times.
     """
     record = run.trial(trial_id)
-    kinds = KINDS if kind is None else (kind,)
+    kinds = RESPONSE_KINDS if kind is None else (kind,)
     kind = next((each for each in kinds if (record["latency_ns"].get(each) or {}).get("count")), None)
     if kind is None or not record["window_s"]:
         return None

@@ -89,6 +89,11 @@ class Chosen:
         names = list(dict.fromkeys(name for name, _ in wanted))
         chosen = tuple(apply_sets(scenarios[name], sets) if sets else scenarios[name] for name in names)
         for scenario in chosen:
+            if scenario.pattern != "one_way":
+                raise ScenarioError(
+                    f"{scenario.name}: Locust's users send and receive one way, not by pattern {scenario.pattern}; "
+                    "expected `loadgen run`"
+                )
             if scenario.phased_by is not None:
                 raise ScenarioError(
                     f"{scenario.name}: {scenario.phased_by} has phases, which users who come and go cannot keep; "

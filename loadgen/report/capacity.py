@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loadgen.record import RESPONSE_KINDS
 from loadgen.report import detail, words
 from loadgen.report import points as pt
 from loadgen.report.detail import NOTHING, Quantity, quantity
@@ -182,7 +183,7 @@ def found_producers(point: PointCapacity | Curve) -> int | None:
 
 def one_run_of(run: Run, records: Sequence[Record], percentile: str) -> str:
     """The bounds that a single run has by itself, of its response time."""
-    kinds = [kind for kind in ("e2e", "ack") if records and records[0]["latency_ns"].get(kind)]
+    kinds = [kind for kind in RESPONSE_KINDS if records and records[0]["latency_ns"].get(kind)]
     return detail.one_run(run, records, kinds[0], percentile) if kinds else ""
 
 

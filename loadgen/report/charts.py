@@ -124,7 +124,7 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
             continue
         merged = Histogram()
         for record in point.used:
-            histogram = run.histogram(record["id"], kind)
+            histogram = run.histogram(record["id"], pt.kind_of(record, kind))
             if histogram.count:
                 axes.plot(*_curve(histogram), color=colour(point.broker), linewidth=0.7, alpha=0.45)
                 merged.merge(histogram)

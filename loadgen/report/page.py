@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from loadgen.analysis import FOUND_KINDS
-from loadgen.record import enters
+from loadgen.record import end_to_end, enters
 from loadgen.report import (
     ab,
     ab_chart,
@@ -161,8 +161,8 @@ def _inline(chart: Chart) -> Markup:
 
 def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
     """A trial as its line shows it."""
-    e2e = record["latency_ns"].get("e2e")
-    service = record["latency_ns"].get("e2e_service")
+    e2e = record["latency_ns"].get(end_to_end(record))
+    service = record["latency_ns"].get(end_to_end(record, "_service"))
     is_found = (record["rate"] or {}).get("kind") in FOUND_KINDS and record["offered_msgs_per_s"] is not None
     return {
         "anchor": anchor,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import FOUND_KINDS, is_measured
-from loadgen.record import enters
+from loadgen.record import end_to_end, enters
 from loadgen.report import phases, words
 from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
 
@@ -136,7 +136,8 @@ def load_label(shared: dict[str, Any]) -> str:
     if shared["think"]["mean_ms"]:
         receivers += f" working {shared['think']['mean_ms']:g} ms on each message ({shared['think']['kind']})"
     phases_label = phases.load_label(shared)
-    return ", ".join([*parts, receivers + together, *([phases_label] if phases_label else [])])
+    asked = "requests and replies: " if shared["pattern"] == "request_reply" else ""
+    return asked + ", ".join([*parts, receivers + together, *([phases_label] if phases_label else [])])
 
 
 def rate_label(rate: dict[str, Any]) -> str:
@@ -168,13 +169,21 @@ def own_label(broker: str, swept: dict[str, Any], found_producers: int | None) -
 
 
 def latency(kind: str, percentile: str) -> Callable[[Record], Value]:
-    """A trial's percentile of one kind in ns; None where that kind does not exist in it."""
+    """A trial's percentile of one kind in ns; None where that kind does not exist in it.
+
+    End to end (e2e) is the round trip where requests are replied to.
+    """
 
     def measure(record: Record) -> Value:
-        summary = record["latency_ns"].get(kind)
+        summary = record["latency_ns"].get(kind_of(record, kind))
         return summary[percentile] if summary else None
 
     return measure
+
+
+def kind_of(record: Record, kind: str) -> str:
+    """The name by which a trial has its latencies of this kind."""
+    return end_to_end(record, kind.removeprefix("e2e")) if kind.startswith("e2e") else kind
 
 
 def goodput(record: Record) -> Value:
@@ -235,6 +244,7 @@ def _shared(record: Record) -> dict[str, Any]:
         "think": record.get("think") or {"kind": "fixed", "mean_ms": 0.0},
         "backlog": backlog and (backlog["msgs"], backlog["start_from"]),
         "membership": record.get("membership"),
+        "pattern": record.get("pattern") or "one_way",
     }
 
 

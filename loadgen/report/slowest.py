@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.analysis.tail import KINDS, SECONDS_MIN, explain
-from loadgen.record import enters
+from loadgen.analysis.tail import SECONDS_MIN, explain
+from loadgen.record import RESPONSE_KINDS, enters
 from loadgen.report import points as pt
 from loadgen.report import words
 
@@ -40,7 +40,7 @@ def tails(run: Run, trials: Iterable[Record]) -> tuple[list[Tail], list[Record]]
 
 def _has_times(record: Record) -> bool:
     fractions = (record["rate"] or {}).get("fractions") or [0.0]
-    return fractions[0] <= 1 and any((record["latency_ns"].get(kind) or {}).get("count") for kind in KINDS)
+    return fractions[0] <= 1 and any((record["latency_ns"].get(kind) or {}).get("count") for kind in RESPONSE_KINDS)
 
 
 def _is_long_enough(record: Record) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadgen.driver import DriverInfo
+from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
 from loadgen.drivers.wire.amqp_consumer import AmqpConsumer
 from loadgen.drivers.wire.amqp_producer import AmqpProducer
+from loadgen.drivers.wire.amqp_requests import AmqpRequester, AmqpResponder
 
 if TYPE_CHECKING:
     from loadgen.driver import Target
@@ -32,5 +33,13 @@ class AmqpDriver(DriverInfo):
         """Connect a consumer; all `count` of them share the subscriber's queues."""
         return AmqpConsumer(target, index, count)
 
+    def requester(self, target: Target, payloads: Payloads) -> AmqpRequester:
+        """Connect a requester, which receives its replies on the channel that it publishes on."""
+        return AmqpRequester(target, payloads)
 
-DRIVER = AmqpDriver("amqp", "rabbitmq", "wire")
+    def responder(self, target: Target, index: int, count: int, payloads: Payloads) -> AmqpResponder:
+        """Connect a responder; all `count` of them share the queue."""
+        return AmqpResponder(target, index, count, payloads)
+
+
+DRIVER = AmqpDriver("amqp", "rabbitmq", "wire", Capabilities(request_reply=True))

@@ -47,14 +47,17 @@ class AmqpConsumer:
     sent for each `ack_every` settled messages, and for the rest when idle.
     """
 
-    def __init__(self, target: Target, index: int, count: int) -> None:
+    def __init__(self, target: Target, index: int, count: int, *, is_correlated: bool = False) -> None:
         settings = target.settings
         topology = Topology(target)
         self._acks = Acks(target)
         self._need_bytes = 1
         self._connection = Connection(target.endpoint, settings["heartbeat"])
         self._parser = DeliveryParser(
-            self._connection.handle, is_spread=topology.is_spread, has_priorities=bool(settings.get("priorities"))
+            self._connection.handle,
+            is_spread=topology.is_spread,
+            has_priorities=bool(settings.get("priorities")),
+            is_correlated=is_correlated,
         )
         queues = topology.read_by(index, count)
         tag = f"loadgen-{index}"

@@ -6,6 +6,9 @@ those bytes, and as many as follow with the same size are compared at once, as r
 
 Where a consumer reads several queues or messages of many routing keys, the keys are not compared, and the consumer tag
 ends in the queue's number (`numbered_tag`), which is read from every delivery.
+
+Requests and replies carry properties that differ too, the correlation id and whom to answer: neither is compared, and
+where they stand is told (`Deliveries.ids_at`, `.reply_to_at`).
 """
 
 from __future__ import annotations
@@ -34,9 +37,13 @@ _WORD_BYTES = 8
 _INDEX = struct.Struct(">I")
 _TAG = struct.Struct(">QB")
 _SIZE = struct.Struct(">Q")
+_FLAGS = struct.Struct(">H")
+_CONFIRMS = frozenset((spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX))
 _NUMBER_BYTES = 2  # of a queue, as hexadecimal digits at the end of a consumer tag
 _NUMBERS = np.zeros(1 << 16, np.int64)  # by both digits as one number
 _NUMBERS[[int.from_bytes(b"%02x" % number, "big") for number in range(256)]] = np.arange(256)
+_CORRELATED, _ANSWERABLE = 0x0400, 0x0200  # the flags of the properties correlation-id and reply-to
+_NOWHERE = (0, 0)
 _FRAME_TYPES = frozenset((spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT))
 
 
@@ -50,6 +57,8 @@ class Deliveries:
     """What one pass found: n complete messages and the delivery tag of the last one.
 
     `sources` are the numbers of the queues that they came from (int64[n]), None where consumer tags hold none.
+    `ids_at` and `reply_to_at` are where correlation id and reply-to of each begin and end (int64[n, 2], both 0 where a
+    message has none), None where nobody asked for them.
     """
 
     starts: Int64
@@ -57,18 +66,68 @@ class Deliveries:
     redelivered: Bool | None
     last_tag: int
     sources: Int64 | None = None
+    ids_at: Int64 | None = None
+    reply_to_at: Int64 | None = None
+
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """Where the texts of correlation id and reply-to begin and end in a buffer; 0 and 0 where a message has none."""
+
+    correlation: Span = _NOWHERE
+    reply_to: Span = _NOWHERE
+
+    @classmethod
+    def of(cls, raw: bytearray, header_at: int) -> Properties:
+        """From the content header frame at `header_at`."""
+        at = header_at + _HEAD_BYTES + 12  # behind class, weight and body size
+        (flags,) = _FLAGS.unpack_from(raw, at)
+        at += _FLAGS.size
+        for flag in (0x8000, 0x4000):  # content type and encoding
+            at += 1 + raw[at] if flags & flag else 0
+        if flags & 0x2000:  # headers
+            at += 4 + _INDEX.unpack_from(raw, at)[0]
+        at += bool(flags & 0x1000) + bool(flags & 0x0800)  # delivery mode and priority
+        spans = []
+        for flag in (_CORRELATED, _ANSWERABLE):
+            spans.append((at + 1, at + 1 + raw[at]) if flags & flag else _NOWHERE)
+            at = spans[-1][1] or at
+        return cls(*spans)
+
+    def minus(self, at: int) -> Properties:
+        """The same, counted from `at`."""
+        correlation, reply_to = (
+            _NOWHERE if each == _NOWHERE else (each[0] - at, each[1] - at) for each in (self.correlation, self.reply_to)
+        )
+        return Properties(correlation, reply_to)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Those that there are."""
+        return tuple(each for each in (self.correlation, self.reply_to) if each != _NOWHERE)
 
 
 class _Likeness:
     """The bytes that all deliveries of one consumer share, and where the others stand in a row.
 
-    `varying` are places (first, end) that may differ beside delivery tag, redelivered flag, size and body.
+    `varying` are places (first, end) that may differ beside delivery tag, redelivered flag, size and body;
+    `properties` are counted from the body.
     """
 
     def __init__(
-        self, delivery: bytes, tag_at: int, size_at: int, body_at: int, varying: Sequence[tuple[int, int]]
+        self,
+        delivery: bytes,
+        tag_at: int,
+        size_at: int,
+        body_at: int,
+        varying: Sequence[tuple[int, int]],
+        properties: Properties,
     ) -> None:
         self.tag_at, self.size_at, self.body_at = tag_at, size_at, body_at
+        self.properties = properties
         self.size = self.last_size = -1
         self.row_bytes = MAX_FRAME_BYTES
         self._varying = varying
@@ -155,18 +214,25 @@ class DeliveryParser:
     """Finds the deliveries of one consumer in its buffer; every other frame goes to `handle`.
 
     Where `is_spread`, deliveries may differ in their routing keys, and consumer tags are numbered (`numbered_tag`);
-    where `has_priorities`, in the last property of their header.
+    where `has_priorities`, in the last property of their header; where `is_correlated`, in correlation id and reply-to,
+    and at a confirm a pass ends.
 
     After a pass `begin` is where the first byte stands that has not been parsed, and `need_bytes` how many there must
     be from there on for another pass to be of use.
     """
 
     def __init__(
-        self, handle: Callable[[Frame], None], *, is_spread: bool = False, has_priorities: bool = False
+        self,
+        handle: Callable[[Frame], None],
+        *,
+        is_spread: bool = False,
+        has_priorities: bool = False,
+        is_correlated: bool = False,
     ) -> None:
         self._handle = handle
         self._is_spread = is_spread
         self._has_priorities = has_priorities
+        self._is_correlated = is_correlated
         self._likeness: _Likeness | None = None
         self.begin = self._need_end = 0
         self.need_bytes = 1
@@ -174,6 +240,7 @@ class DeliveryParser:
         self._runs: list[tuple[int, int, int, int]] = []
         self._flags: list[tuple[int, Bool | bool]] = []  # (how many messages before, flags) where any is set
         self._numbers: list[tuple[int, int, int]] = []  # (place of the queue's number, distance, count) of each run
+        self._properties: list[Properties] = []  # of each run, counted from the body
         self._last_tag = 0
 
     def parse(self, raw: bytearray, begin: int, end: int) -> Deliveries | None:
@@ -191,11 +258,15 @@ class DeliveryParser:
                 self.begin, self.need_bytes = begin, _HEAD_BYTES + 1
                 starts = np.arange(first, end, like.row_bytes)
                 self._numbers = [(first - like.body_at + like.tag_at, like.row_bytes, found)]
-                return Deliveries(starts, like.size, None, self._last_tag, self._sources(raw))
+                self._properties = [like.properties]
+                return self._with_properties(
+                    Deliveries(starts, like.size, None, self._last_tag, self._sources(raw)), [found]
+                )
             self._runs, self._flags = [(first, like.row_bytes, found, like.size)], []
             self._numbers = [(first - like.body_at + like.tag_at, like.row_bytes, found)]
+            self._properties = [like.properties]
         else:
-            self._runs, self._flags, self._numbers = [], [], []
+            self._runs, self._flags, self._numbers, self._properties = [], [], [], []
         self.begin = begin
         while end - self.begin > _HEAD_BYTES:
             count = self._next_run(raw, end, found)
@@ -227,6 +298,7 @@ class DeliveryParser:
         last = at + (count - 1) * row_bytes
         self._last_tag, bits = _TAG.unpack_from(raw, last + like.tag_at)
         self._runs.append((at + like.body_at, row_bytes, count, size))
+        self._properties.append(like.properties)
         self._numbers.append((at + like.tag_at, row_bytes, count))
         self.begin = last + row_bytes
         if flags is not None:
@@ -246,7 +318,10 @@ class DeliveryParser:
             self._handle(decode(raw[at:frame_end]))
             self.begin = frame_end
             return 0
-        if _INDEX.unpack_from(raw, at + _HEAD_BYTES)[0] != spec.Basic.Deliver.INDEX:
+        index = _INDEX.unpack_from(raw, at + _HEAD_BYTES)[0]
+        if self._is_correlated and index in _CONFIRMS:
+            return -1
+        if index != spec.Basic.Deliver.INDEX:
             self._handle(decode(raw[at:frame_end]))
             self.begin = frame_end
             return 0
@@ -261,7 +336,7 @@ class DeliveryParser:
         (size,) = _SIZE.unpack_from(raw, header_at + _HEAD_BYTES + 4)
         if size > MAX_FRAME_BYTES:
             raise TrialError(f"rabbitmq announced a message of {size} bytes; expected at most {MAX_FRAME_BYTES}")
-        pieces: list[tuple[int, int]] = []
+        pieces: list[Span] = []
         missing, body_end = size, header_end
         while missing:
             body = self._content_frame(raw, body_end, end, spec.FRAME_BODY)
@@ -276,15 +351,15 @@ class DeliveryParser:
         tag_at = at + _HEAD_BYTES + _INDEX.size + 1 + raw[at + _HEAD_BYTES + _INDEX.size]
         self._last_tag, bits = _TAG.unpack_from(raw, tag_at)
         start = pieces[0][0] if pieces else header_end
+        properties = Properties.of(raw, header_at) if self._is_correlated else Properties()
         if len(pieces) == 1 and header_at == method_end and start == header_end + _HEAD_BYTES:
             size_at = header_at + _HEAD_BYTES + 4
-            varying = self._varying(raw, at, tag_at, header_end)
-            self._likeness = _Likeness(bytes(raw[at:start]), tag_at - at, size_at - at, start - at, varying)
-        filled = start
-        for first, last in pieces:
-            if first != filled:
-                raw[filled : filled + last - first] = raw[first:last]
-            filled += last - first
+            varying = [*self._varying(raw, at, tag_at, header_end), *properties.minus(at).spans]
+            self._likeness = _Likeness(
+                bytes(raw[at:start]), tag_at - at, size_at - at, start - at, varying, properties.minus(start)
+            )
+        self._properties.append(properties.minus(start))
+        _join(raw, pieces)
         if bits & 1:
             self._flags.append((found, True))
         self._runs.append((start, size, 1, size))
@@ -356,7 +431,32 @@ class DeliveryParser:
             redelivered = np.zeros(found, np.bool_)
             for place, flags in self._flags:
                 redelivered[place : place + (1 if isinstance(flags, bool) else len(flags))] = flags
-        return Deliveries(starts, sizes, redelivered, self._last_tag, self._sources(raw))
+        return self._with_properties(
+            Deliveries(starts, sizes, redelivered, self._last_tag, self._sources(raw)),
+            [count for _, _, count, _ in runs],
+        )
+
+    def _with_properties(self, found: Deliveries, counts: Sequence[int]) -> Deliveries:
+        """Where correlation ids and reply-tos stand; `counts` are how many deliveries each run has."""
+        if not self._is_correlated:
+            return found
+        for name, spans in (
+            ("ids_at", [each.correlation for each in self._properties]),
+            ("reply_to_at", [each.reply_to for each in self._properties]),
+        ):
+            places = np.repeat(np.array(spans, np.int64), counts, axis=0)
+            places += np.where(places[:, 1:] != 0, found.starts[:, None], 0)
+            setattr(found, name, places)
+        return found
+
+
+def _join(raw: bytearray, pieces: Sequence[Span]) -> None:
+    """Move the pieces of a body together, behind the first one."""
+    filled = pieces[0][0] if pieces else 0
+    for first, last in pieces:
+        if first != filled:
+            raw[filled : filled + last - first] = raw[first:last]
+        filled += last - first
 
 
 def decode(encoded: bytearray) -> Frame:

@@ -9,7 +9,7 @@ every frame that is not hot.
 from __future__ import annotations
 
 import struct
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pika import frame, spec
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from loadgen.driver import Bool, Int64, UInt8
+    from loadgen.driver import Bool, Int64, UInt8, UInt64
     from loadgen.drivers.rabbitmq_topology import Routes
     from loadgen.payload import Payloads
 
@@ -32,6 +32,16 @@ _BODY_SIZE = struct.Struct(">Q")
 
 Frame = Any  # pika's frames carry no types
 
+CORRELATION_BYTES = 16
+_PLACE_OF_ID = "correlation-id--"
+_HEX_DIGITS = np.frombuffer(b"".join(b"%02x" % number for number in range(256)), np.uint8).reshape(256, 2)
+
+
+def correlation_ids(identities: UInt64) -> UInt8:
+    """A message's identity (uint64[n], as in its stamp) as 16 hexadecimal digits: uint8[n, 16]."""
+    digits: UInt8 = _HEX_DIGITS[identities.astype(">u8").view(np.uint8)].reshape(len(identities), CORRELATION_BYTES)
+    return digits
+
 
 def encode(method: Any, channel: int = CHANNEL) -> bytes:
     """One method frame by pika's codec."""
@@ -40,17 +50,33 @@ def encode(method: Any, channel: int = CHANNEL) -> bytes:
 
 
 class PublishHead:
-    """The method and header frames of one producer's publishes: alike but for routing key, body size and priority."""
+    """The method and header frames of one producer's publishes: alike but for routing key, body size and properties.
 
-    def __init__(self, routes: Routes, *, persistent: bool, mandatory: bool, priorities: int | None = None) -> None:
+    These are a priority, or a correlation id where `reply_to` says whom to answer or the publish `is_reply`: not both.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        persistent: bool,
+        mandatory: bool,
+        priorities: int | None = None,
+        reply_to: str | None = None,
+        is_reply: bool = False,
+    ) -> None:
         self.routes = routes
         self._priorities = priorities
+        self.is_correlated = is_reply or reply_to is not None
+        assert not (priorities and self.is_correlated), "a priority is looked for in the last property"
         publish = spec.Basic.Publish(exchange=routes.exchange, routing_key=routes.text(), mandatory=mandatory)
         self._method = encode(publish)
         self._properties = spec.BasicProperties(
             delivery_mode=2 if persistent else 1,
             headers=None if routes.headers is None else dict(routes.headers),
             priority=0 if priorities else None,
+            correlation_id=_PLACE_OF_ID if self.is_correlated else None,
+            reply_to=reply_to,
         )
         # Behind the frame's head, the method's index, a short that means nothing, and the exchange: all but the key.
         self.key_at = FRAME_HEAD.size + 4 + 2 + 1 + len(routes.exchange.encode()) + 1
@@ -65,14 +91,21 @@ class PublishHead:
         header: bytes = frame.Header(CHANNEL, size_bytes, self._properties).marshal()
         return self._method + header
 
-    def pieces(self) -> tuple[bytes, bytes, bytes]:
-        """What stands before the routing key, between key and body size, and behind that."""
+    @property
+    def correlation_at(self) -> int | None:
+        """Where the correlation id stands, None where there is none."""
+        return self.frames(0).index(_PLACE_OF_ID.encode(), len(self._method)) if self.is_correlated else None
+
+    def pieces(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """What stands before the routing key, between key and body size, behind that, and behind a correlation id."""
         whole = self.frames(0)
         size_at = len(self._method) + FRAME_HEAD.size + 4  # behind class and weight
+        end = len(whole) if self.correlation_at is None else self.correlation_at
         return (
             whole[: self.key_at],
             whole[self.key_at + self.key_bytes : size_at],
-            whole[size_at + _BODY_SIZE.size :],
+            whole[size_at + _BODY_SIZE.size : end],
+            whole[end + CORRELATION_BYTES :],
         )
 
 
@@ -97,6 +130,8 @@ class PublishTemplate:
         self._matrix = np.tile(np.frombuffer(row, np.uint8), (rows, 1))
         self._flat = self._matrix.reshape(-1).data
         self._keys = self._matrix[:, head.key_at : head.key_at + head.key_bytes]
+        at = head.correlation_at
+        self._correlations = None if at is None else self._matrix[:, at : at + CORRELATION_BYTES]
         self._bodies = self._matrix[:, self._pieces[0][0] : self._pieces[0][0] + self._pieces[0][2]]
         self._scratch = np.empty((rows, size_bytes), np.uint8) if len(self._pieces) > 1 else None
 
@@ -108,6 +143,8 @@ class PublishTemplate:
             self._keys[:count] = self._routes.keys[routes]
         if (priorities := self._head.priority_of(first_seq, count)) is not None:
             self._matrix[:count, self._priority_at] = priorities
+        if self._correlations is not None:
+            self._correlations[:count] = correlation_ids(payloads.identities(first_seq, count))
         if self._scratch is None:
             payloads.write(self._bodies[:count], first_seq, intended_ns, sent_ns)
         else:
@@ -123,7 +160,7 @@ class PublishPacker:
     def __init__(self, head: PublishHead, frame_max: int) -> None:
         self._head = head
         self._routes = head.routes
-        self._before, self._between, self._after = head.pieces()
+        self._before, self._between, self._after, self._last = head.pieces()
         self._first = self._before + head.routes.keys[0].tobytes() + self._between
         self._largest = frame_max - FRAME_OVERHEAD_BYTES
 
@@ -135,9 +172,8 @@ class PublishPacker:
         bodies = flat.data
         end_mark = bytes([FRAME_END])
         pieces: list[bytes | memoryview] = []
-        priorities = self._head.priority_of(first_seq, len(rows))
-        ends = repeat(self._after) if priorities is None else map(self._after_of, priorities.tolist())
-        for row, after, (begin, end) in zip(rows, ends, pairwise(offsets.tolist()), strict=False):
+        ends = self._ends(payloads, first_seq, len(rows))
+        for row, after, (begin, end) in zip(rows, ends, pairwise(offsets.tolist()), strict=True):
             front = self._first if not row else self._before + self._routes.keys[row].tobytes() + self._between
             pieces += (front, _BODY_SIZE.pack(end - begin), after)
             for first in range(begin, end, self._largest):
@@ -148,6 +184,14 @@ class PublishPacker:
                     end_mark,
                 )
         return memoryview(b"".join(pieces))
+
+    def _ends(self, payloads: Payloads, first_seq: int, count: int) -> list[bytes]:
+        """What stands behind the body size in the header of each of messages first_seq …."""
+        if self._head.is_correlated:
+            ids = correlation_ids(payloads.identities(first_seq, count))
+            return [self._after + each.tobytes() + self._last for each in ids]
+        priorities = self._head.priority_of(first_seq, count)
+        return [self._after] * count if priorities is None else [self._after_of(each) for each in priorities.tolist()]
 
     def _after_of(self, priority: int) -> bytes:
         """What stands behind the body size in the header of a message of this priority."""

@@ -39,7 +39,7 @@ class AmqpProducer:
     the stamp in its own body.
     """
 
-    def __init__(self, target: Target, payloads: Payloads) -> None:
+    def __init__(self, target: Target, payloads: Payloads, reply_to: str | None = None) -> None:
         settings = target.settings
         self._payloads = payloads
         self._connection = Connection(target.endpoint, settings["heartbeat"])
@@ -50,6 +50,7 @@ class AmqpProducer:
             self._connection.close()
             raise
         self._unconfirmed = Unconfirmed(settings["confirm_window"]) if settings["confirms"] else None
+        self._need_bytes = self._connection.frame_max
         self._next_seq: int | None = None
         self._seq_of_tag_0 = 0
         self._returned: list[Settled] = []
@@ -60,6 +61,7 @@ class AmqpProducer:
             persistent=settings["persistent"],
             mandatory=settings["mandatory"],
             priorities=settings.get("priorities"),
+            reply_to=reply_to,
         )
         frame_max = self._connection.frame_max
         self._frames: PublishTemplate | PublishPacker
@@ -108,11 +110,16 @@ class AmqpProducer:
                 connection.write_on()
             now_ns = time.monotonic_ns()
             connection.beat(now_ns)
-            if settled or (not had_room and self.room_msgs > 0):
+            if settled or self._has_news or (not had_room and self.room_msgs > 0):
                 return settled
             timeout_s = (deadline_ns - now_ns) / 1e9
             if timeout_s <= 0:
                 return settled
+
+    @property
+    def _has_news(self) -> bool:
+        """Whether something else than a confirm came that whoever polls waits for."""
+        return False
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is written and, with confirms, settled, at most `timeout_s`."""
@@ -129,21 +136,27 @@ class AmqpProducer:
 
     def _take(self, at_ns: int) -> list[Settled]:
         """Parse what was read at `at_ns`."""
-        connection = self._connection
         settled: list[Settled] = []
-        while True:
-            if self._unconfirmed is not None:
-                connection.begin, found = parse_confirms(
-                    connection.buffer, connection.begin, connection.end, self._unconfirmed
-                )
-                settled += [
-                    Settled(tags + self._seq_of_tag_0, at_ns, NACK if refused else None) for tags, refused in found
-                ]
-            if connection.begin == connection.end or (other := connection.take_frame()) is None:
-                break
-            self._other(other, at_ns, settled)
-        connection.make_room(connection.frame_max)
+        while self._take_some(at_ns, settled):
+            pass
+        self._connection.make_room(self._need_bytes)
         return settled
+
+    def _take_some(self, at_ns: int, settled: list[Settled]) -> bool:
+        """Take the confirms that come next, and one other frame; whether there may be more."""
+        self._take_confirms(at_ns, settled)
+        connection = self._connection
+        if connection.begin == connection.end or (other := connection.take_frame()) is None:
+            return False
+        self._other(other, at_ns, settled)
+        return True
+
+    def _take_confirms(self, at_ns: int, settled: list[Settled]) -> None:
+        if self._unconfirmed is None:
+            return
+        connection = self._connection
+        connection.begin, found = parse_confirms(connection.buffer, connection.begin, connection.end, self._unconfirmed)
+        settled += [Settled(tags + self._seq_of_tag_0, at_ns, NACK if refused else None) for tags, refused in found]
 
     def _other(self, found: Frame, at_ns: int, settled: list[Settled]) -> None:
         """A frame that is no confirm: a part of a returned message, or the connection's."""

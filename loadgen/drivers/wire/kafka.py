@@ -9,6 +9,7 @@ from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.wire.kafka_codecs import CODECS
 from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
 from loadgen.drivers.wire.kafka_producer import KafkaProducer
+from loadgen.drivers.wire.kafka_requests import KafkaRequester, KafkaResponder
 from loadgen.drivers.wire.kafka_share import KafkaShareConsumer
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ class WireKafka(DriverInfo):
             return KafkaShareConsumer(target)
         return KafkaConsumer(target, index, count)
 
+    def requester(self, target: Target, payloads: Payloads) -> KafkaRequester:
+        """Connect a requester, which reads the partition of its number of the topic for replies."""
+        return KafkaRequester(target, payloads)
+
+    def responder(self, target: Target, index: int, count: int, payloads: Payloads) -> KafkaResponder:
+        """Connect a responder, which reads every count-th partition of the topic for requests."""
+        return KafkaResponder(target, index, count, payloads)
+
 
 DRIVER = WireKafka(
     name="kafka",
@@ -49,6 +58,7 @@ DRIVER = WireKafka(
         group_protocols=("static",),
         transactions=True,
         share_acquire_modes=("batch_optimized", "record_limit"),
+        request_reply=True,
     ),
     send_bytes=256 << 10,
 )

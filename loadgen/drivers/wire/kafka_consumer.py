@@ -148,6 +148,11 @@ class KafkaConsumer:
         return dict(self._progress.handed)
 
     @property
+    def connections(self) -> list[Connection]:
+        """What messages may come from, for whoever waits for more than this consumer."""
+        return [link.connection for link in self._links.values()]
+
+    @property
     def has_waiting(self) -> bool:
         """Whether more was fetched than `max_poll_records`."""
         return self._reading is not None or bool(self._pending)

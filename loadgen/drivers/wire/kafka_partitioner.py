@@ -26,7 +26,7 @@ class Partitioner:
     def __init__(self, name: str | None, payloads: Payloads, keys: UInt8 | None, partitions: int) -> None:
         self._name = name or ("sticky" if keys is None else "murmur2")
         assert keys is not None or self._name != "murmur2", "murmur2 goes by keys, and messages have none"
-        self._producer = payloads.producer
+        self._payloads = payloads
         self._partitions = partitions
         self._of_key: Int64 | None = None
         if keys is not None and self._name == "murmur2":
@@ -47,5 +47,5 @@ class Partitioner:
             assert key_indices is not None, "a partitioner by key was given messages without"
             return self._of_key[key_indices]
         if self._name == "explicit":
-            return np.full(count, self._producer % self._partitions)
-        return (np.arange(first_seq, first_seq + count) + self._producer) % self._partitions
+            return self._payloads.origins(first_seq, count) % self._partitions
+        return (np.arange(first_seq, first_seq + count) + self._payloads.producer) % self._partitions

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loadgen.driver import Int64, Settled, Target, UInt8
+    from loadgen.drivers.wire.kafka_protocol import Connection
     from loadgen.payload import Payloads
 
 _RECORD_OVERHEAD_BYTES = 12  # lengths, deltas and counts of a record, give or take a byte
@@ -212,6 +213,15 @@ class KafkaProducer:
             if event_ns is not None:
                 left_ns = max(0, min(left_ns, event_ns - time.monotonic_ns()))
             wait(self._sender.connections, left_ns / 1e9)
+
+    @property
+    def connections(self) -> list[Connection]:
+        """What answers may come from, for whoever waits for more than this producer."""
+        return self._sender.connections
+
+    def next_event_ns(self) -> int | None:
+        """When something becomes due that no socket tells, in monotonic ns."""
+        return self._sender.next_event_ns()
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Send everything, linger or not, and wait for all answers."""

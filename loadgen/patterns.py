@@ -1,0 +1,120 @@
+"""Patterns with a role in the middle: which there are, what each is told, and what cannot be.
+
+* one_way: producers send, consumers receive.
+* request_reply: producers are requesters, which send requests and receive their replies; consumers are responders,
+  which receive requests, work on each as long as they think, and reply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from loadgen.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from loadgen.agent import Role
+    from loadgen.knobs import Point
+    from loadgen.scenario import Scenario
+
+PatternKind = Literal["one_way", "request_reply"]
+TIMEOUT_MS = 30_000.0
+REQUESTS_IN_FLIGHT = 100
+# What only one pattern is told; of every other it is refused.
+_OWN = {"timeout_ms": "request_reply", "requests_in_flight": "request_reply"}
+# RabbitMQ's knobs by which messages go, come back or are overtaken: of requests nobody would say what became of them.
+_ONE_WAY = (
+    "priorities", "max_length", "max_length_bytes", "overflow", "message_ttl_ms", "expires_ms", "dead_letter",
+    "delivery_limit", "requeue_every", "fail_every", "reject_every",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """How a trial's roles are joined, and what only some patterns need."""
+
+    kind: PatternKind = "one_way"
+    timeout_ms: float = TIMEOUT_MS
+    """How long a requester waits for each reply before it gives the request up."""
+    requests_in_flight: int = REQUESTS_IN_FLIGHT
+    """In a closed loop, how many of a requester's requests wait for their replies at once."""
+
+    @property
+    def is_request_reply(self) -> bool:
+        """Whether those who send receive replies."""
+        return self.kind == "request_reply"
+
+    @property
+    def has_middle(self) -> bool:
+        """Whether messages pass through a role in the middle on their way from end to end."""
+        return self.kind != "one_way"
+
+    @property
+    def sending_role(self) -> Role:
+        """What those are that a trial counts as producers."""
+        return "requester" if self.is_request_reply else "producer"
+
+    @property
+    def receiving_role(self) -> Role:
+        """What those are that a trial counts as consumers."""
+        return "responder" if self.is_request_reply else "consumer"
+
+
+def own_axes(scenario: Scenario) -> dict[str, Any]:
+    """What the scenario's pattern is told and may be swept; raises ScenarioError where another's is given."""
+    for name, kind in _OWN.items():
+        if getattr(scenario, name) is not None and scenario.pattern != kind:
+            raise ScenarioError(
+                f"{name} = {getattr(scenario, name)}: is of pattern {kind}, not {scenario.pattern}; expected pattern = "
+                f"{kind}, or no {name}"
+            )
+    if scenario.pattern != "request_reply":
+        return {}
+    in_flight = scenario.requests_in_flight
+    return {"requests_in_flight": REQUESTS_IN_FLIGHT if in_flight is None else in_flight}
+
+
+def pattern_of(scenario: Scenario, chosen: dict[str, Any]) -> Pattern:
+    """The pattern with one value each."""
+    if scenario.pattern != "request_reply":
+        return Pattern()
+    timeout_ms = TIMEOUT_MS if scenario.timeout_ms is None else scenario.timeout_ms
+    return Pattern(scenario.pattern, timeout_ms, chosen["requests_in_flight"])
+
+
+def complete(settings: dict[str, Any], pattern: Pattern) -> None:
+    """RabbitMQ's knob that only requests have; raises ScenarioError where it is given without any."""
+    if pattern.is_request_reply:
+        settings["reply_to"] = settings["reply_to"] or "direct"
+    elif settings.pop("reply_to", None) is not None:
+        raise ScenarioError("rabbitmq.reply_to: nobody replies; expected pattern = request_reply, or no reply_to")
+
+
+def refuse_unfit(point: Point) -> None:
+    """Raise ScenarioError where a pattern cannot be carried out as it is asked for."""
+    if not point.pattern.is_request_reply:
+        return
+    asked, settings = "pattern = request_reply", point.settings
+    if not point.consumers:
+        raise ScenarioError(f"consumers = 0: {asked} needs responders; expected consumers ≥ 1")
+    if point.subscribers > 1:
+        raise ScenarioError(
+            f"subscribers = {point.subscribers}: with {asked} each request has one reply; expected subscribers = 1"
+        )
+    if point.driver == "stream":
+        raise ScenarioError(f"rabbitmq.driver = stream: a stream has no reply-to; with {asked}, expected driver = amqp")
+    if settings.get("exchange", "default") != "default" or settings.get("queues", 1) > 1:
+        raise ScenarioError(
+            f"rabbitmq.exchange, queues: with {asked} requests go to one queue by the default exchange; drop the knobs"
+        )
+    if point.backlog.msgs or point.membership.changes:
+        raise ScenarioError(f"backlog, joins_at_s, leaves_at_s: with {asked} a trial has no phases; drop them")
+    given = next((knob for knob in _ONE_WAY if settings.get(knob)), None)
+    if given is not None:
+        raise ScenarioError(f"rabbitmq.{given} = {settings[given]}: is not for {asked}; drop the knob")
+    if settings.get("group") == "share":
+        raise ScenarioError(f"kafka.group = share: with {asked}, expected group = partitions")
+    if settings.get("transaction_msgs") is not None:
+        raise ScenarioError(
+            f"kafka.transaction_msgs, transaction_ms: with {asked} a request would wait for its transaction; drop them"
+        )
