@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen.agent import SECOND_NS, AgentSpec, Report
 from loadgen.board import Board, Cell
 from loadgen.drain import begun_right, drained, mark
-from loadgen.driver import Target, confirms
+from loadgen.driver import confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import LoadgenError, TrialError
 from loadgen.facts import facts_of
@@ -22,6 +22,7 @@ from loadgen.fleet import Fleet, Outcome
 from loadgen.flow import Flow, Settled, is_growing
 from loadgen.histogram import Histogram
 from loadgen.host import disk_free
+from loadgen.legs import depth_of, gauge_of, target_of
 from loadgen.membership import rebalances
 from loadgen.observer import Observer
 from loadgen.payload import Payloads
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from loadgen.agent import Role
-    from loadgen.driver import Admin, Gauge
+    from loadgen.driver import Admin, Gauge, Target
     from loadgen.endpoint import Endpoint
     from loadgen.ledger import Account
     from loadgen.observer import Observations
@@ -262,7 +263,7 @@ def run_trial(trial: Trial, setting: Setting) -> tuple[Record, Outcome]:
     admin = load_driver(trial.driver).admin(endpoint)
     # A name that no earlier trial or run has had: a topic of the same name may still be in deletion.
     name = f"loadgen-{trial.scenario}-{secrets.token_hex(4)}"
-    target = _target(trial, endpoint, name)
+    target = target_of(trial, endpoint, name)
     try:
         admin.create(target)
         try:
@@ -279,29 +280,6 @@ def run_trial(trial: Trial, setting: Setting) -> tuple[Record, Outcome]:
         record["left_behind"] = left_behind
         record["verdict"]["reasons"].append(f"left behind: {left_behind['name']} ({left_behind['reason']})")
     return record, outcome
-
-
-def _target(trial: Trial, endpoint: Endpoint, name: str) -> Target:
-    """Where the trial's messages go, and where to from there."""
-    target = Target(endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
-    if not trial.pattern.is_request_reply or trial.broker == "rabbitmq":  # whose reply queues are the requesters' own
-        return target
-    # Each requester has a partition of the topic for replies.
-    settings = {**trial.settings, "partitions": trial.producers, "partitioner": "explicit"}
-    return replace(target, onward=replace(target, name=f"{name}-replies", group=f"{name}-replies", settings=settings))
-
-
-def depth_of(admin: Admin, target: Target) -> int:
-    """How many messages wait on all legs."""
-    return admin.depth(target) + (0 if target.onward is None else admin.depth(target.onward))
-
-
-def gauge_of(admin: Admin, target: Target, received: int, handled: int | None) -> Gauge:
-    """The trial's queues or topics at once; `received` is what came out at the end, `handled` what the middle took."""
-    first = admin.gauge(target, received if handled is None else handled)
-    if target.onward is None:
-        return first
-    return replace(first, depth_msgs=first.depth_msgs + admin.gauge(target.onward, received).depth_msgs)
 
 
 def _delete(admin: Admin, target: Target) -> Record | None:

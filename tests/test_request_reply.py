@@ -22,12 +22,13 @@ from loadgen.drivers.rabbitmq_admin import parameters_of
 from loadgen.drivers.wire.amqp_frames import correlation_ids
 from loadgen.drivers.wire.amqp_requests import NOBODY, identities, reply_queue
 from loadgen.errors import ScenarioError
+from loadgen.legs import target_of
 from loadgen.load import load_scenarios
 from loadgen.payload import Payloads
 from loadgen.plan import Profile, make_plan
 from loadgen.requests import OpenRequests
 from loadgen.scenario import Uniform
-from loadgen.trial import Setting, _target, run_trial
+from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def make_target(rabbitmq_endpoint: Endpoint, kafka_endpoint: Endpoint) -> Iterat
         def make(broker: BrokerName, **knobs: Any) -> Target:
             endpoint = rabbitmq_endpoint if broker == "rabbitmq" else kafka_endpoint
             plan = make_plan([scenario_of(broker, knobs, producers=2)], SHORT, brokers=(broker,))
-            target = _target(plan.trials[0], endpoint, f"asked-{uuid4().hex[:12]}")
+            target = target_of(plan.trials[0], endpoint, f"asked-{uuid4().hex[:12]}")
             admin = load_driver(plan.trials[0].driver).admin(endpoint)
             stack.callback(admin.close)
             for each in (target, target.onward):
@@ -270,15 +271,18 @@ def test_a_trial_accounts_for_every_request(
 ) -> None:
     """Sent is replied to; the round trip has a response time for each request of the window, and a first leg."""
     endpoint = rabbitmq_endpoint if knobs else kafka_endpoint
-    record = run(endpoint, knobs or {"partitions": 2}, producers=2, consumers=2)
-    assert record["sent"] == 400
+    record = run(endpoint, knobs or {"partitions": 2}, producers=2, consumers=2, duration_s=2)
+    sent, unsent = record["sent"], record["errors"].get("unsent", 0)  # of a machine that is too busy
+    assert sent + unsent == 920
+    assert sent > 0
     assert record["requests"] == {
-        "timeout_ms": 30_000, "replied": 400, "timed_out": 0, "unanswered": 0, "late_replies": 0,
+        "timeout_ms": 30_000, "replied": sent, "timed_out": 0, "unanswered": 0, "late_replies": 0,
     }  # fmt: skip
-    assert [record[name] for name in ("received", "lost", "duplicated", "corrupted", "foreign")] == [400, 0, 0, 0, 0]
-    assert (record["handled"]["received"], record["handled"]["lost"]) == (400, 0)
+    assert [record[name] for name in ("received", "lost", "duplicated", "corrupted", "foreign")] == [sent, 0, 0, 0, 0]
+    assert (record["handled"]["received"], record["handled"]["lost"]) == (sent, 0)
     told = record["latency_ns"]
-    assert [told[kind]["count"] for kind in ("rtt", "rtt_service", "hop", "ack")] == [280] * 4
+    assert told["rtt"]["count"] == told["ack"]["count"] == 400 * record["window_s"]
+    assert told["rtt_service"]["count"] == told["hop"]["count"] == told["rtt"]["count"] - unsent
     assert told["e2e"] is None
     assert told["rtt"]["min"] >= told["rtt_service"]["min"] > 0
     assert told["hop"]["p50"] < told["rtt"]["p50"]

@@ -1,0 +1,36 @@
+"""The queues and topics of a trial: one leg, or two where a role is in the middle; made, watched and told together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loadgen.driver import Target
+
+if TYPE_CHECKING:
+    from loadgen.driver import Admin, Gauge
+    from loadgen.endpoint import Endpoint
+    from loadgen.plan import Trial
+
+
+def target_of(trial: Trial, endpoint: Endpoint, name: str) -> Target:
+    """Where the trial's messages go, and where to from there."""
+    target = Target(endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
+    if not trial.pattern.is_request_reply or trial.broker == "rabbitmq":  # whose reply queues are the requesters' own
+        return target
+    # Each requester has a partition of the topic for replies.
+    settings = {**trial.settings, "partitions": trial.producers, "partitioner": "explicit"}
+    return replace(target, onward=replace(target, name=f"{name}-replies", group=f"{name}-replies", settings=settings))
+
+
+def depth_of(admin: Admin, target: Target) -> int:
+    """How many messages wait on all legs."""
+    return admin.depth(target) + (0 if target.onward is None else admin.depth(target.onward))
+
+
+def gauge_of(admin: Admin, target: Target, received: int, handled: int | None) -> Gauge:
+    """The trial's queues or topics at once; `received` is what came out at the end, `handled` what the middle took."""
+    first = admin.gauge(target, received if handled is None else handled)
+    if target.onward is None:
+        return first
+    return replace(first, depth_msgs=first.depth_msgs + admin.gauge(target.onward, received).depth_msgs)
