@@ -13,7 +13,7 @@ _QueueType = Literal["classic", "quorum", "stream"]
 _Exchange = Literal["default", "direct", "fanout", "topic", "headers", "consistent-hash"]
 _Bindings = Annotated[int, Field(ge=1, le=10_000)]
 _Queues = Annotated[int, Field(ge=1, le=256)]
-_RabbitMQDriver = Literal["amqp", "stream", "pika", "pika-blocking"]
+_RabbitMQDriver = Literal["amqp", "stream", "pika", "pika-blocking", "aio-pika", "rstream"]
 _StreamPartitions = Annotated[int, Field(ge=1, le=200)]
 _SubEntry = Annotated[int, Field(ge=1, le=65_535)]
 _Credits = Annotated[int, Field(ge=2, le=65_535)]
@@ -30,7 +30,7 @@ class RabbitMQ(Part):
 
     driver: _RabbitMQDriver | Sweep[_RabbitMQDriver] = "amqp"
     """amqp: frames made by numpy, what the broker can do; stream: the same with RabbitMQ's stream protocol. pika,
-    pika-blocking: what an application gets."""
+    pika-blocking, aio-pika and, on streams, rstream: what an application gets."""
     queue_type: _QueueType | Sweep[_QueueType] | None = None
     """x-queue-type; classes `none` and `broker` are classic, `flushed` is quorum; driver stream has streams."""
     exchange: _Exchange | Sweep[_Exchange] | None = None

@@ -21,12 +21,20 @@ PACKAGES = (
     "psutil",
     "crc32c",
     "pika",
+    "aio-pika",
+    "rstream",
     "kio",
     "confluent-kafka",
     "locust",
     "gevent",
 )
-CLIENT_PACKAGES = {"pika": "pika", "pika-blocking": "pika", "confluent": "confluent-kafka"}
+CLIENT_PACKAGES = {
+    "pika": "pika",
+    "pika-blocking": "pika",
+    "aio-pika": "aio-pika",
+    "rstream": "rstream",
+    "confluent": "confluent-kafka",
+}
 
 
 def versions(driver: str, broker_version: str) -> dict[str, str | None]:

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 BROKER_OF: dict[str, BrokerName] = {
-    "amqp": "rabbitmq", "pika": "rabbitmq", "pika-blocking": "rabbitmq",
+    "amqp": "rabbitmq", "pika": "rabbitmq", "pika-blocking": "rabbitmq", "aio-pika": "rabbitmq",
     "stream": "rabbitmq", "kafka": "kafka", "confluent": "kafka", "memory": "rabbitmq",
 }  # fmt: skip
 CROSSINGS = [
     ("amqp", "pika"), ("pika", "amqp"), ("amqp", "pika-blocking"), ("pika-blocking", "amqp"),
-    ("kafka", "confluent"), ("confluent", "kafka"),
+    ("amqp", "aio-pika"), ("aio-pika", "amqp"), ("kafka", "confluent"), ("confluent", "kafka"),
 ]  # fmt: skip
 FIXED, MIXED = Message(size_bytes=100), Message(size_bytes=Uniform(min_bytes=24, max_bytes=3_000))
 PATIENCE_S = 20.0  # until a test gives up; no driver needs it
