@@ -23,6 +23,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from loadgen import stream_knobs
 from loadgen.agent import SECOND_NS, AgentSpec
 from loadgen.checks import milliseconds
 from loadgen.checks.timing import allowed_lag_ns
@@ -122,7 +123,7 @@ def _unknown(trial: Trial) -> str | None:
     """Why no null broker can stand in, if none can."""
     if trial.pattern.has_middle:
         return f"no ceiling is known: a null broker has no counterpart of pattern {trial.pattern.kind}"
-    if trial.driver == "stream":
+    if trial.driver in stream_knobs.DRIVERS:
         return "no ceiling is known: no null broker speaks the stream protocol"
     if trial.settings.get("group") == "share":
         return "no ceiling is known: a null broker has no share groups"
@@ -142,7 +143,7 @@ def _stand_in(trial: Trial, setting: Setting) -> Iterator[tuple[Trial, Setting, 
         yield trial, setting, NULL_BROKER
         return
     with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
-        if trial.driver == "confluent":
+        if trial.driver in {"confluent", "confluent-sync"}:
             mocked = replace(endpoint, configuration={MOCK_BROKERS: 1})
             yield replace(trial, consumers=0, subscribers=1), replace(setting, endpoint=mocked), MOCK_CLUSTER
         else:

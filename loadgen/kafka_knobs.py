@@ -16,7 +16,11 @@ Settings = dict[str, Any]
 MAX_BATCH_BYTES = 1_048_588
 BATCH_OVERHEAD_BYTES = 61 + 32
 BROKERS = 1  # of every durability class that there is so far
-GROUP_PROTOCOLS = {"kafka": "static", "confluent": "classic"}  # where nobody chose, by driver
+GROUP_PROTOCOLS = {
+    "kafka": "static",
+    "confluent": "classic",
+    "confluent-sync": "classic",
+}  # where nobody chose, by driver
 
 # Client settings that no class demands: the Java client's defaults, stated because librdkafka's differ (linger 5 ms,
 # batches of 1 MB); None is unset: the broker's own default, or `complete`'s choice.
@@ -70,7 +74,7 @@ def complete(settings: Settings, message: Message) -> None:
         settings["partitioner"] = "murmur2" if message.keys else "sticky"
     if settings["partitioner"] == "murmur2" and not message.keys:
         raise ScenarioError("kafka.partitioner = murmur2: messages have no keys to go by; expected message.keys ≥ 1")
-    if settings["partitioner"] == "sticky" and message.keys and settings["driver"] == "confluent":
+    if settings["partitioner"] == "sticky" and message.keys and settings["driver"] != "kafka":
         raise ScenarioError(
             "kafka.partitioner = sticky: librdkafka sticks to a partition only without keys; expected keys = 0, "
             f"not {message.keys}, or driver = kafka"

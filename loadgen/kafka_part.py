@@ -30,7 +30,7 @@ _AcquireMode = Literal["batch_optimized", "record_limit"]
 _Deliveries = Annotated[int, Field(ge=2, le=10)]
 _Locks = Annotated[int, Field(ge=100, le=4_000)]  # these three: what a broker as it is shipped allows a group
 _LockMillis = Annotated[int, Field(ge=15_000, le=60_000)]
-_KafkaDriver = Literal["kafka", "confluent"]
+_KafkaDriver = Literal["kafka", "confluent", "confluent-sync"]
 _InFlight = Annotated[int, Field(ge=1, le=1_000)]
 _Partitions = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -39,7 +39,8 @@ class Kafka(Part):
     """Apache Kafka's knobs; a list is a sweep, None is what class and preset give."""
 
     driver: _KafkaDriver | Sweep[_KafkaDriver] = "kafka"
-    """kafka: record batches made by numpy, what the broker can do. confluent: what an application gets."""
+    """kafka: record batches made by numpy, what the broker can do. confluent: what an application
+    gets; confluent-sync: the same where it waits for each message's result, at most 10 s, before it sends the next."""
     partitions: _Partitions | Sweep[_Partitions] | None = None
     """Partitions of the topic."""
     partitioner: _Partitioner | Sweep[_Partitioner] | None = None

@@ -166,7 +166,7 @@ def _refuse_unfit(point: Point) -> None:
     patterns.refuse_unfit(point)
     if point.broker == "kafka":
         kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
-    elif point.driver == stream_knobs.DRIVER:
+    elif point.driver in stream_knobs.DRIVERS:
         stream_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     else:
         rabbitmq_knobs.refuse_unfit(point.settings, point.message, point.consumers)
@@ -179,7 +179,7 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
             f"durability = {durability}: needs three nodes, which come with the faults work; "
             f"expected one of {', '.join(CLASS_DEMANDS)}"
         )
-    if broker == "rabbitmq" and knobs.get("driver") == stream_knobs.DRIVER:
+    if broker == "rabbitmq" and knobs.get("driver") in stream_knobs.DRIVERS:
         return stream_knobs.resolve(knobs, durability, preset)
     if broker == "rabbitmq":
         stream_knobs.refuse_elsewhere(knobs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loadgen import stream_knobs
 from loadgen.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def refuse_ungrouped(broker: str, driver: str, settings: Mapping[str, Any], memb
             f"{kind}_at_s = {at_s:g}: with group_protocol = static partitions do not change hands; expected "
             "kafka.driver = confluent with group_protocol = classic or consumer, or group = share"
         )
-    if broker == "rabbitmq" and driver == "stream" and not settings["single_active_consumer"]:
+    if broker == "rabbitmq" and driver in stream_knobs.DRIVERS and not settings["single_active_consumer"]:
         raise ScenarioError(
             f"{kind}_at_s = {at_s:g}: each consumer of a stream has partitions of its own; expected "
             "rabbitmq.single_active_consumer = True"

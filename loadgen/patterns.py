@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from loadgen import stream_knobs
 from loadgen.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -101,8 +102,10 @@ def refuse_unfit(point: Point) -> None:
         raise ScenarioError(
             f"subscribers = {point.subscribers}: with {asked} each request has one reply; expected subscribers = 1"
         )
-    if point.driver == "stream":
-        raise ScenarioError(f"rabbitmq.driver = stream: a stream has no reply-to; with {asked}, expected driver = amqp")
+    if point.driver in stream_knobs.DRIVERS:
+        raise ScenarioError(
+            f"rabbitmq.driver = {point.driver}: a stream has no reply-to; with {asked}, expected driver = amqp"
+        )
     if settings.get("exchange", "default") != "default" or settings.get("queues", 1) > 1:
         raise ScenarioError(
             f"rabbitmq.exchange, queues: with {asked} requests go to one queue by the default exchange; drop the knobs"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
+from loadgen import stream_knobs
 from loadgen.backlog import PLACES, Backlog
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
@@ -138,7 +139,7 @@ class Trial:
     def stored_bytes_max(self) -> float:
         """Upper bound of what the broker keeps for this trial, in bytes: in RabbitMQ each subscriber's queue stores."""
         size = self.message.mean_size_bytes + FRAMING_BYTES
-        kept = "stream" if self.driver == "stream" else self.broker
+        kept = "stream" if self.driver in stream_knobs.DRIVERS else self.broker
         copies = self.subscribers if kept == "rabbitmq" else 1
         rate = self.rate.msgs_per_s
         assert not isinstance(rate, list), "a plan's trials have one rate each"
@@ -154,13 +155,13 @@ class Trial:
     def overhead_s(self) -> float:
         """Roughly how long it takes beside its warm-up and its window, in seconds."""
         bindings: int = self.subscribers * self.settings.get("queues", 1) * self.settings.get("bindings", 1)
-        kept = "stream" if self.driver == "stream" else self.broker
+        kept = "stream" if self.driver in stream_knobs.DRIVERS else self.broker
         return OVERHEAD_S + BINDING_S * bindings + self.backlog.msgs / WRITTEN_MSGS_PER_S[kept]
 
     @property
     def ceiling_s(self) -> float:
         """How long it takes at most to measure what the tool carries without a broker, in seconds."""
-        return CEILING_S + (CEILING_FILLED_S if self.driver == "confluent" else 0.0)
+        return CEILING_S + (CEILING_FILLED_S if self.driver in {"confluent", "confluent-sync"} else 0.0)
 
     @property
     def expected_s(self) -> float:

@@ -44,6 +44,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
 _DRIVER_KINDS = {
     "amqp": "wire", "kafka": "wire", "stream": "wire", "memory": "memory",
     "pika": "client", "pika-blocking": "client", "aio-pika": "client", "rstream": "client", "confluent": "client",
+    "confluent-sync": "client",
 }  # fmt: skip
 
 

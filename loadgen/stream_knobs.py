@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 
-DRIVER = "stream"
+DRIVERS = frozenset({"stream", "rstream"})
+PLAIN_KNOBS: Settings = {"sub_entry_size": 1, "single_active_consumer": False}  # of rstream's driver
 
 # A stream's broker writes a message before it confirms it and never flushes: what was confirmed survives kill -9. Its
 # protocol has no publishing without confirms.
@@ -40,8 +41,8 @@ def resolve(knobs: Settings, durability: str, preset: str) -> Settings:
     """One value for every knob; raises ScenarioError where one does not apply or contradicts the class."""
     if durability not in DEMANDS:
         raise ScenarioError(
-            f"rabbitmq.driver = stream: a stream confirms what it has written and never flushes, which durability "
-            f"class `{durability}` is not; expected {' or '.join(DEMANDS)}"
+            f"rabbitmq.driver = {knobs['driver']}: a stream confirms what it has written and never flushes, which "
+            f"durability class `{durability}` is not; expected {' or '.join(DEMANDS)}"
         )
     demands = DEMANDS[durability]
     for knob, value in knobs.items():
@@ -50,6 +51,9 @@ def resolve(knobs: Settings, durability: str, preset: str) -> Settings:
         if knob not in {"driver", *DEFAULTS, *demands}:
             raise ScenarioError(f"rabbitmq.{knob}: driver stream has no such knob; there are {', '.join(DEFAULTS)}")
     settings = {**DEFAULTS, **PRESETS[preset], **demands, **knobs}
+    for knob, only in PLAIN_KNOBS.items() if knobs["driver"] == "rstream" else ():
+        if settings[knob] != only:
+            raise ScenarioError(f"rabbitmq.{knob} = {settings[knob]}: needs driver = stream; expected {only}")
     if settings["sub_entry_size"] == 1 and settings["compression"] != "none":
         raise ScenarioError(
             f"rabbitmq.compression = {settings['compression']}: sub-entries are what is compressed; expected "
@@ -67,7 +71,7 @@ def refuse_elsewhere(knobs: Settings) -> None:
     """Raise ScenarioError where a driver of queues is given a knob of streams."""
     own = sorted(set(knobs) & (set(DEFAULTS) - {"confirm_window", "heartbeat", "max_length_bytes"}))
     if own:
-        raise ScenarioError(f"rabbitmq.{own[0]}: a knob of streams; expected driver = stream")
+        raise ScenarioError(f"rabbitmq.{own[0]}: a knob of streams; expected driver = stream or rstream")
 
 
 def refuse_unfit(settings: Settings, message: Message, consumers: int) -> None:

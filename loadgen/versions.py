@@ -34,6 +34,7 @@ CLIENT_PACKAGES = {
     "aio-pika": "aio-pika",
     "rstream": "rstream",
     "confluent": "confluent-kafka",
+    "confluent-sync": "confluent-kafka",
 }
 
 

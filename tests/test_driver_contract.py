@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 
 BROKER_OF: dict[str, BrokerName] = {
     "amqp": "rabbitmq", "pika": "rabbitmq", "pika-blocking": "rabbitmq", "aio-pika": "rabbitmq",
-    "stream": "rabbitmq", "kafka": "kafka", "confluent": "kafka", "memory": "rabbitmq",
+    "stream": "rabbitmq", "rstream": "rabbitmq", "kafka": "kafka", "confluent": "kafka",
+    "confluent-sync": "kafka", "memory": "rabbitmq",
 }  # fmt: skip
 CROSSINGS = [
     ("amqp", "pika"), ("pika", "amqp"), ("amqp", "pika-blocking"), ("pika-blocking", "amqp"),
-    ("amqp", "aio-pika"), ("aio-pika", "amqp"), ("kafka", "confluent"), ("confluent", "kafka"),
+    ("amqp", "aio-pika"), ("aio-pika", "amqp"), ("stream", "rstream"), ("rstream", "stream"),
+    ("kafka", "confluent"), ("confluent", "kafka"), ("confluent-sync", "kafka"),
 ]  # fmt: skip
 FIXED, MIXED = Message(size_bytes=100), Message(size_bytes=Uniform(min_bytes=24, max_bytes=3_000))
+STREAMS = ("stream", "rstream")
 PATIENCE_S = 20.0  # until a test gives up; no driver needs it
 
 
@@ -61,12 +64,12 @@ class Bench:
 
     def target(self, durability: str = "broker", **knobs: Any) -> Target:
         """A fresh queue or topic with the knobs of a durability class, some of them changed."""
-        kind = "stream" if self.name == "stream" else self.broker
+        kind = "stream" if self.name in STREAMS else self.broker
         mine = {key.partition("__")[2]: value for key, value in knobs.items() if key.startswith(kind)}
         if kind == "kafka":
             mine = {"auto_commit_interval_ms": 50, **mine}
         if kind == "stream":
-            mine = {"driver": "stream", "store_offset_interval_ms": 50, **mine}
+            mine = {"driver": self.name, "store_offset_interval_ms": 50, **mine}
         settings = resolve(self.broker, mine, durability, "default")
         unique = f"contract-{uuid.uuid4().hex[:12]}"
         target = Target(self.endpoint, unique, settings, group=f"{unique}-group")
@@ -270,7 +273,7 @@ def test_the_gauge_tells_depth_consumers_and_what_was_stored(bench: Bench) -> No
     seen = bench.admin.gauge(target)
     assert (seen.depth_msgs, seen.stored_msgs) == (20, bench.admin.stored(target))
     assert seen.consumers in {0, None}
-    if bench.name in {"kafka", "stream", "memory"}:
+    if bench.name in {"kafka", "memory", *STREAMS}:
         return  # no broker knows who reads without joining
     consumer = bench.consumer(target)
     deadline_s = time.monotonic() + PATIENCE_S
@@ -318,7 +321,7 @@ def test_what_was_not_settled_comes_to_the_next_consumer(bench: Bench) -> None:
     both = settle([sent_book(0, 80, settled)], lost_books + books)
     assert both.duplicated == 80
     # Kafka and streams have no such flag: an offset read by somebody else looks like any other.
-    if bench.broker == "rabbitmq" and bench.name != "stream":
+    if bench.broker == "rabbitmq" and bench.name not in STREAMS:
         assert both.dup_redelivery == 80
 
 
@@ -341,7 +344,7 @@ def test_class_none_never_delivers_twice(name: str, request: pytest.FixtureReque
         assert receive([bench.consumer(target)], FIXED, rest)[0].received_count == rest
 
 
-@pytest.mark.parametrize("name", ["kafka", "confluent", "stream"])
+@pytest.mark.parametrize("name", ["kafka", "confluent", *STREAMS])
 def test_the_gauge_counts_what_consumers_have_not_been_handed(name: str, request: pytest.FixtureRequest) -> None:
     """With the number received, the depth of a topic does not wait for a commit; it is never below 0."""
     with contextlib.closing(bench_of(name, request)) as bench:
@@ -404,7 +407,7 @@ def test_without_confirms_everything_still_comes(bench: Bench) -> None:
 
     A stream's protocol has no publishing without confirms, and the class is refused.
     """
-    if bench.name == "stream":
+    if bench.name in STREAMS:
         with pytest.raises(ScenarioError, match="class `none`"):
             bench.target("none")
         return

@@ -108,7 +108,7 @@ def test_a_closed_loop_has_no_response_time_and_loses_nothing_confirmed(
         assert record["broker_counts"]["stored"] == record["sent"]
 
 
-@pytest.mark.parametrize("driver", ["pika", "pika-blocking", "confluent"])
+@pytest.mark.parametrize("driver", ["pika", "pika-blocking", "aio-pika", "rstream", "confluent"])
 def test_client_drivers_carry_a_trial(endpoints: dict[BrokerName, Endpoint], driver: str) -> None:
     """The client libraries run the same trial with the same exact ledger."""
     broker: BrokerName = "kafka" if driver == "confluent" else "rabbitmq"

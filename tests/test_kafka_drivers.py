@@ -354,6 +354,18 @@ def test_a_refused_message_is_settled_with_its_error(make_target: Callable[..., 
     producer.close()
 
 
+def test_a_synchronous_send_returns_with_its_result(make_target: Callable[..., Target], admin: Admin) -> None:
+    """When `send` returns the broker has the message, however long others might linger; nothing else is under way."""
+    target = make_target(linger_ms=5_000.0)
+    producer = load_driver("confluent-sync").producer(target, payloads_of(Message(size_bytes=100)))
+    for seq in range(3):
+        assert producer.room_msgs == 1
+        producer.send(seq, np.full(1, 1), 2)
+        assert admin.stored(target) == seq + 1
+        assert [each.seqs.tolist() for each in producer.poll(0)] == [[seq]]
+    producer.close()
+
+
 def test_topic_as_asked_for(make_target: Callable[..., Target], admin: Admin) -> None:
     """The broker itself tells what was asked for; a topic that exists is an error, one that is gone is none."""
     target = make_target(partitions=2)

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "ack_every": 10,
     "heartbeat": 60,
 }
-DRIVERS = ("amqp", "pika", "pika-blocking")
+DRIVERS = ["amqp", "pika", "pika-blocking", "aio-pika"]
 SIZES: dict[str, int | Uniform] = {
     "small": 100,
     "one frame": 131_064,
@@ -288,6 +288,32 @@ def test_a_refusing_queue_nacks(
     errors = {seq: each.error for each in settled for seq in each.seqs.tolist()}
     assert set(errors.values()) == {None, "nack"}
     assert admin.depth(target) == sum(error is None for error in errors.values())
+
+
+def test_a_robust_connection_comes_back(make_target: Any, close_all: contextlib.ExitStack) -> None:
+    """Cut off, aio-pika connects again: what was under way is told as lost or confirmed, later messages come."""
+    target = make_target()
+    payloads, driver = payloads_of(100), load_driver("aio-pika")
+    producer, consumer = driver.producer(target, payloads), driver.consumer(target, 0, 1)
+    close_all.callback(producer.close)
+    close_all.callback(consumer.close)
+    publish(producer, 0, 3)
+    assert [seq for seq, _, _ in receive(consumer, 3, payloads)] == [0, 1, 2]
+    for client in (producer, consumer):
+        for transport in list(client._link.loop._loop._transports.values()):  # type: ignore[attr-defined]
+            transport.abort()
+    seq, confirmed, deadline = 3, False, time.monotonic() + WAIT_S
+    while not confirmed:
+        assert time.monotonic() < deadline, "it does not connect again"
+        (settled,) = publish(producer, seq, 1)
+        assert settled.error is None or settled.error.startswith("lost: ")
+        confirmed, seq = settled.error is None, seq + 1
+    got: list[int] = []
+    while seq - 1 not in got:
+        assert time.monotonic() < deadline, "nothing more is consumed"
+        for batch in consumer.receive(0.1):
+            got += payloads.parse(batch.buffer, batch.starts, batch.sizes).seq.tolist()
+        consumer.settle()
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loadgen.driver import Consumer, Producer
     from loadgen.endpoint import Endpoint
 
-DRIVERS = ("amqp", "pika", "pika-blocking")
+DRIVERS = ("amqp", "pika", "pika-blocking", "aio-pika")
 PAYLOADS = Payloads(Message(size_bytes=100), seed=1, token=2)
 WAIT_S = 20.0
 

@@ -129,7 +129,7 @@ def queue(rabbitmq_endpoint: Endpoint) -> Iterator[Target]:
     admin.close()
 
 
-@pytest.mark.parametrize("name", ["amqp", "pika", "pika-blocking"])
+@pytest.mark.parametrize("name", ["amqp", "pika", "pika-blocking", "aio-pika"])
 def test_what_is_done_of_a_batch_is_acknowledged(queue: Target, name: str) -> None:
     """The broker hands out as many more as were settled, while the rest of the batch is still being worked on."""
     driver = load_driver(name)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from loadgen.driver import Received
 from loadgen.drivers.client.aio_pika_link import LOST, Link
+from loadgen.drivers.client.pika_consumers import Inbox
+from loadgen.drivers.failures import ACCEPT, FAIL, REQUEUE
 from loadgen.drivers.rabbitmq_topology import Topology
-from loadgen.drivers.wire.amqp_acks import IDLE_S
-from loadgen.errors import BrokerError
+from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks
+from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage, AbstractQueueIterator
 
-    from loadgen.driver import Target
+    from loadgen.driver import Received, Target
+    from loadgen.drivers.wire.amqp_acks import Said
 
 
 class AioPikaConsumer:
@@ -30,102 +29,95 @@ class AioPikaConsumer:
 
     def __init__(self, target: Target, index: int, count: int) -> None:
         settings = target.settings
-        self._is_manual: bool = settings["ack"] == "manual"
-        self._every: int = settings["ack_every"]
-        self._waiting: dict[int, list[AbstractIncomingMessage]] = {}
-        self._arrived: list[AbstractIncomingMessage] = []
-        self._handed: deque[AbstractIncomingMessage] = deque()  # and not settled
-        self._settled: list[AbstractIncomingMessage] = []  # and not acknowledged
-        self._read_ns = 0
+        self._acks = Acks(target)
+        self._numbers: dict[str, int] = {}
+        self._inbox = Inbox(self._numbers, self._acks)
+        self._held: deque[AbstractIncomingMessage] = deque()  # in the order of their coming, unacknowledged
+        self._let_go = 0
+        self._is_cancelled = False
         self._link = Link(target.endpoint, settings["heartbeat"], confirms=False)
         try:
+            underlay = self._link.loop.run(self._link.channel.get_underlay_channel())
+            underlay.on_consumer_cancel_callbacks.add(self._on_cancelled)
             self._link.loop.run(self._link.channel.set_qos(prefetch_count=settings["prefetch"]))
             for number, name in Topology(target).read_by(index, count).items():
-                iterator = self._link.loop.run(self._consume(name))
-                self._link.loop.start(self._read(number, iterator))
+                tag = f"loadgen-{index}-{number}"
+                self._numbers[tag] = number
+                iterator = self._link.loop.run(self._consume(name, tag))
+                self._link.loop.start(self._read(iterator))
         except LOST as error:
             self.close()
-            raise BrokerError(f"rabbitmq at {self._link.address}: {error}") from None
+            raise self._link.refused(error) from None
 
-    async def _consume(self, name: str) -> AbstractQueueIterator:
+    async def _consume(self, name: str, tag: str) -> AbstractQueueIterator:
         """Subscribe, so that deliveries come from now on."""
         queue = await self._link.channel.get_queue(name)
-        iterator = queue.iterator(no_ack=not self._is_manual)
+        iterator = queue.iterator(no_ack=not self._acks.is_manual, consumer_tag=tag)
         await iterator.consume()
         return iterator
 
-    async def _read(self, number: int, iterator: AbstractQueueIterator) -> None:
+    async def _read(self, iterator: AbstractQueueIterator) -> None:
         """Take what a queue delivers, for as long as there is a queue."""
         async for message in iterator:
-            if not self._arrived:
-                self._read_ns = time.monotonic_ns()
-            self._waiting.setdefault(number, []).append(message)
-            self._arrived.append(message)
+            self._inbox.on_message(None, message, None, message.body)
+            if self._acks.is_manual:
+                self._held.append(message)
             self._link.loop.tell()
+
+    def _on_cancelled(self, *_arguments: object) -> None:
+        self._is_cancelled = True
+        self._link.loop.tell()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many deliveries it has requeued, failed or rejected."""
+        return self._acks.failed
 
     @property
     def has_waiting(self) -> bool:
         """Whether deliveries have come since the last call, which handed out all."""
-        return bool(self._arrived)
+        return bool(self._inbox)
 
     def receive(self, timeout_s: float) -> list[Received]:
         """Turn the loop until there is a message; all that came with it."""
-        if self._settled and not self._arrived:
+        if self._acks.has_rest and not self._inbox:
             first_s = min(IDLE_S, timeout_s)
             self._link.loop.pump(first_s)
             timeout_s -= first_s
-            if not self._arrived:
-                self._acknowledge(len(self._settled))
-        if not self._arrived:
+            if not self._inbox:
+                self._acknowledge(self._acks.rest())
+        if not self._inbox:
             self._link.loop.pump(timeout_s)
             self._link.look()
-        waiting, self._waiting = self._waiting, {}
-        if self._is_manual:
-            self._handed += self._arrived
-        self._arrived.clear()
-        return [self._received(number, messages) for number, messages in waiting.items()]
-
-    def _received(self, number: int, messages: list[AbstractIncomingMessage]) -> Received:
-        bodies = [message.body for message in messages]
-        redelivered = np.array([bool(message.redelivered) for message in messages])
-        sizes = np.array([len(body) for body in bodies])
-        return Received(
-            buffer=np.frombuffer(b"".join(bodies), np.uint8),
-            starts=np.cumsum(sizes) - sizes,
-            sizes=int(sizes[0]) if (sizes == sizes[0]).all() else sizes,
-            source=number,
-            read_ns=self._read_ns,
-            parsed_ns=time.monotonic_ns(),
-            redelivered=redelivered if redelivered.any() else None,
-        )
+        if self._is_cancelled and not self._inbox:
+            why = "its queue was deleted or its node went away"
+            raise TrialError(f"rabbitmq at {self._link.address} cancelled the consumer: {why}")
+        return self._inbox.hand_out()
 
     def settle(self, count: int | None = None) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
-        for _ in range(len(self._handed) if count is None else min(count, len(self._handed))):
-            self._settled.append(self._handed.popleft())
-        if len(self._settled) >= self._every:
-            self._acknowledge(len(self._settled) // self._every * self._every)
+        self._acknowledge(self._acks.settle(count))
 
-    def _acknowledge(self, count: int) -> None:
-        """Acknowledge the first `count` settled messages; what a lost connection delivered comes again."""
-        done, self._settled = self._settled[:count], self._settled[count:]
-        with contextlib.suppress(*LOST):
-            self._link.loop.run(self._say(done))
+    def _acknowledge(self, said: list[Said]) -> None:
+        """Say what becomes of settled messages; those that a lost connection delivered come again."""
+        if said:
+            with contextlib.suppress(*LOST):
+                self._link.loop.run(self._say(said))
 
-    async def _say(self, done: list[AbstractIncomingMessage]) -> None:
-        if self._every == 1:
-            for message in done:
-                async with message.process():
+    async def _say(self, said: list[Said]) -> None:
+        for tag, verdict in said:
+            done = [self._held.popleft() for _ in range(tag - self._let_go)]
+            self._let_go = tag
+            if verdict != ACCEPT:
+                await (done[-1].nack() if verdict == REQUEUE else done[-1].reject(requeue=verdict == FAIL))
+            elif len(done) == 1:
+                async with done[0].process():
                     pass  # it was: this leaves
-            return
-        for at in range(self._every, len(done) + 1, self._every):
-            await done[at - 1].ack(multiple=True)
-        if len(done) % self._every:
-            await done[-1].ack(multiple=True)
+            else:
+                await done[-1].ack(multiple=True)
 
     def close(self) -> None:
         """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
         with contextlib.suppress(*LOST):
-            if self._settled:
-                self._acknowledge(len(self._settled))
+            self._acknowledge(self._acks.rest())
         self._link.close()

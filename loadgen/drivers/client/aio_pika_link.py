@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LOST = (*exceptions.CONNECTION_EXCEPTIONS, TimeoutError)
 _RECONNECT_S = 1.0
+_CODES = {exceptions.ChannelNotFoundEntity: "404 ", exceptions.ChannelPreconditionFailed: "406 "}
 # Both log every failure with a traceback; ours are told in one line, once.
 for _name in ("aio_pika", "aiormq"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -32,13 +33,14 @@ class Link:
     def __init__(self, endpoint: Endpoint, heartbeat_s: int, *, confirms: bool) -> None:
         self.loop = EventLoop()
         self.address = endpoint.address
+        self._endpoint = endpoint
         self._connection: AbstractRobustConnection | None = None
         try:
             self._connection = self._connect(endpoint, heartbeat_s)
             self.channel = self.loop.run(_channel(self._connection, confirms))
         except LOST as error:
             self.close()
-            raise BrokerError(_describe(endpoint, error)) from None
+            raise self.refused(error) from None
         self._connection.close_callbacks.add(self.loop.lost)
         self._connection.reconnect_callbacks.add(self.loop.well)
 
@@ -68,6 +70,10 @@ class Link:
                     raise
         raise AssertionError("an endpoint has a host")
 
+    def refused(self, error: BaseException) -> BrokerError:
+        """What went wrong while connecting or subscribing, in one line."""
+        return BrokerError(_describe(self._endpoint, error))
+
     def look(self) -> None:
         """Raise TrialError where the connection has been gone for too long."""
         self.loop.look(self.address)
@@ -86,4 +92,10 @@ def _describe(endpoint: Endpoint, error: BaseException) -> str:
     if isinstance(error, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
         return refused_text(endpoint, endpoint.address)
     detail = " ".join((str(error) or type(error).__name__).split())
+    if isinstance(error, exceptions.ChannelClosed):
+        return f"rabbitmq at {endpoint.address} closed the channel: {_CODES.get(type(error), '')}{detail}"
+    if "Connection.Close " in detail:  # the library does not say why; at this point of the handshake it is the host
+        return f"rabbitmq at {endpoint.address} refused virtual host {endpoint.virtual_host}"
+    if "Connect call failed" in detail:
+        detail = "connection refused"
     return f"rabbitmq at {endpoint.address} cannot be reached: {detail}; {PORT_QUESTION}"

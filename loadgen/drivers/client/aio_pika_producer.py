@@ -7,18 +7,16 @@ more tasks, which is how asyncio does it.
 from __future__ import annotations
 
 import time
-from itertools import cycle, islice, pairwise, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from aio_pika import DeliveryMode, Message
+from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
 
 from loadgen.driver import Settled
 from loadgen.drivers.client.aio_pika_link import LOST, Link
-from loadgen.drivers.rabbitmq_topology import Topology
+from loadgen.drivers.client.pika_producers import Messages
 from loadgen.drivers.wire.amqp_producer import NACK, poll_while
-from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,42 +32,40 @@ class AioPikaProducer:
 
     def __init__(self, target: Target, payloads: Payloads) -> None:
         settings = target.settings
-        self._payloads = payloads
+        self._messages = Messages(target, payloads)
         self._confirms: bool = settings["confirms"]
         self._window: int = settings["confirm_window"] if self._confirms else UNCONFIRMED_BATCH_MSGS
         self._mandatory: bool = settings["mandatory"]
-        self._mode = DeliveryMode.PERSISTENT if settings["persistent"] else DeliveryMode.NOT_PERSISTENT
-        self._priorities = range(settings["priorities"]) if settings.get("priorities") else [None]
-        self._routes = Topology(target).routes(payloads)
-        self._headers: dict[str, Any] = dict(self._routes.headers or {})
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # held, as the loop itself does not
+        self._under_way = 0
         self._heard: list[tuple[int, str | None]] = []
         self._link = Link(target.endpoint, settings["heartbeat"], confirms=self._confirms)
         try:
             self._exchange: Any = self._link.channel.default_exchange
-            if self._routes.exchange:
-                found = self._link.channel.get_exchange(self._routes.exchange, ensure=False)
+            if self._messages.exchange:
+                found = self._link.channel.get_exchange(self._messages.exchange, ensure=False)
                 self._exchange = self._link.loop.run(found)
         except LOST as error:
             self.close()
-            raise BrokerError(f"rabbitmq at {self._link.address}: {error}") from None
+            raise self._link.refused(error) from None
 
     @property
     def room_msgs(self) -> int:
         """What the window has left."""
-        return max(0, self._window - len(self._tasks))
+        return max(0, self._window - self._under_way)
 
     def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Start publishing each message; the loop does it when it turns."""
-        flat, offsets = self._payloads.pack(first_seq, intended_ns, sent_ns)
-        whole = flat.tobytes()
-        rows = self._routes.rows(self._payloads, first_seq, len(intended_ns))
-        keys = repeat(self._routes.text()) if rows is None else map(self._routes.text, rows.tolist())
-        priorities = islice(cycle(self._priorities), first_seq % len(self._priorities), None)
-        bounds = pairwise(offsets.tolist())
-        for seq, ((begin, end), key, priority) in enumerate(zip(bounds, keys, priorities, strict=False), first_seq):
-            message = Message(whole[begin:end], headers=self._headers, delivery_mode=self._mode, priority=priority)
+        messages = self._messages.of(first_seq, intended_ns, sent_ns)
+        for seq, (key, body, properties) in enumerate(messages, first_seq):
+            message = Message(
+                body,
+                headers=properties.headers,
+                delivery_mode=properties.delivery_mode,
+                priority=properties.priority,
+            )
             task = self._link.loop.start(self._publish(seq, message, key))
+            self._under_way += 1
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -84,6 +80,7 @@ class AioPikaProducer:
             error = NACK
         except LOST as lost:  # while the connection was mended: the library repeats nothing
             error = f"lost: {type(lost).__name__}"
+        self._under_way -= 1
         if self._confirms or error is not None:
             self._heard.append((seq, error))
         self._link.loop.tell()
@@ -104,7 +101,7 @@ class AioPikaProducer:
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until every publish has ended, at most `timeout_s`."""
-        return poll_while(lambda: bool(self._tasks or self._heard), self.poll, timeout_s)
+        return poll_while(lambda: bool(self._under_way or self._heard), self.poll, timeout_s)
 
     def close(self) -> None:
         """Close the connection; never raises."""

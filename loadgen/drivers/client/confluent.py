@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.client.confluent_consumer import ConfluentConsumer
 from loadgen.drivers.client.confluent_producer import ConfluentProducer
 from loadgen.drivers.client.confluent_share import ConfluentShareConsumer
+from loadgen.drivers.client.confluent_sync import SyncProducer
 from loadgen.drivers.client.confluent_transactions import TransactionalProducer
 from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.drivers.kafka_config import is_transactional
@@ -40,17 +41,23 @@ class ClientKafka(DriverInfo):
         return ConfluentConsumer(target, index, count)
 
 
-DRIVER = ClientKafka(
-    name="confluent",
-    broker="kafka",
-    kind="client",
-    capabilities=Capabilities(
-        partitions=True,
-        compression=("none", "gzip", "snappy", "lz4", "zstd"),
-        idempotence=True,
-        group_protocols=("static", "classic", "consumer"),
-        transactions=True,
-        share_acquire_modes=("batch_optimized",),
-    ),
-    send_bytes=256 << 10,
+@dataclass(frozen=True, slots=True)
+class SyncKafka(ClientKafka):
+    """The same where an application waits for each message's result before it sends the next one."""
+
+    def producer(self, target: Target, payloads: Payloads) -> Producer:
+        """Connect a producer."""
+        return SyncProducer(target, payloads)
+
+
+CAPABILITIES = Capabilities(
+    partitions=True,
+    compression=("none", "gzip", "snappy", "lz4", "zstd"),
+    idempotence=True,
+    group_protocols=("static", "classic", "consumer"),
+    transactions=True,
+    share_acquire_modes=("batch_optimized",),
 )
+DRIVER = ClientKafka("confluent", "kafka", "client", CAPABILITIES, send_bytes=256 << 10)
+# A message has no result before its transaction has ended.
+SYNC_DRIVER = SyncKafka("confluent-sync", "kafka", "client", replace(CAPABILITIES, transactions=False))

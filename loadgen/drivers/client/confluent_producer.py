@@ -125,11 +125,19 @@ class ConfluentProducer:
         self._chunk: tuple[int, dict[str | None, list[bytes]]] = (0, {})
         self._is_closing = False
         sys.setswitchinterval(_SWITCH_S)
-        settings = producer_settings(target, payloads)
+        settings = self._settings(target, payloads)
         try:
             self._client = Producer({**settings, "error_cb": self._watch.on_error})
         except KafkaException as error:
             raise BrokerError(f"kafka at {target.endpoint.address}: {error.args[0].str()}") from None
+        self._begin()
+
+    def _settings(self, target: Target, payloads: Payloads) -> dict[str, Any]:
+        """What its client is made with."""
+        return producer_settings(target, payloads)
+
+    def _begin(self) -> None:
+        """Have a thread of its own poll all the time."""
         self._stopped = start_native_thread(self._poll_for_ever)
 
     @property

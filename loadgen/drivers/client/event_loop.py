@@ -83,13 +83,21 @@ class EventLoop:
         if leave is not None:
             with contextlib.suppress(Exception):
                 self.run(leave(), CLOSE_S)
-        tasks = asyncio.all_tasks(self._loop)
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """End every other task, and cut the connections that a library has left open."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(Exception):
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSE_S)) if tasks else None
-            for task in tasks:
-                if task.done() and not task.cancelled():
-                    task.exception()  # heard, so that nobody complains of it later
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # heard, so that nobody complains of it later
+        for transport in list(getattr(self._loop, "_transports", {}).values()):
+            transport.abort()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNCONFIRMED_BATCH_MSGS = 100  # how many a producer without confirms is given at once
 
 
-class _Messages:
+class Messages:
     """A producer's messages as pika wants them: exchange and properties, routing keys and bodies as objects."""
 
     def __init__(self, target: Target, payloads: Payloads) -> None:
@@ -62,7 +62,7 @@ class SelectProducer:
 
     def __init__(self, target: Target, payloads: Payloads) -> None:
         settings = target.settings
-        self._messages = _Messages(target, payloads)
+        self._messages = Messages(target, payloads)
         self._mandatory = settings["mandatory"]
         self._unconfirmed = Unconfirmed(settings["confirm_window"]) if settings["confirms"] else None
         self._batch_msgs = max(1, min(UNCONFIRMED_BATCH_MSGS, int(MAX_BATCH_BYTES / payloads.mean_size_bytes)))
@@ -162,7 +162,7 @@ class BlockingProducer:
     def __init__(self, target: Target, payloads: Payloads) -> None:
         settings = target.settings
         self._endpoint = target.endpoint
-        self._messages = _Messages(target, payloads)
+        self._messages = Messages(target, payloads)
         self._mandatory = settings["mandatory"]
         self._confirms = settings["confirms"]
         self._batch_msgs = 1 if self._confirms else UNCONFIRMED_BATCH_MSGS
