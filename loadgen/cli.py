@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import BrokerName
 
-COMPARE_SCENARIOS = ("throughput", "clients", "latency")
+COMPARE_SCENARIOS = ("throughput", "clients", "latency", "ordering")
 PROFILE_NAMES = ("quick", "standard", "full")
 BROKER_NAMES = ("rabbitmq", "kafka")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from loadgen.checks.repeats import versions_changed
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 FEW_REPEATS = 5
+FEW_VALID_SHARE = 0.25
+ONE_EACH = "one repeat each, which cannot tell"
 LEADING_CLASSES = ("broker", "flushed", "none", "replicated", "replicated_flushed")
 
 
@@ -26,17 +29,43 @@ def sentences(table: Table) -> list[str]:
     asked = (_capacity(table), _knee(table), _throughput(table), _latency(table))
     said = [sentence for sentence in asked if sentence]
     if said:
-        return said
+        return [*_doubt(table), *said]
     if table.trials and len(table.struck) == len(table.trials):
         count = words.plural(len(table.trials), "trial")
         return [f"No number of this run is to be used: none of its {count} is valid and complete, as told below."]
     return ["This run does not compare the two brokers at one load in one durability class; its points stand below."]
 
 
+def _doubt(table: Table) -> list[str]:
+    """What must be read before any figure, where few of the trials passed all checks."""
+    statuses = [record["verdict"]["status"] if enters(record) else "invalid" for record in table.trials]
+    valid = statuses.count("valid")
+    if valid >= FEW_VALID_SHARE * len(statuses):
+        return []
+    why = Counter(
+        check["name"]
+        for record in table.trials
+        for check in record["verdict"].get("checks", ())
+        if check["passed"] is False or (check["passed"] is None and record["verdict"]["status"] != "valid")
+    )
+    most = f", most often for “{why.most_common(1)[0][0]}”" if why else ""
+    return [f"Read with care: only {valid} of {words.plural(len(statuses), 'trial')} passed every check{most}."]
+
+
 def _leading(comparisons: Sequence[pt.Comparison]) -> pt.Comparison | None:
     """The comparison that answers first: both brokers there, the everyday class before the others."""
     both = [each for each in comparisons if _has(each, "kafka") and _has(each, "rabbitmq")]
-    return min(both, key=lambda each: LEADING_CLASSES.index(each.durability), default=None)
+    return min(both, key=lambda each: (LEADING_CLASSES.index(each.durability), -_rounds(each)), default=None)
+
+
+def _rounds(comparison: pt.Comparison) -> int:
+    """In how many repeats both brokers' trials count."""
+    repeats = [
+        {record["repeat"] for record in point.used}
+        for broker in ("kafka", "rabbitmq")
+        if (point := comparison.one(broker, "wire")) is not None
+    ]
+    return len(set.intersection(*repeats))
 
 
 def _has(comparison: pt.Comparison, broker: str) -> bool:
@@ -95,6 +124,8 @@ def _throughput(table: Table) -> str | None:
     theirs, ours = (words.rate(point.estimate(pt.goodput).median) for point in (kafka, rabbitmq))
     what = f"{words.size(leading.shared['size_bytes'])}, class {leading.durability}"
     where = _limits(kafka, rabbitmq)
+    if ratio.pairs == 1:
+        return f"Kafka carried {theirs}, RabbitMQ {ours} ({what}): {ONE_EACH}{where}."
     if ratio.direction == "no difference shown":
         return (
             f"No difference in throughput is shown between Kafka and RabbitMQ "
@@ -134,7 +165,7 @@ def _latency(table: Table) -> str | None:
         shown = {
             "higher": "RabbitMQ is faster",
             "lower": "Kafka is faster",
-            "no difference shown": "no difference shown" + _few(ratio.pairs),
+            "no difference shown": "no difference shown" + _few(ratio.pairs) if ratio.pairs > 1 else ONE_EACH,
         }[ratio.direction]
         parts.append(f"{name} within {figures[0]} from RabbitMQ and {figures[1]} from Kafka ({shown})")
     shared = leading.shared
@@ -217,8 +248,9 @@ def _repeats(run: Run, table: Table) -> str | None:
     counts = [len(point.used) for comparison in table.comparisons for point in comparison.points if point.used]
     if not counts or min(counts) >= FEW_REPEATS:
         return None
+    said = "their intervals are wide" if min(counts) > 1 else "one has no interval, and few have a wide one"
     return (
-        f"Some points have only {words.plural(min(counts), 'repeat')}: their intervals are wide, and tails "
+        f"Some points have only {words.plural(min(counts), 'repeat')}: {said}, and tails "
         "beyond p99 vary up to tenfold from one repeat to the next."
     )
 

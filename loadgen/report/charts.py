@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
     from loadgen.report.table import Table
     from loadgen.runs import Run
+    from loadgen.stats.confidence import Estimate
 
 __all__ = ["STYLE", "draw"]  # the method page's charts look like the report's
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 CURVE_POINTS = 160
+CPU_MARKS = {"producers": ">", "consumers": "<", "broker": "s"}
 SHOWN_FROM = 1.2  # 1 / (1 - p): the fastest sixth of the messages is of no interest
 
 
@@ -147,7 +149,7 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)
     if drawn:
-        axes.legend(frameon=False, loc="upper left", handlelength=1.4)
+        axes.legend(frameon=False, loc="lower right", handlelength=1.4)
     return drawn
 
 
@@ -207,9 +209,9 @@ def _throughput_chart(table: Table) -> Chart | None:
     axes.set_xscale("log")
     for point, height in zip(points, _lines(axes, points), strict=True):
         estimate, ink = point.estimate(pt.goodput), colour(point.broker)
-        if estimate.low is not None and estimate.high is not None and estimate.low > 0:
+        if (band := _band(estimate)) is not None:
             axes.plot(
-                [estimate.low, estimate.high],
+                band,
                 [height] * 2,
                 color=ink,
                 linewidth=7,
@@ -228,7 +230,7 @@ def _throughput_chart(table: Table) -> Chart | None:
         )
         assert estimate.median is not None
         axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=ink, linewidth=1.6)
-        end = max(*estimate.values, estimate.high or 0.0, estimate.median)
+        end = max(*estimate.values, *(band or ()), estimate.median)
         caveat = f"  ({point.bound_by}-bound)" if point.bound_by in {"host", "generator"} else ""
         axes.annotate(
             words.rate(estimate.median) + caveat, (end, height), xytext=(7, 0), textcoords="offset points",
@@ -244,10 +246,16 @@ def _throughput_chart(table: Table) -> Chart | None:
     return finish(figure, "throughput", "Throughput at equal guarantees", note)
 
 
+def _band(estimate: Estimate) -> tuple[float, float] | None:
+    """The interval, where it says something."""
+    low, high = estimate.low, estimate.high
+    return None if low is None or high is None or words.is_too_wide(low, high) else (low, high)
+
+
 def _rate_limits(points: Sequence[pt.Point]) -> tuple[float, float]:
     """Room for all repeats and intervals of points on a logarithmic axis, and for the figures beside them."""
     found = [point.estimate(pt.goodput) for point in points]
-    ends = [end for each in found for end in (*each.values, each.low, each.high) if end and np.isfinite(end)]
+    ends = [end for each in found for end in (*each.values, *(_band(each) or ())) if end]
     low, high = min(ends), max(ends)
     margin = (high / low) ** 0.05
     return low / margin * 0.8, high * margin * 5
@@ -258,41 +266,35 @@ def _groups(points: Sequence[pt.Point]) -> int:
 
 
 def _cpu_chart(table: Table) -> Chart | None:
-    roles = ("producers", "consumers", "broker")
     points = [
         point for point in _saturated(table)
-        if any(point.estimate(pt.cpu_us_per_msg(role)).n for role in roles)
+        if any(point.estimate(pt.cpu_us_per_msg(role)).n for role in CPU_MARKS)
     ]  # fmt: skip
     if not points:
         return None
     figure = Figure(figsize=(9.2, 1.3 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
     axes = figure.subplots()
-    shades = {"producers": 0.35, "consumers": 0.65, "broker": 1.0}
-    totals = []
+    axes.set_xscale("log")  # the brokers differ by a hundred, and a part of a bar could not be read on such an axis
+    seen = []
     for point, height in zip(points, _lines(axes, points), strict=True):
-        left, missing = 0.0, []
-        for role in roles:
-            median = point.estimate(pt.cpu_us_per_msg(role)).median
-            if median is None:
-                missing.append(role)
-                continue
-            axes.barh(
-                height,
-                median,
-                left=left,
-                height=0.62,
-                color=colour(point.broker),
-                alpha=shades[role],
-                linewidth=0,
+        medians = {role: point.estimate(pt.cpu_us_per_msg(role)).median for role in CPU_MARKS}
+        known = {role: median for role, median in medians.items() if median is not None}
+        for role, median in known.items():
+            axes.scatter(
+                median, height, s=34, marker=CPU_MARKS[role], color=colour(point.broker), linewidths=0, zorder=3
             )
-            left += median
-        totals.append(left)
-        text = words.micros(left) + (f" (without {', '.join(missing)})" if missing else "")
-        axes.annotate(text, (left, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
-    for role, shade in shades.items():
-        axes.bar(0, 0, color=MUTED, alpha=shade, label=role)
-    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=1.1)
-    axes.set_xlim(0, max(totals) * 1.18)
-    axes.set_xlabel("CPU time a message, µs")
-    note = "Medians over repeats at full load; from light to full: producers, consumers, broker."
+        axes.plot([min(known.values()), max(known.values())], [height] * 2, color=colour(point.broker), alpha=0.3)
+        missing = [role for role in CPU_MARKS if role not in known]
+        text = f"{words.micros(sum(known.values()))} in all" + (f" (without {', '.join(missing)})" if missing else "")
+        axes.annotate(
+            text, (max(known.values()), height), xytext=(9, 0), textcoords="offset points", va="center", fontsize=8.5
+        )
+        seen += known.values()
+    for role, mark in CPU_MARKS.items():
+        axes.scatter([], [], s=34, marker=mark, color=MUTED, linewidths=0, label=role)
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)
+    axes.set_xlim(min(seen) * 0.7, max(seen) * (max(seen) / min(seen)) ** 0.25 * 1.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_xlabel("CPU time a message, µs (log scale)")
+    note = "Medians over repeats at full load."
     return finish(figure, "cpu", "CPU a message", note)

@@ -56,7 +56,8 @@ def by_point(cell: Cell) -> list[tuple[str, list[Figure]]]:
 def render_text(run: Run, content: Content) -> str:
     """What `loadgen compare` and `loadgen run` print: the answer, the measured rows, capacities, the comparison."""
     table = content.table
-    lines = [*(_wrapped(sentence, "") for sentence in content.sentences), ""]
+    lines = [] if run.status == "complete" else [_wrapped(f"{run.status}: {run.reason or 'it has not ended'}", "")]
+    lines += [*(_wrapped(sentence, "") for sentence in content.sentences), ""]
     measured = [row for row in table.rows if row.is_measured]
     for row in measured:
         for cell in row.cells:

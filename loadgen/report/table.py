@@ -16,6 +16,7 @@ from loadgen.record import enters
 from loadgen.report import points as pt
 from loadgen.report import slowest
 from loadgen.report.rules import (
+    INTERLEAVED,
     MS,
     NOT_MEASURED,
     CeilingClaim,
@@ -149,14 +150,24 @@ def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Fig
     ]
     if not records:
         return []
-    ids = tuple(record["id"] for record in records)
 
-    def total(what: str, key: str) -> Figure:
-        count = float(sum(record[key] for record in records))
+    def total(what: str, counted: Sequence[Record], key: str = "received") -> Figure:
+        count = float(sum(record[key] for record in counted))
         estimate = Estimate((count,), count, None, None)
+        ids = tuple(record["id"] for record in counted)
         return Figure(what, "count", "all trials with one consumer", "all", estimate, ids, (), "")
 
-    return [total("received", "received"), total("out of order", "out_of_order")]
+    return [
+        total("received", records),
+        total("out of order", records, "out_of_order"),
+        total(INTERLEAVED, [record for record in records if _tests_order(record)]),
+    ]
+
+
+def _tests_order(record: Record) -> bool:
+    """Whether order could have broken: several producers, and several queues or partitions, at once."""
+    settings = record["settings"]
+    return record["producers"] > 1 and max(settings.get("queues", 1), settings.get("partitions", 1)) > 1
 
 
 ARTICLE = (

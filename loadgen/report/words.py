@@ -12,6 +12,7 @@ BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
 CLOSED_LOOP = "closed loop, not latency"
 DIGITS = 3
 NOTHING = "–"
+WIDEST = 100.0  # an interval whose ends lie further apart says nothing: what was seen says more
 # Milliseconds wherever they can be read, so that figures compare at a glance and with the claims.
 _DURATIONS = ((1e10, 1e9, "s"), (1e4, 1e6, "ms"), (0.0, 1e3, "µs"))
 _RATES = ((1e6, 1e6, "M"), (1e3, 1e3, "k"), (0.0, 1.0, ""))
@@ -87,7 +88,15 @@ def interval(estimate: Estimate, unit: str, *, is_bare: bool = False) -> str:
     """The interval in the unit of the median: `0.31–0.37 ms`, bare without it; one repeat has none, and it says so."""
     if estimate.low is None or estimate.high is None:
         return "no interval"
+    if is_too_wide(estimate.low, estimate.high):
+        seen = span(min(estimate.values), max(estimate.values), estimate.median or 0.0, unit, is_bare=is_bare)
+        return f"{seen} seen, too few repeats for an interval"
     return span(estimate.low, estimate.high, estimate.median or estimate.high, unit, is_bare=is_bare)
+
+
+def is_too_wide(low: float, high: float) -> bool:
+    """Whether the ends of an interval lie so far apart that it says nothing."""
+    return high > WIDEST * low
 
 
 def span(low: float | None, high: float | None, middle: float, unit: str, *, is_bare: bool = False) -> str:
@@ -111,6 +120,8 @@ def times(ratio: Ratio) -> str:
         return NOTHING
     if ratio.low is None or ratio.high is None:
         return f"{significant(ratio.ratio)}× (one repeat, no interval)"
+    if is_too_wide(ratio.low, ratio.high):
+        return f"{significant(ratio.ratio)}× ({plural(ratio.pairs, 'pair')} too far apart for an interval)"
     return f"{significant(ratio.ratio)}× ({significant(ratio.low)}–{significant(ratio.high)})"
 
 
