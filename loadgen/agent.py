@@ -220,6 +220,7 @@ class Agent:
         self._failed_requests = 0
         self._next_report_ns = 0
         self._fleet = multiprocessing.parent_process()
+        self._has_own_clock = False
 
     def begin(self, kinds: tuple[str, ...], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Say that this agent is ready, and wait for the fleet's start; raises StoppedError where that never comes.
@@ -234,6 +235,8 @@ class Agent:
                 raise StoppedError
             meanwhile()
             time.sleep(0.002)
+        self._has_own_clock = self.board.ordered(Cell.AHEAD_NS) != 0
+        self._follow_clock()
         self.clock = Clocked(self.spec, start_ns)
         self.recorder = Recorder(kinds, self.clock.window_start_ns)
         self._next_report_ns = start_ns + SECOND_NS
@@ -248,11 +251,17 @@ class Agent:
     def heartbeat(self, now_ns: int) -> None:
         """Tell the fleet that the loop turns, and report once a second."""
         self.row[Cell.HEARTBEAT_NS] = now_ns
+        self._follow_clock()
         self.clock.tick(now_ns)
         if now_ns >= self._next_report_ns:
             self._next_report_ns += SECOND_NS * (1 + (now_ns - self._next_report_ns) // SECOND_NS)
             self.report(now_ns)
             self._leave_if_orphaned()
+
+    def _follow_clock(self) -> None:
+        """Let stamps be told by the clock of all agents where this host's is another one."""
+        if self._has_own_clock:
+            self.payloads.ahead_ns = self.board.ordered(Cell.AHEAD_NS)
 
     def keep_books(self) -> None:
         """Record what has gathered since the last time; each role has its own way."""

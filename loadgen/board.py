@@ -36,7 +36,8 @@ class Cell(IntEnum):
     BACKLOG = 14  # in the fleet's row: the part of the backlog that producers are to write; in theirs: which is written
     HANDLED = 15  # received by a role in the middle
     GIVEN_UP = 16  # requests whose time is over
-    FIRST_SHARE = 17  # … of which the last are in this cell and those after it, in turn
+    AHEAD_NS = 17  # in row 0: how far the clock that stamps are told by is ahead of this host's now
+    FIRST_SHARE = 18  # … of which (`SHARES`) the last are in this cell and those after it, in turn
 
 
 ROW_CELLS = 24  # three cache lines a row: writers do not slow each other down

@@ -102,8 +102,10 @@ def measure_ceiling(
         duration_s=seconds,
     )
     setting = replace(setting, writer=None)
-    why = _unknown(trial)
-    if why is not None and setting.endpoint.source != "memory":
+    why = (
+        _unknown(trial) if setting.hands is None else "no ceiling is known: it would be this machine's, not the fleet's"
+    )
+    if why is not None and (setting.hands is not None or setting.endpoint.source != "memory"):
         return record | _unmeasured(NULL_BROKER, why) | _tried(None, None, None, why) | {"parts": []}
     with _stand_in(closed, setting) as (alone, without, how):
         parts = [_ran(alone, without, how)]

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from loadgen.errors import EXIT_INTERRUPTED, EXIT_USAGE, LoadgenError
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_USAGE, LoadgenError, ScenarioError
 from loadgen.redaction import without_userinfo
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_run(command, scenarios=name != "compare")
         if name != "plan":
             _add_prometheus(command)
+            _add_fleet(command)
     command = commands.add_parser(
         "ab",
         help="two configurations interleaved: the effect, with its interval",
@@ -119,6 +120,22 @@ def _add_prometheus(command: argparse.ArgumentParser) -> None:
         "--prometheus",
         metavar="[HOST:]PORT",
         help="show the run's figures to Prometheus while it goes on; on 127.0.0.1 unless a host is given",
+    )
+
+
+def _add_fleet(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--fleet", choices=("local", "locust"), default="local", help="who produces and consumes: processes of this "
+        "machine (default), or Locust workers: `locust -f SCENARIO --worker --master-host HOST` (docs/distributed.md)"
+    )  # fmt: skip
+    command.add_argument(
+        "--expect-workers", type=_positive, metavar="N", help="Locust workers to wait for (default: 1)"
+    )
+    command.add_argument(
+        "--expect-workers-max-wait", type=_positive, metavar="SECONDS", help="for how long (default: 60)"
+    )
+    command.add_argument(
+        "--bind", metavar="HOST[:PORT]", help="where workers find this process (default: 127.0.0.1:5557)"
     )
 
 
@@ -252,10 +269,10 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _make_plan(arguments: argparse.Namespace) -> Any:
-    from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_file
+    from loadgen.load import apply_sets, load_scenarios, parse_set
     from loadgen.plan import PROFILES, make_plan
 
-    paths = getattr(arguments, "scenarios", None) or [scenario_file(name) for name in COMPARE_SCENARIOS]
+    paths = _paths(arguments)
     sets = [parse_set(text) for text in arguments.sets]
     scenarios = [
         apply_sets(scenario, sets) if sets else scenario for path in paths for scenario in load_scenarios(path)
@@ -267,6 +284,33 @@ def _make_plan(arguments: argparse.Namespace) -> Any:
         repeats=arguments.repeats,
         seed=arguments.seed,
     )
+
+
+def _fleet(arguments: argparse.Namespace) -> Any:
+    """The fleet that was asked for; None is one of this machine's processes."""
+    given = {
+        "--expect-workers": getattr(arguments, "expect_workers", None),
+        "--expect-workers-max-wait": getattr(arguments, "expect_workers_max_wait", None),
+        "--bind": getattr(arguments, "bind", None),
+    }
+    if getattr(arguments, "fleet", "local") != "locust":
+        if stray := next((name for name, value in given.items() if value is not None), None):
+            raise ScenarioError(f"{stray}: is of --fleet locust, which was not given")
+        return None
+    from loadgen.load import fingerprint, load_scenarios
+    from loadgen.locust.roster import Asked, parse_bind
+
+    workers, wait_s, bind = given.values()
+    prints = {each.name: fingerprint(each) for path in _paths(arguments) for each in load_scenarios(path)}
+    host, port = parse_bind(bind or "127.0.0.1")
+    return Asked(workers or 1, prints, host, port, float(wait_s or 60))
+
+
+def _paths(arguments: argparse.Namespace) -> list[Path]:
+    """The scenario files that are to be run."""
+    from loadgen.load import scenario_file
+
+    return getattr(arguments, "scenarios", None) or [scenario_file(name) for name in COMPARE_SCENARIOS]
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:
@@ -370,6 +414,7 @@ def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Con
         cpus_client=getattr(arguments, "cpus_client", None),
         pins=pins,
         prometheus=arguments.prometheus,
+        fleet=_fleet(arguments),
     )
     run = execute(plan, options, console)
     console.clear()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.locust.roster import Asked, Roster
 
 WRITTEN_SOURCES = frozenset({"local", "docker"})  # an external broker's disk is not ours; without one nobody writes
 WARM_LOAD_S = 6.0  # each of two: the JIT compiles most of a hot path meanwhile; the last gain takes most of a minute
@@ -63,6 +64,7 @@ class Options:
     cpus_client: str | None = None
     pins: Pins | None = None  # those of an earlier run, to be kept to
     prometheus: str | None = None  # [HOST:]PORT where the run's figures are shown while it goes on
+    fleet: Asked | None = None  # Locust's workers in place of processes of this machine
 
 
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
@@ -73,6 +75,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     with (
         terminate_as_interrupt(),
         exposed(options.prometheus) as (exposition, url),
+        _staffed(options.fleet, listener) as roster,
         _opened(options.brokers, plan.brokers, wanted, listener) as endpoints,
         pinned(endpoints, wanted, listener.message) as pins,
     ):
@@ -80,6 +83,8 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         for data_dir in data_dirs:
             plan.refuse_over_half_of(host.disk_free(data_dir))
         header = header_of(plan, options, endpoints, pins, data_dirs[0] if data_dirs else None)
+        if roster is not None:
+            header |= {"fleet": "locust", "workers": roster.header()}
         writer = RunWriter(options.results, options.name, header)
         listener.message(f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes: {writer.path}")
         if url is not None:
@@ -88,7 +93,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         reason: str | None = "the run stopped on an internal error"
         try:
             _warm(endpoints, listener, pins)
-            reason = _Bench(plan, endpoints, writer, listener, pins, exposition).run_all(plan)
+            reason = _Bench(plan, endpoints, writer, listener, pins, exposition, roster).run_all(plan)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -106,7 +111,23 @@ def _wanted(options: Options, listener: Listener) -> Pins:
         if {*options.pins.broker, *options.pins.client} <= set(cores):
             return options.pins
         listener.message(f"the earlier run's CPUs are not here: this process may use {', '.join(map(str, cores))}")
+    if options.fleet is not None:  # the clients are other machines', whose CPUs nobody here knows
+        if options.cpus_client is not None:
+            raise ScenarioError("--cpus-client: with --fleet locust start each worker under `taskset -c LIST` instead")
+        return wanted_pins(options.cpus_broker, None, cores, is_local=False)
     return wanted_pins(options.cpus_broker, options.cpus_client, cores, is_local=options.brokers == "local")
+
+
+@contextlib.contextmanager
+def _staffed(asked: Asked | None, listener: Listener) -> Iterator[Roster | None]:
+    """The workers that were asked for, while the run lasts; None where agents are processes of this machine."""
+    if asked is None:
+        yield None
+        return
+    from loadgen.locust.roster import Roster  # noqa: PLC0415 - only who has such a fleet needs it
+
+    with Roster(asked, listener.message) as roster:
+        yield roster
 
 
 @contextlib.contextmanager
@@ -154,8 +175,9 @@ class _Bench:
         listener: Listener,
         pins: Pins,
         exposition: Exposition,
+        roster: Roster | None = None,
     ) -> None:
-        self.exposition = exposition
+        self.exposition, self.roster = exposition, roster
         self.endpoints, self.writer, self.listener, self.pins = endpoints, writer, listener, pins
         self.trials = len(plan.trials)
         self.left_s = plan.expected_s
@@ -196,6 +218,7 @@ class _Bench:
             self.shown,
             left_s,
             self.exposition.begin,
+            None if self.roster is None else self.roster.hands,
         )
 
     def run(self, trial: Trial) -> dict[str, Any]:
@@ -256,7 +279,7 @@ class _Bench:
 
     def ceiling_s(self, trial: Trial) -> float:
         """How long a ceiling takes at most, in seconds; 0 where it was measured before."""
-        return 0.0 if _ceiling_key(trial) in self.ceilings else trial.ceiling_s
+        return 0.0 if self.roster is not None or _ceiling_key(trial) in self.ceilings else trial.ceiling_s
 
     def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> dict[str, Any]:
         """What the generator reaches without a broker, measured once for each point and number of producers."""

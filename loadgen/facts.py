@@ -223,7 +223,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         drains=record.get("backlog") is not None,
         rebalanced=record.get("membership") is not None,
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
-        **({} if not observer else observed_facts(observer)),
+        **_busiest_elsewhere(record, {} if not observer else observed_facts(observer)),
     )
 
 
@@ -241,6 +241,15 @@ def _bucket_share(summary: Mapping[str, Any] | None) -> float | None:
     indices = bucket_indices(values_ns)
     widths_ns = LOWEST_OF_BUCKET_NS[indices + 1] - LOWEST_OF_BUCKET_NS[indices]
     return float((widths_ns / np.maximum(values_ns, 1)).max())
+
+
+def _busiest_elsewhere(record: Mapping[str, Any], observed: dict[str, Any]) -> dict[str, Any]:
+    """What was observed, with the CPU that agents of other machines told of themselves: no observer here sees those."""
+    if not any(worker["machine"] for worker in record.get("workers") or ()):
+        return observed
+    return observed | {
+        "agent_core_share_max": max(observed.get("agent_core_share_max", 0.0), record["agent_cpu_share_max"])
+    }
 
 
 def clock_facts(clock: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def figures(
         "warmup_s": trial.warmup_s + cut_s,
         "window_s": window_s,
         "drain_s": outcome.drain_s,
+        "workers": outcome.workers,
         **_rates(trial, results, account if _all_told(trial, outcome) else None, window_s, cut_s),
         **_accounted(trial, outcome, account),
         **({} if account is None else removed_fields(account, trial.settings, removals)),

@@ -1,39 +1,35 @@
 """Many agents as one: spawned together, started at one moment, stopped together; a dead one fails the trial.
 
-`Fleet` knows nothing of brokers or files: it is given agents' specs and hands on what they report. A thread for each
-agent takes its messages off the pipe at once, so that no agent waits while a report is encoded, written and shown.
+`Fleet` knows nothing of brokers or files: it is given agents' specs and hands on what they report. Nor does it know
+whether its agents are processes of this machine or of others: that is its hands' (`loadgen.hands`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import multiprocessing
 import os
-import pickle
 import queue
 import signal
-import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.agent import SECOND_NS, SIDES, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import redelivers
 from loadgen.errors import LoadgenError, TrialError
-from loadgen.process import main as agent_main
+from loadgen.hands import Processes
+from loadgen.observer import OWN_GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import ForkServerContext, ForkServerProcess
+    from collections.abc import Callable, Sequence
+
+    from loadgen.driver import Int64
+    from loadgen.hands import Hands
 
 READY_S = 60.0  # spawning, importing and connecting take about 1 s on an idle machine
 STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself, a flush 1 s
-START_DELAY_S = 0.2
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 FIRST_S = 30.0  # … and of consumers that connect only now, when nothing has arrived for so long
 BUILD_S = 900.0  # the longest that a backlog may take to be written
@@ -42,12 +38,6 @@ AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, onc
 FINISH_S = 45.0
 TURN_S = 0.05  # how often the fleet looks after its agents where none says anything
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
-END_S = 2.0  # for all processes together to leave by themselves
-DUMP_S = 1.0  # for a stuck agent to write where it is
-# What takes half a second to import is imported once, and not by each agent.
-PRELOADED = ["loadgen.process", "loadgen.drivers.wire.amqp", "loadgen.drivers.wire.kafka"]
-ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PIPE_BYTES = 1 << 20  # what an agent may say before anybody reads it; the kernel's default is 64 KiB
 
 
 class Watcher(Protocol):
@@ -83,18 +73,23 @@ class Outcome:
     traceback: str | None = None
     interrupted: bool = False
     cause: LoadgenError | None = None
+    workers: list[dict[str, Any]] | None = None
+    """The other machines' workers that took part; None where all agents were processes of this one."""
+    clock: dict[str, Any] | None = None
+    """How far the clocks that a latency was read from can be trusted, where there were several."""
+    flows: dict[str, Int64] | None = None
+    """Of each worker what a board in common would have shown: (monotonic ns, sent, received) as int64[n, 3]."""
 
 
 class Fleet:
-    """The agents of one trial."""
+    """The agents of one trial; without hands they are processes of this machine."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, hands: Hands | None = None) -> None:
         self.watcher = watcher
+        self.hands: Hands = hands or Processes()
         self.outcome = Outcome()
-        self._processes: dict[str, ForkServerProcess] = {}
-        self._readers: list[tuple[threading.Thread, Connection]] = []
         # Simple: unlike Queue, it may be interrupted by a signal at any point and stays whole.
-        self._inbox: queue.SimpleQueue[tuple[str, bytes | None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._ready: set[str] = set()
         self._done: set[str] = set()
         self._lost: set[str] = set()  # dead or stuck: nothing more is awaited from them
@@ -105,7 +100,7 @@ class Fleet:
         board = Board.create(agents)
         try:
             self._specs = list(make_specs(board))
-            self._spawn()
+            self.hands.spawn(self._specs, board, self._inbox)
             self._until(lambda: self._without(self._ready), READY_S, "did not connect", board)
             self._build(board)
             self._start(board)
@@ -119,33 +114,16 @@ class Fleet:
                 self.outcome.cause = error
             self._wind_up(board)
         finally:
-            self._end()
+            self.hands.end(self._lost, self.outcome)  # no agent outlives its trial
             board.remove()
         return self.outcome
-
-    def _spawn(self) -> None:
-        context = forkserver()
-        for spec in self._specs:
-            here, there = context.Pipe(duplex=False)
-            with contextlib.suppress(OSError):  # beyond the user's limit: then it is the default
-                fcntl.fcntl(there.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            process = context.Process(target=agent_main, args=(spec, there), name=spec.name, daemon=True)
-            with signals_held():
-                process.start()
-                self._processes[spec.name] = process
-            there.close()
-            reader = threading.Thread(
-                target=read_on, args=(here, spec.name, self._inbox), name=f"reads-{spec.name}", daemon=True
-            )
-            self._readers.append((reader, here))
-            reader.start()
 
     def _build(self, board: Board) -> None:
         """Have the producers write a backlog, part by part; consumers come later."""
         backlog = self._specs[0].backlog
         for part in range(1, backlog.part_count + 1):
             began_s = time.monotonic()
-            board.order(Cell.BACKLOG, part)
+            self.hands.order(board, Cell.BACKLOG, part)
             self._until(partial(self._writing, board, part), BUILD_S, "did not write its backlog", board)
             self.outcome.build_s += time.monotonic() - began_s
             if part == 1 and backlog.part_count > 1:
@@ -158,24 +136,29 @@ class Fleet:
         ]
 
     def _start(self, board: Board) -> None:
-        start_ns = time.monotonic_ns() + round(START_DELAY_S * SECOND_NS)
+        start_ns = time.monotonic_ns() + round(self.hands.start_delay_s * SECOND_NS)
         self.outcome.start_ns = start_ns
         pids: dict[str, tuple[int, ...]] = {}
+        found = self.hands.pids()
         for spec in self._specs:
-            pid = self._processes[spec.name].pid
-            assert pid is not None
-            pids[SIDES[spec.role]] = (*pids.get(SIDES[spec.role], ()), pid)
+            here = (found[spec.name],) if spec.name in found else ()
+            pids[SIDES[spec.role]] = (*pids.get(SIDES[spec.role], ()), *here)
+        if others := self.hands.others():
+            pids[OWN_GROUP] = (os.getpid(), *others)
         self.watcher.started(start_ns, pids)
-        board.order(Cell.START_NS, start_ns)
+        self.hands.order(board, Cell.START_NS, start_ns)
 
     def _drive(self, board: Board) -> None:
         """Let the producers finish, then drain the consumers, then gather the results."""
         length_s = self._specs[0].warmup_s + self._specs[0].duration_s
         self._until(
-            lambda: self._producing(board), START_DELAY_S + length_s + FINISH_S, "did not finish producing", board
+            lambda: self._producing(board),
+            self.hands.start_delay_s + length_s + FINISH_S,
+            "did not finish producing",
+            board,
         )
         self._drain(board)
-        board.order(Cell.STOP_CONSUMING)
+        self.hands.order(board, Cell.STOP_CONSUMING)
         self._until(lambda: self._without(self._done), FINISH_S, "did not report its end", board)
 
     def _without(self, names: set[str]) -> list[str]:
@@ -246,38 +229,17 @@ class Fleet:
     def _give_up(self, names: list[str], failing: str, board: Board) -> None:
         """End the trial for these agents' sake, with the stack of each that can still tell it."""
         self._lost.update(names)
-        self.outcome.traceback = self.outcome.traceback or self._dumped(names, board) or None
+        self.outcome.traceback = self.outcome.traceback or self.hands.stacks(names, board) or None
         others = f" (and {len(names) - 1} more: {', '.join(names[1:5])}{', …' * (len(names) > 5)})" * (len(names) > 1)
         raise TrialError(f"agent {names[0]} {failing}{others}")
 
-    def _dumped(self, names: list[str], board: Board) -> str:
-        """Ask agents by signal where they are; one that is stopped or still importing says nothing."""
-        for name in names:
-            pid = self._processes[name].pid
-            # Without its file it has no handler yet, and the signal would end it.
-            if pid is not None and self._processes[name].is_alive() and board.dump_path(name).exists():
-                os.kill(pid, signal.SIGUSR1)
-        end = time.monotonic() + DUMP_S
-        while time.monotonic() < end and not all(_size(board, name) for name in names):
-            time.sleep(0.02)
-        time.sleep(0.05)  # a dump is several writes
-        texts = []
-        for name in names:
-            with contextlib.suppress(OSError):
-                if text := board.dump_path(name).read_text(errors="replace"):
-                    texts.append(f"{name}:\n{text}")
-        return "\n".join(texts)
-
-    def _hear(self, name: str, message: bytes | None) -> None:
+    def _hear(self, name: str, message: Any) -> None:
         if message is None:
             if name not in self._done:
                 self._lost.add(name)
-                self._processes[name].join(5)
-                raise TrialError(
-                    f"agent {name} died: exit status {self._processes[name].exitcode}; its messages cannot be told"
-                )
+                raise TrialError(self.hands.death(name))
             return
-        kind, what = pickle.loads(message)  # noqa: S301 - from our own child, by a pipe that nobody else has
+        kind, what = self.hands.read(message)
         if kind == "ready":
             self._ready.add(name)
         elif kind == "report":
@@ -297,8 +259,8 @@ class Fleet:
 
     def _wind_up(self, board: Board) -> None:
         """Stop in order, so that what was measured is reported; agents that cannot are ended."""
-        board.order(Cell.STOP_PRODUCING)
-        board.order(Cell.STOP_CONSUMING)
+        self.hands.order(board, Cell.STOP_PRODUCING)
+        self.hands.order(board, Cell.STOP_CONSUMING)
         if not self.outcome.start_ns:
             return
         end = time.monotonic() + WIND_UP_S
@@ -307,73 +269,6 @@ class Fleet:
                 # A disk that is full refuses every report; the results still come.
                 with contextlib.suppress(queue.Empty, LoadgenError):
                     self._hear(*self._inbox.get(timeout=TURN_S))
-
-    def _end(self) -> None:
-        """No agent outlives its trial; all have the same moment until which they may leave by themselves."""
-        end = time.monotonic() + END_S
-        for name, process in self._processes.items():
-            if name not in self._lost:
-                with contextlib.suppress(KeyboardInterrupt):
-                    process.join(max(0.0, end - time.monotonic()))
-        left = [process for process in self._processes.values() if process.is_alive()]
-        for process in left:
-            process.kill()
-        for process in left:
-            process.join(5)
-        for reader, pipe in self._readers:
-            reader.join(1)  # its pipe has ended with the process
-            if not reader.is_alive():
-                pipe.close()
-
-
-def forkserver() -> ForkServerContext:
-    """Where agents come from: a process of one thread and without connections, which has imported what they need.
-
-    Neither client libraries nor gevent survive a fork of their own process; a fork of this one is as clean as a
-    process that was spawned, and ready in a tenth of the time. It ends with the last of those that it serves.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def read_on(pipe: Connection, name: str, inbox: queue.SimpleQueue[tuple[str, bytes | None]]) -> None:
-    """Take an agent's messages off its pipe as soon as they come; None is its end."""
-    with contextlib.suppress(OSError, EOFError):
-        while True:
-            inbox.put((name, pipe.recv_bytes()))
-    inbox.put((name, None))
-
-
-def _size(board: Board, name: str) -> int:
-    try:
-        return board.dump_path(name).stat().st_size
-    except OSError:
-        return 0
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold back what ends a run while a process is started: half a start prints a traceback, here and there.
-
-    The process inherits the mask, and takes it off when it has handlers of its own. The mask is this thread's only;
-    what reaches another one is noted. Either way the signal takes effect right after, and none is lost.
-    """
-    resource_tracker.ensure_running()  # its own first start would take the mask off
-    noted: list[int] = []
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in ENDING_SIGNALS:
-            handlers[number] = signal.signal(number, lambda number, _: noted.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(noted):
-            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

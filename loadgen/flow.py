@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Float64 = npt.NDArray[np.float64]
 
 SAMPLE_NS = 45_000_000  # the fleet turns every 50 ms, and more often while agents report
+GRID_NS = 50_000_000  # several workers' counters are laid over each other at such steps
 CUT_SHARE = 0.05  # what is measured too early is left out where it differs by more than repeats do
 CUT_LATENCY_SHARE = 0.5  # … of a number under way, which varies far more than a rate
 CAUGHT_UP_S = 0.1  # two readings of the counters
@@ -73,6 +74,29 @@ class Flow:
         self._sent.append((sent - self._skipped) * self._subscribers)
         self._received.append(received)
         self._at_ns.append(at_ns)
+
+    def overlay(self, flows: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        """Note the sum of several workers' counters: as they are where there is one, else read at common moments.
+
+        Args:
+            flows: of each worker (monotonic ns, sent, received) as int64[n, 3], n ≥ 1.
+        """
+        whole = list(flows.values())
+        if len(whole) == 1:
+            for at_ns, sent, received in whole[0].tolist():
+                self.enter(at_ns, sent, received)
+        if len(whole) < 2:
+            return
+        begin_ns, end_ns = min(int(each[0, 0]) for each in whole), max(int(each[-1, 0]) for each in whole)
+        grid = np.arange(begin_ns, end_ns, GRID_NS)
+        sums = [
+            sum(np.interp(grid - begin_ns, each[:, 0] - begin_ns, each[:, column], left=0) for each in whole)
+            for column in (1, 2)
+        ]
+        for at_ns, sent, received in zip(
+            grid.tolist(), *(np.rint(each).astype(int).tolist() for each in sums), strict=True
+        ):
+            self.enter(at_ns, sent, received)
 
     def between(self, begin_ns: int, end_ns: int) -> tuple[Float64, Float64, Float64]:
         """The samples in [begin, end): seconds since `begin_ns`, sent, received, each float64[n]."""

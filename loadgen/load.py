@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -44,6 +45,11 @@ def load_scenarios(path: Path) -> list[Scenario]:
     if not found:
         raise ScenarioError(f"{path}: defines no Scenario; expected `scenario = Scenario(…)` at module level")
     return list({scenario.name: scenario for scenario in found}.values())
+
+
+def fingerprint(scenario: Scenario) -> str:
+    """What tells a scenario from another one of its name: eight hexadecimal digits of all it says."""
+    return hashlib.sha256(scenario.model_dump_json().encode()).hexdigest()[:8]
 
 
 def _line_in(path: Path, error: BaseException) -> str:

@@ -138,6 +138,8 @@ class Payloads:
         # Producers start at different places of the pool, so that their batches differ too.
         self._shift = self._shift_of(producer)
         self._keys = _make_keys(message, seed, self.pool.count) if message.keys else None
+        self.ahead_ns = 0
+        """How far the clock that all stamps are told by is ahead of this host's, in ns; 0 where they are one."""
 
     def _shift_of(self, producer: int) -> int:
         return (producer * 7919) % self.pool.count
@@ -165,7 +167,9 @@ class Payloads:
         return np.arange(first_seq, first_seq + count, dtype=np.uint64) | self._identity
 
     def stamps(self, first_seq: int, intended_ns: Int64, sent_ns: int | Int64) -> UInt8:
-        """The stamps of messages first_seq … as uint8[n, 24]."""
+        """The stamps of messages first_seq … as uint8[n, 24]; times are this host's."""
+        if self.ahead_ns:
+            intended_ns, sent_ns = intended_ns + self.ahead_ns, sent_ns + self.ahead_ns
         if len(intended_ns) <= SCALAR_MSGS and isinstance(sent_ns, int):
             return self._few_stamps(first_seq, intended_ns, sent_ns)
         stamps = np.empty(len(intended_ns), STAMP)
@@ -227,7 +231,18 @@ class Payloads:
         return flat, offsets
 
     def parse(self, buffer: UInt8, starts: Int64, sizes: Int64 | int) -> Parsed:
-        """Read n received messages (as in `Received`) and compare each of their bytes with what was sent."""
+        """Read n received messages (as in `Received`) and compare each of their bytes with what was sent.
+
+        Their times are this host's again.
+        """
+        parsed = self._parsed(buffer, starts, sizes)
+        if self.ahead_ns:
+            parsed.intended_ns -= self.ahead_ns
+            parsed.sent_ns -= self.ahead_ns
+        return parsed
+
+    def _parsed(self, buffer: UInt8, starts: Int64, sizes: Int64 | int) -> Parsed:
+        """The same with the times as they stand in the stamps."""
         count = len(starts)
         if count and (sizes if isinstance(sizes, int) else int(sizes.min())) < STAMP_BYTES:
             return self._parse_long_enough(buffer, starts, sizes)
@@ -251,7 +266,7 @@ class Payloads:
         """The same where some messages are too short to hold a stamp: they are nobody's and not intact."""
         each = np.broadcast_to(np.asarray(sizes), len(starts))
         rows = np.flatnonzero(each >= STAMP_BYTES)
-        parsed = self.parse(buffer, starts[rows], each[rows])
+        parsed = self._parsed(buffer, starts[rows], each[rows])
         producer, seq = (np.full(len(starts), UNKNOWN, np.int64) for _ in range(2))
         intended_ns, sent_ns = (np.zeros(len(starts), np.int64) for _ in range(2))
         intact = np.zeros(len(starts), np.bool_)

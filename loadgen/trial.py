@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from loadgen.agent import Role
     from loadgen.driver import Admin, Gauge, Target
     from loadgen.endpoint import Endpoint
+    from loadgen.hands import Hands
     from loadgen.ledger import Account
     from loadgen.observer import Observations
     from loadgen.plan import Trial
@@ -226,6 +227,8 @@ class Setting:
     left_s: float = 0.0
     began: Callable[[Live], None] | None = None
     """Told of the trial as soon as it can be watched."""
+    hands: Callable[[], Hands] | None = None
+    """What moves the agents where they are not processes of this machine."""
 
 
 def describe(trial: Trial) -> Record:
@@ -316,13 +319,16 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     started = datetime.now(UTC)
     try:
         try:
-            outcome = Fleet(live).run(
+            outcome = Fleet(live, None if setting.hands is None else setting.hands()).run(
                 lambda board: _specs(trial, target, token, board, setting.cpus), trial.producers + trial.all_consumers
             )
         finally:
             observations = live.observer.stop() if live.observer is not None else None
     finally:
         gauge.close()
+    if outcome.flows is not None:  # what each worker read of its own board, in place of this one's late copy
+        live.flow = Flow(trial.subscribers, trial.backlog.skipped(trial.producers))
+        live.flow.overlay(outcome.flows)
     about = {"versions": told, "started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
     return judged(trial, live, outcome, observations, admin, target) | about, outcome
 
@@ -346,7 +352,7 @@ def judged(
     if live.hlog_start_s is not None:
         record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
     if observations is not None and record["window_s"]:
-        record |= _observed(record, live, observations)
+        record |= _observed(record, live, observations, outcome)
     record |= _flowed(record, live, settled)
     if held:
         record["broker_counts"] = held
@@ -372,7 +378,7 @@ def _told_by_broker(
         return {}, Removals()
 
 
-def _observed(record: Record, live: Live, observations: Observations) -> Record:
+def _observed(record: Record, live: Live, observations: Observations, outcome: Outcome) -> Record:
     """What the observer adds to the figures, from the window as long as it really was."""
     begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
     summary = observations.summary(begin_ns, begin_ns + round(record["window_s"] * SECOND_NS))
@@ -381,7 +387,7 @@ def _observed(record: Record, live: Live, observations: Observations) -> Record:
         "observer": summary,
         "cpu_s": cpu_s,
         "rss_bytes": summary["rss_bytes"],
-        "clock": summary["clock"],
+        "clock": outcome.clock or summary["clock"],
     }
 
 

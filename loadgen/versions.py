@@ -58,6 +58,11 @@ def versions(driver: str, broker_version: str) -> dict[str, str | None]:
     }
 
 
+def own_version() -> str:
+    """This package's number and a digest of its sources: processes of one version understand each other."""
+    return f"{package_version('loadgen')} ({_digest(Path(__file__).resolve().parent)})"
+
+
 def _digest(root: Path) -> str:
     """Eight hexadecimal digits of all Python sources below a folder."""
     digest = hashlib.sha256()

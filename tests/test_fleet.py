@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadgen import Message, RabbitMQ, Rate, Scenario, board, engine, fleet, host, process, trial
+from loadgen import Message, RabbitMQ, Rate, Scenario, board, engine, fleet, hands, host, pinning, process, trial
 from loadgen.board import Board, Cell
 from loadgen.consuming import ConsumerAgent
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.engine import Options, Pins, execute
+from loadgen.engine import Options, execute
 from loadgen.errors import HostError, TrialError
 from loadgen.fleet import Fleet, terminate_as_interrupt
 from loadgen.host import Written
 from loadgen.observer import Observer
+from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, make_plan
 from loadgen.runs import RunWriter, load
 from loadgen.trial import Setting, run_trial
@@ -121,7 +122,7 @@ def hang(spec: AgentSpec, pipe: Connection) -> None:
 def test_a_stuck_agent_tells_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stack of the loop that hangs is in the trial's record."""
     monkeypatch.setattr(fleet, "STUCK_S", 1.0)
-    monkeypatch.setattr(fleet, "agent_main", hang)
+    monkeypatch.setattr(hands, "agent_main", hang)
     record, outcome = run_once(short_plan(duration_s=60.0))
     assert outcome.error is not None
     assert outcome.error.startswith("agent consumer0 is stuck")
@@ -140,7 +141,7 @@ def test_a_producer_that_waits_for_its_last_confirmations_is_not_stuck(monkeypat
 def test_the_agents_that_are_missing_are_named_by_phase() -> None:
     """Neither those that are there already nor other roles are blamed."""
     crew = Fleet(None)  # type: ignore[arg-type]
-    crew._dumped = lambda *_: ""  # type: ignore[method-assign]
+    crew.hands.stacks = lambda *_: ""  # type: ignore[method-assign]
     with pytest.raises(TrialError, match=r"agent producer1 did not connect within 60 s \(and 1 more: producer2\)"):
         crew._give_up(["producer1", "producer2"], "did not connect within 60 s", None)  # type: ignore[arg-type]
     assert crew._lost == {"producer1", "producer2"}
@@ -150,7 +151,7 @@ def test_a_message_larger_than_a_pipe_is_taken_while_the_fleet_is_busy() -> None
     """An agent's report never waits for the fleet's main thread."""
     here, there = multiprocessing.Pipe(duplex=False)
     crew = Fleet(None)  # type: ignore[arg-type]
-    threading.Thread(target=fleet.read_on, args=(here, "producer0", crew._inbox), daemon=True).start()
+    threading.Thread(target=hands.read_on, args=(here, "producer0", crew._inbox), daemon=True).start()
     for _ in range(8):
         there.send(b"x" * (1 << 20))  # would block for ever, as this thread alone would read it
     there.close()
@@ -263,7 +264,8 @@ def test_agents_that_wait_for_the_start_leave_when_told() -> None:
     admin.delete(target)
     admin.close()
     assert outcome.error == "not now"
-    assert [each.exitcode for each in crew._processes.values()] == [0, 0]
+    assert isinstance(crew.hands, hands.Processes)
+    assert [each.exitcode for each in crew.hands._processes.values()] == [0, 0]
 
 
 def test_a_closed_terminal_interrupts_and_nohup_is_respected() -> None:
@@ -304,16 +306,16 @@ def test_pins_are_what_took_effect() -> None:
     quiet = Quiet()
     own = os.sched_getaffinity(0)
     elsewhere = replace(memory_endpoint("kafka"), pids=())
-    with engine._pinned({"kafka": elsewhere}, Pins((0,), (0,)), quiet) as pins:
-        assert pins == Pins((), (0,))
+    with pinning.pinned({"kafka": elsewhere}, Pins((0,), (0,)), quiet.message) as held:
+        assert held == Pins((), (0,))
     assert "kafka cannot be pinned" in quiet.lines[0]
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         first = min(own)
         before: dict[int, set[int]] = {}
-        assert engine._hold([sleeper.pid], [first], before)
+        assert pinning._hold([sleeper.pid], [first], before)
         assert os.sched_getaffinity(sleeper.pid) == {first}
-        engine._let_go(before)
+        pinning._let_go(before)
         assert os.sched_getaffinity(sleeper.pid) == own
     finally:
         sleeper.kill()

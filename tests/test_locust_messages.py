@@ -22,6 +22,7 @@ from loadgen.locust.rows import Rows
 from loadgen.payload import Parsed
 from loadgen.recorder import Recorder
 from loadgen.scenario import LogNormal, Message, Rate, Uniform
+from loadgen.shares import Share
 
 seqs = st.lists(st.integers(0, 200_000), min_size=1, max_size=60, unique=True)
 
@@ -103,8 +104,8 @@ def test_arrays_keep_their_type_and_shape() -> None:
 
 def test_only_what_is_named_travels() -> None:
     """Another class is refused where it is sent, and an unknown name where it is read."""
-    with pytest.raises(TypeError, match="Report: does not travel"):
-        pack(Report("a", [], {}))
+    with pytest.raises(TypeError, match="Share: does not travel"):
+        pack(Share(1, 0, 1))
     foreign = msgpack.packb(msgpack.ExtType(1, msgpack.packb(["Popen", ["true"]])))
     for packed in (zlib.compress(foreign), b"nonsense", pickle.dumps({}), zlib.compress(b"\xc1")):
         with pytest.raises(ValueError, match="cannot be read"):

@@ -73,6 +73,20 @@ def test_what_was_packed_is_parsed(message: Message, producer: int, first_seq: i
 
 
 @settings(max_examples=30, deadline=None)
+@given(st.integers(-(1 << 52), 1 << 52), st.integers(-(1 << 40), 1 << 40), st.integers(1, 2 * SCALAR_MSGS))
+def test_stamps_are_told_by_one_clock_whatever_the_hosts_are(sender_ns: int, receiver_ns: int, count: int) -> None:
+    """What a host wrote in its own time another one reads in its own; the check covers what stands in the stamp."""
+    sender, receiver = (Payloads(FIXED, seed=1, token=7, producer=3) for _ in range(2))
+    sender.ahead_ns, receiver.ahead_ns = sender_ns, receiver_ns
+    flat, offsets = sender.pack(5, intended(count), SENT_NS)
+    parsed = receiver.parse(flat, offsets[:-1], 100)
+    assert parsed.intact.all()
+    assert parsed.intended_ns.tolist() == (intended(count) + sender_ns - receiver_ns).tolist()
+    late_ns = SENT_NS + sender_ns - receiver_ns - parsed.sent_ns
+    assert ((late_ns >= 0) & (late_ns < LAG_UNIT_NS)).all()
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1 << 40), st.integers(0, 300), st.integers(1, SCALAR_MSGS), st.integers(0, 400))
 def test_few_messages_have_the_bytes_of_many(first_seq: int, begin: int, count: int, stride: int) -> None:
     """The paths for few and for many messages write the same stamps and read the same messages."""

@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 
-from loadgen import brokers, fleet, process
+from loadgen import brokers, hands, process
 from loadgen.consuming import ConsumerAgent
 from loadgen.errors import BrokerError, TrialError
 from loadgen.histogram import Histogram
@@ -107,7 +107,7 @@ def measure(trial: Trial, endpoint: Endpoint, progress: Callable[[str], None] = 
     with tempfile.TemporaryDirectory(prefix="prove-") as name:
         folder = Path(name)
         writer = RunWriter(folder, "prove", {})
-        with mock.patch.object(fleet, "agent_main", partial(_tapped_main, str(folder))):
+        with mock.patch.object(hands, "agent_main", partial(_tapped_main, str(folder))):
             record, outcome = run_trial(trial, Setting(endpoint, progress, writer))
         if outcome.interrupted:
             raise KeyboardInterrupt

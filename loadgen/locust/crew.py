@@ -26,7 +26,8 @@ import numpy as np
 from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import confirms
-from loadgen.fleet import PIPE_BYTES, STUCK_S, forkserver, read_on, signals_held
+from loadgen.fleet import STUCK_S
+from loadgen.hands import PIPE_BYTES, forkserver, read_on, signals_held
 from loadgen.histogram import Histogram
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, parts, unpack

@@ -16,8 +16,9 @@ from gevent.queue import Queue
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner
 
 from loadgen.errors import ScenarioError
-from loadgen.locust.worker import DOWN, UP, boot_id
+from loadgen.locust.worker import DOWN, UP
 from loadgen.shares import AHEAD_MS
+from loadgen.tracking import clock_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,7 @@ class Floor:
 
     def demand_one_clock(self) -> None:
         """Raise ScenarioError where workers run on other machines, whose clocks are not this one's."""
-        foreign = [name for name, each in self._workers.items() if each["boot"] != boot_id()]
+        foreign = [name for name, each in self._workers.items() if each["boot"] != clock_id()]
         if foreign:
             raise ScenarioError(
                 f"worker {foreign[0]} runs on another machine, whose clock differs from this one's by nobody knows how "
@@ -105,7 +106,7 @@ class Floor:
     @property
     def pids(self) -> list[int]:
         """The processes of Locust and of crews on this machine."""
-        return [pid for each in self._workers.values() if each["boot"] == boot_id() for pid in each["pids"]]
+        return [pid for each in self._workers.values() if each["boot"] == clock_id() for pid in each["pids"]]
 
     def end(self, phase: Phase) -> tuple[bool, float]:
         """Stop the producers, wait until all has arrived and everybody has told; whether it had, and after how long."""
@@ -173,8 +174,9 @@ class Floor:
         elif phase is not None and number == self.begun:
             getattr(self, f"_on_{kind}")(phase, worker, **message)
 
-    def _on_hello(self, worker: str, pids: list[int], boot: str) -> None:
+    def _on_hello(self, worker: str, pids: list[int], boot: str, **about: Any) -> None:
         """A worker is there; one that comes late learns what is being run."""
+        del about
         if worker not in self._workers:
             self._workers[worker] = {"pids": pids, "boot": boot, "name": f"w{next(self._names)}"}
         phase = self.phase
@@ -226,7 +228,7 @@ class Floor:
         if not phase.seats.ready((worker, uid)):
             return
         seat = phase.seats.seats[worker, uid]
-        if worker in self._workers and self._workers[worker]["boot"] == boot_id():
+        if worker in self._workers and self._workers[worker]["boot"] == clock_id():
             phase.seats.pids[pid] = seat.role
             if phase.origin_ns:
                 self._keeper.send("pid", role=seat.role, pid=pid)

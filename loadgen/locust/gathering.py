@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from loadgen.agent import Result
     from loadgen.driver import Int64
     from loadgen.fleet import Outcome
-    from loadgen.flow import Flow
     from loadgen.plan import Trial
     from loadgen.recorder import IntervalDelta
     from loadgen.runs import RunWriter
 
 HELD_S = 10  # so long an interval's histograms are kept apart: the test may be stopped in any of these seconds
-GRID_NS = 50_000_000  # several workers' counters are laid over each other at such steps
 SHOWN_KINDS = {"producer": ("ack", "ack_service", "schedule_lag"), "consumer": ("e2e", "e2e_service")}
 
 
@@ -124,7 +122,7 @@ class Gathering(Live):
         for result in outcome.results:
             _shift(result, begin_s, length_s)
         self.hlog_start_s = self.hlog_origin_s + begin_s
-        _overlay(self.flows, self.flow)
+        self.flow.overlay({name: np.concatenate(each) for name, each in self.flows.items() if each})
         self.trial = replace(self.trial, warmup_s=float(begin_s), duration_s=float(length_s))
         return self.trial
 
@@ -142,24 +140,3 @@ def _shift(result: Result, begin_s: int, length_s: int) -> None:
     result.per_second = {what: counts[begin_s : begin_s + length_s] for what, counts in result.per_second.items()}
     result.cpu_at = [(at_s - begin_s, used_s) for at_s, used_s in result.cpu_at]
     result.window_s = float(length_s)
-
-
-def _overlay(flows: dict[str, list[Int64]], flow: Flow) -> None:
-    """Enter the sum of all workers' counters: as they are where there is one, else read at common moments."""
-    whole = [np.concatenate(each) for each in flows.values() if each]
-    if len(whole) == 1:
-        for at_ns, sent, received in whole[0].tolist():
-            flow.enter(at_ns, sent, received)
-        return
-    if not whole:
-        return
-    begin_ns, end_ns = min(int(each[0, 0]) for each in whole), max(int(each[-1, 0]) for each in whole)
-    grid = np.arange(begin_ns, end_ns, GRID_NS)
-    sums = [
-        sum(np.interp(grid - begin_ns, each[:, 0] - begin_ns, each[:, column], left=0) for each in whole)
-        for column in (1, 2)
-    ]
-    for at_ns, sent, received in zip(
-        grid.tolist(), *(np.rint(each).astype(int).tolist() for each in sums), strict=True
-    ):
-        flow.enter(at_ns, sent, received)

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 
-from loadgen.agent import Result
+from loadgen.agent import AgentSpec, Drained, Report, Result
+from loadgen.backlog import Backlog
 from loadgen.bitcounts import BitCounts
 from loadgen.driver import Target
 from loadgen.endpoint import Credentials, Endpoint, Tls
 from loadgen.ledger import ReceivedBook, SentBook
+from loadgen.membership import Membership
 from loadgen.part import Part
+from loadgen.patterns import Pattern
 from loadgen.recorder import IntervalDelta
 from loadgen.scenario import Message, Rate
 from loadgen.think import Think
@@ -34,8 +37,8 @@ _OBJECT, _ARRAY = 1, 2
 _CLASSES: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
-        BitCounts, Credentials, Endpoint, IntervalDelta, Message, Rate, ReceivedBook, Result, SentBook, Target, Think,
-        Tls,
+        AgentSpec, Backlog, BitCounts, Credentials, Drained, Endpoint, IntervalDelta, Membership, Message,
+        Pattern, Rate, ReceivedBook, Report, Result, SentBook, Target, Think, Tls,
     )
 }  # fmt: skip
 _BUILTIN: dict[str, type[Any]] = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -19,8 +19,12 @@ from gevent.queue import Queue
 from locust.exception import RPCError
 from locust.runners import WorkerRunner
 
+from loadgen.load import fingerprint
 from loadgen.locust.helper import Helper
+from loadgen.locust.options import scenarios
 from loadgen.locust.statistics import feed
+from loadgen.tracking import clock_id
+from loadgen.versions import own_version
 
 if TYPE_CHECKING:
     from locust.env import Environment
@@ -70,6 +74,7 @@ class Worker:
         self._over.set()
         self._orders: Queue[dict[str, Any]] = Queue()
         self.crew = Helper("crew", self._hear, self._lost)
+        self._squad: Helper | None = None
         self.runner.register_message(DOWN, self._receive)
         self._greenlet = gevent.spawn(self._follow)
         self.hello()
@@ -114,7 +119,14 @@ class Worker:
 
     def hello(self) -> None:
         """Tell the master who is here, and learn what is being run."""
-        self._tell("hello", pids=[os.getpid(), self.crew.pid], boot=boot_id())
+        self._tell(
+            "hello",
+            pids=[os.getpid(), self.crew.pid],
+            boot=clock_id(),
+            host=socket.gethostname(),
+            version=own_version(),
+            scenarios={name: fingerprint(each) for name, each in scenarios.items()},
+        )
 
     def _receive(self, environment: Environment, msg: Any) -> None:
         del environment
@@ -164,6 +176,17 @@ class Worker:
     def _on_over(self) -> None:
         self._over.set()
 
+    def _on_fleet(self, order: str, data: dict[str, Any]) -> None:
+        """The command line's fleet: its squad is a process of its own, which this one only passes on to."""
+        if order == "hello":
+            self.hello()
+            return
+        if self._squad is None:
+            self._squad = Helper("squad", self._hear_squad, lambda: self._tell("fleet", what="died"))
+        if order == "clock":
+            data["host"] = getattr(self.runner, "master_host", "127.0.0.1")
+        self._squad.send(order, **data)
+
     # What the crew says.
 
     def _hear(self, kind: str, message: dict[str, Any]) -> None:
@@ -173,6 +196,9 @@ class Worker:
         elif kind == "ended":
             self._ended(message)
         self._tell(kind, **message)
+
+    def _hear_squad(self, kind: str, message: dict[str, Any]) -> None:
+        self._tell("fleet", what=kind, **message)
 
     def _ended(self, message: dict[str, Any]) -> None:
         place = self._places.get(message["uid"])
@@ -204,10 +230,6 @@ class Worker:
         """Go in order: a trial that is being ended is waited for, and what is left of the crew with it."""
         if isinstance(self.runner, WorkerRunner) and not self._over.is_set():
             self._over.wait(ORDERLY_S)
+        if self._squad is not None:
+            self._squad.close()
         self.crew.close()
-
-
-def boot_id() -> str:
-    """Which boot of which machine this is: processes that share it share one clock, too."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
