@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from loadgen.agent import SECOND_NS, AgentSpec, Report
+from loadgen.agent import SECOND_NS, Report
 from loadgen.board import Board, Cell
 from loadgen.drain import begun_right, drained, mark
 from loadgen.driver import confirms
@@ -27,13 +27,13 @@ from loadgen.membership import rebalances
 from loadgen.observer import Observer
 from loadgen.payload import Payloads
 from loadgen.removals import Removals, removals_of, removed_msgs
+from loadgen.roster import roster
 from loadgen.verdict import judge
 from loadgen.versions import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from loadgen.agent import Role
     from loadgen.driver import Admin, Gauge, Target
     from loadgen.endpoint import Endpoint
     from loadgen.hands import Hands
@@ -320,7 +320,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     try:
         try:
             outcome = Fleet(live, None if setting.hands is None else setting.hands()).run(
-                lambda board: _specs(trial, target, token, board, setting.cpus), trial.producers + trial.all_consumers
+                lambda board: roster(trial, target, token, board, setting.cpus), trial.producers + trial.all_consumers
             )
         finally:
             observations = live.observer.stop() if live.observer is not None else None
@@ -429,45 +429,6 @@ def _flowed(record: Record, live: Live, settled: Settled) -> Record:
         "under_way": live.flow.summary(begin_ns, record["window_s"]),
         "little": {"agrees": agrees, "reason": reason},
     }
-
-
-def _specs(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[int, ...]) -> list[AgentSpec]:
-    # Consumers first: they are waiting when the first message is sent.
-    roles: list[tuple[Role, int, Target]] = [
-        (trial.pattern.receiving_role, trial.consumers, target.of(subscriber))
-        for subscriber in range(trial.subscribers)
-    ]
-    roles.append((trial.pattern.sending_role, trial.producers, target))
-    specs: list[AgentSpec] = []
-    for role, count, theirs in roles:
-        for index in range(count):
-            specs.append(
-                AgentSpec(
-                    role=role,
-                    name=f"{role}{theirs.subscriber * count + index}",
-                    row=len(specs) + 1,
-                    index=index,
-                    count=count,
-                    driver=trial.driver,
-                    target=theirs,
-                    message=trial.message,
-                    rate=trial.rate,
-                    seed=trial.seed,
-                    token=token,
-                    warmup_s=trial.warmup_s,
-                    duration_s=trial.duration_s,
-                    consumers=trial.consumers,
-                    think=trial.think,
-                    backlog=trial.backlog,
-                    membership=trial.membership,
-                    comes_and_goes=role == "consumer" and index == count - 1 and bool(trial.membership.changes),
-                    pattern=trial.pattern,
-                    board=board.path,
-                    rows=board.rows,
-                    cpus=cpus,
-                )
-            )
-    return specs
 
 
 def _verdict(record: Record, outcome: Outcome, account: Account | None) -> Record:

@@ -275,7 +275,7 @@ def _cpu_chart(table: Table) -> Chart | None:
     figure = Figure(figsize=(9.2, 1.3 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")  # the brokers differ by a hundred, and a part of a bar could not be read on such an axis
-    seen = []
+    seen: list[float] = []
     for point, height in zip(points, _lines(axes, points), strict=True):
         medians = {role: point.estimate(pt.cpu_us_per_msg(role)).median for role in CPU_MARKS}
         known = {role: median for role, median in medians.items() if median is not None}

@@ -167,7 +167,8 @@ def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Fig
 def _tests_order(record: Record) -> bool:
     """Whether order could have broken: several producers, and several queues or partitions, at once."""
     settings = record["settings"]
-    return record["producers"] > 1 and max(settings.get("queues", 1), settings.get("partitions", 1)) > 1
+    places = max(settings.get("queues", 1), settings.get("partitions", 1))
+    return bool(record["producers"] > 1 and places > 1)
 
 
 ARTICLE = (
