@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -206,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"loadgen: {without_userinfo(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would end the interpreter's own end, with a traceback
         console.clear()
         print("loadgen: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

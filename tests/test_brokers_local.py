@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from loadgen.brokers.process import ProcessId
 from loadgen.driver import Target
 from loadgen.drivers.stream_admin import StreamAdmin
 from loadgen.drivers.wire.stream_producer import StreamProducer
-from loadgen.errors import BrokerError
+from loadgen.errors import BrokerError, HostError
 from loadgen.knobs import resolve
 from loadgen.payload import Payloads
 from loadgen.redaction import BLANK
@@ -168,11 +169,19 @@ def test_brokers_that_are_up_are_used_and_left_up(pair: dict[BrokerName, Endpoin
 
 
 def test_two_folders_run_side_by_side_without_sharing_a_port(home: Path, tmp_path: Path) -> None:
-    """A second checkout starts its own broker beside the first, and ending it leaves the first alone."""
-    with folder(tmp_path), brokers.open_brokers(brokers=["rabbitmq"]) as opened:
-        other = listening_sockets(list(process.find_marked(tmp_path)))
-        assert opened["rabbitmq"].stream_port in {port for _, port in other}
-        assert not other & listening_sockets(list(process.find_marked(home)))
+    """A second checkout starts its own broker beside the first, and ends it alone, also with its disk full."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with folder(tmp_path), brokers.open_brokers(brokers=["rabbitmq"]) as opened:
+            other = listening_sockets(list(process.find_marked(tmp_path)))
+            assert opened["rabbitmq"].stream_port in {port for _, port in other}
+            assert not other & listening_sockets(list(process.find_marked(home)))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+            with pytest.raises(HostError, match=r"state.json cannot be written: .*; free space"):
+                brokers.mark_warmed(opened["rabbitmq"])
+            assert not list(tmp_path.rglob("*.partial"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(process.find_marked(tmp_path))
     assert all(record["running"] for record in brokers.status())
 

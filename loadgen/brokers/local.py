@@ -6,13 +6,13 @@ import shutil
 import signal
 import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.brokers import install, install_kafka, install_rabbitmq, ports, process, state
 from loadgen.brokers.process import ProcessId
 from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
-from loadgen.errors import BrokerError
+from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -196,15 +196,20 @@ def _acquire(
                     kind_of(cluster.broker).launch(cluster, node)
             endpoints = {cluster.broker: _serving(cluster, progress) for cluster in taken}
         except BaseException:
-            for cluster in taken:
-                if cluster in begun:
-                    _end(cluster, at_once=True)
-                else:
-                    _disown(cluster, token or STARTER)
+            _give_back(taken, begun, token or STARTER)
             raise
         for cluster in taken:
             _disown(cluster, STARTER)
     return endpoints
+
+
+def _give_back(taken: Sequence[Cluster], begun: Sequence[Cluster], token: str) -> None:
+    for cluster in begun:
+        _end(cluster, at_once=True)
+    for cluster in taken:
+        if cluster not in begun:
+            with suppress(HostError):  # what went wrong first is told; this owner is gone soon anyway
+                _disown(cluster, token)
 
 
 def _own(cluster: Cluster, token: str | None) -> None:
@@ -277,14 +282,28 @@ def _disown(cluster: Cluster, token: str) -> None:
 
 
 def _release(brokers: Sequence[BrokerName], root: Path, token: str, *, progress: Progress) -> None:
+    """Ends what nobody else wants; where one cannot be ended in order, the others are, at once, before that is told."""
+    failure: BaseException | None = None
     with _lock(root, progress):
         for broker in brokers:
-            cluster = state.load(broker, root)
-            if cluster is not None and token in cluster.owners:
-                _disown(cluster, token)
-                if cluster.is_abandoned():
-                    progress(f"{broker}: ending")
-                    _end(cluster)
+            try:
+                _release_one(broker, root, token, at_once=failure is not None, progress=progress)
+            except BaseException as error:  # noqa: BLE001 - a further Ctrl-C, too: told when nothing is left running
+                failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _release_one(broker: BrokerName, root: Path, token: str, *, at_once: bool, progress: Progress) -> None:
+    cluster = state.load(broker, root)
+    if cluster is None or cluster.owners.pop(token, None) is None:
+        return
+    if cluster.is_abandoned():  # not saved before: the disk may be full, which ending it mends
+        if not at_once:
+            progress(f"{broker}: ending")
+        _end(cluster, at_once=at_once)
+    else:
+        cluster.save()
 
 
 def _end_abandoned(root: Path, progress: Progress) -> list[dict[str, Any]]:
@@ -310,6 +329,7 @@ def _end(cluster: Cluster, *, at_once: bool = False) -> list[dict[str, Any]]:
         endings = process.end_all(known, timeout_s=timeout_s)
     except BaseException:
         process.end_all(known, timeout_s=0)
+        _end_marked(cluster.broker, cluster.folder)
         state.forget(cluster)
         raise
     ended = [{"broker": cluster.broker, "pid": pid, "how": how} for pid, how in endings if how != "gone"]

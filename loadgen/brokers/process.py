@@ -146,6 +146,7 @@ def end(process: ProcessId, *, timeout_s: float, signal_number: int = signal.SIG
         ending = "killed" if number == signal.SIGKILL else "ended"
         try:
             os.kill(process.pid, number)
+            os.kill(process.pid, signal.SIGCONT)  # one that is stopped would not even see it
         except ProcessLookupError:
             return ending
         until_s = time.monotonic() + wait_s

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -147,11 +147,16 @@ def cluster_dir(broker: BrokerName, root: Path) -> Path:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes a file that only its owner reads, whole or not at all."""
+    """Writes a file that only its owner reads, whole or not at all; HostError where the disk does not take it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
-    partial.chmod(0o600)
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+        partial.chmod(0o600)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise HostError(f"{path} cannot be written: {error.strerror}; free space there") from error
 
 
 def make_dir(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import ssl
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 from pika import exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorException, AMQPConnectorStackTimeout
 
 from loadgen.driver import Gauge
 from loadgen.drivers.rabbitmq_dead_letters import drain, removed_counts
+from loadgen.drivers.rabbitmq_deadline import NoAnswerError, within
 from loadgen.drivers.rabbitmq_topology import HASH_PLUGIN, Topology
 from loadgen.errors import BrokerError
 from loadgen.tls import client_context, failure
@@ -28,11 +31,19 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 CONNECT_TIMEOUT_S = 5.0
+CALL_S = 10.0
+CLOSE_S = 2.0
 PORT_QUESTION = "is it running, is this RabbitMQ's AMQP port, does it want TLS?"
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 _MANAGEMENT_ATTEMPTS = 3
 _MANAGEMENT_PAUSE_S = 0.1
+_SILENT = (
+    NoAnswerError,
+    AMQPConnectorStackTimeout,
+    exceptions.StreamLostError,
+    exceptions.AMQPHeartbeatTimeout,
+)
 # pika logs every failure with a traceback; ours are told in one line, once.
 logging.getLogger("pika").addHandler(logging.NullHandler())
 logging.getLogger("pika").propagate = False
@@ -97,13 +108,24 @@ def describe(endpoint: Endpoint, error: BaseException) -> str:
         return f"rabbitmq at {address} refused virtual host {endpoint.virtual_host}: {_one_line(str(cause))}"
     if isinstance(cause, exceptions.IncompatibleProtocolError):
         return f"rabbitmq at {address} hung up during the handshake; {PORT_QUESTION}"
-    if isinstance(cause, exceptions.StreamLostError | exceptions.AMQPHeartbeatTimeout):
-        return f"rabbitmq at {address} hung up without giving a reason ({type(cause).__name__})"
+    if isinstance(cause, _SILENT):
+        return f"rabbitmq at {address}{_silence(cause)}"
     detail = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     said = f" cannot be reached: {_one_line(detail)}; {PORT_QUESTION}"
     if isinstance(cause, ssl.SSLError):
         said = f": {failure(cause, 'rabbitmq')}"
     return f"rabbitmq at {address}{said}"
+
+
+def _silence(cause: BaseException) -> str:
+    """How a broker left that did not say why."""
+    if isinstance(cause, NoAnswerError):
+        return f": {cause}; it hangs, or is too busy"
+    if isinstance(cause, AMQPConnectorStackTimeout):
+        return f" accepts the connection, and says nothing; {PORT_QUESTION}"
+    if isinstance(cause, exceptions.AMQPHeartbeatTimeout):
+        return " has sent no heartbeat for too long; it hangs, or is too busy"
+    return " hung up without giving a reason"
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -126,20 +148,22 @@ def connect(endpoint: Endpoint, heartbeat_s: int) -> pika.BlockingConnection:
     """A blocking connection; raises BrokerError in one line."""
     try:
         return pika.BlockingConnection(parameters_of(endpoint, heartbeat_s))
-    except (exceptions.AMQPError, OSError) as error:
+    except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         raise BrokerError(describe(endpoint, error)) from None
 
 
 class RabbitMQAdmin:
     """Declares, watches and deletes one trial's exchange and queues; a lost connection is made again at the next call.
 
-    The default exchange is neither declared nor deleted.
+    A call that the broker does not answer within `CALL_S` raises BrokerError. The default exchange is neither declared
+    nor deleted.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         # Without heartbeats: the control plane may be left alone for as long as a trial lasts.
         self._connection = connect(endpoint, 0)
+        self._in_use = threading.Lock()
         self._removed_before: dict[str, dict[str, int] | None] = {}
 
     def create(self, target: Target) -> None:
@@ -201,7 +225,9 @@ class RabbitMQAdmin:
         topology = Topology(target)
         for subscriber, queue in enumerate(topology.dead_queues()):
             try:
-                yield from drain(self._connection_now(), queue, subscriber)
+                connection = self._connection_now()
+                with within(connection, CALL_S):
+                    yield from drain(connection, queue, subscriber)
             except (exceptions.AMQPError, OSError) as error:
                 raise BrokerError(describe(self._endpoint, error)) from None
 
@@ -243,9 +269,15 @@ class RabbitMQAdmin:
         }
 
     def close(self) -> None:
-        """Close the connection; never raises."""
-        with contextlib.suppress(exceptions.AMQPError, OSError):
-            self._connection.close()
+        """Close the connection; never raises. A call that another thread is waiting in ends first."""
+        if not self._in_use.acquire(timeout=CALL_S):
+            return  # pika cannot be told from here; the thread is a daemon
+        try:
+            if self._connection.is_open:
+                with contextlib.suppress(exceptions.AMQPError, OSError), within(self._connection, CLOSE_S):
+                    self._connection.close()
+        finally:
+            self._in_use.release()
 
     def _demand(self, target: Target) -> Gauge:
         """Ready messages and consumers of all queues of a target; raises BrokerError where one is missing."""
@@ -272,18 +304,23 @@ class RabbitMQAdmin:
 
     def _call(self, use: Callable[[Any], Any]) -> Any:
         """Use a channel of its own (an error closes a channel), on a new connection where the last was lost."""
+        with self._in_use:
+            return self._called(use)
+
+    def _called(self, use: Callable[[Any], Any]) -> Any:
         for attempt in (1, 2):
             connection = self._connection_now()
             try:
-                channel = connection.channel()
-                answer = use(channel)
-                channel.close()
+                with within(connection, CALL_S):
+                    channel = connection.channel()
+                    answer = use(channel)
+                    channel.close()
             except exceptions.ChannelClosedByBroker as error:
                 if error.reply_code == _NOT_FOUND:
                     raise _NoQueueError(describe(self._endpoint, error)) from None
                 raise BrokerError(describe(self._endpoint, error)) from None
             except (exceptions.AMQPError, OSError) as error:
-                if attempt == 2:
+                if attempt == 2 or isinstance(error, NoAnswerError):
                     raise BrokerError(describe(self._endpoint, error)) from None
             else:
                 return answer
