@@ -6,14 +6,17 @@ import math
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prove import aa, pairs
+from prove import aa, families, pairs
 from prove.proof import Scale
 
+from loadgen.analysis import ab
+from loadgen.analysis.ab import compare_variants
 from loadgen.stats.confidence import Ratio
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ def test_alarms_are_five_per_cent_and_a_tenth_less_is_found(populations: list[pa
     """The small proof passes on every population, with its picture."""
     proof = aa.prove(Scale.SMALL)
     assert proof.passed, [row for row in proof.rows if not row.ok]
-    assert len(proof.rows) == 3 * len(populations)
+    assert len(proof.rows) == 3 * len(populations) + 4
     assert len(populations) == 3
     assert "</svg>" in proof.charts[0].svg
     assert all(f"{each.left_out} more were left out" in " ".join(proof.notes) for each in pairs.kept())
@@ -76,6 +79,60 @@ def test_a_test_that_takes_the_spread_for_known_fails(
     monkeypatch.setattr(aa, "paired_ratio", by_normal)
     proof = aa.compare(populations[:1], [], RESAMPLES)
     assert failing(proof.rows) == ["alarms", "comparisons of which scipy's t test thinks otherwise"]
+
+
+def test_whole_comparisons_say_what_ab_says() -> None:
+    """The same ratios at the same levels as those of a run of one point: the answer alone, the others as a family."""
+    recorded = pairs.invented_latencies(9, seed=3)
+    trials = [
+        {
+            "id": f"t/{variant}/{repeat}", "status": "complete", "purpose": "measure", "repeat": repeat,
+            "broker": "kafka", "driver": "kafka", "durability": "broker", "scenario": "s", "consumers": 1,
+            "subscribers": 1, "producers": 1, "rate": {"kind": "fixed"}, "message": {}, "settings": {},
+            "point": {"variant": variant, "pair": 1}, "verdict": {"status": "valid"}, "window_s": 1.0,
+            "latency_ns": {"e2e": {"p50": half[0], "p99": half[1]}, "ack": None}, "goodput_msgs_per_s": half[2],
+            "achieved_msgs_per_s": 1e6,
+            "cpu_s": {"producers": half[3], "consumers": 0.0, "broker": half[4]},
+        }
+        for repeat, halves in enumerate(recorded.pairs, 1)
+        for variant, half in zip("AB", halves, strict=True)
+    ]  # fmt: skip
+    (told,) = compare_variants(SimpleNamespace(trials=trials, header={"scenarios": []}), 1.1)  # type: ignore[arg-type]
+    assert [effect.measure for effect in told.effects] == list(recorded.measures)
+    quantities = [[(first[at], second[at]) for first, second in recorded.pairs] for at in range(len(recorded.measures))]
+    found = families.ratios_of(quantities)
+    assert [each.confidence for each in found] == pytest.approx([0.95] + [1 - 0.05 / 4] * 4)
+    for effect, ratio in zip(told.effects, found, strict=True):
+        assert (ratio.ratio, ratio.low, ratio.high) == pytest.approx(
+            (effect.ratio.ratio, effect.ratio.low, effect.ratio.high)
+        )
+
+
+def test_a_family_without_its_correction_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four intervals of 95 % each raise three times as many alarms as is promised of them together: noticed."""
+    recorded = pairs.invented_latencies(200, seed=1)
+    monkeypatch.setattr(ab, "corrected_confidence", lambda _: 0.95)
+    assert "alarms in any" in failing(list(families.rows(recorded, 300)))
+
+
+def test_a_family_needs_pairs_enough() -> None:
+    """One line says so."""
+    with pytest.raises(pairs.TrialError, match="3 pairs, 10 are needed"):
+        families.compared(pairs.invented_latencies(3, seed=1), 10, 5)
+
+
+def test_a_paced_comparison_that_showed_nothing_is_made_again_with_what_its_spread_needs() -> None:
+    """More repeats where pairs vary by 9 % than where they vary by 4 %, and never more than there is time for."""
+
+    def seen(spread: float) -> aa.Halves:
+        return tuple(
+            (1_000.0, 958.0 * math.exp(spread * each)) for each in (-1.3, 1.2, 0.4, -0.9, 1.0, -0.6, 0.7, -0.5)
+        )
+
+    assert aa.again_repeats(seen(0.04), 0.1) == 8
+    assert 8 < aa.again_repeats(seen(0.09), 0.1) < aa.again_repeats(seen(0.15), 0.1) < 100
+    assert aa.again_repeats(seen(0.09), 40.0) == 3
+    assert aa.again_repeats(seen(0.09), 1e6) == 2
 
 
 def test_too_few_repeats_fail(populations: list[pairs.Recorded], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,16 @@ would be another population: alarms over 60 normal pairs vary by ± 0.4 points a
 (simulated). A few wild pairs make a t test careful: alarms become fewer, not more. And the order is forgotten: noise
 that comes in spells is spread evenly over all resamples. So there are comparisons on the brokers themselves beside it,
 planned, run and judged as `loadgen ab` does it, of which none is left out.
+
+That is about one quantity. Whole comparisons, with medians and tails of latencies and the corrections that `loadgen ab`
+makes for asking about several quantities, are resampled by `prove.families`.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,8 +43,8 @@ from loadgen.plan import make_ab_plan
 from loadgen.report.words import broker_name
 from loadgen.scenario import Rate
 from loadgen.stats.confidence import paired_ratio
-from loadgen.stats.power import power
-from prove import pairs
+from loadgen.stats.power import power, repeats_needed, spread_bound
+from prove import families, pairs
 from prove.charts import KNOWN_COLOUR, SEEN_COLOUR, draw
 from prove.proof import Chart, Proof, Row, Scale, at_least, at_most, near, same
 from prove.trials import own_broker
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.runs import Run
     from loadgen.stats.confidence import Ratio
-    from prove.pairs import Recorded
+    from prove.pairs import Recorded, RecordedLatencies
 
     Halves = tuple[tuple[float, float], ...]
 
@@ -63,9 +68,11 @@ if TYPE_CHECKING:
 ALPHA, POWER, SLOWED = 0.05, 0.9, 0.9
 ALARMS_OFF = 0.015
 RESAMPLES = {Scale.FULL: 10_000, Scale.SMALL: 2_000}
+WHOLE_RESAMPLES = 2_000  # of whole comparisons, each of which has five quantities
 CURVE_RESAMPLES = 2_000
 INVENTED = (0.05, 200)  # as much as trials on an idle machine vary, and pairs enough to be as good as normal
-NOTHING_SHOWN = "no difference shown"
+NOTHING_SHOWN = families.NOTHING_SHOWN
+PACED_MOST_S = 120.0  # of a comparison with more repeats, where the first one did not show what was imposed
 DAY_REPEATS = 10  # with fewer, the alarms of sixty pairs are as much by chance as by the test
 SHORT = replace(pairs.RECORDING, repeats=3)
 COMPARISONS: Mapping[BrokerName, int] = {"rabbitmq": 12, "kafka": 8}
@@ -104,6 +111,8 @@ class Live:
     broker: BrokerName
     equal: tuple[Halves, ...]
     paced: Halves
+    first: Halves = ()
+    """Where it took a second comparison with more repeats: the paced one that was too short to tell."""
 
     @property
     def alarms(self) -> int:
@@ -146,13 +155,17 @@ def prove(scale: Scale) -> Proof:
         for broker, comparisons in COMPARISONS.items():
             with own_broker(broker) as endpoint:
                 found.append(measure(endpoint, comparisons))
-    return compare([pairs.invented(*INVENTED, seed=1), *pairs.kept()], found, RESAMPLES[scale])
+    populations = [pairs.invented(*INVENTED, seed=1), *pairs.kept()]
+    whole = [pairs.invented_latencies(200, seed=1), *(pairs.kept_latencies() if scale is Scale.FULL else ())]
+    return compare(populations, found, RESAMPLES[scale], whole)
 
 
 def measure(endpoint: Endpoint, comparisons: int) -> Live:
     """So many A/A comparisons, and one of full speed with a pacer at 0.9 of the median rate that they found.
 
-    That one has the repeats that are recommended for the spread of this day's pairs.
+    That one has the repeats that are recommended for the spread of this day's pairs. Where it shows nothing, it is made
+    again as `loadgen ab` then says: with the repeats that its own spread calls for (in bounded time), and paced by what
+    A reached in it, since a machine's speed may have drifted from what was found before.
     """
     broker = endpoint.broker
     pairs.warm(endpoint)
@@ -160,9 +173,29 @@ def measure(endpoint: Endpoint, comparisons: int) -> Live:
     plans = [make_ab_plan(equal, equal, SHORT, brokers=(broker,), seed=seed) for seed in range(1, comparisons + 1)]
     live = Live(broker, tuple(_rates(pairs.carry_out(plan, endpoint)) for plan in plans), ())
     found = statistics.median(chain.from_iterable(live.recorded.pairs))
-    slowed = pairs.scenario_of(broker, Rate.fixed(SLOWED * found))
-    plan = make_ab_plan(equal, slowed, SHORT, brokers=(broker,), repeats=_repeats(live.recorded))
-    return replace(live, paced=_rates(pairs.carry_out(plan, endpoint)))
+    began_s = time.monotonic()
+    paced = _paced(endpoint, found, _repeats(live.recorded))
+    if _ratio(paced).direction != NOTHING_SHOWN:
+        return replace(live, paced=paced)
+    pair_s = (time.monotonic() - began_s) / len(paced)
+    repeats = again_repeats(paced, pair_s)
+    return replace(live, first=paced, paced=_paced(endpoint, statistics.median(a for a, _ in paced), repeats))
+
+
+def again_repeats(paced: Halves, pair_s: float) -> int:
+    """The repeats that these pairs' spread calls for: no fewer than they are, as many as there is time for."""
+    seen = [math.log(b / a) for a, b in paced]
+    bound = spread_bound(statistics.stdev(seen), len(seen) - 1)
+    needed = repeats_needed(SLOWED, bound, POWER, ALPHA) or 1_000
+    return max(2, min(max(needed, len(paced)), int(PACED_MOST_S / pair_s)))
+
+
+def _paced(endpoint: Endpoint, found: float, repeats: int) -> Halves:
+    """A as fast as it goes against B paced at 0.9 of a rate (messages/s)."""
+    equal = pairs.scenario_of(endpoint.broker, Rate.saturate())
+    slowed = pairs.scenario_of(endpoint.broker, Rate.fixed(SLOWED * found))
+    plan = make_ab_plan(equal, slowed, SHORT, brokers=(endpoint.broker,), repeats=repeats)
+    return _rates(pairs.carry_out(plan, endpoint))
 
 
 def _rates(run: Run) -> Halves:
@@ -179,7 +212,9 @@ def _ratio(halves: Halves) -> Ratio:
     return paired_ratio([(b, a) for a, b in halves])
 
 
-def compare(populations: Sequence[Recorded], found: Sequence[Live], resamples: int) -> Proof:
+def compare(
+    populations: Sequence[Recorded], found: Sequence[Live], resamples: int, whole: Sequence[RecordedLatencies] = ()
+) -> Proof:
     """The proof of what was recorded and seen."""
     equal = {each.title: resampled(each, _repeats(each), resamples) for each in populations}
     rows = [row for each in populations for row in _resampled_rows(each, equal[each.title], resamples)]
@@ -194,12 +229,14 @@ def compare(populations: Sequence[Recorded], found: Sequence[Live], resamples: i
         "found in nine cases of ten with the repeats that are recommended.",
         rows=(
             *rows,
+            *(row for each in whole for row in families.rows(each, min(resamples, WHOLE_RESAMPLES))),
             *([_alarm_row(found)] if any(live.equal for live in found) else []),
             *(row for live in found for row in _live_rows(live, resamples)),
         ),
         notes=(
             how,
             *map(_origin, populations),
+            *map(families.origin, whole),
             *(_day_note(live) for live in found if live.equal),
             *map(_paced_note, found),
         ),
@@ -261,7 +298,14 @@ def _paced_note(live: Live) -> str:
     if ratio.ratio is None or ratio.low is None or ratio.high is None:
         return f"{name}, B paced: nothing to compare."
     seen = f"{ratio.ratio:.3f} ({ratio.low:.3f} … {ratio.high:.3f}), {ratio.pairs} pairs"
-    return f"{name}, A as fast as it goes, B paced at 0.9 of the median that the comparisons before found: B/A {seen}."
+    text = f"{name}, A as fast as it goes, B paced at 0.9 of the median that the comparisons before found: B/A {seen}."
+    if live.first:
+        before = _ratio(live.first)
+        text += (
+            f" {before.pairs} pairs before them showed nothing ({before.ratio:.3f}, {before.low:.3f} … "
+            f"{before.high:.3f}): these were made anew, paced by what A reached there, and are judged by themselves."
+        )
+    return text
 
 
 # --- the picture ---

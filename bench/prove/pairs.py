@@ -1,7 +1,8 @@
 """Pairs of trials of one configuration: measured on a broker, kept in recorded.json, or invented.
 
-`python -m prove.pairs --pairs 60` (with `bench` on the path) measures both brokers' anew, in some ten minutes on a
-machine that does nothing else. A pair in which another program or the hypervisor took the CPU, according to the
+`python -m prove.pairs --pairs 60` (with `bench` on the path) measures both brokers' anew, in some twenty minutes on a
+machine that does nothing else: rates of closed loops (recorded.json), and every quantity that `loadgen ab` compares of
+open loops (recorded_latencies.json). A pair in which another program or the hypervisor took the CPU, according to the
 verdict, is left out, and counted.
 """
 
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadgen import host
+from loadgen.analysis.ab import compare_variants
 from loadgen.errors import TrialError
 from loadgen.plan import Profile, make_ab_plan
 from loadgen.record import enters
 from loadgen.report.words import broker_name
 from loadgen.runs import RunWriter, load
 from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
-from loadgen.stats.power import repeats_needed, spread_bound
+from loadgen.stats.power import EFFECT_RATIO, repeats_needed, spread_bound
 from loadgen.trial import Setting, run_trial
 from prove.trials import own_broker
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     Float64 = npt.NDArray[np.float64]
 
 KEPT = Path(__file__).with_name("recorded.json")
+KEPT_LATENCIES = Path(__file__).with_name("recorded_latencies.json")
+LATENCY_MSGS_PER_S = 500.0
 RECORDING = Profile("prove", warmup_s=0.5, duration_s=1.5, repeats=1)
 WARM = Profile("prove", warmup_s=0.0, duration_s=4.0, repeats=1)
 WARM_TIMES = 2
@@ -76,16 +80,67 @@ class Recorded:
         return needed
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedLatencies:
+    """Pairs of one configuration's open-loop trials: each half has a value of every quantity in `measures`.
+
+    The quantities are those that `loadgen ab` compares, in its order: the first is the answer. `pairs` is
+    (first half, second half) each, `left_out` counts those that others on the machine disturbed.
+    """
+
+    title: str
+    measures: tuple[str, ...]
+    pairs: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    made_utc: str = ""
+    machine: str = ""
+    left_out: int = 0
+
+    def of(self, measure: str) -> Recorded:
+        """One quantity's pairs by themselves."""
+        at = self.measures.index(measure)
+        pairs = tuple((first[at], second[at]) for first, second in self.pairs)
+        return Recorded(f"{self.title}, {measure}", pairs, self.made_utc, self.machine, self.left_out)
+
+
 def invented(spread_log: float, pairs: int, seed: int) -> Recorded:
     """Pairs of log-normal trials that each vary by `spread_log` and share nothing."""
     values = 40_000 * np.random.default_rng(seed).lognormal(0, spread_log, (pairs, 2))
     return Recorded(f"log-normal, {spread_log:.0%} each", tuple((a, b) for a, b in values.tolist()))
 
 
+def invented_latencies(pairs: int, seed: int) -> RecordedLatencies:
+    """Pairs of invented open loops: log-normal, with a p99 that varies thrice as much as the median and follows it."""
+    rng = np.random.default_rng(seed)
+    shared, own = rng.normal(0, 1, (pairs, 2, 1)), rng.normal(0, 1, (pairs, 2, 5))
+    spread = np.array([0.05, 0.15, 0.002, 0.05, 0.05])
+    typical = np.array([400e3, 2e6, 500.0, 60.0, 80.0])
+    follows = np.array([0.7, 0.7, 0.0, 0.5, 0.5])
+    values = typical * np.exp(spread * (follows * shared + np.sqrt(1 - follows**2) * own))
+    halves = tuple((tuple(first), tuple(second)) for first, second in values.tolist())
+    measures = ("e2e p50", "e2e p99", "rate", "client CPU a message", "broker CPU a message")
+    return RecordedLatencies("open loops, log-normal", measures, halves)
+
+
 def kept(path: Path = KEPT) -> list[Recorded]:
     """The recorded pairs of the repository."""
     return [
         Recorded(**{**each, "pairs": tuple((first, second) for first, second in each["pairs"])})
+        for each in json.loads(path.read_text(encoding="utf-8"))
+    ]
+
+
+def kept_latencies(path: Path = KEPT_LATENCIES) -> list[RecordedLatencies]:
+    """The recorded pairs of open loops of the repository; none where nobody has recorded any yet."""
+    if not path.exists():
+        return []
+    return [
+        RecordedLatencies(
+            **{
+                **each,
+                "measures": tuple(each["measures"]),
+                "pairs": tuple((tuple(first), tuple(second)) for first, second in each["pairs"]),
+            }
+        )
         for each in json.loads(path.read_text(encoding="utf-8"))
     ]
 
@@ -153,6 +208,34 @@ def record(broker: BrokerName, count: int) -> Recorded:
     return Recorded(title, tuple(pairs), f"{datetime.now(UTC):%Y-%m-%d %H:%M}", cpu, left_out)
 
 
+def record_latencies(broker: BrokerName, count: int) -> RecordedLatencies:
+    """So many pairs of neighbours in time of an open loop, with every quantity that `loadgen ab` compares."""
+    pairs: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    measures: tuple[str, ...] = ()
+    left_out = 0
+    with own_broker(broker) as endpoint:
+        warm(endpoint)
+        equal = scenario_of(broker, Rate.fixed(LATENCY_MSGS_PER_S))
+        while len(pairs) < count:
+            wait_until_idle()
+            seed = 1 + len(pairs) + left_out
+            run = carry_out(make_ab_plan(equal, equal, RECORDING, brokers=(broker,), seed=seed), endpoint)
+            (compared,) = compare_variants(run, EFFECT_RATIO)
+            is_whole = all(len(effect.ratios) == 1 for effect in compared.effects)
+            if is_whole and all(map(is_undisturbed, run.trials)):
+                measures = tuple(effect.measure for effect in compared.effects)
+                a, b = ([getattr(each, half).values[0] for each in compared.effects] for half in ("a", "b"))
+                pairs.append((tuple(float(f"{value:.6g}") for value in a), tuple(float(f"{value:.6g}") for value in b)))
+            else:
+                left_out += 1
+            print(f"{broker}: {len(pairs)} of {count} pairs of latencies, {left_out} left out", flush=True)
+        machine = host.environment(endpoint.data_dir)
+        title = f"{broker_name(broker)} {endpoint.version}"
+    cpu = f"{machine['cpu']['model']}, {len(machine['cpu']['allowed'])} CPUs, Linux {machine['kernel']}"
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return RecordedLatencies(title, measures, tuple(pairs), made, cpu, left_out)
+
+
 def wait_until_idle() -> None:
     """Wait until the machine has most of its CPU time left, for a minute at most."""
     end = time.monotonic() + IDLE_MOST_S
@@ -179,10 +262,14 @@ def main() -> None:
     """Record pairs on both brokers, and keep them."""
     parser = argparse.ArgumentParser(prog="prove.pairs", description=main.__doc__)
     parser.add_argument("--pairs", type=int, default=60)
-    count = parser.parse_args().pairs
+    parser.add_argument("--latencies-only", action="store_true", help="leave the rates as they are")
+    chosen = parser.parse_args()
     brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
-    made = [asdict(record(broker, count)) for broker in brokers]
-    KEPT.write_text(json.dumps(made) + "\n", encoding="utf-8")
+    if not chosen.latencies_only:
+        made = [asdict(record(broker, chosen.pairs)) for broker in brokers]
+        KEPT.write_text(json.dumps(made) + "\n", encoding="utf-8")
+    latencies = [asdict(record_latencies(broker, chosen.pairs)) for broker in brokers]
+    KEPT_LATENCIES.write_text(json.dumps(latencies) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

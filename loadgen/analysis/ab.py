@@ -141,6 +141,20 @@ def compare_variants(run: Run, effect_ratio: float) -> list[Compared]:
     ]
 
 
+def point_ratios(quantities: Sequence[Sequence[tuple[float | None, float | None]]]) -> list[Ratio]:
+    """B/A of each quantity of one point, from its (B's, A's) values by repeat: the answer first, then the others.
+
+    At the levels of `compare_variants` for a run of that one point: the answer by itself, the others as one family.
+    """
+    tested = Counter(number == 0 for number, pairs in enumerate(quantities) if len(log_ratios(pairs)) > 1)
+    return [paired_ratio(pairs, corrected_confidence(tested[number == 0])) for number, pairs in enumerate(quantities)]
+
+
+def corrected_confidence(family: int) -> float:
+    """The confidence of each of so many intervals that are to hold together (Bonferroni's); of none, as of one."""
+    return 1 - ALPHA / max(1, family)
+
+
 def _quantities(records: Sequence[Record]) -> list[_Quantity]:
     """What is compared of one point, the answer first."""
     used = [record for record in records if enters(record)]
@@ -203,7 +217,7 @@ def _settings(record: Record) -> dict[str, Any]:
 
 
 def _effect(quantity: _Quantity, family: int, effect_ratio: float) -> Effect:
-    pairs, alpha = quantity.pairs, ALPHA / family
+    pairs, confidence = quantity.pairs, corrected_confidence(family)
     logs = log_ratios(pairs)
     spread = stdev(logs) if len(logs) > 1 else None
     return Effect(
@@ -211,11 +225,11 @@ def _effect(quantity: _Quantity, family: int, effect_ratio: float) -> Effect:
         unit=quantity.unit,
         a=estimate(quantity.a.values()),
         b=estimate(quantity.b.values()),
-        ratio=paired_ratio(pairs, 1 - alpha),
+        ratio=paired_ratio(pairs, confidence),
         ratios=tuple(math.exp(each) for each in logs),
-        bootstrap=bootstrap_ratio(pairs, seed=1, confidence=1 - alpha) if len(logs) >= BOOTSTRAP_FROM else None,
+        bootstrap=bootstrap_ratio(pairs, seed=1, confidence=confidence) if len(logs) >= BOOTSTRAP_FROM else None,
         spread_log=spread,
-        repeats_needed=None if spread is None else _repeats(effect_ratio, spread, len(logs), alpha),
+        repeats_needed=None if spread is None else _repeats(effect_ratio, spread, len(logs), ALPHA / family),
         is_answer=quantity.is_answer,
         family=family,
     )
