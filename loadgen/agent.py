@@ -23,6 +23,7 @@ from loadgen.driver import Retrying
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
 from loadgen.payload import Payloads
+from loadgen.processed import Processed
 from loadgen.recorder import Recorder
 from loadgen.think import Think
 
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from loadgen.recorder import IntervalDelta
     from loadgen.scenario import Message, Rate
 
-Role = Literal["producer", "consumer", "requester", "responder"]
+Role = Literal["producer", "consumer", "requester", "responder", "processor"]
 SIDES: dict[Role, str] = {
     "producer": "producers", "requester": "producers", "consumer": "consumers", "responder": "consumers",
+    "processor": "consumers",
 }  # fmt: skip
 """Which side of a trial a role's CPU time, memory and number are counted to."""
 SECOND_NS = 1_000_000_000
@@ -212,7 +214,10 @@ class Agent:
         self.pipe = pipe
         self.board = Board(spec.board, spec.rows)
         self.row = self.board.cells[spec.row]
-        self.payloads = Payloads(spec.message, spec.seed, spec.token, producer=spec.index)
+        is_of_results = spec.role == "consumer" and spec.pattern.kind == "process"
+        self.payloads = (Processed if is_of_results else Payloads)(
+            spec.message, spec.seed, spec.token, producer=spec.index
+        )
         self.result = Result(agent=spec.name, role=spec.role)
         self.series: dict[str, int] = {}
         self.errors: dict[str, int] = {}

@@ -43,8 +43,8 @@ class Capabilities:
     group_protocols: tuple[str, ...] = ()
     transactions: bool = False
     share_acquire_modes: tuple[str, ...] = ()
-    request_reply: bool = False
-    """Whether the driver is a `Replying` one, too."""
+    has_middle_roles: bool = False
+    """Whether it is a `Replying` driver, too, and its producers send what was received (`loadgen.payload.Relayed`)."""
 
     def lacking(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that needs what the driver cannot do, as `knob = value`; None where there is none."""
@@ -89,7 +89,7 @@ class Target:
     start: Start | None = None
     """Where consumers begin that have nothing committed or stored yet; None is the beginning."""
     onward: Target | None = None
-    """Where a role in the middle sends to, if that has to be made: Kafka's topic for replies."""
+    """Where a role in the middle sends to, if that has to be made: Kafka's topic for replies, or results' own."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -228,6 +228,30 @@ class Consumer(Protocol):
 
     def close(self) -> None:
         """Settle what is pending, leave in order; never raises."""
+        ...
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """What a consumer has beside `Consumer` where positions are what is committed."""
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """By partition: the offset after the last message that was handed out."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """What it reads."""
+        ...
+
+
+@runtime_checkable
+class Committing(Protocol):
+    """What a producer has beside `Producer` if its transactions can take a consumer's positions in."""
+
+    def commit(self, group: str, consumer: Consumer) -> None:
+        """End the transaction, with what this consumer has handed out as processed by its group; `poll` tells more."""
         ...
 
 

@@ -171,7 +171,8 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
     sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
     competing = record["consumers"] > max(1, sources) or settings.get("priorities") is not None
     # Messages that come from several hands in the middle, or through several partitions, come together in any order.
-    competing |= record.get("pattern", "one_way") != "one_way" and max(record["consumers"], sources) > 1
+    hands = max(record["consumers"], record.get("processors") or 1, sources)
+    competing |= record.get("pattern", "one_way") != "one_way" and hands > 1
     counts = record.get("broker_counts", {})
     depth = counts.get("depth_at_end")
     observer = record.get("observer")

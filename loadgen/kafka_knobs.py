@@ -41,6 +41,8 @@ DEFAULTS: Settings = {
     "max_partition_fetch_bytes": 1 << 20,
     "commit_mode": "auto",
     "auto_commit_interval_ms": 5_000,
+    "processing_guarantee": None,
+    "commit_interval_ms": None,
     "isolation_level": "read_uncommitted",
     "group_protocol": None,
     "group": "partitions",

@@ -18,6 +18,7 @@ _Acks = Annotated[Literal["0", "1", "all"], BeforeValidator(_acks_word)]
 _Commit = Literal["before", "after"]
 _CommitMode = Literal["auto", "sync", "async"]
 _Partitioner = Literal["murmur2", "sticky", "round_robin", "explicit"]
+_Guarantee = Literal["at_least_once", "exactly_once"]
 _Isolation = Literal["read_uncommitted", "read_committed"]
 _GroupProtocol = Literal["static", "classic", "consumer"]
 _Replicas = Annotated[int, Field(ge=1, le=100)]
@@ -78,6 +79,11 @@ class Kafka(Part):
     """When a record's offset may be committed: before it is handed out (class `none`) or after it was processed."""
     commit_mode: _CommitMode | Sweep[_CommitMode] | None = None
     """auto: each `auto_commit_interval_ms`. sync, async: each batch of at most `max_poll_records`, awaited or not."""
+    processing_guarantee: _Guarantee | Sweep[_Guarantee] | None = None
+    """Of pattern process: at_least_once commits offsets after the results of their messages were acknowledged (what
+    None is); exactly_once has both in one transaction, and consumers of the results read what is committed."""
+    commit_interval_ms: Millis | Sweep[Millis] | None = None
+    """Of pattern process: how often a processor commits; None is 100 ms, 0 after each batch."""
     isolation_level: _Isolation | Sweep[_Isolation] | None = None
     """read_committed skips the records of aborted transactions, and waits for the end of open ones."""
     group_protocol: _GroupProtocol | Sweep[_GroupProtocol] | None = None

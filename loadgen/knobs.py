@@ -117,9 +117,9 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         pattern = patterns.pattern_of(scenario, chosen)
         if "exchange" in settings:
             rabbitmq_knobs.complete(settings, chosen["subscribers"])
-            patterns.complete(settings, pattern)
         elif broker == "kafka":
             kafka_knobs.complete(settings, scenario.message)
+        patterns.complete(settings, pattern)
         point = Point(
             broker=broker,
             driver=settings.pop("driver"),

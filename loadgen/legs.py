@@ -12,15 +12,32 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
     from loadgen.plan import Trial
 
+MOST_MSGS = 1_000_000  # of one transaction that is ended by time
+
 
 def target_of(trial: Trial, endpoint: Endpoint, name: str) -> Target:
     """Where the trial's messages go, and where to from there."""
     target = Target(endpoint, name, trial.settings, group=name, subscribers=trial.subscribers)
+    if trial.pattern.kind == "process":
+        return _with_results(target)
     if not trial.pattern.is_request_reply or trial.broker == "rabbitmq":  # whose reply queues are the requesters' own
         return target
     # Each requester has a partition of the topic for replies.
     settings = {**trial.settings, "partitions": trial.producers, "partitioner": "explicit"}
     return replace(target, onward=replace(target, name=f"{name}-replies", group=f"{name}-replies", settings=settings))
+
+
+def _with_results(target: Target) -> Target:
+    """From the messages' queue or topic to the results'; processors themselves say when offsets are committed."""
+    settings = dict(target.settings)
+    results = {**settings, "partitioner": "sticky"} if "partitioner" in settings else settings
+    if settings.get("processing_guarantee") == "exactly_once":  # which ends transactions by what it commits
+        results |= {"transaction_msgs": MOST_MSGS, "isolation_level": "read_committed"}
+    if "commit_mode" in settings:
+        settings["commit_mode"] = "sync"
+    name = f"{target.name}-results"
+    onward = replace(target, name=name, group=name, settings=results)
+    return replace(target, settings=settings, onward=onward)
 
 
 def depth_of(admin: Admin, target: Target) -> int:

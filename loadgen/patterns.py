@@ -3,6 +3,7 @@
 * one_way: producers send, consumers receive.
 * request_reply: producers are requesters, which send requests and receive their replies; consumers are responders,
   which receive requests, work on each as long as they think, and reply.
+* process: processors receive what producers send, and produce a result of each message, which consumers receive.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
     from loadgen.knobs import Point
     from loadgen.scenario import Scenario
 
-PatternKind = Literal["one_way", "request_reply"]
+PatternKind = Literal["one_way", "request_reply", "process"]
 TIMEOUT_MS = 30_000.0
 REQUESTS_IN_FLIGHT = 100
 # What only one pattern is told; of every other it is refused.
-_OWN = {"timeout_ms": "request_reply", "requests_in_flight": "request_reply"}
-# RabbitMQ's knobs by which messages go, come back or are overtaken: of requests nobody would say what became of them.
+_OWN = {"timeout_ms": "request_reply", "requests_in_flight": "request_reply", "processors": "process"}
+COMMIT_INTERVAL_MS = 100.0  # Kafka Streams' with exactly-once
+# Knobs by which messages go, come back, are overtaken or wait: with a role in the middle nobody says what that does.
 _ONE_WAY = (
     "priorities", "max_length", "max_length_bytes", "overflow", "message_ttl_ms", "expires_ms", "dead_letter",
-    "delivery_limit", "requeue_every", "fail_every", "reject_every",
+    "delivery_limit", "requeue_every", "fail_every", "reject_every", "transaction_msgs",
 )  # fmt: skip
 
 
@@ -39,6 +41,9 @@ class Pattern:
     """How long a requester waits for each reply before it gives the request up."""
     requests_in_flight: int = REQUESTS_IN_FLIGHT
     """In a closed loop, how many of a requester's requests wait for their replies at once."""
+
+    processors: int = 0
+    """How many consume, transform and produce."""
 
     @property
     def is_request_reply(self) -> bool:
@@ -69,6 +74,8 @@ def own_axes(scenario: Scenario) -> dict[str, Any]:
                 f"{name} = {getattr(scenario, name)}: is of pattern {kind}, not {scenario.pattern}; expected pattern = "
                 f"{kind}, or no {name}"
             )
+    if scenario.pattern == "process":
+        return {"processors": scenario.processors or 1}
     if scenario.pattern != "request_reply":
         return {}
     in_flight = scenario.requests_in_flight
@@ -77,6 +84,8 @@ def own_axes(scenario: Scenario) -> dict[str, Any]:
 
 def pattern_of(scenario: Scenario, chosen: dict[str, Any]) -> Pattern:
     """The pattern with one value each."""
+    if scenario.pattern == "process":
+        return Pattern(scenario.pattern, processors=chosen["processors"])
     if scenario.pattern != "request_reply":
         return Pattern()
     timeout_ms = TIMEOUT_MS if scenario.timeout_ms is None else scenario.timeout_ms
@@ -84,40 +93,64 @@ def pattern_of(scenario: Scenario, chosen: dict[str, Any]) -> Pattern:
 
 
 def complete(settings: dict[str, Any], pattern: Pattern) -> None:
-    """RabbitMQ's knob that only requests have; raises ScenarioError where it is given without any."""
-    if pattern.is_request_reply:
-        settings["reply_to"] = settings["reply_to"] or "direct"
-    elif settings.pop("reply_to", None) is not None:
-        raise ScenarioError("rabbitmq.reply_to: nobody replies; expected pattern = request_reply, or no reply_to")
+    """What only one pattern has of a broker's knobs; raises ScenarioError where it is given for another."""
+    own: tuple[tuple[str, PatternKind, Any], ...] = (
+        ("reply_to", "request_reply", "direct"),
+        ("processing_guarantee", "process", "at_least_once"),
+        ("commit_interval_ms", "process", COMMIT_INTERVAL_MS),
+    )
+    for knob, kind, default in own:
+        if knob not in settings:
+            continue
+        if pattern.kind == kind:
+            settings[knob] = default if settings[knob] is None else settings[knob]
+        elif settings.pop(knob) is not None:
+            raise ScenarioError(
+                f"{knob}: is of pattern {kind}, not {pattern.kind}; expected pattern = {kind}, or no {knob}"
+            )
 
 
 def refuse_unfit(point: Point) -> None:
     """Raise ScenarioError where a pattern cannot be carried out as it is asked for."""
-    if not point.pattern.is_request_reply:
+    if not point.pattern.has_middle:
         return
-    asked, settings = "pattern = request_reply", point.settings
+    asked, settings = f"pattern = {point.pattern.kind}", point.settings
     if not point.consumers:
-        raise ScenarioError(f"consumers = 0: {asked} needs responders; expected consumers ≥ 1")
+        needed = "responders" if point.pattern.is_request_reply else "consumers of results"
+        raise ScenarioError(f"consumers = 0: {asked} needs {needed}; expected consumers ≥ 1")
     if point.subscribers > 1:
         raise ScenarioError(
-            f"subscribers = {point.subscribers}: with {asked} each request has one reply; expected subscribers = 1"
+            f"subscribers = {point.subscribers}: with {asked} each message goes one way; expected subscribers = 1"
         )
     if point.driver in stream_knobs.DRIVERS:
-        raise ScenarioError(
-            f"rabbitmq.driver = {point.driver}: a stream has no reply-to; with {asked}, expected driver = amqp"
-        )
+        raise ScenarioError(f"rabbitmq.driver = {point.driver}: with {asked}, expected driver = amqp")
     if settings.get("exchange", "default") != "default" or settings.get("queues", 1) > 1:
         raise ScenarioError(
-            f"rabbitmq.exchange, queues: with {asked} requests go to one queue by the default exchange; drop the knobs"
+            f"rabbitmq.exchange, queues: with {asked} messages go to one queue by the default exchange; drop the knobs"
         )
     if point.backlog.msgs or point.membership.changes:
         raise ScenarioError(f"backlog, joins_at_s, leaves_at_s: with {asked} a trial has no phases; drop them")
     given = next((knob for knob in _ONE_WAY if settings.get(knob)), None)
     if given is not None:
-        raise ScenarioError(f"rabbitmq.{given} = {settings[given]}: is not for {asked}; drop the knob")
+        raise ScenarioError(f"{point.broker}.{given} = {settings[given]}: is not for {asked}; drop the knob")
     if settings.get("group") == "share":
         raise ScenarioError(f"kafka.group = share: with {asked}, expected group = partitions")
-    if settings.get("transaction_msgs") is not None:
+    if not point.pattern.is_request_reply:
+        _refuse_unfit_process(point)
+
+
+def _refuse_unfit_process(point: Point) -> None:
+    settings, processors = point.settings, point.pattern.processors
+    if point.think.mean_ms:
+        raise ScenarioError("think_ms: processors and their consumers do not think; expected think_ms = 0")
+    if str(point.durability) == "none":
+        raise ScenarioError("durability = none: a processor has to know that its results are kept; expected broker")
+    if settings.get("partitions", processors) < processors:
         raise ScenarioError(
-            f"kafka.transaction_msgs, transaction_ms: with {asked} a request would wait for its transaction; drop them"
+            f"kafka.partitions = {settings['partitions']}: a partition has one processor, so that of processors = "
+            f"{processors} some would stay idle; expected at least {processors}"
+        )
+    if settings.get("processing_guarantee") == "exactly_once" and not settings["enable_idempotence"]:
+        raise ScenarioError(
+            "kafka.processing_guarantee = exactly_once: transactions need enable_idempotence = True; expected that"
         )

@@ -125,6 +125,11 @@ class Trial:
         return self.backlog.msgs > 0 and not self.rate.is_open_loop
 
     @property
+    def agents(self) -> int:
+        """How many processes there are, of all roles."""
+        return self.producers + self.pattern.processors + self.all_consumers
+
+    @property
     def receivers(self) -> int:
         """How many processes receive what comes out at the end: of request-reply, those who sent it."""
         return self.producers if self.pattern.is_request_reply else self.all_consumers
@@ -186,6 +191,8 @@ class Trial:
     @property
     def _roles(self) -> str:
         consumers = f"{self.consumers}" if self.subscribers == 1 else f"{self.subscribers} × {self.consumers}"
+        if self.pattern.processors:
+            return f"{self.producers} → {self.pattern.processors} → {consumers}"
         return f"{self.producers} {'⇄' if self.pattern.is_request_reply else '→'} {consumers}"
 
     def describe(self) -> str:
@@ -375,9 +382,9 @@ def _refuse_beyond_drivers(trials: Sequence[Trial]) -> None:
     for trial in trials:
         capabilities = load_driver(trial.driver).capabilities
         lacking = capabilities.lacking(trial.settings)
-        if trial.pattern.is_request_reply and not capabilities.request_reply:
+        if trial.pattern.has_middle and not capabilities.has_middle_roles:
             raise ScenarioError(
-                f"{trial.broker}.driver = {trial.driver}: cannot do pattern = request_reply; expected driver = "
+                f"{trial.broker}.driver = {trial.driver}: cannot do pattern = {trial.pattern.kind}; expected driver = "
                 f"{'amqp' if trial.broker == 'rabbitmq' else 'kafka'}"
             )
         if lacking is not None:

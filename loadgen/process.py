@@ -14,6 +14,7 @@ from loadgen.agent import StoppedError
 from loadgen.board import Board
 from loadgen.consuming import ConsumerAgent
 from loadgen.errors import LoadgenError
+from loadgen.processing import ProcessorAgent
 from loadgen.producing import ProducerAgent
 from loadgen.requesting import RequesterAgent
 from loadgen.responding import ResponderAgent
@@ -28,6 +29,7 @@ ROLES: dict[Role, type[ProducerAgent | ConsumerAgent]] = {
     "consumer": ConsumerAgent,
     "requester": RequesterAgent,
     "responder": ResponderAgent,
+    "processor": ProcessorAgent,
 }
 
 

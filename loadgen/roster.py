@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 def roster(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[int, ...]) -> list[AgentSpec]:
     """Every agent of a trial with its row of the board; consumers first, who wait when the first message is sent."""
+    last = target.onward if trial.pattern.kind == "process" and target.onward is not None else target
     roles: list[tuple[Role, int, Target]] = [
-        (trial.pattern.receiving_role, trial.consumers, target.of(subscriber))
-        for subscriber in range(trial.subscribers)
+        (trial.pattern.receiving_role, trial.consumers, last.of(subscriber)) for subscriber in range(trial.subscribers)
     ]
+    roles.append(("processor", trial.pattern.processors, target))
     roles.append((trial.pattern.sending_role, trial.producers, target))
     specs: list[AgentSpec] = []
     for role, count, theirs in roles:

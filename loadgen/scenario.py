@@ -283,7 +283,10 @@ class Scenario(Part):
     leaves_at_s: _Seconds | Sweep[_Seconds] | None = None
     """When the last consumer leaves; None: at the end, with the others."""
     pattern: PatternKind = "one_way"
-    """one_way, or request_reply: producers send requests, consumers reply to each after they have worked on it."""
+    """one_way; request_reply: producers send requests, consumers reply to each after they have worked on it; process:
+    processors make a result of each message, for consumers that receive these."""
+    processors: _Producers | Sweep[_Producers] | None = None
+    """Of process: how many consume, transform and produce; None is 1."""
     timeout_ms: _Timeout | None = None
     """Of request_reply: how long a requester waits for each reply (ms) before it gives the request up; None is 30 s."""
     requests_in_flight: Whole | Sweep[Whole] | None = None

@@ -253,6 +253,7 @@ def describe(trial: Trial) -> Record:
         "membership": asdict(trial.membership) if trial.membership.changes else None,
         "subscribers": trial.subscribers,
         "pattern": trial.pattern.kind,
+        "processors": trial.pattern.processors or None,
         "warmup_s": trial.warmup_s,
         "offered_msgs_per_s": offered_msgs_per_s(trial),
     }
@@ -320,7 +321,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     try:
         try:
             outcome = Fleet(live, None if setting.hands is None else setting.hands()).run(
-                lambda board: roster(trial, target, token, board, setting.cpus), trial.producers + trial.all_consumers
+                lambda board: roster(trial, target, token, board, setting.cpus), trial.agents
             )
         finally:
             observations = live.observer.stop() if live.observer is not None else None

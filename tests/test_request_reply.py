@@ -161,15 +161,15 @@ def test_each_request_is_replied_to_or_given_up_once(data: st.DataObject) -> Non
 @pytest.mark.parametrize(
     ("broker", "knobs", "changes", "text"),
     [
-        ("rabbitmq", {"driver": "stream"}, {}, "a stream has no reply-to"),
+        ("rabbitmq", {"driver": "stream"}, {}, "stream: with pattern = request_reply"),
         ("rabbitmq", {"driver": "pika"}, {}, "rabbitmq.driver = pika: cannot do pattern = request_reply"),
         ("rabbitmq", {"queues": 2}, {}, "rabbitmq.exchange, queues"),
-        ("rabbitmq", {"reply_to": "direct"}, {"pattern": "one_way"}, "rabbitmq.reply_to: nobody replies"),
+        ("rabbitmq", {"reply_to": "direct"}, {"pattern": "one_way"}, "reply_to: is of pattern request_reply"),
         ("rabbitmq", {}, {"pattern": "one_way", "timeout_ms": 5}, "timeout_ms = 5.0: is of pattern request_reply"),
         ("rabbitmq", {}, {"consumers": 0}, "needs responders"),
-        ("rabbitmq", {}, {"subscribers": 2}, "each request has one reply"),
+        ("rabbitmq", {}, {"subscribers": 2}, "each message goes one way"),
         ("kafka", {"group": "share"}, {}, "kafka.group = share"),
-        ("kafka", {"transaction_msgs": 5}, {}, "would wait for its transaction"),
+        ("kafka", {"transaction_msgs": 5}, {}, "is not for pattern = request_reply"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SCENARIO_ORDER = ("throughput", "latency", "clients")  # those of the article's table come first
 CLASS_ORDER = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 BROKER_ORDER = ("rabbitmq", "kafka")
+PATTERNS = {"request_reply": "requests and replies: ", "process": "consume, transform, produce: "}
 Value = float | None
 
 
@@ -136,7 +137,7 @@ def load_label(shared: dict[str, Any]) -> str:
     if shared["think"]["mean_ms"]:
         receivers += f" working {shared['think']['mean_ms']:g} ms on each message ({shared['think']['kind']})"
     phases_label = phases.load_label(shared)
-    asked = "requests and replies: " if shared["pattern"] == "request_reply" else ""
+    asked = PATTERNS.get(shared["pattern"], "")
     return asked + ", ".join([*parts, receivers + together, *([phases_label] if phases_label else [])])
 
 
@@ -245,6 +246,7 @@ def _shared(record: Record) -> dict[str, Any]:
         "backlog": backlog and (backlog["msgs"], backlog["start_from"]),
         "membership": record.get("membership"),
         "pattern": record.get("pattern") or "one_way",
+        "processors": record.get("processors"),
     }
 
 

@@ -42,4 +42,4 @@ class AmqpDriver(DriverInfo):
         return AmqpResponder(target, index, count, payloads)
 
 
-DRIVER = AmqpDriver("amqp", "rabbitmq", "wire", Capabilities(request_reply=True))
+DRIVER = AmqpDriver("amqp", "rabbitmq", "wire", Capabilities(has_middle_roles=True))

@@ -58,7 +58,7 @@ DRIVER = WireKafka(
         group_protocols=("static",),
         transactions=True,
         share_acquire_modes=("batch_optimized", "record_limit"),
-        request_reply=True,
+        has_middle_roles=True,
     ),
     send_bytes=256 << 10,
 )

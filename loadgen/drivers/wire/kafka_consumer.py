@@ -148,6 +148,11 @@ class KafkaConsumer:
         return dict(self._progress.handed)
 
     @property
+    def topic(self) -> str:
+        """What it reads."""
+        return self._cluster.topic
+
+    @property
     def connections(self) -> list[Connection]:
         """What messages may come from, for whoever waits for more than this consumer."""
         return [link.connection for link in self._links.values()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadgen.driver import Positioned
 from loadgen.drivers.wire.framed import wait
 from loadgen.drivers.wire.kafka_batch import (
     HEADER_BYTES,
@@ -24,7 +25,7 @@ from loadgen.payload import STAMP_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loadgen.driver import Int64, Settled, Target, UInt8
+    from loadgen.driver import Consumer, Int64, Settled, Target, UInt8
     from loadgen.drivers.wire.kafka_protocol import Connection
     from loadgen.payload import Payloads
 
@@ -238,6 +239,12 @@ class KafkaProducer:
     def failed_requests(self) -> int:
         """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
         return self._sender.cluster.failed_requests
+
+    def commit(self, group: str, consumer: Consumer) -> None:
+        """End the transaction with what the consumer has handed out (`loadgen.driver.Committing`)."""
+        assert self._sender.transactions is not None, "only a transaction is committed"
+        assert isinstance(consumer, Positioned), "offsets are what Kafka's consumers commit"
+        self._sender.transactions.end_with(group, consumer.topic, consumer.positions)
 
     def resent_seqs(self) -> Int64:
         """Messages of batches sent again that the broker could not tell from new ones (`loadgen.driver.Resending`)."""

@@ -22,6 +22,7 @@ from kio.static.primitive import i16, i32, i32Timedelta
 from loadgen.driver import Settled
 from loadgen.drivers.kafka_config import ABORTED, transaction_timeout_ms
 from loadgen.drivers.wire.framed import LinkError
+from loadgen.drivers.wire.kafka_offsets import Offsets
 from loadgen.drivers.wire.kafka_protocol import error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
 
@@ -51,7 +52,9 @@ class Transactions:
         self._abort_every: int = settings["transaction_abort_every"]
         self._timeout_ms = transaction_timeout_ms(settings)
         self._connection: Connection | None = None
-        self._under_way: tuple[RequestPayload, int, Callable[[Any], None]] | None = None
+        self._under_way: tuple[Connection, RequestPayload, int, Callable[[Any], None]] | None = None
+        self._group_connection: Connection | None = None
+        self._offsets: Offsets | None = None  # still to be made part of the transaction
         self._not_before_ns = 0
         self._number = 1
         self.msgs = 0
@@ -76,7 +79,7 @@ class Transactions:
     @property
     def connections(self) -> list[Connection]:
         """What answers may come from."""
-        return [] if self._connection is None else [self._connection]
+        return [each for each in (self._connection, self._group_connection) if each is not None]
 
     def next_event_ns(self) -> int | None:
         """When there is something to be done that no socket tells."""
@@ -95,6 +98,11 @@ class Transactions:
     def end(self) -> None:
         """End it now, if anything was sent in it."""
         self._is_ending = self.msgs > 0
+
+    def end_with(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        """End it now, with these offsets of a group in it: they are committed with its messages, or not at all."""
+        self._offsets = Offsets(group, topic, dict(offsets))
+        self.end()
 
     def may_send(self, partition: int) -> bool:
         """Whether the coordinator knows that this partition is part of it; else it will be told."""
@@ -122,6 +130,8 @@ class Transactions:
             self._not_before_ns = 0
             if self._is_ending and is_drained and not self._added:
                 self._tell(None)  # nothing of it was left to be stored
+            elif self._is_ending and is_drained and self._offsets is not None:
+                self._post_offsets(self._offsets)
             elif self._is_ending and is_drained:
                 self._post(self._end_request(committed=not self._is_to_abort), self._on_ended)
         except LinkError as error:
@@ -144,13 +154,33 @@ class Transactions:
     def _post(self, request: RequestPayload, then: Callable[[Any], None]) -> None:
         if self._connection is None:
             self._connection = self._cluster.ask_coordinator(self.transactional_id, "transaction")
-        self._under_way = (request, self._connection.post(request), then)
+        self._under_way = (self._connection, request, self._connection.post(request), then)
+
+    def _post_offsets(self, offsets: Offsets) -> None:
+        """First the transaction's coordinator is told of the group, then the group's of the offsets."""
+        if not offsets.is_added:
+            self._post(offsets.adding(self.transactional_id, self.identity), self._on_offsets_added)
+            return
+        if self._group_connection is None:
+            self._group_connection = self._cluster.ask_coordinator(offsets.group)
+        request = offsets.committing(self.transactional_id, self.identity)
+        self._under_way = (
+            self._group_connection, request, self._group_connection.post(request), self._on_offsets_committed,
+        )  # fmt: skip
+
+    def _on_offsets_added(self, answer: Any) -> None:
+        assert self._offsets is not None, "asked for these"
+        self._offsets.is_added = not self._is_refused("offsets cannot be added", [int(answer.error_code)])
+
+    def _on_offsets_committed(self, answer: Any) -> None:
+        codes = [int(each.error_code) for topic in answer.topics for each in topic.partitions]
+        if not self._is_refused("offsets cannot be committed", codes):
+            self._offsets = None
 
     def _hear(self) -> None:
         assert self._under_way is not None
-        assert self._connection is not None
-        request, correlation, then = self._under_way
-        answer = self._connection.heard(request, correlation)
+        connection, request, correlation, then = self._under_way
+        answer = connection.heard(request, correlation)
         if answer is not None:
             self._under_way = None
             then(answer)
@@ -159,7 +189,7 @@ class Transactions:
         """Ask again, over another connection: all that is asked may be said twice."""
         for each in self.connections:
             each.close()
-        self._connection = self._under_way = None
+        self._connection = self._group_connection = self._under_way = None
         self._not_before_ns = time.monotonic_ns() + _AGAIN_NS
         self._cluster.trouble(str(error))
 
@@ -216,7 +246,7 @@ class Transactions:
             self._told.append(Settled(np.concatenate(self._stored), time.monotonic_ns(), error))
         self._stored = []
         self._added, self._wanted = set(), set()
-        self.msgs, self._is_ending = 0, False
+        self.msgs, self._is_ending, self._offsets = 0, False, None
         self._number += 1
 
     def restart(self) -> tuple[int, int]:
@@ -234,7 +264,7 @@ class Transactions:
         if self._under_way is not None or self._connection is None:
             for each in self.connections:
                 each.close()
-            self._connection, self._under_way = None, None
+            self._connection, self._group_connection, self._under_way = None, None, None
             self._connection = self._cluster.ask_coordinator(self.transactional_id, "transaction")
         answer = self._connection.call(request)
         self._cluster.demand(f"transactional id {self.transactional_id}", answer.error_code)
@@ -243,6 +273,8 @@ class Transactions:
     def close(self) -> None:
         """Abort what is open, so that nobody waits for its timeout; never raises."""
         connection, self._connection = self._connection, None
+        if self._group_connection is not None:
+            self._group_connection.close()
         if connection is None:
             return
         if self._added and self._under_way is None:
