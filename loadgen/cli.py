@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from loadgen.errors import EXIT_INTERRUPTED, EXIT_USAGE, LoadgenError, ScenarioError
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, EXIT_USAGE, HostError, LoadgenError, ScenarioError
 from loadgen.redaction import without_userinfo
 
 if TYPE_CHECKING:
@@ -37,17 +37,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="loadgen",
         description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
-        epilog="Exit status: 0 good, 1 a threshold was missed, 2 a run is invalid, 3 cannot tell, 64 and up usage.",
+        epilog="Exit status: 0 good, 2 a run was cut short or some point of it has no valid trial, 3 `ab` cannot tell, "
+        "64 a usage error, 69 a broker that cannot be had, 71 the machine lacks something, 130 interrupted.",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, text in (
-        ("up", "install on first use, start, and leave running"),
-        ("down", "stop what runs, and whatever a killed run left"),
-        ("status", "what runs, where, since when"),
+    for name, sources, text in (
+        ("up", ("local", "docker", "URL…"), "install on first use, start, and leave running"),
+        ("down", ("local", "docker"), "stop what runs, and whatever a killed run left"),
+        ("status", ("local", "docker", "URL…"), "what runs, where, since when"),
     ):
         command = commands.add_parser(name, help=f"brokers: {text}")
-        _add_brokers(command)
+        _add_brokers(command, sources)
         command.add_argument("--json", action="store_true", help="for machines")
     command = commands.add_parser("list", help="the scenarios, with the question that each one asks")
     command.add_argument("--json", action="store_true", help="for machines")
@@ -83,13 +84,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_brokers(command: argparse.ArgumentParser) -> None:
+SOURCES = {
+    "local": "private ones in .brokers/ (default)",
+    "docker": "docker compose",
+    "memory": "none",
+    "URL…": "amqp[s]://host:port/vhost and kafka[+tls]://host:port, separated by blanks or commas",
+}
+
+
+def _add_brokers(command: argparse.ArgumentParser, sources: Sequence[str] = tuple(SOURCES)) -> None:
     command.add_argument(
         "--brokers",
         default="local",
-        metavar="local|docker|memory|URL…",
-        help="where the brokers come from: private ones in .brokers/ (default), docker compose, none (memory), or "
-        "amqp[s]://host:port/vhost and kafka[+tls]://host:port, separated by blanks or commas",
+        metavar="|".join(sources),
+        help="where the brokers come from: " + "; ".join(f"{name}: {SOURCES[name]}" for name in sources),
     )
     command.add_argument("--broker", choices=BROKER_NAMES, help="only this one")
 
@@ -240,18 +248,13 @@ def _down(arguments: argparse.Namespace, console: Console) -> int:
 def _status(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen import brokers
 
-    del console
-    rows = [row for row in brokers.status(arguments.brokers) if row["broker"] in _names(arguments)]
+    told = brokers.status(arguments.brokers, progress=console.message)
+    rows = [row for row in told if row["broker"] in _names(arguments)]
     if arguments.json:
         print(json.dumps(rows, indent=1))
-        return 0
-    for row in rows:
-        if row["running"]:
-            ports = ", ".join(f"{name} {port}" for name, port in (row.get("ports") or {}).items())
-            print(f"{row['broker']} {row['version']}: running, pid {row.get('pid')}, {ports}, log {row.get('log_dir')}")
-        else:
-            print(f"{row['broker']}: not running")
-    return 0
+    for row in [] if arguments.json else rows:
+        print(brokers.in_words(row))
+    return EXIT_UNAVAILABLE if any("error" in row for row in rows) else 0
 
 
 def _list(arguments: argparse.Namespace, console: Console) -> int:
@@ -263,6 +266,8 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
         for path in scenario_files()
         for scenario in load_scenarios(path)
     ]
+    if not rows:
+        raise ScenarioError("no scenarios in ./scenarios: run it in loadgen's checkout")
     if arguments.json:
         print(json.dumps(rows, indent=1))
     for row in [] if arguments.json else rows:
@@ -360,7 +365,7 @@ def _ab(arguments: argparse.Namespace, console: Console) -> int:
     )
     run = _carry_out(plan, f"ab-{a.name}", arguments, console)
     told = _print_ab(run, arguments.json)
-    return max(exit_status(run), EXIT_OK if told else EXIT_CANNOT_TELL)
+    return max(exit_status(run), EXIT_OK if told else EXIT_CANNOT_TELL, _write_report(run, console))
 
 
 def _print_ab(run: Any, as_json: bool) -> bool:
@@ -399,13 +404,12 @@ def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Conso
 
     run = _carry_out(plan, name, arguments, console, pins)
     _print_run(run, arguments.json)
-    return exit_status(run)
+    return max(exit_status(run), _write_report(run, console))
 
 
 def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Console, pins: Any = None) -> Any:
-    """Run a plan and write its report; the value is the run."""
+    """Run a plan; the value is the run."""
     from loadgen.engine import Options, execute
-    from loadgen.report import write_report
 
     options = Options(
         name=name,
@@ -420,8 +424,19 @@ def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Con
     )
     run = execute(plan, options, console)
     console.clear()
-    console.message(f"report: {write_report(run)['html']}")
     return run
+
+
+def _write_report(run: Any, console: Console) -> int:
+    """Write the report beside what was printed already; where the disk refuses it, that is a warning and a status."""
+    from loadgen.report import write_report
+
+    try:
+        console.message(f"report: {write_report(run)['html']}")
+    except HostError as error:
+        console.message(f"loadgen: no report was written: {error}")
+        return error.exit_status
+    return 0
 
 
 def _public_command(arguments: argparse.Namespace) -> list[str]:
@@ -444,14 +459,11 @@ def _print_run(run: Any, as_json: bool) -> None:
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.report import write_report
     from loadgen.runs import load
 
     run = load(arguments.run, arguments.results)
-    paths = write_report(run)
     _print_run(run, arguments.json)
-    console.message(f"report: {paths['html']}")
-    return 0
+    return _write_report(run, console)
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

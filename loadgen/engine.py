@@ -100,8 +100,17 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
             reason = str(error)
             listener.message(f"loadgen: {error}")
         finally:
-            writer.finish("partial" if reason else "complete", reason)
-    return load(writer.path)
+            run = _finish(writer, reason, listener)
+    return run
+
+
+def _finish(writer: RunWriter, reason: str | None, listener: Listener) -> Run:
+    """Close the run and read it back; what a full disk does not take is told, and still shown."""
+    try:
+        return load(writer.finish("partial" if reason else "complete", reason))
+    except HostError as error:
+        listener.message(f"loadgen: {error}")
+        return writer.unfinished(reason or str(error))
 
 
 def _wanted(options: Options, listener: Listener) -> Pins:
@@ -433,6 +442,8 @@ def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins)
             record, outcome = run_trial(plan.trials[0], Setting(endpoint, listener.progress, cpus=pins.client))
             if outcome.interrupted:
                 raise KeyboardInterrupt
+            if outcome.cause is not None:
+                raise outcome.cause
             if outcome.error is not None:
                 raise BrokerError(f"{name} at {endpoint.address}: the warm-up load failed: {record['error']}")
         mark_warmed(endpoint)

@@ -53,7 +53,7 @@ class Watcher(Protocol):
         """The part of the backlog that consumers skip is written; nothing is sent until this returns."""
 
     def turned(self, board: Board) -> None:
-        """Called about twenty times a second; may raise KeyboardInterrupt or TrialError to end the trial."""
+        """Called about twenty times a second; may raise KeyboardInterrupt or a LoadgenError to end the trial."""
 
 
 @dataclass(slots=True)

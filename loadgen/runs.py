@@ -18,7 +18,7 @@ import math
 import os
 import re
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,12 +27,13 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.errors import HostError, ScenarioError
+from loadgen.files import appending, as_host_error, write_atomically
 from loadgen.record import Record, completed, make_partial, plain
 from loadgen.redaction import refuse_secrets
 from loadgen.series import SERIES_FILE, SERIES_LIVE_FILE, live_series, to_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pandas as pd
 
@@ -46,6 +47,7 @@ RUN_FILE, HLOG_FILE = "run.json", "histograms.hlog"
 # of its own, which a reader adds up just the same.
 HOLD_INTERVAL_S = 3.0
 WRITER_START_TOLERANCE_S = 2.0
+RESERVE_FILE, RESERVE_BYTES = ".reserve", 256 << 10  # freed when the disk is full: room for the run's last words
 NAME_CHARS_MAX = 80  # many scenarios make a long name, and folders have a limit
 
 RunStatus = Literal["running", "complete", "partial"]
@@ -91,7 +93,10 @@ class RunWriter:
         self._placed: dict[str, Record] = {}
         self._hlog: hlog.HlogWriter | None = None
         self._is_log_lost = False
+        with as_host_error(self.path):
+            (self.path / RESERVE_FILE).write_bytes(os.urandom(RESERVE_BYTES))  # random: some disks store no zeros
         self._write()
+        self._point_latest()
 
     def begin_trial(self, record: Mapping[str, Any], started_s: float, interval_s: float = 1.0) -> float:
         """Announce a trial before its first interval, so that a kill leaves its name and settings behind.
@@ -153,7 +158,7 @@ class RunWriter:
             return
         place = self._place(trial_id)
         log = self._hlog_writer()
-        with _appending(self.path / HLOG_FILE, undo=self._give_up_log):
+        with appending(self.path / HLOG_FILE, undo=self._give_up_log):
             for index, key in due:
                 start_s = max(0.0, place["hlog_start_s"] + index * place["interval_s"])
                 log.append("/".join(key), start_s, place["interval_s"], self._pending[key][index])
@@ -166,7 +171,7 @@ class RunWriter:
 
             if self._is_log_lost:
                 raise HostError(f"{self.path / HLOG_FILE}: no longer written, since an earlier write failed")
-            with _as_host_error(self.path / HLOG_FILE):
+            with as_host_error(self.path / HLOG_FILE):
                 self._hlog = HlogWriter(self.path / HLOG_FILE, self._created_s, f"loadgen {self.id}")
         return self._hlog
 
@@ -188,33 +193,67 @@ class RunWriter:
     def add_series(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows (one an interval and agent); numbers, strings, booleans or None by column."""
         lines = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
-        with _appending(self.path / SERIES_LIVE_FILE), (self.path / SERIES_LIVE_FILE).open("a") as file:
+        with appending(self.path / SERIES_LIVE_FILE), (self.path / SERIES_LIVE_FILE).open("a") as file:
             file.write(lines)
 
     def finish(self, status: Literal["complete", "partial"], reason: str | None = None) -> Path:
-        """Close the run: remaining intervals, the parquet file, the status, and `latest` pointing here."""
-        for trial_id in {key[0] for key in self._pending}:
-            self._flush_intervals(trial_id)
-        if self._hlog is not None:
-            self._hlog.close()
-        with _as_host_error(self.path):
-            to_parquet(self.path)
+        """Close the run: remaining intervals, the parquet file, the status.
+
+        What a full disk does not take makes the run partial; HostError only where not even that can be written.
+        """
+        self._free_reserve()
+        for close in (self._close_log, self._close_series):
+            try:
+                close()
+            except HostError as error:
+                status, reason = "partial", reason or str(error)
+        self._end(status, reason)
+        self._write()
+        return self.path
+
+    def unfinished(self, reason: str) -> Run:
+        """The run as it is known here, where `finish` could not write it."""
+        self._end("partial", reason)
+        trials = [completed(record) for record in self._trials.values()]
+        return Run(self.path, self._header, trials, "partial", reason, _index(self.path / HLOG_FILE))
+
+    def _end(self, status: str, reason: str | None) -> None:
         for record in self._trials.values():
             if record["status"] == "running":
                 make_partial(record, reason or "the run ended before this trial did")
         self._header |= {"status": status, "reason": reason, "finished_utc": _utc(datetime.now(UTC))}
-        self._write()
-        self._point_latest()
-        return self.path
+
+    def _close_log(self) -> None:
+        for trial_id in {key[0] for key in self._pending}:
+            self._flush_intervals(trial_id)
+        if self._hlog is not None:
+            with as_host_error(self.path / HLOG_FILE):
+                self._hlog.close()
+
+    def _close_series(self) -> None:
+        with as_host_error(self.path / SERIES_FILE):
+            to_parquet(self.path)
+
+    def _free_reserve(self) -> bool:
+        """Whether there still was one."""
+        reserve = self.path / RESERVE_FILE
+        there = reserve.exists()
+        reserve.unlink(missing_ok=True)
+        return there
 
     def _write(self) -> None:
         document = plain({**self._header, "trials": list(self._trials.values())})
         text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-        _write_atomically(self.path / RUN_FILE, text.encode())
+        try:
+            write_atomically(self.path / RUN_FILE, text.encode())
+        except HostError:
+            if not self._free_reserve():
+                raise
+            write_atomically(self.path / RUN_FILE, text.encode())
 
     def _point_latest(self) -> None:
         link, fresh = self.root / "latest", self.root / f".latest-{os.getpid()}"
-        with _as_host_error(link):
+        with as_host_error(link):
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(self.id)
             fresh.replace(link)
@@ -288,9 +327,9 @@ class Run:
     def save(self, name: str, content: str | bytes) -> Path:
         """Put a file that was made from the run (a report, a chart) into its folder, whole or not at all."""
         path = self.path / name
-        with _as_host_error(path):
+        with as_host_error(path):
             path.parent.mkdir(exist_ok=True)
-        _write_atomically(path, content.encode() if isinstance(content, str) else content)
+        write_atomically(path, content.encode() if isinstance(content, str) else content)
         return path
 
     @cached_property
@@ -327,7 +366,7 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
 
 def refuse_unwritable(root: Path) -> None:
     """Raise HostError, before any broker is touched, where no run could be written."""
-    with _as_host_error(root):
+    with as_host_error(root):
         root.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=root, prefix=".loadgen-").close()
 
@@ -349,6 +388,7 @@ def _recover(run: Run) -> None:
                 histogram = run.histogram(owner, kind)
                 record["latency_ns"][kind] = histogram.summary() if histogram.count else None
     try:
+        (run.path / RESERVE_FILE).unlink(missing_ok=True)
         to_parquet(run.path)
     except OSError:
         return  # a run on a read-only disk: `series` reads the lines instead
@@ -383,7 +423,7 @@ def _index(path: Path) -> dict[tuple[str, str], list[hlog.Interval]]:
 
 def _fresh_folder(root: Path, name: str) -> Path:
     """Make a folder of its own for the run; runs that begin in the same second get a number."""
-    with _as_host_error(root):
+    with as_host_error(root):
         root.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 1_000):
             path = root / (name if attempt == 1 else f"{name}-{attempt}")
@@ -393,50 +433,6 @@ def _fresh_folder(root: Path, name: str) -> Path:
                 continue
             return path
     raise HostError(f"{root / name}: a thousand runs in one second; choose another folder")
-
-
-@contextmanager
-def _as_host_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = f"cannot be written: {error.strerror or error}; free space or choose another folder"
-        raise HostError(f"{path}: {why}") from None
-
-
-@contextmanager
-def _appending(path: Path, undo: Callable[[], None] | None = None) -> Iterator[None]:
-    """Append lines to a file; when that fails, cut off the torn one, so that what was there stays valid."""
-    size_bytes = path.stat().st_size if path.exists() else 0
-    with _as_host_error(path):
-        try:
-            yield
-        except OSError:
-            if undo is not None:
-                undo()
-            if path.exists():
-                os.truncate(path, size_bytes)
-            raise
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: a reader sees the old or the new one, also after a power cut."""
-    draft = path.with_name(f".{path.name}.tmp")
-    with _as_host_error(path):
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _writer_identity() -> Record:

@@ -50,6 +50,10 @@ def to_parquet(folder: Path) -> None:
     from pyarrow import parquet  # noqa: PLC0415
 
     draft = folder / f".{SERIES_FILE}"
-    parquet.write_table(table, draft)
-    draft.replace(folder / SERIES_FILE)
+    try:
+        parquet.write_table(table, draft)
+        draft.replace(folder / SERIES_FILE)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     (folder / SERIES_LIVE_FILE).unlink()

@@ -15,7 +15,7 @@ from loadgen.board import Board, Cell
 from loadgen.drain import begun_right, drained, mark
 from loadgen.driver import confirms
 from loadgen.drivers import load_driver
-from loadgen.errors import LoadgenError, TrialError
+from loadgen.errors import HostError, LoadgenError
 from loadgen.facts import facts_of
 from loadgen.figures import account_of, figures, offered_msgs_per_s
 from loadgen.fleet import Fleet, Outcome
@@ -200,7 +200,8 @@ class Live:
         latency = ""
         if self.second.count:
             p50, p99 = self.second.percentiles([50, 99])
-            latency = f" · p50 {p50 / 1e6:.2f} p99 {p99 / 1e6:.2f} ms"
+            loop = "" if self.trial.rate.is_open_loop else " (closed loop, not latency)"
+            latency = f" · p50 {p50 / 1e6:.2f} p99 {p99 / 1e6:.2f} ms{loop}"
         self.progress(
             f"{self.shown}{self.trial.id}: {rate:,.0f} msg/s{latency} · backlog {max(0, sent - received):,}"
             f" · {left_s:.0f} s of {self.left_s + left_s:.0f} s left"
@@ -209,7 +210,7 @@ class Live:
     def _demand_room(self) -> None:
         data_dir = self.endpoint.data_dir
         if data_dir is not None and disk_free(data_dir) < MIN_FREE_BYTES:
-            raise TrialError(
+            raise HostError(
                 f"disk: under {MIN_FREE_BYTES / 1e9:.0f} GB free where {self.endpoint.broker} keeps its data; free "
                 "space or shorten the trial (--set duration_s=…)"
             )

@@ -228,5 +228,5 @@ def test_a_mistake_in_the_credentials_file_does_not_show_it(
 
 def test_external_brokers_are_never_ended() -> None:
     """`down` with a URL is refused."""
-    with pytest.raises(BrokerError, match="only ends brokers that it started"):
+    with pytest.raises(LoadgenError, match="only ends brokers that it started"):
         brokers.down("amqp://somewhere")

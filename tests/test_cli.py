@@ -61,6 +61,8 @@ USAGE_ERRORS = [
     (["report", "no-such-run"], "no run there"),
     (["run", "scenarios/latency.py", "--cpus-client", "77"], "--cpus 77"),
     (["status", "--brokers", "http://127.0.0.1"], "http"),
+    (["up", "--brokers", "memory"], "expected local"),
+    (["down", "--brokers", "amqp://127.0.0.1"], "--brokers local or docker"),
 ]
 
 
@@ -89,6 +91,14 @@ def test_a_wrong_password_is_one_line_without_the_password(rabbitmq_endpoint: En
     assert "guest" in only_line(done.stderr)
     assert "s3cr3t" not in done.stdout + done.stderr
     assert not [path for path in tmp_path.rglob("*.json") if "s3cr3t" in path.read_text()]
+    status = loadgen("status", "--brokers", url)
+    assert (status.returncode, status.stderr) == (69, "")
+    assert "refused user 'guest'" in only_line(status.stdout)
+    assert "s3cr3t" not in status.stdout
+    good = loadgen("status", "--brokers", f"amqp://{rabbitmq_endpoint.address}/")
+    assert good.stdout == (f"rabbitmq {rabbitmq_endpoint.version}: running, amqp://{rabbitmq_endpoint.address}\n"), (
+        good.stderr
+    )
 
 
 def test_results_that_cannot_be_written_are_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -116,6 +126,14 @@ def test_list_shows_each_scenario_with_its_question() -> None:
     rows = json.loads(loadgen("list", "--json").stdout)
     assert {"throughput", "latency", "task-queue"} <= {row["name"] for row in rows}
     assert all(row["question"].endswith("?") for row in rows)
+
+
+def test_list_elsewhere_says_that_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a checkout it says so."""
+    monkeypatch.chdir(tmp_path)
+    done = loadgen("list")
+    assert done.returncode == 64
+    assert "no scenarios in ./scenarios" in only_line(done.stderr)
 
 
 def test_status_tells_versions_and_ports(endpoints: dict[BrokerName, Endpoint]) -> None:

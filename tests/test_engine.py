@@ -226,17 +226,24 @@ def test_ctrl_c_keeps_what_was_measured(endpoints: dict[BrokerName, Endpoint], t
     assert (record["achieved_msgs_per_s"] is None) == (record["window_s"] == 0)
 
 
-def test_a_trial_stops_before_the_disk_is_full(
-    endpoints: dict[BrokerName, Endpoint], monkeypatch: pytest.MonkeyPatch
+def test_a_run_stops_before_the_disk_is_full(
+    endpoints: dict[BrokerName, Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Below the reserve the trial ends with one line, and what was measured is in its record."""
-    monkeypatch.setattr(trial, "MIN_FREE_BYTES", 1 << 60)
-    plan = plan_for(("kafka",), duration_s=20.0)
-    record, outcome = run_trial(plan.trials[0], Setting(endpoints["kafka"], lambda _: None))
-    assert outcome.error is not None
-    assert "disk" in outcome.error
-    assert record["status"] == "failed"
-    assert record["verdict"]["status"] == "invalid"
+    """Below the reserve the run ends with one line; what was measured before is kept, and no further trial begins."""
+    del endpoints
+
+    class Filling(Quiet):
+        def message(self, text: str) -> None:
+            if text.startswith("[1/3] "):
+                monkeypatch.setattr(trial, "MIN_FREE_BYTES", 1 << 60)
+
+    plan = plan_for(("kafka",), kafka=Kafka(linger_ms=[0, 1, 2]))
+    run = execute(plan, Options("full", ["loadgen"], tmp_path), Filling())
+    assert run.status == "partial"
+    assert [record["status"] for record in run.trials] == ["complete", "failed"]
+    assert "GB free where kafka keeps its data" in str(run.reason)
+    assert run.trials[1]["verdict"]["status"] == "invalid"
+    assert exit_status(run) == 2
 
 
 def test_a_dead_agent_fails_the_trial_with_its_name(

@@ -319,6 +319,26 @@ def test_full_disk_leaves_the_last_valid_run(writer: RunWriter, monkeypatch: pyt
     assert not list(writer.path.glob(".*"))
 
 
+def test_a_full_disk_lets_a_run_end_in_its_reserve(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the reserve is there nothing else can be written: the run ends partial, with the disk as its reason."""
+    reserve, fsync = writer.path / runs_module.RESERVE_FILE, os.fsync
+    assert reserve.stat().st_size == runs_module.RESERVE_BYTES
+    writer.add_series([{"sent": 1}])
+    monkeypatch.setattr(runs_module.os, "fsync", lambda fd: full_disk() if reserve.exists() else fsync(fd))
+    writer.add_trial({"id": "a/1"})
+    monkeypatch.setattr("loadgen.runs.to_parquet", full_disk)
+    run = load(writer.finish("complete"))
+    assert (run.status, run.trial("a/1")["status"]) == ("partial", "complete")
+    assert re.fullmatch(r".*series\.parquet: cannot be written: No space left on device; free space.*", str(run.reason))
+    assert run.series["sent"].tolist() == [1]
+
+
+def test_latest_is_the_run_that_began_last(writer: RunWriter, tmp_path: Path) -> None:
+    """Also while it runs, so that one which is killed is not mistaken for the one before it."""
+    assert load("latest", tmp_path).id == writer.id
+    assert load("latest", tmp_path).status == "running"
+
+
 def test_full_disk_cuts_the_torn_line_off_the_log(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals written before the disk was full can be read after it, and the run can still be closed."""
     writer.begin_trial({"id": "a/1", "window_s": 9.0}, started_s=time.time())

@@ -13,7 +13,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from loadgen.errors import BrokerError
+from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-__all__ = ["down", "is_warmed", "kill", "mark_warmed", "open_brokers", "public_spec", "restart", "status", "up"]
+__all__ = [
+    "down",
+    "in_words",
+    "is_warmed",
+    "kill",
+    "mark_warmed",
+    "open_brokers",
+    "public_spec",
+    "restart",
+    "status",
+    "up",
+]
 
 BOTH: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
 
@@ -87,7 +98,7 @@ def down(
         return local.down(brokers, progress=progress)
     if spec == "docker":
         return docker.down(brokers, progress=progress)
-    raise BrokerError("loadgen only ends brokers that it started: `down` takes local or docker, not a URL")
+    raise LoadgenError("loadgen only ends brokers that it started: `down` takes --brokers local or docker, no URL")
 
 
 def status(spec: str = "local", *, progress: Progress = _silent) -> list[dict[str, Any]]:
@@ -99,6 +110,17 @@ def status(spec: str = "local", *, progress: Progress = _silent) -> list[dict[st
     if spec == "docker":
         return docker.status(progress=progress)
     return external.status(spec)
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """A broker in one line, as far as it is known: of somebody else's there are neither pid nor log."""
+    if "error" in row:
+        return f"{row['broker']} {row['url']}: {row['error']}"
+    if not row["running"]:
+        return f"{row['broker']}: not running"
+    known = {"pid": row.get("pid"), **(row.get("ports") or {}), "log": row.get("log_dir")}
+    parts = ["running", *filter(None, [row.get("url")]), *(f"{name} {value}" for name, value in known.items() if value)]
+    return " ".join(filter(None, [row["broker"], row["version"]])) + ": " + ", ".join(parts)
 
 
 def public_spec(spec: str) -> str:
