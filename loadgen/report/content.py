@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
 from loadgen.report import ab, answer, capacity, curve, detail, slowest
 from loadgen.report.table import Table, make_table
@@ -65,6 +66,7 @@ def gather(run: Run) -> Content:
     table = make_table(run)
     variants = _variants(run)
     said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)
+    said = [*said, *shapes.sentences(run)]
     return Content(
         table=table,
         sentences=tuple(said),
