@@ -294,7 +294,8 @@ class _Bench:
         """What the generator reaches without a broker, measured once for each point and number of producers."""
         key = _ceiling_key(trial)
         if key not in self.ceilings:
-            found = measure_ceiling(trial, self.setting(trial), needed_msgs_per_s=needed_msgs_per_s)
+            alone = replace(self.setting(trial), began=None)  # no trial of the run: nobody is shown it
+            found = measure_ceiling(trial, alone, needed_msgs_per_s=needed_msgs_per_s)
             self.ceilings[key] = found
             self.writer.add("ceilings", found)
             self.listener.message(f"{self.shown}{trial.id}: without a broker: {_ceiling_text(found)}")

@@ -104,7 +104,7 @@ class Exposition(Collector):
     def end(self, record: Mapping[str, Any]) -> None:
         """It has ended, with this record: from now on its counts are the record's."""
         with self._lock:
-            if self._live is not None:
+            if self._live is not None and self._live.trial.id == record["id"]:
                 self._ended.append(_ended(_shown(self._live), record))
                 self._live = None
             status = str(record["verdict"]["status"])

@@ -17,11 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.cli import main
+from loadgen.driver import Gauge
+from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import Options, execute
 from loadgen.errors import ScenarioError
 from loadgen.exposition import BOUNDS, EDGES_NS, TRIALS_KEPT, Exposition, _cumulated, exposed, parse_address
 from loadgen.histogram import Histogram
 from loadgen.plan import Profile, make_plan
+from loadgen.trial import Live
 
 if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
@@ -168,6 +171,19 @@ def test_buckets_are_exact() -> None:
     histogram.add(np.array([EDGES_NS[0] - 1, EDGES_NS[0], EDGES_NS[5] - 1, EDGES_NS[5], EDGES_NS[-1] * 2]))
     counts, _ = _cumulated(histogram)
     assert [counts[0], counts[1], counts[4], counts[5], counts[6], counts[-2], counts[-1]] == [1, 2, 2, 3, 4, 4, 5]
+
+
+def test_a_record_ends_its_own_trial_only() -> None:
+    """A point that failed without a trial of its own takes no other's place."""
+    scenario = Scenario(name="shown", question="?", rate=Rate.fixed(5), kafka=Kafka())
+    (trial,) = make_plan([scenario], Profile("test", 0.0, 1.0, 1), brokers=("kafka",)).trials
+    live = Live(trial, memory_endpoint("kafka"), None, lambda _: None, lambda _: Gauge(0))
+    exposition = Exposition()
+    exposition.begin(live)
+    exposition.end({"id": "another", "verdict": {"status": "invalid"}})
+    assert exposition._live is live
+    exposition.end({"id": trial.id, "verdict": {"status": "valid"}})
+    assert exposition._live is None
 
 
 def test_a_run_with_many_trials_keeps_its_page_small() -> None:
