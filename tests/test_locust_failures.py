@@ -6,17 +6,21 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import locusts
 import psutil
 import pytest
 
+from loadgen.brokers import open_brokers
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from loadgen.endpoint import BrokerName, Endpoint
 
@@ -104,6 +108,68 @@ def test_a_broker_that_dies_shows_as_failures_and_not_as_a_hang(
     assert "rabbitmq at 127.0.0.1" in trial["error"]
     if login.password != "guest":  # noqa: S105 - what RabbitMQ is shipped with, and no secret
         assert login.password not in ended.text + (ended.run.path / "run.json").read_text()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[BrokerName, Endpoint]]:
+    """Brokers that nobody else uses, to be frozen and killed."""
+    cache = os.environ.get("LOADGEN_CACHE_DIR", str(Path(".brokers/install").absolute()))
+    with monkeypatch.context() as patch:
+        patch.setenv("LOADGEN_BROKERS_DIR", str(tmp_path / "brokers"))
+        patch.setenv("LOADGEN_CACHE_DIR", cache)
+        with open_brokers("local", progress=print) as opened:
+            yield opened
+            for pid in opened["rabbitmq"].pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(240)
+def test_a_frozen_broker_and_a_killed_one_fail_their_trials_and_hold_nobody_up(
+    tmp_path: Path, own: dict[BrokerName, Endpoint]
+) -> None:
+    """RabbitMQ stops and answers nothing, Kafka dies: each trial says so, and Locust ends by itself."""
+    login = own["rabbitmq"].credentials
+    assert login is not None
+    hosts = {name: "{}:{}".format(*endpoint.hosts[0]) for name, endpoint in own.items()}
+    together = locusts.Together(tmp_path)
+    for name, url in (
+        ("rabbitmq", f"amqp://{login.username}:{login.password}@{hosts['rabbitmq']}/"),
+        ("kafka", f"kafka://{hosts['kafka']}"),
+    ):
+        words = ("--headless", "-u", "2", "-r", "2", "-t", "20s", "--broker", name, "--brokers", url)
+        together.start(name, *words, "--set", "rate=200")
+    try:
+        for name, number in (("rabbitmq", signal.SIGSTOP), ("kafka", signal.SIGKILL)):
+            stats, until = together.folder(name) / "stats_stats.csv", time.monotonic() + 60
+            while not stats.exists() or f"CONSUME,latency {name}" not in stats.read_text():
+                assert time.monotonic() < until, f"no load reached {name}"
+                time.sleep(0.1)
+            for pid in own[name].pids:
+                os.kill(pid, number)
+        for name, host in hosts.items():
+            ended = together.ended(name)
+            assert ended.status == 2, ended.text
+            assert ended.trial["verdict"]["status"] == "invalid"
+            assert f"{name} at {host}" in ended.trial["error"]
+            assert "Traceback" not in ended.text
+    finally:
+        together.close()
+
+
+def test_a_keeper_that_does_not_answer_is_told_and_ended() -> None:
+    """A call of a process that is stuck fails in its time, the next at once, and closing it waits no longer either."""
+    code = (
+        "from loadgen.locust import helper, users\nimport os, signal, time\n"
+        "helper.CALL_S = helper.END_S = 0.5\n"
+        "keeper = helper.Helper('keeper', lambda *_: None, lambda: None)\nkeeper.wait_up()\n"
+        "os.kill(keeper.pid, signal.SIGSTOP)\n"
+        "print([keeper.call('close', partial=None, thresholds=[])['status'] for _ in range(2)])\n"
+        "helper.CALL_S = 1000\nassert 'does not answer' in keeper.call('close')['error']\n"
+        "keeper.close()\ntry:\n    os.kill(keeper.pid, 0)\nexcept ProcessLookupError:\n    print('gone')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert done.stdout == "[70, 70]\ngone\n", done.stderr
 
 
 def test_a_worker_that_dies_invalidates_the_trial_and_the_rest_goes_on(

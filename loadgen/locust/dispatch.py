@@ -2,6 +2,9 @@
 
 Locust spreads users over its classes by weight, in an order of its own; a producer without a consumer would fill a
 queue that nobody reads. So the order is the master's (`loadgen.locust.seats`), while Locust spreads them over workers.
+
+`Environment.dispatcher_class` is the hook for this, but what a dispatcher is made of is private. It is used here
+and nowhere else; tests/test_locust_internals.py names each such attribute, and pyproject.toml bounds Locust's version.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ class Dispatcher(UsersDispatcher):
 
     def new_dispatch(self, target_user_count: int, spawn_rate: float, user_classes: Any = None) -> None:
         """So many users are wanted: plan their roles, and let those leave first that are too many of theirs."""
+        self.master.dispatcher = self
         self.master.plan(target_user_count)
         super().new_dispatch(target_user_count, spawn_rate, user_classes)
         kept = {each.__name__: 0 for each in self._user_classes}

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 UP_S = 60.0  # for a process to start and import, on a busy machine
 END_S = 15.0
+CALL_S = 120.0  # for an answer …
+OPEN_S = 1_800.0  # … and for one that may have to install and start brokers first
+OPENING = frozenset({"prepare", "open", "endpoints"})
 
 
 class Helper:
@@ -42,7 +45,7 @@ class Helper:
         self._hear, self._lost = hear, lost
         self._calls: dict[int, AsyncResult[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
-        self._up, self._closing = Event(), False
+        self._up, self._closing, self._is_stuck = Event(), False, False
         self._greenlet = gevent.spawn(self._listen)
 
     def wait_up(self) -> None:
@@ -56,24 +59,41 @@ class Helper:
             self._line.send(kind, **data)
 
     def call(self, kind: str, **data: Any) -> dict[str, Any]:
-        """Ask it, and wait; what it could not do is in the answer's `error`."""
+        """Ask it, and wait, but not for ever; what it could not do is in the answer's `error`."""
+        if self._is_stuck:
+            return self._stuck(kind)
         number = next(self._numbers)
         answer: AsyncResult[dict[str, Any]] = AsyncResult()
         self._calls[number] = answer
         if self._greenlet.ready():
             self._fail_calls()
         self.send(kind, call=number, **data)
-        found: dict[str, Any] = answer.get()
+        try:
+            found: dict[str, Any] = answer.get(timeout=OPEN_S if kind in OPENING else CALL_S)
+        except gevent.Timeout:
+            self._calls.pop(number, None)
+            self._is_stuck = True
+            return self._stuck(kind)
         return found
+
+    def _stuck(self, kind: str) -> dict[str, Any]:
+        text = f"the process loadgen.locust.{self.module} does not answer ({kind}): a broker that it waits for may hang"
+        return {"error": text, "status": 70}
 
     def close(self) -> None:
         """End it in order."""
         self._closing = True
         self._line.close_sending()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
+        if not self._is_stuck:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)
+        if self._process.poll() is None:  # asked once more, so that brokers are ended that were started for it
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)
         if self._process.poll() is None:
             self._process.kill()
+            self._process.wait()
         self._greenlet.join(1)
         self._line.close()
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from locust.env import Environment
 
+    from loadgen.locust.dispatch import Dispatcher
+
 PHASE_LEAST_S = 2.0  # shorter phases would be all warm-up; points that find no room are left out
 PHASE_S = 30.0  # of a test without a run time
 
@@ -54,6 +56,7 @@ class Master:
         self._chosen: Chosen | None = None
         self._lock = RLock()
         self._timer: gevent.Greenlet | None = None
+        self.dispatcher: Dispatcher | None = None
         self._test_over = Event()
         self._test_over.set()
         self.keeper = Helper("keeper", self._hear, self._lost)
@@ -264,9 +267,8 @@ class Master:
             for each in self.classes()
             if (each.scenario_name, each.broker) == before
         }
-        dispatcher: Any = self.runner._users_dispatcher  # noqa: SLF001 - Locust has no other way to exchange users
-        if dispatcher is not None:
-            dispatcher.swap(names)
+        if self.dispatcher is not None:
+            self.dispatcher.swap(names)
             gevent.spawn(self.runner.start, self.runner.target_user_count, 100)
 
     def _end_phase(self, *, interrupted: bool = False) -> None:
