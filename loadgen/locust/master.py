@@ -295,6 +295,10 @@ class Master:
 
     def _hear(self, kind: str, message: dict[str, Any]) -> None:
         if kind == "state":
+            before, phase = self.state.get(message["broker"]), self.floor.phase
+            if before is not None and before["trial"] == message["trial"] and (phase is None or phase.stopped):
+                before["totals"] = message["totals"]  # of an ended trial the last second under load is shown
+                return
             self.state[message["broker"]] = message
             self.history.append({**message, "at_s": time.time()})
             del self.history[:-600]
