@@ -207,6 +207,7 @@ def test_importing_a_scenario_imports_neither_locust_nor_gevent() -> None:
     [
         (("--set", "prefetch"), "--set prefetch", 64),
         (("--threshold", "p98<1"), "--threshold p98<1", 64),
+        (("--set", "backlog_msgs=1000"), "backlog_msgs has phases", 64),
         (("--broker", "kafka", "LatencyRabbitMQProducer"), "none of the classes picked", 64),
         (("--brokers", "kafka://127.0.0.1:1", "--broker", "kafka"), "cannot be reached", 69),
     ],
