@@ -136,7 +136,7 @@ class Result:
 
 @dataclass(slots=True)
 class Drained:
-    """What a consumer saw of a backlog; moments are monotonic ns, 0 where there was none.
+    """What a consumer saw of a backlog; moments are ns since the trial's begin, 0 where there was none.
 
     `opened_ns` is when it began to connect, `first_ns` and `last_ns` when its first and its last message came,
     `backlog_ns` when its last one of the backlog did, of which it received `backlog_msgs`. `firsts` has the first

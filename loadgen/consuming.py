@@ -137,7 +137,7 @@ class ConsumerAgent(Agent):
         told = json.loads(self.board.note() or "null")
         target = spec.target if told is None else replace(spec.target, start=start_of(told))
         if self.drained is not None:
-            self.drained.opened_ns = now_ns
+            self.drained.opened_ns = now_ns - self.clock.start_ns
         self.consumer = self.client = self.connect(target)
         return self.consumer
 
@@ -349,7 +349,7 @@ class ConsumerAgent(Agent):
 
     def _note_drained(self, drained: Drained, parsed: Parsed, source: int, intended: Int64, at_ns: Int64 | int) -> None:
         """Note the moments of a drain, and the first message of each source."""
-        came_ns = np.broadcast_to(at_ns, len(intended))
+        came_ns = np.broadcast_to(at_ns, len(intended)) - self.clock.start_ns
         if source not in drained.firsts:
             first = int(np.argmax(parsed.intact))
             place = (int(parsed.producer[first]), int(parsed.seq[first]))

@@ -44,8 +44,8 @@ def drained(trial: Trial, flow: Flow, outcome: Outcome, account: Account | None)
     seen = [result.drained for result in outcome.results if result.drained is not None]
     opened = [each.opened_ns for each in seen if each.opened_ns]
     firsts = [each.first_ns for each in seen if each.first_ns]
-    begin_ns = outcome.start_ns
-    end_ns, received = _end(trial, flow, seen, begin_ns)
+    caught_up_ns, received = _end(trial, flow, seen, outcome.start_ns)
+    end_ns = round(trial.duration_s * SECOND_NS) if caught_up_ns is None else caught_up_ns
     first_ns = min(firsts, default=0)
     rate = received * SECOND_NS / (end_ns - first_ns) if first_ns and end_ns > first_ns else None
     return {
@@ -59,34 +59,24 @@ def drained(trial: Trial, flow: Flow, outcome: Outcome, account: Account | None)
         "begun_producers": None if account is None else account.begun,
         "first_ns": first_ns - min(opened) if first_ns and opened else None,
         "drain_msgs_per_s": rate,
-        "catch_up_s": (end_ns - begin_ns) / SECOND_NS if _is_caught_up(trial, flow, seen, begin_ns) else None,
+        "catch_up_s": None if caught_up_ns is None else caught_up_ns / SECOND_NS,
     }
 
 
-def _wanted_msgs(trial: Trial) -> int:
-    return (trial.backlog.msgs - trial.backlog.skipped(trial.producers)) * trial.subscribers
+def _end(trial: Trial, flow: Flow, seen: Sequence[Drained], start_ns: int) -> tuple[int | None, int]:
+    """When consumers had caught up (ns since the begin; None: never), and what was received until then, or at all.
 
-
-def _caught_up_ns(trial: Trial, flow: Flow, begin_ns: int) -> int | None:
-    """Of an open loop: when no more was under way than is at any time."""
+    A replay is over with its last message. In an open loop no more is under way then than is at any time.
+    """
+    if trial.is_replay:
+        received = sum(each.backlog_msgs for each in seen)
+        wanted = (trial.backlog.msgs - trial.backlog.skipped(trial.producers)) * trial.subscribers
+        return max(each.backlog_ns for each in seen) if received >= wanted else None, received
     rate = trial.rate.msgs_per_s
     assert isinstance(rate, int | float), "producers go on at one rate"
-    end_ns = begin_ns + round(trial.duration_s * SECOND_NS)
-    return flow.caught_up_ns(begin_ns, end_ns, max(rate, trial.rate.to_msgs_per_s or 0))
-
-
-def _is_caught_up(trial: Trial, flow: Flow, seen: Sequence[Drained], begin_ns: int) -> bool:
-    if trial.is_replay:
-        return sum(each.backlog_msgs for each in seen) >= _wanted_msgs(trial)
-    return _caught_up_ns(trial, flow, begin_ns) is not None
-
-
-def _end(trial: Trial, flow: Flow, seen: Sequence[Drained], begin_ns: int) -> tuple[int, int]:
-    """When consumers had caught up, else when one stopped looking (ns), and what they had received by then."""
-    if trial.is_replay:
-        return max((each.backlog_ns for each in seen), default=0), sum(each.backlog_msgs for each in seen)
-    end_ns = _caught_up_ns(trial, flow, begin_ns) or begin_ns + round(trial.duration_s * SECOND_NS)
-    return end_ns, flow.received_by(begin_ns, end_ns)
+    end_ns = start_ns + round(trial.duration_s * SECOND_NS)
+    found_ns = flow.caught_up_ns(start_ns, end_ns, max(rate, trial.rate.to_msgs_per_s or 0))
+    return None if found_ns is None else found_ns - start_ns, flow.received_by(start_ns, found_ns or end_ns)
 
 
 def replayed_s(trial: Trial, outcome: Outcome) -> float | None:
@@ -95,7 +85,7 @@ def replayed_s(trial: Trial, outcome: Outcome) -> float | None:
     last_ns = max((each.last_ns for each in seen), default=0)
     if not trial.is_replay or not last_ns:
         return None
-    return min(trial.duration_s, (last_ns - outcome.start_ns) / SECOND_NS)
+    return min(trial.duration_s, last_ns / SECOND_NS)
 
 
 def begun_right(backlog: dict[str, Any] | None, producers: int, subscribers: int) -> tuple[bool | None, str] | None:

@@ -451,7 +451,9 @@ def _flow_facts(record: Record) -> Record:
     known: Record = {"steady": (steady["steady"], steady["reason"])}
     if little is not None:
         known["little"] = (little["agrees"], little["reason"])
-    if under_way and offered and record.get("membership") is None:
+    if record.get("membership") is not None:
+        known["backlog"] = (True, "a consumer came or went: what piled up then is what is looked for")
+    elif under_way and offered:
         is_grown = is_growing(under_way, offered * record["subscribers"])
         grew = under_way["slope_msgs_per_s"]["estimate"]
         known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")

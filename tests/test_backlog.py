@@ -249,6 +249,8 @@ def test_the_broker_holds_the_backlog_when_consumers_begin(
     assert (record["sent"], record["received"], record["duplicated"]) == (4_300, 4_300, 0)
     assert record["latency_ns"]["e2e"]["count"] == 300
     assert record["rss_bytes"]["broker"] > 1 << 20
+    found = {each["name"]: each["passed"] for each in record["verdict"]["checks"]}
+    assert found["steady state"] is found["start"] is True  # a planned backlog is no doubt
     assert not failed(record)
     (comparison,) = comparisons([record])
     assert load_label(comparison.shared) == "a backlog of 4,000 from its beginning"

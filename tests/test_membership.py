@@ -120,7 +120,7 @@ def test_consumers_come_and_go(
     """The broker knows of one consumer more or less; who came or went has its part only, and nothing is lost."""
     targets: list[Target] = []
     seen: list[int] = []
-    make_specs, turned = trial_module._specs, Live.turned
+    make_specs, turned = trial_module.roster, Live.turned
 
     def specs(trial: Trial, target: Target, *others: Any) -> list[AgentSpec]:
         targets.append(target)
@@ -131,7 +131,7 @@ def test_consumers_come_and_go(
         if self.start_ns and not board.ordered(Cell.STOP_CONSUMING) and (count := members(targets[0])) not in seen[-1:]:
             seen.append(count)
 
-    monkeypatch.setattr(trial_module, "_specs", specs)
+    monkeypatch.setattr(trial_module, "roster", specs)
     monkeypatch.setattr(Live, "turned", watch)
     scenario = Scenario(
         name="rebalance", question="?", rate=Rate.fixed(400), message=Message(size_bytes=100), consumers=2, warmup_s=0,
@@ -145,6 +145,8 @@ def test_consumers_come_and_go(
     assert seen == expected
     assert (record["sent"], record["lost"]) == (400 * changes["duration_s"], 0)
     assert record["received"] >= record["sent"]
+    planned = {each["name"]: each["passed"] for each in record["verdict"]["checks"]}
+    assert planned["steady state"] is planned["backlog"] is planned["duplicates"] is True
     ((kind, change),) = [(kind, change) for kind, change in record["rebalances"].items() if change is not None]
     assert len(change["pause_ms_by_source"]) == (4 if broker == "kafka" else 1)
     at_ms = round(changes[f"{kind}_at_s"] * 1000)
