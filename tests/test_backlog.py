@@ -16,7 +16,7 @@ from loadgen.backlog import Backlog
 from loadgen.drain import drained, replayed_s
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import ScenarioError
-from loadgen.fleet import Outcome
+from loadgen.fleet import Fleet, Outcome
 from loadgen.flow import Flow
 from loadgen.ledger import ReceivedBook, SentBook, settle
 from loadgen.load import load_scenarios, scenario_file
@@ -27,6 +27,7 @@ from loadgen.report.points import comparisons
 from loadgen.trial import Live, Setting, run_trial
 
 if TYPE_CHECKING:
+    from loadgen.board import Board
     from loadgen.endpoint import BrokerName, Endpoint
 
 SHORT = Profile("test", warmup_s=1.0, duration_s=1.0, repeats=1)
@@ -237,13 +238,14 @@ def test_the_broker_holds_the_backlog_when_consumers_begin(
 ) -> None:
     """By its own count all of it waits at that moment; then it is drained while producers go on."""
     depths: list[int] = []
-    start = Live.started
+    start = Fleet._start
 
-    def started(self: Live, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
-        depths.append(self.gauge(0).depth_msgs)
-        start(self, start_ns, pids)
+    def started(self: Fleet, board: Board) -> None:
+        assert isinstance(self.watcher, Live)
+        depths.append(self.watcher.gauge(0).depth_msgs)
+        start(self, board)
 
-    monkeypatch.setattr(Live, "started", started)
+    monkeypatch.setattr(Fleet, "_start", started)
     record, _ = ran(planned(broker, part, rate=Rate.fixed(300), durability=durability), endpoints[broker])
     assert depths == [4_000]
     assert (record["sent"], record["received"], record["duplicated"]) == (4_300, 4_300, 0)
