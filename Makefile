@@ -34,6 +34,7 @@ compare: $(STAMP)
 	@$(BIN)/loadgen compare --profile quick
 
 test: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -c 'import browser; browser.need()'
 	@$(BIN)/python -m pytest $(TESTS)
 
 scenarios: $(STAMP)

@@ -166,11 +166,17 @@ def _running(spec: str) -> set[str]:
 
 
 def disk_dir(spec: str) -> Path:
-    """The nearest folder there is to where the brokers of this spec keep their data; unknown, it is the current one."""
+    """The nearest folder there is to where the brokers of this spec keep their data; unknown, it is the current one.
+
+    Raises HostError where that is on no disk.
+    """
     if spec != "local":
         return Path.cwd()
     folder = brokers_dir()
-    return next(each for each in (folder, *folder.parents) if each.exists())
+    found = next(each for each in (folder, *folder.parents) if each.exists())
+    if not found.is_dir() or not os.statvfs(found).f_blocks:  # /proc and the like hold no files of ours
+        raise HostError(f"{folder} cannot hold the brokers' data; set LOADGEN_BROKERS_DIR to a folder on a disk")
+    return found
 
 
 class _Bench:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadgen.errors import ScenarioError
+from loadgen.knobs import CLASS_DEMANDS
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:
         if part == "rate":
             values["rate"] = _rate(value, values["rate"])
         elif part == "":
-            values[knob] = Durability(value) if knob == "durability" and value in set(Durability) else value
+            values[knob] = _durability(value) if knob == "durability" else value
         else:
             current = values[part]
             if current is None:
@@ -104,6 +106,14 @@ def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:
             given = {name: getattr(current, name) for name in current.model_fields_set}
             values[part] = _PARTS[part](**{**given, knob: value})
     return Scenario(**values)
+
+
+def _durability(value: Any) -> Any:
+    """A class or a sweep of classes, as far as they are known."""
+    unknown = [each for each in (value if isinstance(value, list) else [value]) if each not in list(Durability)]
+    if unknown:
+        raise ScenarioError(f"--set durability: {unknown[0]!r} is no class; expected one of {', '.join(CLASS_DEMANDS)}")
+    return [Durability(each) for each in value] if isinstance(value, list) else Durability(value)
 
 
 def load_variants(paths: Sequence[Path], texts: Sequence[str]) -> tuple[Scenario, Scenario]:
@@ -143,8 +153,18 @@ def _locate(scenario: Scenario, key: str) -> tuple[str, str]:
         return owners[0], key
     if owners:
         raise ScenarioError(f"--set {key}: say which: {' or '.join(f'{owner}.{key}' for owner in owners)}")
-    known = [*_OWN, "rate", *(f"{name}.{field}" for name, model in _PARTS.items() for field in model.model_fields)]
-    raise ScenarioError(f"--set {key}: no such knob; there are {', '.join(known)}")
+    raise ScenarioError(f"--set {key}: no such knob; {_near(scenario, part if dot else '', knob if dot else key)}")
+
+
+def _near(scenario: Scenario, part: str, knob: str) -> str:
+    """The scenario's knobs that are called nearly so, in full; else its own, and where the others are."""
+    driven = {name: list(model.model_fields) for name, model in _PARTS.items() if getattr(scenario, name) is not None}
+    owners = {field: [name for name in driven if field in driven[name]] for name in driven for field in driven[name]}
+    near = get_close_matches(knob, [*_OWN, "rate", *owners], n=1)
+    if near:
+        return f"did you mean {' or '.join(f'{each}.{near[0]}' for each in owners.get(near[0], [])) or near[0]}?"
+    parts = "; ".join(f"`{name}.…`" for name in get_close_matches(part, driven, n=1) or driven)
+    return f"there are {', '.join(_OWN)}, rate, and those of {parts}"
 
 
 def _rate(value: Any, current: Rate) -> Rate:

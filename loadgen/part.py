@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from loadgen.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _Item = TypeVar("_Item")
 
@@ -41,6 +45,13 @@ class Part(BaseModel):
             raise ScenarioError(_describe(type(self), error)) from None
 
 
+def suggested(given: str, known: Iterable[str]) -> str:
+    """What to write in place of a word that is not known: the nearest ones, or all of them where none is near."""
+    names = list(known)
+    near = get_close_matches(given, names, n=2)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+
+
 def _describe(part: type[BaseModel], error: ValidationError) -> str:
     """All mistakes in one line, each naming its knob, what was given and what was expected."""
     by_knob: dict[str, tuple[bool, str]] = {}
@@ -55,7 +66,7 @@ def _describe(part: type[BaseModel], error: ValidationError) -> str:
             continue
         message = each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":
-            text = f"{knob}: no such knob; there are {', '.join(part.model_fields)}"
+            text = f"{knob}: no such knob; {suggested(knob, part.model_fields)}"
         elif not location:
             text = message
         else:

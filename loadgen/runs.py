@@ -366,6 +366,8 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
 
 def refuse_unwritable(root: Path) -> None:
     """Raise HostError, before any broker is touched, where no run could be written."""
+    if root.exists() and not root.is_dir():
+        raise HostError(f"{root}: is a file; choose another folder (--results)")
     with as_host_error(root):
         root.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=root, prefix=".loadgen-").close()

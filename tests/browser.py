@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
+
+from loadgen.errors import EXIT_UNAVAILABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +21,22 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WAIT_S = 30.0
 
 
+def find() -> str | None:
+    """Where the browser is, if there is one."""
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+
+
+def need() -> None:
+    """End the program with one line where there is none: `make test` asks before the first test, not after many."""
+    if find() is None:
+        names = ", ".join(PROGRAMS)
+        sys.stderr.write(f"make test needs a browser, none of {names} is on PATH: apt-get install chromium\n")
+        raise SystemExit(EXIT_UNAVAILABLE)
+
+
 def program() -> str:
-    """The browser; a machine that runs these tests has one (`.ci/run` installs it)."""
-    found = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    """The browser; `make test` has seen to it that there is one."""
+    found = find()
     assert found is not None, f"no browser: expected one of {', '.join(PROGRAMS)} (apt-get install chromium)"
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,6 +143,26 @@ def test_an_unreachable_broker_is_one_line(scheme: str, broker: str) -> None:
         address = f"127.0.0.1:{reserved['closed']}"
         with refused(broker, address, "cannot be reached"):
             external.connect(f"{scheme}://u:{QUOTED}@{address}", [broker])  # type: ignore[list-item]
+
+
+def test_a_host_that_has_no_address_reads_otherwise_than_a_closed_port() -> None:
+    """The name is what is wrong, and is shown."""
+    with refused("no address is known of nowhere.invalid"):
+        external.connect("amqp://nowhere.invalid", ["rabbitmq"])
+
+
+def test_what_is_no_broker_is_told_without_a_class_name() -> None:
+    """Something hangs up: the line says that, and not what a library calls it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def hang_up() -> None:
+            for _ in range(2):  # the look whether anything listens, and the login
+                server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        with refused("rabbitmq", address, "it hung up during the handshake"):
+            external.connect(f"amqp://{address}", ["rabbitmq"])
 
 
 @pytest.mark.parametrize(("scheme", "broker"), [("amqp", "rabbitmq"), ("kafka", "kafka")])

@@ -37,6 +37,7 @@ def test_an_interrupted_installation_is_not_taken_for_a_whole_one(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         install.ensure("x", tmp_path, breaks, quiet)
     assert install.find("x", tmp_path) is None
+    assert not list(tmp_path.glob("*.partial-*"))
     assert install.ensure("x", tmp_path, works, quiet).versions == {"part": "1.0"}
     assert install.find("x", tmp_path) == install.Installation(tmp_path / "x", {"part": "1.0"})
     assert not list(tmp_path.glob("*.partial-*"))

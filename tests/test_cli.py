@@ -53,7 +53,11 @@ USAGE_ERRORS = [
     (["run"], "SCENARIO"),
     (["run", "scenarios/nope.py"], "scenarios/nope.py: no such file"),
     (["run", "throughput.py"], "did you mean scenarios/throughput.py?"),
-    (["run", "scenarios/latency.py", "--set", "bogus=1"], "bogus: no such knob"),
+    (["run", "scenarios/latency.py", "--set", "bogus=1"], "bogus: no such knob; there are producers, "),
+    (["run", "scenarios/latency.py", "--set", "lingr_ms=5"], "no such knob; did you mean kafka.linger_ms?"),
+    (["run", "scenarios/latency.py", "--set", "kafka.lingr_ms=5"], "no such knob; did you mean linger_ms?"),
+    (["plan", "scenarios/latency.py", "--set", "durability=foo"], "expected one of none, broker, flushed"),
+    (["run", "scenarios/latency.py", "--brokers", "amqp://127.0.0.1"], "ask for --broker rabbitmq"),
     (["run", "scenarios/latency.py", "--set", "kafka.acks=7"], "acks = 7"),
     (["run", "scenarios/latency.py", "--set", "durability=flushed", "--set", "kafka.acks=1"], "class `flushed`"),
     (["plan", "scenarios/latency.py", "--repeats", "0"], "expected 1"),
@@ -107,7 +111,26 @@ def test_results_that_cannot_be_written_are_refused_before_anything_runs(tmp_pat
     blocked.touch()
     done = loadgen("run", "scenarios/latency.py", "--results", str(blocked))
     assert done.returncode == 71
-    assert "choose another folder" in only_line(done.stderr)
+    assert "file: is a file; choose another folder" in only_line(done.stderr)
+
+
+def test_a_folder_that_cannot_hold_brokers_is_told_with_its_variable() -> None:
+    """One line, which names the variable that is wrong."""
+    for variable in ("LOADGEN_BROKERS_DIR", "LOADGEN_CACHE_DIR"):
+        for command in ("up", "run scenarios/latency.py") if variable == "LOADGEN_BROKERS_DIR" else ("up",):
+            done = loadgen(*command.split(), **{variable: "/proc/nope"})
+            assert done.returncode == 71
+            assert f"set {variable} to a folder" in only_line(done.stderr)
+
+
+def test_make_test_without_a_browser_is_one_line_and_69() -> None:
+    """Said before the first test runs, and not where one fails late."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import browser; browser.need()"], check=False, capture_output=True, text=True,
+        env={**os.environ, "PATH": "/nonexistent", "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    assert done.returncode == 69
+    assert "apt-get install chromium" in only_line(done.stderr)
 
 
 def test_a_plan_says_what_a_run_will_do() -> None:

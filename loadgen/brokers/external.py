@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,9 +115,9 @@ def connect(spec: str, brokers: Sequence[BrokerName]) -> dict[BrokerName, Endpoi
     addresses = parse(spec)
     missing = [broker for broker in brokers if broker not in addresses]
     if missing:
-        raise LoadgenError(
-            f"no URL for {' and '.join(missing)} was given: expected {EXAMPLE}, or leave that broker out"
-        )
+        given = [broker for broker in brokers if broker in addresses]
+        instead = f"--broker {given[0]}" if len(given) == 1 else "fewer brokers"
+        raise LoadgenError(f"no URL for {' and '.join(missing)} was given: add one ({EXAMPLE}), or ask for {instead}")
     return {broker: _connect(addresses[broker]) for broker in brokers}
 
 
@@ -136,10 +137,7 @@ def status(spec: str) -> list[dict[str, Any]]:
 def _connect(address: Address) -> Endpoint:
     reachable = [(host, port) for host, port in address.hosts if ports.is_listening(port, host, CONNECT_TIMEOUT_S)]
     if not reachable:
-        raise BrokerError(
-            f"{address.broker} at {address.public} cannot be reached: nothing accepts connections there; "
-            "check host and port, and that the broker runs"
-        )
+        raise BrokerError(f"{address.broker} at {address.public} cannot be reached: {_why_unreachable(address)}")
     settings = _settings(address.broker)
     credentials = address.credentials or _credentials(settings, address.broker)
     endpoint = Endpoint(
@@ -160,6 +158,15 @@ def _connect(address: Address) -> Endpoint:
         if address.broker == "rabbitmq"
         else login.kafka(endpoint, address.public)
     )
+
+
+def _why_unreachable(address: Address) -> str:
+    for host, port in address.hosts:
+        try:
+            socket.getaddrinfo(host, port)
+        except OSError as error:
+            return f"no address is known of {host} ({error.strerror}); check its spelling, or the name service"
+    return "nothing accepts connections there; check host and port, and that the broker runs"
 
 
 def _parse_url(text: str) -> Address:

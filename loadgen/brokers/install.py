@@ -51,7 +51,7 @@ def ensure(
     """
     if found := find(name, cache):
         return found
-    make_dir(cache)
+    make_dir(cache, "LOADGEN_CACHE_DIR")
     with locked(cache / f"{name}.lock", what=f"installing {name}", progress=progress):
         if found := find(name, cache):
             return found
@@ -61,11 +61,15 @@ def ensure(
         # A name of its own: a child of a killed installation may still be writing into the old one.
         partial = cache / f"{name}.partial-{os.getpid()}"
         partial.mkdir()
-        versions = build(partial, progress)
-        write_json(partial / RECORD, {"versions": versions, "install_s": round(time.monotonic() - began_s, 1)})
-        shutil.rmtree(cache / name, ignore_errors=True)
-        os.sync()  # the record must not reach the disk before what it vouches for
-        partial.rename(cache / name)
+        try:
+            versions = build(partial, progress)
+            write_json(partial / RECORD, {"versions": versions, "install_s": round(time.monotonic() - began_s, 1)})
+            shutil.rmtree(cache / name, ignore_errors=True)
+            os.sync()  # the record must not reach the disk before what it vouches for
+            partial.rename(cache / name)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         progress(f"{name}: installed in {time.monotonic() - began_s:.0f} s")
     return Installation(cache / name, versions)
 

@@ -58,7 +58,7 @@ def rabbitmq(endpoint: Endpoint, url: str) -> Endpoint:
     except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         raise BrokerError(
             f"rabbitmq at {url} does not answer as an AMQP 0-9-1 broker{_about_tls(endpoint.tls, 'amqps')}: "
-            f"{type(error).__name__}"
+            f"{_said(error)}"
         ) from error
     properties: dict[str, Any] = connection._impl.server_properties  # noqa: SLF001  # pika offers no other way
     connection.close()
@@ -152,6 +152,18 @@ def _reach_kafka(settings: dict[str, Any], endpoint: Endpoint, url: str) -> list
     said = next((error.str()[:200] for error in errors if error.name() != "_ALL_BROKERS_DOWN"), "no answer")
     hint = _about_tls(endpoint.tls, "kafka+tls") + ("" if endpoint.credentials else " or credentials")
     raise BrokerError(f"kafka at {url} does not answer as a Kafka broker within {TIMEOUT_S:.0f} s{hint}: {said}")
+
+
+def _said(error: BaseException) -> str:
+    """What became of a login, in words: pika has them in the names of its errors only."""
+    from pika import exceptions  # noqa: PLC0415  # needed for external brokers only
+    from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout  # noqa: PLC0415
+
+    if isinstance(error, exceptions.IncompatibleProtocolError | exceptions.StreamLostError):
+        return "it hung up during the handshake"
+    if isinstance(error, AMQPConnectorStackTimeout):
+        return f"it said nothing within {TIMEOUT_S:.0f} s"
+    return getattr(error, "strerror", None) or "the handshake failed"
 
 
 def _about_tls(settings: Tls | None, scheme: str) -> str:

@@ -159,13 +159,13 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
         raise HostError(f"{path} cannot be written: {error.strerror}; free space there") from error
 
 
-def make_dir(folder: Path) -> Path:
-    """Makes a folder, or says in one line why it cannot be made."""
+def make_dir(folder: Path, variable: str = "LOADGEN_BROKERS_DIR") -> Path:
+    """Makes a folder, or says in one line why it cannot be made, and which variable names another."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(
-            f"cannot make {folder}: {error.strerror}; set LOADGEN_BROKERS_DIR to a folder that can be written"
+            f"cannot make {folder}: {error.strerror}; set {variable} to a folder that can be written"
         ) from error
     return folder
 
