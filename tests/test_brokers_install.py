@@ -189,9 +189,9 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
         output=tmp_path / "out",
         cpus=frozenset({0}),
     )
-    assert list(process.find_marked(tmp_path)) == [stubborn]
     while not (tmp_path / "out").read_text():
         time.sleep(0.01)
+    assert list(process.find_marked(tmp_path)) == [stubborn]
     assert os.sched_getaffinity(stubborn.pid) == {0}
     assert process.end(stubborn, timeout_s=0.2) == "killed"
     assert process.end(stubborn, timeout_s=0.2) == "gone"
