@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Self
 
+from loadgen.agent import Report, Result
 from loadgen.clocks import RATE_ERROR_MAX, READING_NS, ClockClient, fit, local_clock
 from loadgen.errors import HostError
 from loadgen.host import clock_source
@@ -143,6 +144,51 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class HostClock:
+    """This host's clock beside the one that all times are told by, which may be the same."""
+
+    def __init__(self) -> None:
+        self._source = clock_source()
+        self._tracker: Tracker | None = None
+
+    def follow(self, reference: str, address: tuple[str, int]) -> None:
+        """From now on times are told by the clock of this name, which a `ClockServer` there tells.
+
+        Raises:
+            HostError: it is not this host's, and nobody answers there.
+        """
+        if reference != clock_id() and self._tracker is None:
+            self._tracker = Tracker(address)
+
+    def begin(self) -> None:
+        """A trial begins: `record` is to tell of what is used from now on."""
+        if self._tracker is not None:
+            self._tracker.begin()
+
+    def ahead_ns(self) -> int:
+        """What to add to this host's time now; 0 where it is the reference's."""
+        return 0 if self._tracker is None else self._tracker.ahead_ns(time.monotonic_ns())
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in run.json."""
+        return local_clock(self._source) if self._tracker is None else self._tracker.record()
+
+    def close(self) -> None:
+        """Follow no more."""
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def tell_by_reference(what: Any, ahead_ns: int) -> None:
+    """Put the moments in what an agent said, which are its host's, on the reference's clock."""
+    if isinstance(what, Report):
+        what.events = [(kind, begin + ahead_ns, end + ahead_ns, text) for kind, begin, end, text in what.events]
+    elif isinstance(what, Result) and what.drained is not None:
+        for name in ("opened_ns", "first_ns", "last_ns", "backlog_ns"):
+            if moment_ns := getattr(what.drained, name):
+                setattr(what.drained, name, moment_ns + ahead_ns)
 
 
 def _best(samples: list[Sample]) -> Sample:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +164,33 @@ def test_a_worker_that_is_lost_invalidates_its_trial_and_the_plan_goes_on(ran: t
     assert [worker["agents"] for worker in after["workers"]] == [["consumer0", "producer0"]]
     assert after["sent"] == after["received"] == 800
     assert "1 of 2 workers are left, and go on" in workers.lines
+
+
+def test_a_test_of_locusts_own_may_have_workers_on_other_clocks(tmp_path: Path) -> None:
+    """Under Locust, too, the offset is found, and a message's two times are of one clock."""
+    if not can_shift():
+        pytest.skip("this system gives no process a clock of its own (unshare --time)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--headless"]
+    words += ["-u", "2", "-r", "2", "--expect-workers", "2", "--brokers", "memory", "--broker", "kafka"]
+    workers = Workers(tmp_path, [], OWN_CLOCK)
+    master = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=300"))
+    try:
+        workers.message(f"waiting for 2 workers at :{port}")
+        said = locusts.wait_for(master, locusts.STARTED)
+        series = tmp_path / "results" / "latest" / "series.jsonl"
+        until_s = time.monotonic() + 40
+        while time.monotonic() < until_s and (not series.exists() or series.read_text().count("received") < 3):
+            time.sleep(0.1)
+        locusts.interrupt(master)
+        trial = locusts.end(master, tmp_path, said).trial
+    finally:
+        workers.end(within_s=20.0)
+    assert trial["sent"] == trial["received"] > 0
+    assert abs(trial["clock"]["offset_ns"] + SHIFT_S * 10**9) <= trial["clock"]["error_ns"]
+    assert trial["out_of_range"] == 0
+    assert trial["latency_ns"]["e2e"]["max"] < trial["latency_ns"]["ack"]["max"] + 10**9
 
 
 def test_too_few_workers_are_one_line() -> None:

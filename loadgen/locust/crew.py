@@ -26,6 +26,7 @@ import numpy as np
 from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import confirms
+from loadgen.errors import LoadgenError
 from loadgen.fleet import STUCK_S
 from loadgen.hands import PIPE_BYTES, forkserver, read_on, signals_held
 from loadgen.histogram import Histogram
@@ -35,6 +36,7 @@ from loadgen.locust.rows import UNSENT, Rows
 from loadgen.process import main as agent_main
 from loadgen.recorder import delta_of
 from loadgen.shares import Share
+from loadgen.tracking import HostClock, tell_by_reference
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -107,6 +109,7 @@ class Crew:
         self._tells_totals = False
         self._told_s = 0.0
         self._open = True
+        self._clock = HostClock()
 
     def run(self) -> None:
         """Serve until the line ends."""
@@ -119,6 +122,7 @@ class Crew:
                 self._look()
         finally:
             self._clear()
+            self._clock.close()
 
     def _listen(self) -> None:
         while (message := self._line.receive()) is not None:
@@ -141,6 +145,15 @@ class Crew:
 
     # What Locust's process orders.
 
+    def _on_clock(self, reference: str, host: str, port: int) -> None:
+        """Which clock times are told by; where it is not this host's own, it is followed from now on."""
+        error = None
+        try:
+            self._clock.follow(reference, (host, port))
+        except LoadgenError as failure:
+            error = str(failure)
+        self._line.send("clocked", number=0, clock=None if error else self._clock.record(), error=error)
+
     def _on_trial(self, number: int, common: bytes) -> None:
         """A new trial: agents that join from now on are its own."""
         self._clear()
@@ -150,6 +163,8 @@ class Crew:
         self._rows_used = self._origin_ns = 0
         self._gathered, self._rows = Gathered(), Rows()
         self._tells_totals = False
+        self._clock.begin()
+        self._ahead_ns()
 
     def _on_join(self, uid: int, number: int, role: Role, index: int, count: int, subscriber: int) -> None:
         """Start an agent."""
@@ -193,9 +208,9 @@ class Crew:
 
     def _on_start(self, number: int, origin_ns: int) -> None:
         if number == self._trial and self._board is not None:
-            self._origin_ns = origin_ns
-            self._next_report_ns = origin_ns + SECOND_NS + LATE_NS
-            self._board.order(Cell.START_NS, origin_ns)
+            self._origin_ns = origin_ns - self._ahead_ns()
+            self._next_report_ns = self._origin_ns + SECOND_NS + LATE_NS
+            self._board.order(Cell.START_NS, self._origin_ns)
 
     def _on_shares(self, number: int, at_ms: int, places: dict[int, list[int]]) -> None:
         """From a moment on, each producer has another share of the rate."""
@@ -227,6 +242,7 @@ class Crew:
         """End all consumers: everything has arrived, or nobody waits any longer."""
         if self._board is not None:
             self._board.order(Cell.STOP_CONSUMING)
+            self._line.send("clocked", number=self._trial, clock=self._clock.record(), error=None)
 
     # What agents say.
 
@@ -241,6 +257,7 @@ class Crew:
         if kind == "ready":
             self._line.send("ready", uid=member.uid, number=self._trial, pid=member.process.pid)
         elif kind == "report":
+            tell_by_reference(what, self._ahead_ns())
             self._gathered.add(member.spec.role, what)
             self._rows.add(member.spec.role, what, confirms=confirms(member.spec.target.settings))
         elif kind == "result":
@@ -283,13 +300,20 @@ class Crew:
 
     # What it does by itself.
 
+    def _ahead_ns(self) -> int:
+        """What the agents add to this host's time from now on."""
+        ahead_ns = self._clock.ahead_ns()
+        if self._board is not None:
+            self._board.order(Cell.AHEAD_NS, ahead_ns)
+        return ahead_ns
+
     def _look(self) -> None:
         """Read the counters, report when a second is over, and look after processes."""
         now_ns, board = time.monotonic_ns(), self._board
         if board is not None and self._origin_ns:
             # Received first: what arrives between the two readings would make the number under way negative.
             received, sent = board.total(Cell.RECEIVED), board.total(Cell.SENT)
-            self._gathered.flow.extend((now_ns, sent, received))
+            self._gathered.flow.extend((now_ns + self._ahead_ns(), sent, received))
             if now_ns >= self._next_report_ns:
                 self._next_report_ns += SECOND_NS * (1 + (now_ns - self._next_report_ns) // SECOND_NS)
                 self._report()

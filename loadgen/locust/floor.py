@@ -15,7 +15,7 @@ import gevent
 from gevent.queue import Queue
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner
 
-from loadgen.errors import ScenarioError
+from loadgen.errors import HostError
 from loadgen.locust.worker import DOWN, UP
 from loadgen.shares import AHEAD_MS
 from loadgen.tracking import clock_id
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from locust.env import Environment
     from locust.runners import Runner
 
+    from loadgen.agent import Role
     from loadgen.locust.helper import Helper
-    from loadgen.locust.seats import Seats
+    from loadgen.locust.seats import Key, Seats
 
 START_MS = 100  # from the order to begin until the first message is due
 SHARE_S = 0.05  # changes within so short a time are one order
@@ -37,6 +38,7 @@ FLUSH_S = 8.0  # for all producers to have their last confirmations
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 DRAIN_S = 20.0  # … or after this in any case
 RESULT_S = 12.0  # for all agents to say their last
+CLOCK_S = 30.0  # for all workers to have asked for the time
 SPARE = 1 << 20  # the number of a consumer beyond those planned: it has no partition of Kafka's
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,10 @@ class Phase:
     totals: dict[str, dict[str, int]] = field(default_factory=dict)
     moved_s: float = 0.0
     received: int = -1
+    clocks: dict[str, Any] = field(default_factory=dict)
+    """Of each worker, how its clock did while the trial ran."""
+    had: dict[Key, Role] = field(default_factory=dict)
+    """Everybody who ever took part."""
 
     def total(self, what: str) -> int:
         """The sum of what the workers told last."""
@@ -89,14 +95,23 @@ class Floor:
         self.phase = phase
         self._broadcast("trial", **phase.message)
 
-    def demand_one_clock(self) -> None:
-        """Raise ScenarioError where workers run on other machines, whose clocks are not this one's."""
-        foreign = [name for name, each in self._workers.items() if each["boot"] != clock_id()]
-        if foreign:
-            raise ScenarioError(
-                f"worker {foreign[0]} runs on another machine, whose clock differs from this one's by nobody knows how "
-                "much; run all workers on the master's machine (--processes)"
-            )
+    def demand_clocks(self) -> None:
+        """Raise HostError where nobody can say how far the clock of a worker is off."""
+        self._wait(lambda: all(each["clock"] or each["error"] for each in self._workers.values()), CLOCK_S)
+        for each in self._workers.values():
+            if each["clock"] is None:
+                raise HostError(f"worker {each['name']}: {each['error'] or 'its clock could not be told'}")
+
+    def clocks(self, phase: Phase) -> dict[str, Any]:
+        """The clock of each worker that took part, and by role the workers that had it."""
+        names = {worker: each["name"] for worker, each in self._workers.items()}
+        return {
+            "clocks": {names[each]: phase.clocks.get(each, self._workers[each]["clock"]) for each in names},
+            "ends": {
+                role: sorted({names[key[0]] for key, had in phase.had.items() if had == role and key[0] in names})
+                for role in ("producer", "consumer")
+            },
+        }
 
     @property
     def workers(self) -> int:
@@ -116,7 +131,7 @@ class Floor:
         drained = bool(phase.origin_ns) and self._drain(phase)
         drain_s = time.monotonic() - began_s
         self._broadcast("halt")
-        self._wait(lambda: not phase.seats.seats, RESULT_S)
+        self._wait(lambda: not phase.seats.seats and phase.clocks.keys() >= self._workers.keys(), RESULT_S)
         for key in phase.seats.seats:
             self._keeper.send("trouble", error=f"user {key[1]} of worker {key[0]} did not report its end", trace="")
         self.phase = None
@@ -171,19 +186,45 @@ class Floor:
         phase = self.phase
         if kind in {"hello", "died"}:
             getattr(self, f"_on_{kind}")(worker, **message)
+        elif kind == "clocked":
+            self._on_clocked(worker, number=number, **message)
         elif phase is not None and number == self.begun:
             getattr(self, f"_on_{kind}")(phase, worker, **message)
 
-    def _on_hello(self, worker: str, pids: list[int], boot: str, **about: Any) -> None:
+    def _on_hello(self, worker: str, pids: list[int], boot: str, **told: Any) -> None:
         """A worker is there; one that comes late learns what is being run."""
-        del about
+        del told
         if worker not in self._workers:
-            self._workers[worker] = {"pids": pids, "boot": boot, "name": f"w{next(self._names)}"}
+            about = {"pids": pids, "boot": boot, "name": f"w{next(self._names)}", "clock": None, "error": None}
+            self._workers[worker] = about
+            gevent.spawn(self._greet, worker)
         phase = self.phase
         if phase is not None and not phase.stopped:
             self._send(worker, "trial", **phase.message)
             if phase.origin_ns:
                 self._send(worker, "start", number=self.begun, origin_ns=phase.origin_ns)
+
+    def _greet(self, worker: str) -> None:
+        """Tell a worker which clock is the reference: this machine's, which the keeper tells at the master's port."""
+        port = 0
+        if self._workers[worker]["boot"] != clock_id():
+            answer = self._keeper.call("clock", host=getattr(self._runner, "master_bind_host", ""), port=self._port)
+            port = answer.get("port", 0)
+            self._workers[worker]["error"] = answer.get("error")
+        self._send(worker, "clock", reference=clock_id(), port=port)
+
+    @property
+    def _port(self) -> int:
+        return int(getattr(self._runner, "master_bind_port", 0))
+
+    def _on_clocked(
+        self, worker: str, clock: dict[str, Any] | None, error: str | None, number: int | None = None
+    ) -> None:
+        """How far a worker's clock is off, as it joined or at the end of a trial."""
+        if worker in self._workers:
+            self._workers[worker] |= {"clock": clock, "error": error}
+        if self.phase is not None and number == self.begun:
+            self.phase.clocks[worker] = clock
 
     def _on_died(self, worker: str) -> None:
         """A worker's agents are lost, and what they sent and received cannot be told."""
@@ -211,6 +252,7 @@ class Floor:
         if phase.stopped:
             return
         seat = phase.seats.join((worker, uid), role)
+        phase.had[worker, uid] = role
         subscribers = phase.seats.planned.subscribers if role == "consumer" else 1
         each = max(1, phase.seats.planned.consumers // subscribers)
         self._send(

@@ -8,6 +8,7 @@ end everything is told from the window's first second on, as agents of the comma
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from loadgen.agent import SECOND_NS
 from loadgen.histogram import Histogram
+from loadgen.observer import OWN_GROUP
 from loadgen.trial import CUT_MOST_S, Live, counted
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Gathering(Live):
 
     def begin(self, origin_ns: int) -> None:
         """The load begins at `origin_ns`; no window is known yet."""
-        self.started(origin_ns, {"producers": (), "consumers": ()})
+        self.started(origin_ns, {"producers": (), "consumers": (), OWN_GROUP: (os.getpid(),)})
         self.hlog_origin_s = self.hlog_start_s or 0.0
 
     def counts(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen import host
 from loadgen.brokers import open_brokers, public_spec
+from loadgen.clocks import ClockServer
 from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
@@ -38,6 +39,7 @@ from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, Trial, make_plan
 from loadgen.runs import RunWriter, load, refuse_unwritable
 from loadgen.scenario import Rate, Scenario
+from loadgen.tracking import together
 from loadgen.trial import MIN_FREE_BYTES, describe, judged
 from loadgen.versions import versions
 
@@ -75,7 +77,8 @@ class Keeper:
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self._opened = ExitStack()
+        self._opened, self._opened_for_good = ExitStack(), ExitStack()
+        self._time: ClockServer | None = None
         self._spec = ""
         self._endpoints: dict[BrokerName, Endpoint] = {}
         self._trials: list[Trial] = []
@@ -94,6 +97,7 @@ class Keeper:
             if self._writer is not None:
                 self._writer.finish("partial", "Locust ended before its test did")
             self._opened.close()
+            self._opened_for_good.close()
 
     def _serve(self, message: dict[str, Any]) -> None:
         """Do what is asked; a question is answered, also where it fails."""
@@ -147,6 +151,12 @@ class Keeper:
         """Where brokers are, for users written by hand."""
         self._open_brokers(brokers, names)
         return {"endpoints": pack({name: self._endpoints[name] for name in names})}
+
+    def _on_clock(self, host: str, port: int) -> dict[str, Any]:
+        """Tell the time to workers on other machines, by UDP at the port where they found the master."""
+        if self._time is None:
+            self._time = self._opened_for_good.enter_context(ClockServer("0.0.0.0" if host == "*" else host, port))  # noqa: S104 - as Locust itself listens
+        return {"port": self._time.address[1]}
 
     def _open_brokers(self, spec: str, names: list[BrokerName]) -> None:
         if spec != self._spec:
@@ -303,13 +313,15 @@ class Keeper:
 
     def _on_finish(
         self, stopped_ns: int, drained: bool, drain_s: float, told: dict[str, int], length_s: float | None,
-        interrupted: bool,
+        interrupted: bool, clocks: dict[str, Any], ends: dict[str, list[str]],
     ) -> dict[str, Any]:  # fmt: skip
         """Judge the trial that has ended, write it down, and remove its queue or topic."""
         running, self._running = self._demand_running(), None
         assert self._writer is not None
         outcome, live = running.outcome, running.live
         outcome.drained, outcome.drain_s, outcome.interrupted = drained, drain_s, interrupted
+        if clocks and all(clocks.values()):
+            outcome.clock = together(clocks, set(ends["producer"]), set(ends["consumer"]))
         observations = live.observer.stop() if live.observer is not None else None
         running.gauge.close()
         try:

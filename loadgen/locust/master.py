@@ -220,7 +220,7 @@ class Master:
         self._pending = None
         users = max(1, self.runner.target_user_count)
         self.planned = self._split(about, users)
-        self.floor.demand_one_clock()
+        self.floor.demand_clocks()
         if not about["confirms"] and not about["is_open_loop"] and self.floor.workers > 1:
             raise ScenarioError(
                 f"{about['id']}: without confirms a closed loop is bounded by what consumers have received, which "
@@ -280,6 +280,7 @@ class Master:
         drained, drain_s = self.floor.end(phase)
         answer = self._ask(
             "finish",
+            **self.floor.clocks(phase),
             stopped_ns=stopped_ns,
             drained=drained,
             drain_s=drain_s,

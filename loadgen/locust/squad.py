@@ -21,18 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import AgentSpec, Report, Result
 from loadgen.board import Board, Cell
-from loadgen.clocks import local_clock
 from loadgen.errors import LoadgenError
 from loadgen.hands import Processes
-from loadgen.host import clock_source
 from loadgen.locust.crew import forkserver_ready
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, parts, unpack
-from loadgen.tracking import Tracker, clock_id
+from loadgen.tracking import HostClock, tell_by_reference
 
 if TYPE_CHECKING:
+    from loadgen.agent import AgentSpec
     from loadgen.driver import Int64
 
 TURN_S = 0.045  # how often the counters are read: the flow's own rate
@@ -50,8 +48,7 @@ class Squad:
         self._line = line
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._open = True
-        self._tracker: Tracker | None = None
-        self._source = clock_source()
+        self._clock = HostClock()
         self._number = 0
         self._specs: list[AgentSpec] = []
         self._board: Board | None = None
@@ -73,8 +70,7 @@ class Squad:
                 self._look()
         finally:
             self._clear()
-            if self._tracker is not None:
-                self._tracker.close()
+            self._clock.close()
 
     def _listen(self) -> None:
         while (message := self._line.receive()) is not None:
@@ -97,21 +93,19 @@ class Squad:
 
     def _on_clock(self, reference: str, host: str, port: int) -> None:
         """Which clock times are told by; where it is not this host's own, it is followed from now on."""
-        if reference != clock_id() and self._tracker is None:
-            try:
-                self._tracker = Tracker((host, port))
-            except LoadgenError as error:
-                self._line.send("refused", error=str(error))
-                return
-        self._line.send("here", pid=os.getpid(), clock=self._clock())
+        try:
+            self._clock.follow(reference, (host, port))
+        except LoadgenError as error:
+            self._line.send("refused", error=str(error))
+            return
+        self._line.send("here", pid=os.getpid(), clock=self._clock.record())
 
     def _on_trial(self, number: int, specs: bytes, tell_s: float) -> None:
         """A new trial: its agents start, connect, and wait."""
         self._clear()
         given: list[AgentSpec] = unpack(specs)
         self._number, self._tell_s = number, tell_s
-        if self._tracker is not None:
-            self._tracker.begin()
+        self._clock.begin()
         self._board = board = Board.create(len(given))
         self._ahead_ns()
         self._specs = [
@@ -140,7 +134,7 @@ class Squad:
         if number == self._number:
             self._look()
             self._tell()
-            self._line.send("over", number=number, clock=self._clock())
+            self._line.send("over", number=number, clock=self._clock.record())
             self._clear()
 
     # What agents say.
@@ -150,7 +144,7 @@ class Squad:
             return  # of a trial that is over
         if message is not None:
             kind, what = self._agents.read(message)
-            _tell_by_reference(what, self._ahead_ns())
+            tell_by_reference(what, self._ahead_ns())
             if kind in {"result", "error"}:
                 self._done.add(name)
             what = self._agents.pids()[name] if kind == "ready" else what
@@ -164,16 +158,11 @@ class Squad:
     # What it does by itself.
 
     def _ahead_ns(self) -> int:
-        """What the agents add to this host's time from now on; 0 where it is the reference's, too."""
-        if self._tracker is None:
-            return 0
-        ahead_ns = self._tracker.ahead_ns(time.monotonic_ns())
+        """What the agents add to this host's time from now on."""
+        ahead_ns = self._clock.ahead_ns()
         if self._board is not None:
             self._board.order(Cell.AHEAD_NS, ahead_ns)
         return ahead_ns
-
-    def _clock(self) -> dict[str, Any]:
-        return local_clock(self._source) if self._tracker is None else self._tracker.record()
 
     def _look(self) -> None:
         """Read the counters, and tell when it is time or somebody waits."""
@@ -213,16 +202,6 @@ class Squad:
         if self._board is not None:
             self._board.remove()
             self._board = None
-
-
-def _tell_by_reference(what: Any, ahead_ns: int) -> None:
-    """The moments in what an agent said, which are this host's, on the reference's clock."""
-    if isinstance(what, Report):
-        what.events = [(kind, begin + ahead_ns, end + ahead_ns, text) for kind, begin, end, text in what.events]
-    elif isinstance(what, Result) and what.drained is not None:
-        for name in ("opened_ns", "first_ns", "last_ns", "backlog_ns"):
-            if moment_ns := getattr(what.drained, name):
-                setattr(what.drained, name, moment_ns + ahead_ns)
 
 
 def main() -> None:

@@ -166,6 +166,9 @@ class Worker:
     def _on_shares(self, number: int, at_ms: int, places: dict[int, list[int]]) -> None:
         self.crew.send("shares", number=number, at_ms=at_ms, places=places)
 
+    def _on_clock(self, reference: str, port: int) -> None:
+        self.crew.send("clock", reference=reference, host=getattr(self.runner, "master_host", "127.0.0.1"), port=port)
+
     def _on_stop(self) -> None:
         self._trial = None  # who comes now waits for the next trial
         self.crew.send("stop")
