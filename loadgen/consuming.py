@@ -85,6 +85,7 @@ class ConsumerAgent(Agent):
         self.received = self.again = 0
         self.open_loop = spec.rate.is_open_loop
         self.in_flight_msgs = _in_flight_msgs(spec.target.settings)
+        self.priorities: int = spec.target.settings.get("priorities") or 0
         self.has_redeliveries = redelivers(spec.target.settings)
         self.worker = None
         if spec.think.mean_ms:
@@ -100,7 +101,8 @@ class ConsumerAgent(Agent):
         self._rated_ns, self._rated = 0, 0
         try:
             service = (f"{self.KIND}_service", "resolution")
-            self.begin((self.KIND, *service) if self.open_loop else service)
+            by_priority = ("e2e_high_priority", "e2e_low_priority") if self.priorities else ()
+            self.begin((self.KIND, *service, *by_priority) if self.open_loop else service)
             watched_ms = spec.membership.watched_ms()
             self.deliveries = None if watched_ms is None else Deliveries(self.clock.window_start_ns, watched_ms)
             if (consumer := self.consumer or self._connect()) is not None:
@@ -344,6 +346,8 @@ class ConsumerAgent(Agent):
         if self.open_loop:
             self.recorder.record(self.KIND, intended, at_ns - intended)
             self.recorder.record(f"{self.KIND}_service", intended, at_ns - sent)
+            if self.priorities:
+                self._record_by_priority(parsed.seq[parsed.intact] % self.priorities, intended, at_ns)
         else:
             self.recorder.record(f"{self.KIND}_service", sent, at_ns - sent)
 
@@ -360,6 +364,12 @@ class ConsumerAgent(Agent):
         if len(of_backlog):
             drained.backlog_msgs += len(of_backlog)
             drained.backlog_ns = int(came_ns[of_backlog[-1]])
+
+    def _record_by_priority(self, priority: Int64, intended: Int64, at_ns: Int64 | int) -> None:
+        """The response times of the messages of the highest and of the lowest priority, apart."""
+        for kind, wanted in (("e2e_high_priority", self.priorities - 1), ("e2e_low_priority", 0)):
+            theirs = priority == wanted
+            self.recorder.record(kind, intended[theirs], (at_ns - intended)[theirs])
 
     def _count_in_window(self, number: int, size_bytes: int, at_ns: Int64 | int) -> None:
         name = self.COUNTED[0]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 LATENCY_KINDS = (
     "e2e", "ack", "e2e_service", "ack_service", "schedule_lag", "rtt", "rtt_service", "hop", "hop_service",
+    "e2e_high_priority", "e2e_low_priority", "connect",
 )  # fmt: skip
 
 # What a trial's record holds when nobody says otherwise: every field is there, and null is unknown.
