@@ -19,7 +19,7 @@ import numpy as np
 
 from loadgen.backlog import Backlog
 from loadgen.board import Board, Cell
-from loadgen.driver import Retrying
+from loadgen.driver import Reconnecting, Retrying
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
 from loadgen.payload import Payloads
@@ -243,6 +243,8 @@ class Agent:
         self._has_own_clock = self.board.ordered(Cell.AHEAD_NS) != 0
         self._follow_clock()
         self.clock = Clocked(self.spec, start_ns)
+        if self.spec.target.settings.get("reconnect_every_s") is not None:
+            kinds = (*kinds, "connect")
         self.recorder = Recorder(kinds, self.clock.window_start_ns)
         self._next_report_ns = start_ns + SECOND_NS
         # Nothing in the loops makes reference cycles; a collection would only be a pause in the measurement.
@@ -282,6 +284,9 @@ class Agent:
             failed = self.client.failed_requests
             self.add("failed_requests", failed - self._failed_requests)
             self.row[Cell.FAILED_REQUESTS] = self._failed_requests = failed
+        if isinstance(self.client, Reconnecting) and (connects := self.client.take_connects()):
+            times = np.array(connects, np.int64)
+            self.recorder.record("connect", times[:, 0], times[:, 1] - times[:, 0])
         series = {**self.series, "elapsed_s": (now_ns - self.clock.start_ns) / SECOND_NS}
         self.series.clear()
         errors, self.errors = self.errors, {}

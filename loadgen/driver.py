@@ -45,6 +45,8 @@ class Capabilities:
     share_acquire_modes: tuple[str, ...] = ()
     has_middle_roles: bool = False
     """Whether it is a `Replying` driver, too, and its producers send what was received (`loadgen.payload.Relayed`)."""
+    many_connections: bool = False
+    """Whether a process may have several connections and channels, and open them anew."""
 
     def lacking(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that needs what the driver cannot do, as `knob = value`; None where there is none."""
@@ -54,6 +56,9 @@ class Capabilities:
             "partitions": settings.get("partitions", 1) == 1 or self.partitions,
             "compression_type": settings.get("compression_type", "none") in self.compression,
             "enable_idempotence": not settings.get("enable_idempotence", False) or self.idempotence,
+            "channels_per_connection": settings.get("channels_per_connection", 1) == 1 or self.many_connections,
+            "connections_per_process": settings.get("connections_per_process", 1) == 1 or self.many_connections,
+            "reconnect_every_s": settings.get("reconnect_every_s") is None or self.many_connections,
             "share_acquire_mode": settings.get("share_acquire_mode") in {None, *self.share_acquire_modes},
             "transaction_msgs": settings.get("transaction_msgs") is None or self.transactions,
             "group_protocol": settings.get("group_protocol") in {None, *self.group_protocols},
@@ -382,6 +387,15 @@ class Removing(Protocol):
 
     def dead_letters(self, target: Target) -> Iterator[DeadLetter]:
         """Empty the target's dead-letter queues, if it has any, once its own queues are not used any more."""
+        ...
+
+
+@runtime_checkable
+class Reconnecting(Protocol):
+    """What a producer or consumer has beside its role if it may close connections and open them anew."""
+
+    def take_connects(self) -> list[tuple[int, int]]:
+        """Those since the last call: (begin, end) in monotonic ns of opening one, until it could be used."""
         ...
 
 

@@ -169,7 +169,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
     resolution = record.get("resolution_ns") or {}
     settings = record["settings"]
     sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
-    competing = record["consumers"] > max(1, sources) or settings.get("priorities") is not None
+    competing = record["consumers"] > max(1, sources) or _is_shuffled(settings)
     # Messages that come from several hands in the middle, or through several partitions, come together in any order.
     hands = max(record["consumers"], record.get("processors") or 1, sources)
     competing |= record.get("pattern", "one_way") != "one_way" and hands > 1
@@ -232,6 +232,12 @@ def _faults(record: Mapping[str, Any]) -> dict[str, int]:
     """What went wrong with single messages, and how often; a request that was given up is one of them."""
     timed_out = (record.get("requests") or {}).get("timed_out")
     return {**record.get("errors", {}), **({"requests timed out": timed_out} if timed_out else {})}
+
+
+def _is_shuffled(settings: Mapping[str, Any]) -> bool:
+    """Whether messages overtake each other by their priority, or on the several channels of one producer."""
+    lanes = settings.get("channels_per_connection", 1) * settings.get("connections_per_process", 1)
+    return lanes > 1 or settings.get("priorities") is not None
 
 
 def _bucket_share(summary: Mapping[str, Any] | None) -> float | None:

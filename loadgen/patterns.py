@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadgen import stream_knobs
+from loadgen import rabbitmq_knobs, stream_knobs
 from loadgen.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -26,10 +26,17 @@ REQUESTS_IN_FLIGHT = 100
 _OWN = {"timeout_ms": "request_reply", "requests_in_flight": "request_reply", "processors": "process"}
 COMMIT_INTERVAL_MS = 100.0  # Kafka Streams' with exactly-once
 # Knobs by which messages go, come back, are overtaken or wait: with a role in the middle nobody says what that does.
-_ONE_WAY = (
-    "priorities", "max_length", "max_length_bytes", "overflow", "message_ttl_ms", "expires_ms", "dead_letter",
-    "delivery_limit", "requeue_every", "fail_every", "reject_every", "transaction_msgs",
-)  # fmt: skip
+_ONE_WAY = {
+    **{
+        knob: rabbitmq_knobs.DEFAULTS[knob]
+        for knob in (
+            "priorities", "max_length", "max_length_bytes", "overflow", "message_ttl_ms", "expires_ms", "dead_letter",
+            "delivery_limit", "requeue_every", "fail_every", "reject_every", "channels_per_connection",
+            "connections_per_process", "reconnect_every_s",
+        )
+    },
+    "transaction_msgs": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ def refuse_unfit(point: Point) -> None:
         )
     if point.backlog.msgs or point.membership.changes:
         raise ScenarioError(f"backlog, joins_at_s, leaves_at_s: with {asked} a trial has no phases; drop them")
-    given = next((knob for knob in _ONE_WAY if settings.get(knob)), None)
+    given = next((knob for knob in _ONE_WAY if settings.get(knob) not in {None, _ONE_WAY[knob]}), None)
     if given is not None:
         raise ScenarioError(f"{point.broker}.{given} = {settings[given]}: is not for {asked}; drop the knob")
     if settings.get("group") == "share":

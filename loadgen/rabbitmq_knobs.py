@@ -37,6 +37,9 @@ DEFAULTS: Settings = {
     "reject_every": 0,
     "priorities": None,
     "reply_to": None,
+    "channels_per_connection": 1,
+    "connections_per_process": 1,
+    "reconnect_every_s": None,
 }
 FAILING = ("requeue_every", "fail_every", "reject_every")
 
@@ -89,6 +92,21 @@ def refuse_impossible(settings: Settings) -> None:
         )
     _refuse_limits(settings)
     _refuse_failures(settings)
+    _refuse_connections(settings)
+
+
+def _refuse_connections(settings: Settings) -> None:
+    channels = settings["channels_per_connection"] * settings["connections_per_process"]
+    if settings["confirms"] and settings["confirm_window"] < channels:
+        raise ScenarioError(
+            f"rabbitmq.confirm_window = {settings['confirm_window']}: is shared by a producer's channels; expected at "
+            f"least {channels}, as many as there are"
+        )
+    if settings["reconnect_every_s"] is not None and settings["ack"] != "manual":
+        raise ScenarioError(
+            f"rabbitmq.reconnect_every_s = {settings['reconnect_every_s']:g}: with automatic acknowledgement a closed "
+            "connection loses what is on its way; expected ack = manual"
+        )
 
 
 def _refuse_limits(settings: Settings) -> None:

@@ -19,6 +19,8 @@ _SubEntry = Annotated[int, Field(ge=1, le=65_535)]
 _Credits = Annotated[int, Field(ge=2, le=65_535)]
 _Age = Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 _Ack = Literal["automatic", "manual"]
+_Lanes = Annotated[int, Field(ge=1, le=64)]
+_ReconnectSeconds = Annotated[float, Field(ge=0.05, le=3_600)]
 _Overflow = Literal["drop-head", "reject-publish", "reject-publish-dlx"]
 _ExpiresMillis = Annotated[int, Field(ge=10_000, le=2**32 - 1)]  # shorter, it would be gone before it is accounted for
 _Priorities = Annotated[int, Field(ge=2, le=32)]  # all that a quorum queue has; each costs a classic queue a queue
@@ -86,6 +88,14 @@ class RabbitMQ(Part):
     reply_to: _ReplyTo | Sweep[_ReplyTo] | None = None
     """Of pattern request_reply: direct is amq.rabbitmq.reply-to, whose replies pass through no queue (and what None
     is); exclusive is a queue of its own for each requester."""
+    channels_per_connection: _Lanes | Sweep[_Lanes] | None = None
+    """Driver amqp: how many channels each connection has, each of which publishes or consumes; a producer's window is
+    theirs together, a prefetch each one's."""
+    connections_per_process: _Lanes | Sweep[_Lanes] | None = None
+    """Driver amqp: how many connections each producer and each consumer has, among which it shares its messages."""
+    reconnect_every_s: _ReconnectSeconds | Sweep[_ReconnectSeconds] | None = None
+    """Driver amqp: after how long each connection is closed, once nothing is unconfirmed or unacknowledged on it, and
+    opened anew; None is never."""
     partitions: _StreamPartitions | Sweep[_StreamPartitions] | None = None
     """Driver stream, as all that follow (and `max_length_bytes`): partitions of a super stream; 1 is a plain stream."""
     credits: _Credits | Sweep[_Credits] | None = None

@@ -97,3 +97,12 @@ def test_failing_tasks_end_on_both_brokers(endpoints: dict[BrokerName, Endpoint]
     demand_accounted(record)
     sent = record["sent"]
     assert record["dup_redelivery"] == record["duplicated"] == 2 * (sent // 50 - sent // 200)
+
+
+def test_response_times_are_told_by_priority(rabbitmq_endpoint: Endpoint) -> None:
+    """The highest and the lowest of four priorities have a quarter of the messages each, and times of their own."""
+    record = run_once(rabbitmq_endpoint, rabbitmq=RabbitMQ(priorities=4, prefetch=1, ack_every=1), rate=Rate.fixed(200))
+    demand_accounted(record)
+    latency = record["latency_ns"]
+    assert [latency[kind]["count"] for kind in ("e2e", "e2e_high_priority", "e2e_low_priority")] == [200, 50, 50]
+    assert latency["connect"] is None

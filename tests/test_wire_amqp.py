@@ -25,6 +25,7 @@ from loadgen.drivers.wire.amqp_frames import (
     Unconfirmed,
     parse_confirms,
 )
+from loadgen.drivers.wire.amqp_producer import _Seqs
 from loadgen.endpoint import Endpoint
 from loadgen.errors import TrialError
 from loadgen.payload import Payloads
@@ -412,3 +413,20 @@ def test_acks_come_for_each_ack_every_and_the_rest_when_idle(every: int, batches
     rest = [tag for tag, _ in acks.rest()]
     assert [*tags, *rest][-1:] == ([sum(batches)] if sum(batches) else [])
     assert not acks.has_rest
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=20))
+def test_tags_are_told_from_the_batches_that_a_channel_got(batches: list[tuple[int, int]]) -> None:
+    """Each tag stands for its message, both ways, whatever went to other channels in between, until it is settled."""
+    seqs, expected = _Seqs(), []
+    first = 0
+    for skipped, count in batches:
+        first += skipped
+        seqs.sent(first, count, low=1)
+        expected += range(first, first + count)
+        first += count
+    tags = np.arange(1, len(expected) + 1)
+    assert seqs.of(tags).tolist() == expected
+    assert [seqs.tag_of(each) for each in expected] == tags.tolist()
+    seqs.sent(first + 1, 3, low=len(expected) + 1)
+    assert seqs.of(tags[-1:] + 3).tolist() == [first + 3]

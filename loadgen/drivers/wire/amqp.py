@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
 from loadgen.drivers.wire.amqp_consumer import AmqpConsumer
+from loadgen.drivers.wire.amqp_pool import ConsumerPool, ProducerPool, is_pooled
 from loadgen.drivers.wire.amqp_producer import AmqpProducer
 from loadgen.drivers.wire.amqp_requests import AmqpRequester, AmqpResponder
 
@@ -25,13 +26,13 @@ class AmqpDriver(DriverInfo):
         """Connect the control plane."""
         return RabbitMQAdmin(endpoint)
 
-    def producer(self, target: Target, payloads: Payloads) -> AmqpProducer:
+    def producer(self, target: Target, payloads: Payloads) -> AmqpProducer | ProducerPool:
         """Connect a producer."""
-        return AmqpProducer(target, payloads)
+        return ProducerPool(target, payloads) if is_pooled(target) else AmqpProducer(target, payloads)
 
-    def consumer(self, target: Target, index: int, count: int) -> AmqpConsumer:
+    def consumer(self, target: Target, index: int, count: int) -> AmqpConsumer | ConsumerPool:
         """Connect a consumer; all `count` of them share the subscriber's queues."""
-        return AmqpConsumer(target, index, count)
+        return ConsumerPool(target, index, count) if is_pooled(target) else AmqpConsumer(target, index, count)
 
     def requester(self, target: Target, payloads: Payloads) -> AmqpRequester:
         """Connect a requester, which receives its replies on the channel that it publishes on."""
@@ -42,4 +43,4 @@ class AmqpDriver(DriverInfo):
         return AmqpResponder(target, index, count, payloads)
 
 
-DRIVER = AmqpDriver("amqp", "rabbitmq", "wire", Capabilities(has_middle_roles=True))
+DRIVER = AmqpDriver("amqp", "rabbitmq", "wire", Capabilities(has_middle_roles=True, many_connections=True))

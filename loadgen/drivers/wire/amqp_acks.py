@@ -41,6 +41,11 @@ class Acks:
         """Whether settled messages wait for their acknowledgement."""
         return self.is_manual and self._settled > self._acked
 
+    @property
+    def owes(self) -> bool:
+        """Whether something that was handed out is not acknowledged."""
+        return self.is_manual and self.handed > self._acked
+
     def note(self, seqs: Int64, redelivered: Bool | None) -> None:
         """The messages that are handed out next, in the order of their tags: number and broker's flag of each."""
         is_first = np.ones(len(seqs), np.bool_) if redelivered is None else ~redelivered

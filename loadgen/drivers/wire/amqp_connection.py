@@ -18,7 +18,7 @@ from pika import frame, spec
 
 from loadgen.drivers.rabbitmq_admin import CLIENT_PROPERTIES, PORT_QUESTION, credentials_of, refused_text
 from loadgen.drivers.wire.amqp_deliveries import RESERVE_BYTES, decode
-from loadgen.drivers.wire.amqp_frames import FRAME_END, FRAME_HEAD, MAX_FRAME_BYTES, Frame, encode
+from loadgen.drivers.wire.amqp_frames import CHANNEL, FRAME_END, FRAME_HEAD, MAX_FRAME_BYTES, Frame, encode
 from loadgen.errors import BrokerError, LoadgenError, TrialError
 from loadgen.tls import client_context
 from loadgen.tls import failure as tls_failure
@@ -140,14 +140,21 @@ class Connection:
 
     # --- control plane ---
 
-    def call(self, method: Any, answer: type[Any], timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
-        """Send one method on the channel and wait for its answer; raises BrokerError in one line."""
-        deadline = time.monotonic() + timeout_s
+    def call(self, method: Any, answer: type[Any], channel: int = CHANNEL) -> Any:
+        """Send one method on a channel and wait for its answer; raises BrokerError in one line."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
         try:
-            self._send_all(encode(method), deadline)
+            self._send_all(encode(method, channel), deadline)
             return self._expect(answer, deadline)
         except TrialError as error:
             raise BrokerError(str(error)) from None
+
+    def open_channels(self, count: int) -> range:
+        """So many channels, of which the first is open already; their numbers. Raises BrokerError in one line."""
+        numbers = range(CHANNEL, CHANNEL + count)
+        for number in numbers[1:]:
+            self.call(spec.Channel.Open(), spec.Channel.OpenOk, number)
+        return numbers
 
     def _expect(self, answer: type[Any], deadline: float) -> Any:
         """The next method of this kind; what else comes before it is handled."""
@@ -185,14 +192,14 @@ class Connection:
             self.blocked = False
         elif isinstance(method, spec.Channel.Flow):
             self.blocked = not method.active
-            self.write_small(encode(spec.Channel.FlowOk(method.active)))
+            self.write_small(encode(spec.Channel.FlowOk(method.active), found.channel_number))
         elif isinstance(method, spec.Connection.Close | spec.Channel.Close):
             is_connection = isinstance(method, spec.Connection.Close)
             with contextlib.suppress(TrialError):
                 if is_connection:
                     self.write_small(encode(spec.Connection.CloseOk(), 0))
                 else:
-                    self.write_small(encode(spec.Channel.CloseOk()))
+                    self.write_small(encode(spec.Channel.CloseOk(), found.channel_number))
             what = "connection" if is_connection else "channel"
             raise ClosedByBrokerError(self._address, what, method.reply_code, method.reply_text)
         elif isinstance(method, spec.Basic.Cancel):
@@ -316,6 +323,17 @@ class Connection:
         if self._unsent is None and self._reads[0] < _SELECT_MAX_FD:  # nearly always: one call less
             return self.read() if select.select(self._reads, (), (), timeout_s)[0] else 0
         return self.read() if self.wait(timeout_s) else 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._reads[0]
+
+    def channel_at_begin(self) -> int:
+        """The channel of the next frame in the buffer; -1 where there is not even its head."""
+        if self.end - self.begin < FRAME_HEAD.size:
+            return -1
+        channel: int = FRAME_HEAD.unpack_from(self.raw, self.begin)[1]
+        return channel
 
     def beat(self, now_ns: int) -> None:
         """Send a heartbeat if one is due; raises TrialError if the broker has been silent for two of them."""

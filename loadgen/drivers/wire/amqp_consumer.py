@@ -17,13 +17,11 @@ from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.drivers.wire.amqp_acks import IDLE_S, Acks, Said
 from loadgen.drivers.wire.amqp_connection import Connection
 from loadgen.drivers.wire.amqp_deliveries import DeliveryParser, numbered_tag
-from loadgen.drivers.wire.amqp_frames import CHANNEL, encode
+from loadgen.drivers.wire.amqp_frames import encode
 from loadgen.errors import LoadgenError, TrialError
 from loadgen.payload import sequence_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from loadgen.driver import Bool, Target
     from loadgen.drivers.wire.amqp_deliveries import Deliveries
 
@@ -35,61 +33,113 @@ _METHODS = {
     FAIL: spec.Basic.Reject(0, requeue=True),
     REJECT: spec.Basic.Reject(0, requeue=False),
 }
-_RENDERED = {verdict: encode(method, CHANNEL) for verdict, method in _METHODS.items()}
-_HEADS = {verdict: rendered[: -_ACK_END.size] for verdict, rendered in _RENDERED.items()}
-_BITS = {verdict: rendered[-2] for verdict, rendered in _RENDERED.items()}
+
+
+class Lane:
+    """One channel's consumers: `tags` with their queues, the parser of its deliveries, what it acknowledges."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        target: Target,
+        share: tuple[int, int],
+        channels: range,
+        at: int,
+        *,
+        is_correlated: bool,
+    ) -> None:
+        index, count = share
+        settings = target.settings
+        topology = Topology(target)
+        self.channel = channels[at]
+        self.acks = Acks(target)
+        self.parser = DeliveryParser(
+            connection.handle,
+            is_spread=topology.is_spread,
+            has_priorities=bool(settings.get("priorities")),
+            is_correlated=is_correlated,
+            channel=self.channel,
+            others=[number for number in channels if number != self.channel],
+        )
+        # To the queues every channel is a consumer like any other.
+        queues = topology.read_by(index * len(channels) + at, count * len(channels))
+        tag = f"loadgen-{index}" + (f"-{at}" if len(channels) > 1 else "")
+        tags = {number: numbered_tag(tag, number) if topology.is_spread else tag for number in queues}
+        self.tags = {tags[number]: queue for number, queue in queues.items()}
+        rendered = {verdict: encode(method, self.channel) for verdict, method in _METHODS.items()}
+        self._heads = {verdict: each[: -_ACK_END.size] for verdict, each in rendered.items()}
+        self._bits = {verdict: each[-2] for verdict, each in rendered.items()}
+
+    def frames(self, said: list[Said]) -> bytes:
+        """What is to be said, as frames."""
+        heads, bits, end = self._heads, self._bits, spec.FRAME_END
+        return b"".join([heads[verdict] + _ACK_END.pack(tag, bits[verdict], end) for tag, verdict in said])
 
 
 class AmqpConsumer:
     """Consumer `index` of `count`; acknowledges after processing, or has the broker do so on delivery.
 
-    Of several queues it reads its share on one channel, each with a prefetch of its own. An ack with `multiple` is
-    sent for each `ack_every` settled messages, and for the rest when idle.
+    It has a connection with one or more channels, to the queues each a consumer of its own with its own prefetch. Of
+    several queues a channel reads its share. An ack with `multiple` is sent for each `ack_every` settled messages, and
+    for the rest when idle.
     """
 
     def __init__(self, target: Target, index: int, count: int, *, is_correlated: bool = False) -> None:
         settings = target.settings
-        topology = Topology(target)
-        self._acks = Acks(target)
         self._need_bytes = 1
         self._connection = Connection(target.endpoint, settings["heartbeat"])
-        self._parser = DeliveryParser(
-            self._connection.handle,
-            is_spread=topology.is_spread,
-            has_priorities=bool(settings.get("priorities")),
-            is_correlated=is_correlated,
-        )
-        queues = topology.read_by(index, count)
-        tag = f"loadgen-{index}"
-        tags = {number: numbered_tag(tag, number) if topology.is_spread else tag for number in queues}
         try:
-            self._connection.call(spec.Basic.Qos(prefetch_count=settings["prefetch"]), spec.Basic.QosOk)
-            self._consume([(tags[number], queue) for number, queue in queues.items()])
+            channels = self._connection.open_channels(settings.get("channels_per_connection", 1))
+            lanes = [
+                Lane(self._connection, target, (index, count), channels, at, is_correlated=is_correlated)
+                for at in range(len(channels))
+            ]
+            self._lanes = {lane.channel: lane for lane in lanes}
+            self._last = lanes[0]  # which handed out the last batch
+            for lane in lanes:
+                self._connection.call(
+                    spec.Basic.Qos(prefetch_count=settings["prefetch"]), spec.Basic.QosOk, lane.channel
+                )
+                self._consume(lane, has_several=len(lanes) > 1 or len(lane.tags) > 1)
         except BaseException:
             self._connection.close()
             raise
 
-    def _consume(self, queues: Sequence[tuple[str, str]]) -> None:
+    def _consume(self, lane: Lane, *, has_several: bool) -> None:
         """Begin with each queue under its tag; raises BrokerError where one is not there.
 
         The answer for the last may come behind deliveries of the first: those of several queues are not waited for.
         """
-        has_several = len(queues) > 1
-        for _, queue in queues if has_several else ():
-            self._connection.call(spec.Queue.Declare(queue=queue, passive=True), spec.Queue.DeclareOk)
-        for tag, queue in queues:
+        connection, channel = self._connection, lane.channel
+        for queue in lane.tags.values() if has_several else ():
+            connection.call(spec.Queue.Declare(queue=queue, passive=True), spec.Queue.DeclareOk, channel)
+        for tag, queue in lane.tags.items():
             consume = spec.Basic.Consume(
-                queue=queue, consumer_tag=tag, no_ack=not self._acks.is_manual, nowait=has_several
+                queue=queue, consumer_tag=tag, no_ack=not lane.acks.is_manual, nowait=has_several
             )
             if has_several:
-                self._connection.write_small(encode(consume))
+                connection.write_small(encode(consume, channel))
             else:
-                self._connection.call(consume, spec.Basic.ConsumeOk)
+                connection.call(consume, spec.Basic.ConsumeOk, channel)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._connection.fileno()
+
+    @property
+    def owes(self) -> bool:
+        """Whether messages have been handed out and are not settled and acknowledged yet."""
+        return any(lane.acks.owes for lane in self._lanes.values())
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether settled messages wait for their acknowledgement."""
+        return any(lane.acks.has_rest for lane in self._lanes.values())
 
     @property
     def failed(self) -> dict[str, int]:
         """How many deliveries it has requeued, failed or rejected."""
-        return self._acks.failed
+        return {how: sum(lane.acks.failed[how] for lane in self._lanes.values()) for how in self._last.acks.failed}
 
     @property
     def has_waiting(self) -> bool:
@@ -105,20 +155,18 @@ class AmqpConsumer:
         # Deliveries may have come with the answer to basic.consume: then there is enough before the first read.
         has_new = connection.end - connection.begin >= self._need_bytes
         while True:
-            has_rest = self._acks.has_rest
+            has_rest = self.has_rest
             if has_new or connection.read_within(min(timeout_s, IDLE_S) if has_rest else timeout_s):
                 read_ns = read_ns or time.monotonic_ns()
                 if read_ns > connection.beat_due_ns:
                     connection.beat(read_ns)
                 if connection.end - connection.begin >= self._need_bytes:
-                    found = self._parser.parse(connection.raw, connection.begin, connection.end)
-                    connection.begin, self._need_bytes = self._parser.begin, self._parser.need_bytes
-                    if found is not None:
-                        return self._hand_out(found, read_ns)
+                    if received := self._parse(read_ns):
+                        return received
                     connection.make_room(self._need_bytes)
                 has_new = False
             elif has_rest:
-                self._acknowledge(self._acks.rest())
+                self.acknowledge_rest()
             if connection.has_unsent:
                 connection.write_on()
             now_ns = time.monotonic_ns()
@@ -130,17 +178,42 @@ class AmqpConsumer:
 
     def settle(self, count: int | None = None) -> None:
         """Acknowledge every whole `ack_every` of what has been processed; the rest when idle."""
-        self._acknowledge(self._acks.settle(count))
+        if count is not None:
+            self._say(self._last, self._last.acks.settle(count))
+            return
+        for lane in self._lanes.values():
+            self._say(lane, lane.acks.settle())
 
     def close(self) -> None:
         """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
         with contextlib.suppress(LoadgenError):
-            self._acknowledge(self._acks.rest())
+            self.acknowledge_rest()
         self._connection.close()
 
-    def _hand_out(self, found: Deliveries, read_ns: int) -> list[Received]:
+    def _parse(self, read_ns: int) -> list[Received]:
+        """All whole deliveries in the buffer, of one channel after the other."""
+        connection = self._connection
+        received: list[Received] = []
+        while (lane := self._lane_at_begin()) is not None:
+            begin = connection.begin
+            found = lane.parser.parse(connection.raw, begin, connection.end)
+            connection.begin, self._need_bytes = lane.parser.begin, lane.parser.need_bytes
+            if found is not None:
+                received += self._hand_out(lane, found, read_ns)
+            if len(self._lanes) == 1 or connection.begin == begin:
+                break
+        return received
+
+    def _lane_at_begin(self) -> Lane | None:
+        """The channel whose frame is next, any for the connection's own; None where there is no whole head."""
+        if len(self._lanes) == 1:
+            return self._last
+        channel = self._connection.channel_at_begin()
+        return None if channel < 0 else self._lanes.get(channel, self._last)
+
+    def _hand_out(self, lane: Lane, found: Deliveries, read_ns: int) -> list[Received]:
         """What was found, as one batch of each queue."""
-        acks = self._acks
+        acks, self._last = lane.acks, lane
         if acks.failures:
             acks.note(sequence_numbers(self._connection.buffer, found.starts), found.redelivered)
         acks.handed += len(found.starts)
@@ -160,14 +233,15 @@ class AmqpConsumer:
             return [whole]
         return [_of_queue(whole, number, found.sources == number) for number in np.unique(found.sources).tolist()]
 
-    def _acknowledge(self, said: list[Said]) -> None:
+    def _say(self, lane: Lane, said: list[Said]) -> None:
         """Say all of it, in one write."""
-        if not said:
-            return
-        end = spec.FRAME_END
-        self._connection.write_small(
-            b"".join([_HEADS[verdict] + _ACK_END.pack(tag, _BITS[verdict], end) for tag, verdict in said])
-        )
+        if said:
+            self._connection.write_small(lane.frames(said))
+
+    def acknowledge_rest(self) -> None:
+        """Acknowledge what is settled, without waiting for `ack_every`."""
+        for lane in self._lanes.values():
+            self._say(lane, lane.acks.rest())
 
 
 def _of_queue(whole: Received, number: int, which: Bool) -> Received:

@@ -24,7 +24,7 @@ from loadgen.drivers.wire.amqp_frames import CHANNEL, FRAME_END, FRAME_HEAD, MAX
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import numpy.typing as npt
 
@@ -132,6 +132,7 @@ class _Likeness:
         self.row_bytes = MAX_FRAME_BYTES
         self._varying = varying
         self._delivery = delivery
+        self._channel: int = FRAME_HEAD.unpack_from(delivery)[1]
         self._body_head_at = body_at - _HEAD_BYTES
         holes = sorted([(tag_at, tag_at + _TAG.size), (size_at, size_at + _SIZE.size), *varying])
         begins = [0, *(end for _, end in holes)]
@@ -154,7 +155,7 @@ class _Likeness:
         if size == self.size:
             return size if raw.startswith(self._body_head, at + self._body_head_at) else -1
         head = FRAME_HEAD.unpack_from(raw, at + self._body_head_at)
-        return size if head == (spec.FRAME_BODY, CHANNEL, size) else -1
+        return size if head == (spec.FRAME_BODY, self._channel, size) else -1
 
     def fill(self, raw: bytearray, at: int, end: int) -> int:
         """How many deliveries fit from `at` on if all are of the last size and delivered for the first time, else 0.
@@ -192,7 +193,7 @@ class _Likeness:
         """Render words and masks for deliveries of this body size."""
         self.size = size
         self.row_bytes = self.body_at + size + 1
-        self._body_head = FRAME_HEAD.pack(spec.FRAME_BODY, CHANNEL, size)
+        self._body_head = FRAME_HEAD.pack(spec.FRAME_BODY, self._channel, size)
         row = bytearray(self._delivery[: self._body_head_at] + self._body_head)
         row[self.tag_at : self.tag_at + _TAG.size] = bytes(_TAG.size)
         row[self.size_at : self.size_at + _SIZE.size] = _SIZE.pack(size)
@@ -213,6 +214,9 @@ class _Likeness:
 class DeliveryParser:
     """Finds the deliveries of one consumer in its buffer; every other frame goes to `handle`.
 
+    It stops before a frame of one of the `others`, channels with parsers of their own: RabbitMQ writes the frames of a
+    message without others in between.
+
     Where `is_spread`, deliveries may differ in their routing keys, and consumer tags are numbered (`numbered_tag`);
     where `has_priorities`, in the last property of their header; where `is_correlated`, in correlation id and reply-to,
     and at a confirm a pass ends.
@@ -228,8 +232,12 @@ class DeliveryParser:
         is_spread: bool = False,
         has_priorities: bool = False,
         is_correlated: bool = False,
+        channel: int = CHANNEL,
+        others: Collection[int] = (),
     ) -> None:
         self._handle = handle
+        self._channel = channel
+        self._others = frozenset(others)
         self._is_spread = is_spread
         self._has_priorities = has_priorities
         self._is_correlated = is_correlated
@@ -313,8 +321,10 @@ class DeliveryParser:
         if frame_end < 0:
             return -1
         kind, channel, _ = FRAME_HEAD.unpack_from(raw, at)
+        if channel in self._others:
+            return -1
         is_method = kind == spec.FRAME_METHOD and frame_end - at > _HEAD_BYTES + _INDEX.size
-        if not is_method or channel != CHANNEL:
+        if not is_method or channel != self._channel:
             self._handle(decode(raw[at:frame_end]))
             self.begin = frame_end
             return 0
@@ -393,7 +403,7 @@ class DeliveryParser:
         """The next frame of the content being read; frames of the connection may stand before it."""
         while (frame_end := self._frame_end(raw, at, end)) >= 0:
             found, channel, _ = FRAME_HEAD.unpack_from(raw, at)
-            if channel == CHANNEL:
+            if channel == self._channel:
                 if found != kind:
                     raise TrialError(f"rabbitmq sent a frame of type {found} within a message; expected type {kind}")
                 return at, frame_end

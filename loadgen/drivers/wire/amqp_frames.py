@@ -64,13 +64,15 @@ class PublishHead:
         priorities: int | None = None,
         reply_to: str | None = None,
         is_reply: bool = False,
+        channel: int = CHANNEL,
     ) -> None:
         self.routes = routes
+        self.channel = channel
         self._priorities = priorities
         self.is_correlated = is_reply or reply_to is not None
         assert not (priorities and self.is_correlated), "a priority is looked for in the last property"
         publish = spec.Basic.Publish(exchange=routes.exchange, routing_key=routes.text(), mandatory=mandatory)
-        self._method = encode(publish)
+        self._method = encode(publish, channel)
         self._properties = spec.BasicProperties(
             delivery_mode=2 if persistent else 1,
             headers=None if routes.headers is None else dict(routes.headers),
@@ -88,7 +90,7 @@ class PublishHead:
 
     def frames(self, size_bytes: int) -> bytes:
         """For a body of so many bytes, with the first routing key."""
-        header: bytes = frame.Header(CHANNEL, size_bytes, self._properties).marshal()
+        header: bytes = frame.Header(self.channel, size_bytes, self._properties).marshal()
         return self._method + header
 
     @property
@@ -124,7 +126,7 @@ class PublishTemplate:
         for begin in range(0, size_bytes, largest):
             end = min(size_bytes, begin + largest)
             self._pieces.append((len(row) + FRAME_HEAD.size, begin, end))
-            row += frame.Body(CHANNEL, bytes(end - begin)).marshal()
+            row += frame.Body(head.channel, bytes(end - begin)).marshal()
         self.row_bytes = len(row)
         self._routes = head.routes
         self._matrix = np.tile(np.frombuffer(row, np.uint8), (rows, 1))
@@ -179,7 +181,7 @@ class PublishPacker:
             for first in range(begin, end, self._largest):
                 last = min(end, first + self._largest)
                 pieces += (
-                    FRAME_HEAD.pack(spec.FRAME_BODY, CHANNEL, last - first),
+                    FRAME_HEAD.pack(spec.FRAME_BODY, self._head.channel, last - first),
                     bodies[first:last],
                     end_mark,
                 )
@@ -201,18 +203,19 @@ class PublishPacker:
 # --- confirms ---
 
 _CONFIRM = struct.Struct(">7sIQBB")  # frame head, class and method, delivery tag, bits, frame end
-_CONFIRM_HEAD = FRAME_HEAD.pack(spec.FRAME_METHOD, CHANNEL, 13)
 _ACK, _NACK = spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX
+_CONFIRM_BYTES = 13  # of its payload
 _FEW_CONFIRMS = 16  # below this, unpacking one by one costs less than numpy's dozen calls
 
 
 class Unconfirmed:
-    """The tags sent and not yet settled: each leaves exactly once, whatever the order of acks, nacks and returns.
+    """A channel's tags sent and not settled: each leaves exactly once, whatever the order of acks, nacks and returns.
 
     All tags below `low` are settled; those settled beyond it are marked in a ring until `low` has passed them.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, channel: int = CHANNEL) -> None:
+        self.confirm_head = FRAME_HEAD.pack(spec.FRAME_METHOD, channel, _CONFIRM_BYTES)
         self.low = 1
         self.high = 0
         self.count = 0
@@ -290,7 +293,7 @@ def parse_confirms(
     first, refused = unconfirmed.low, False  # a run of tags settled in order, not yet in `settled`
     while end - begin >= _CONFIRM.size:
         head, index, tag, bits, mark = _CONFIRM.unpack_from(view, begin)
-        if head != _CONFIRM_HEAD or index not in {_ACK, _NACK} or mark != FRAME_END:
+        if head != unconfirmed.confirm_head or index not in {_ACK, _NACK} or mark != FRAME_END:
             break
         begin += _CONFIRM.size
         if (index == _NACK) != refused:
@@ -319,7 +322,7 @@ def _parse_many_confirms(
     size = _CONFIRM.size
     rows = buffer[begin : begin + count * size].reshape(count, size)
     indices = rows[:, 7:11].copy().view(">u4")[:, 0]
-    good = (rows[:, :7] == np.frombuffer(_CONFIRM_HEAD, np.uint8)).all(axis=1)
+    good = (rows[:, :7] == np.frombuffer(unconfirmed.confirm_head, np.uint8)).all(axis=1)
     good &= (indices == _ACK) | (indices == _NACK)
     good &= rows[:, -1] == FRAME_END
     if not good.all():

@@ -32,47 +32,134 @@ MAX_BATCH_BYTES = 1 << 20  # one call's frames: beyond it, larger batches gain n
 NACK = "nack"
 
 
-class AmqpProducer:
-    """One producer: sequence number s has the delivery tag s - (first sequence number) + 1.
+class _Seqs:
+    """Which sequence number each delivery tag of a channel stands for: runs, as a channel need not get all messages."""
 
-    The knob `mandatory` (off unless set) has the broker return what it cannot route; a returned message is known by
-    the stamp in its own body.
-    """
+    def __init__(self) -> None:
+        self._tags: list[int] = []  # the first of each run …
+        self._seqs: list[int] = []  # … and its message
+        self._next_tag, self._next_seq = 1, -1
 
-    def __init__(self, target: Target, payloads: Payloads, reply_to: str | None = None) -> None:
+    def sent(self, first_seq: int, count: int, low: int) -> None:
+        """The next tags are of messages first_seq …; those below `low` are settled and need not be known any more."""
+        if first_seq != self._next_seq:
+            while len(self._tags) > 1 and self._tags[1] <= low:
+                del self._tags[0], self._seqs[0]
+            self._tags.append(self._next_tag)
+            self._seqs.append(first_seq)
+        self._next_tag += count
+        self._next_seq = first_seq + count
+
+    def of(self, tags: Int64) -> Int64:
+        """The messages of these tags (int64[n])."""
+        if len(self._tags) == 1:
+            return tags + (self._seqs[0] - self._tags[0])
+        runs = np.searchsorted(self._tags, tags, side="right") - 1
+        seqs: Int64 = np.array(self._seqs)[runs] + tags - np.array(self._tags)[runs]
+        return seqs
+
+    def tag_of(self, seq: int) -> int:
+        """The tag of a message that was sent here."""
+        run = int(np.searchsorted(self._seqs, seq, side="right")) - 1
+        return seq - self._seqs[run] + self._tags[run]
+
+
+class _Lane:
+    """One channel of a producer: its frames, and which of its messages are unconfirmed."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        target: Target,
+        payloads: Payloads,
+        channel: int,
+        window: int,
+        reply_to: str | None,
+    ) -> None:
         settings = target.settings
-        self._payloads = payloads
-        self._connection = Connection(target.endpoint, settings["heartbeat"])
-        try:
-            if settings["confirms"]:
-                self._connection.call(spec.Confirm.Select(), spec.Confirm.SelectOk)
-        except BaseException:
-            self._connection.close()
-            raise
-        self._unconfirmed = Unconfirmed(settings["confirm_window"]) if settings["confirms"] else None
-        self._need_bytes = self._connection.frame_max
-        self._next_seq: int | None = None
-        self._seq_of_tag_0 = 0
-        self._returned: list[Settled] = []
-        self._return: _Return | None = None
-        routes = Topology(target).routes(payloads)
+        self.unconfirmed = Unconfirmed(window, channel) if settings["confirms"] else None
+        self.channel = channel
+        self.seqs = _Seqs()
+        self.returning: _Return | None = None
+        if settings["confirms"]:
+            connection.call(spec.Confirm.Select(), spec.Confirm.SelectOk, channel)
         head = PublishHead(
-            routes,
+            Topology(target).routes(payloads),
             persistent=settings["persistent"],
             mandatory=settings["mandatory"],
             priorities=settings.get("priorities"),
             reply_to=reply_to,
+            channel=channel,
         )
-        frame_max = self._connection.frame_max
-        self._frames: PublishTemplate | PublishPacker
+        frame_max = connection.frame_max
+        self.frames: PublishTemplate | PublishPacker
         if payloads.size_bytes is None:
-            self._frames = PublishPacker(head, frame_max)
+            self.frames = PublishPacker(head, frame_max)
             self._rows = max(1, int(MAX_BATCH_BYTES / payloads.mean_size_bytes))
         else:
             self._rows = max(1, MAX_BATCH_BYTES // (len(head.frames(0)) + payloads.size_bytes))
-            if self._unconfirmed is not None:
-                self._rows = min(self._rows, settings["confirm_window"])
-            self._frames = PublishTemplate(head, payloads.size_bytes, frame_max, self._rows)
+            if self.unconfirmed is not None:
+                self._rows = min(self._rows, window)
+            self.frames = PublishTemplate(head, payloads.size_bytes, frame_max, self._rows)
+
+    @property
+    def room_msgs(self) -> int:
+        """What window and batch allow."""
+        return self._rows if self.unconfirmed is None else min(self._rows, self.unconfirmed.room)
+
+    def sent(self, first_seq: int, count: int) -> None:
+        """So many have been published."""
+        self.seqs.sent(first_seq, count, 0 if self.unconfirmed is None else self.unconfirmed.low)
+        if self.unconfirmed is not None:
+            self.unconfirmed.sent(count)
+
+    def settle_return(self, at_ns: int) -> list[Settled]:
+        """The broker returns before it confirms: settled here, the confirm that follows finds nothing to settle."""
+        assert self.returning is not None, "a returned message is complete"
+        seq, reason, self.returning = self.returning.seq(), self.returning.reason, None
+        if self.unconfirmed is not None and not len(self.unconfirmed.each(np.array([self.seqs.tag_of(seq)]))):
+            return []
+        return [Settled(np.array([seq]), at_ns, f"return: {reason}")]
+
+
+class AmqpProducer:
+    """One producer on a connection of its own, whose channels take its batches in turn and share its window.
+
+    The knob `mandatory` (off unless set) has the broker return what it cannot route; a returned message is known by
+    the stamp in its own body.
+
+    Args:
+        share: how many producers share the scenario's window.
+        reply_to: the queue that each message asks to be answered by.
+    """
+
+    def __init__(self, target: Target, payloads: Payloads, share: int = 1, reply_to: str | None = None) -> None:
+        settings = target.settings
+        self._payloads = payloads
+        self._connection = Connection(target.endpoint, settings["heartbeat"])
+        try:
+            channels = self._connection.open_channels(settings.get("channels_per_connection", 1))
+            window = max(1, settings["confirm_window"] // (len(channels) * share))
+            self._lanes = {each: _Lane(self._connection, target, payloads, each, window, reply_to) for each in channels}
+        except BaseException:
+            self._connection.close()
+            raise
+        self._need_bytes = self._connection.frame_max
+        self._next = self._lanes[channels[0]]
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._connection.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes wait for the socket."""
+        return self._connection.has_unsent
+
+    @property
+    def owes(self) -> bool:
+        """Whether anything is unsent or unconfirmed."""
+        return self.has_unsent or any(each.unconfirmed and each.unconfirmed.count for each in self._lanes.values())
 
     @property
     def blocked(self) -> bool:
@@ -81,22 +168,21 @@ class AmqpProducer:
 
     @property
     def room_msgs(self) -> int:
-        """What window and batch allow; 0 while the socket or the broker holds back."""
+        """What window and batch of the next channel allow; 0 while the socket or the broker holds back."""
         connection = self._connection
         if connection.has_unsent or connection.blocked:
             return 0
-        return self._rows if self._unconfirmed is None else min(self._rows, self._unconfirmed.room)
+        if len(self._lanes) > 1:
+            self._next = max(self._lanes.values(), key=lambda lane: lane.room_msgs)
+        return self._next.room_msgs
 
     def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
         """Write the frames of a batch; what the socket does not take at once is left to `poll`."""
-        count = len(intended_ns)
-        if first_seq != self._next_seq:
-            assert self._next_seq is None, f"expected message {self._next_seq}, got {first_seq}"
-            self._seq_of_tag_0 = first_seq - 1
-        frames = self._frames.fill(self._payloads, first_seq, intended_ns, sent_ns)
-        self._next_seq = first_seq + count
-        if self._unconfirmed is not None:
-            self._unconfirmed.sent(count)
+        lane = self._next
+        frames = lane.frames.fill(self._payloads, first_seq, intended_ns, sent_ns)
+        lane.sent(first_seq, len(intended_ns))
+        if len(self._lanes) > 1:  # of those with the same room, this one is the last from now on
+            self._lanes[lane.channel] = self._lanes.pop(lane.channel)
         self._connection.write(frames)
 
     def poll(self, timeout_s: float) -> list[Settled]:
@@ -123,12 +209,7 @@ class AmqpProducer:
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is written and, with confirms, settled, at most `timeout_s`."""
-        unconfirmed = self._unconfirmed
-        return poll_while(
-            lambda: self._connection.has_unsent or (unconfirmed is not None and unconfirmed.count > 0),
-            self.poll,
-            timeout_s,
-        )
+        return poll_while(lambda: self.owes, self.poll, timeout_s)
 
     def close(self) -> None:
         """Write what is unsent and close; never raises."""
@@ -152,32 +233,29 @@ class AmqpProducer:
         return True
 
     def _take_confirms(self, at_ns: int, settled: list[Settled]) -> None:
-        if self._unconfirmed is None:
-            return
+        """Confirms, of one channel after the other."""
         connection = self._connection
-        connection.begin, found = parse_confirms(connection.buffer, connection.begin, connection.end, self._unconfirmed)
-        settled += [Settled(tags + self._seq_of_tag_0, at_ns, NACK if refused else None) for tags, refused in found]
+        while (lane := self._lane_at_begin()) is not None and lane.unconfirmed is not None:
+            begin = connection.begin
+            connection.begin, found = parse_confirms(connection.buffer, begin, connection.end, lane.unconfirmed)
+            settled += [Settled(lane.seqs.of(tags), at_ns, NACK if refused else None) for tags, refused in found]
+            if len(self._lanes) == 1 or connection.begin == begin:
+                return
+
+    def _lane_at_begin(self) -> _Lane | None:
+        """The channel whose frame is next; None for the connection's own."""
+        return self._next if len(self._lanes) == 1 else self._lanes.get(self._connection.channel_at_begin())
 
     def _other(self, found: Frame, at_ns: int, settled: list[Settled]) -> None:
         """A frame that is no confirm: a part of a returned message, or the connection's."""
-        if isinstance(found, frame.Method) and isinstance(found.method, spec.Basic.Return):
-            self._return = _Return(found.method.reply_text)
-        elif self._return is not None and isinstance(found, frame.Header | frame.Body):
-            if self._return.is_complete_with(found):
-                settled += self._settle_return(self._return, at_ns)
-                self._return = None
+        lane = self._lanes.get(found.channel_number)
+        if lane is not None and isinstance(found, frame.Method) and isinstance(found.method, spec.Basic.Return):
+            lane.returning = _Return(found.method.reply_text)
+        elif lane is not None and lane.returning is not None and isinstance(found, frame.Header | frame.Body):
+            if lane.returning.is_complete_with(found):
+                settled += lane.settle_return(at_ns)
         else:
             self._connection.handle(found)
-
-    def _settle_return(self, returned: _Return, at_ns: int) -> list[Settled]:
-        """The broker returns before it confirms: settled here, the confirm that follows finds nothing to settle."""
-        seq = returned.seq()
-        tags: Int64 = np.array([seq - self._seq_of_tag_0])
-        if self._unconfirmed is not None:
-            tags = self._unconfirmed.each(tags)
-        if not len(tags):
-            return []
-        return [Settled(tags + self._seq_of_tag_0, at_ns, f"return: {returned.reason}")]
 
 
 class _Return:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loadgen.driver import Int64, Settled, Target, UInt8, UInt64
+    from loadgen.drivers.wire.amqp_consumer import Lane
     from loadgen.drivers.wire.amqp_deliveries import Deliveries
     from loadgen.drivers.wire.amqp_frames import Frame
 
@@ -118,9 +119,9 @@ class AmqpResponder(AmqpConsumer):
         self._templates: dict[bytes, PublishTemplate | PublishPacker] = {}
         self._found: Deliveries | None = None
 
-    def _hand_out(self, found: Deliveries, read_ns: int) -> list[Received]:
+    def _hand_out(self, lane: Lane, found: Deliveries, read_ns: int) -> list[Received]:
         self._found = found
-        return super()._hand_out(found, read_ns)
+        return super()._hand_out(lane, found, read_ns)
 
     def reply(self, batch: Received, begin: int, end: int) -> None:
         """Answer messages begin … end of the batch that `receive` handed out last; who cannot be answered is left."""
