@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import SIDES
 from loadgen.locust.messages import pack, unpack
 from loadgen.locust.roster import refuse_loopback
 from loadgen.locust.spread import spread
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 START_DELAY_S = 0.6  # for the order to begin to reach all workers before the first message is due
 TELLS_S = 0.1  # how often a worker tells its counters …
 TELLS_MSGS_PER_S = 500  # … where all of them together tell no more than this
+SENDERS, RECEIVERS = {"producer", "processor"}, {"consumer", "processor"}
+"""Whose stamps and whose readings a latency is made of; a requester's round trip is timed by its own clock alone."""
 STACKS_S = 4.0
 OVER_S = 5.0
 
@@ -120,13 +121,13 @@ class RemoteHands:
             outcome.flows = {worker: np.concatenate(flows) for worker, flows in self._flows.items()}
             outcome.workers = [self._told(worker) for worker in self._given]
             known = {worker: self._clocks.get(worker) or member.told for worker, member in self._members.items()}
-        ends: dict[str, set[str]] = {
-            side: {worker for worker, given in self._given.items() if any(SIDES[spec.role] == side for spec in given)}
-            for side in ("producers", "consumers")
-        }
+        senders, receivers = (
+            {worker for worker, given in self._given.items() if any(spec.role in roles for spec in given)}
+            for roles in (SENDERS, RECEIVERS)
+        )
         clocks = {worker: clock for worker, clock in known.items() if clock is not None}
         if clocks:
-            outcome.clock = together(clocks, ends["producers"], ends["consumers"])
+            outcome.clock = together(clocks, senders, receivers)
 
     def _told(self, worker: str) -> dict[str, Any]:
         member = self._members[worker]
