@@ -32,6 +32,7 @@ READY_S = 60.0  # spawning, importing and connecting take about 1 s on an idle m
 STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself, a flush 1 s
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 FIRST_S = 30.0  # … and of consumers that connect only now, when nothing has arrived for so long
+REGROUP_S = 10.0  # … or, where members of a group leave, until the group has shared out what they had
 BUILD_S = 900.0  # the longest that a backlog may take to be written
 DRAIN_S = 60.0  # … or after this in any case
 AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
@@ -179,7 +180,8 @@ class Fleet:
             where, pattern = self._specs[0].target, self._specs[0].pattern
             target = self._wanted(board)
             patience_s = AGAIN_S if redelivers(where.settings) else 0.0
-            waits_s = max(QUIET_S, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)
+            quiet_s = REGROUP_S if self._specs[0].membership.changes else QUIET_S
+            waits_s = max(quiet_s, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)
             has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
             last, moved = (-1, 0), began
             while time.monotonic() - began < DRAIN_S:
@@ -187,8 +189,8 @@ class Fleet:
                 seen = over, board.total(Cell.AGAIN)
                 if seen != last:
                     last, moved = seen, time.monotonic()
-                quiet_s = FIRST_S if has_backlog and not over else waits_s
-                if time.monotonic() - moved >= (patience_s if over >= target else quiet_s):
+                rest_s = FIRST_S if has_backlog and not over else waits_s
+                if time.monotonic() - moved >= (patience_s if over >= target else rest_s):
                     break
                 self._turn(board)
             self.outcome.drained = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP) >= target

@@ -46,6 +46,14 @@ def is_spoken(host: str, port: int, timeout_s: float) -> bool:
     return True
 
 
+def tls_error_of(error: BaseException) -> ssl.SSLError | None:
+    """What TLS said that is behind a library's own error, where it is."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__ or found.__context__
+    return found
+
+
 def failure(error: OSError, broker: BrokerName) -> str:
     """A failed handshake in words that say what to do."""
     if isinstance(error, ssl.SSLCertVerificationError):

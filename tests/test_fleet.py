@@ -30,6 +30,7 @@ from loadgen.host import Written
 from loadgen.observer import Observer
 from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, make_plan
+from loadgen.roster import roster
 from loadgen.runs import RunWriter, load
 from loadgen.trial import Setting, run_trial
 
@@ -260,7 +261,7 @@ def test_agents_that_wait_for_the_start_leave_when_told() -> None:
     admin = load_driver("memory").admin(endpoint)
     admin.create(target)
     crew = Fleet(Leaving())
-    outcome = crew.run(lambda seen: trial._specs(each, target, 1, seen, ()), 2)
+    outcome = crew.run(lambda seen: roster(each, target, 1, seen, ()), 2)
     admin.delete(target)
     admin.close()
     assert outcome.error == "not now"

@@ -112,7 +112,9 @@ def test_without_consumers_it_confirms_and_counts(null_endpoints: dict[BrokerNam
     record = run_through(null_endpoints["kafka" if driver == "kafka" else "rabbitmq"], driver, consumers=0)
     assert record["acked"] == record["sent"] == record["broker_counts"]["depth_at_end"] > 0
     checks = {check["name"]: check["passed"] for check in record["verdict"]["checks"]}
-    assert checks["loss"] is checks["broker's count"] is True
+    # A queue that nobody reads has no count but its depth: what was stored is not looked at.
+    assert checks["loss"] is True
+    assert checks["broker's count"] is (True if driver == "kafka" else None)
 
 
 @pytest.mark.parametrize("broker", BROKERS)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 USER, PASSWORD, WRONG = "load", "op/en:s3same@%41", "op/en:sh0pfront"
 QUOTED = quote(PASSWORD, safe="")
 DRIVERS = [name for name in BROKER_OF if name != "memory"]
+STREAMS = ("stream", "rstream")
 LOGINS = {"rabbitmq-login": login.rabbitmq, "kafka-login": login.kafka}
 SPREAD = Message(size_bytes=Uniform(min_bytes=24, max_bytes=40_000))  # within one TLS record, and over several
 
@@ -152,7 +153,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[
         patch.undo()
         yield {
             "rabbitmq": Site(endpoints["rabbitmq"], nodes["rabbitmq"]["amqp"]),
-            "stream": Site(streams, nodes["rabbitmq"]["stream"]),
+            **dict.fromkeys(STREAMS, Site(streams, nodes["rabbitmq"]["stream"])),
             "kafka": Site(endpoints["kafka"], nodes["kafka"]["kafka"]),
         }
 
@@ -252,7 +253,7 @@ def openers(way: str) -> list[Callable[[Endpoint], Any]]:
     if way in LOGINS:
         return [lambda endpoint: LOGINS[way](endpoint, endpoint.address)]
     driver = load_driver(way)
-    knobs = resolve(BROKER_OF[way], {"driver": "stream"} if way == "stream" else {}, "broker", "default")
+    knobs = resolve(BROKER_OF[way], {"driver": way} if way in STREAMS else {}, "broker", "default")
 
     def target(endpoint: Endpoint) -> Target:
         return Target(endpoint, "nowhere", knobs, group="nobody")

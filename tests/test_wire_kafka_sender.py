@@ -49,6 +49,7 @@ class ScriptedBroker:
         self.verdicts = deque(verdicts)
         self.log: dict[int, list[Any]] = {each: [] for each in range(partitions)}
         self.requests = 0
+        self.failed_requests = 0
         self.next_id = 0
         self.expected: dict[tuple[int, int], int] = {}
         self.is_idempotent = False

@@ -11,7 +11,7 @@ from aio_pika import exceptions
 from loadgen.drivers.client.event_loop import CONNECT_S, EventLoop
 from loadgen.drivers.rabbitmq_admin import PORT_QUESTION, credentials_of, refused_text
 from loadgen.errors import BrokerError
-from loadgen.tls import client_context
+from loadgen.tls import client_context, failure, tls_error_of
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractRobustConnection
@@ -96,6 +96,8 @@ def _describe(endpoint: Endpoint, error: BaseException) -> str:
         return f"rabbitmq at {endpoint.address} closed the channel: {_CODES.get(type(error), '')}{detail}"
     if "Connection.Close " in detail:  # the library does not say why; at this point of the handshake it is the host
         return f"rabbitmq at {endpoint.address} refused virtual host {endpoint.virtual_host}"
+    if (broken := tls_error_of(error)) is not None:
+        return f"rabbitmq at {endpoint.address}: {failure(broken, 'rabbitmq')}"
     if "Connect call failed" in detail:
         detail = "connection refused"
     return f"rabbitmq at {endpoint.address} cannot be reached: {detail}; {PORT_QUESTION}"

@@ -154,7 +154,10 @@ class ConfluentConsumer:
         if self._revoked_ns:
             self._rebalances.append((self._revoked_ns, time.monotonic_ns()))
             self._revoked_ns = 0
-        if not self._begun.is_set():
+        if self._begun.is_set():
+            # One that this member had, paused, and gave away before it began may come back as it left.
+            client.resume(partitions)
+        else:
             client.pause(partitions)
         self._joined.set()
 

@@ -12,9 +12,8 @@ from rstream import Consumer, ConsumerOffsetSpecification, OffsetNotFound, Offse
 
 from loadgen.driver import Received
 from loadgen.drivers.client.event_loop import EventLoop
-from loadgen.drivers.client.rstream_login import LOST, login
+from loadgen.drivers.client.rstream_login import LOST, login, refused
 from loadgen.drivers.stream_settings import Streams
-from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
     from rstream import AMQPMessage, MessageContext
@@ -54,7 +53,7 @@ class RstreamConsumer:
             self._consumer = self._loop.run(self._open(login(target.endpoint, settings["heartbeat"])))
         except LOST as error:
             self.close()
-            raise BrokerError(f"rabbitmq at {self._address} (streams): {error or type(error).__name__}") from None
+            raise refused(target.endpoint, error) from None
 
     async def _open(self, where: dict[str, object]) -> Consumer:
         consumer = Consumer(**where, on_close_handler=self._loop.lost)  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rstream import ServerError, exceptions
 
 from loadgen.drivers.rabbitmq_admin import credentials_of
-from loadgen.drivers.wire.stream_connection import addresses
+from loadgen.drivers.wire.stream_connection import addresses, open_any
+from loadgen.errors import BrokerError
 from loadgen.tls import client_context
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ LOST = (ServerError, exceptions.ClientError, ConnectionError, OSError, TimeoutEr
 # It logs every failure with a traceback; ours are told in one line, once.
 logging.getLogger("rstream").addHandler(logging.NullHandler())
 logging.getLogger("rstream").propagate = False
+
+
+def refused(endpoint: Endpoint, error: Exception) -> BrokerError:
+    """Why it did not come in: the library tells little, so our own connection asks the broker, and tells it better."""
+    try:
+        open_any(endpoint).close()
+    except BrokerError as told:
+        return told
+    return BrokerError(f"rabbitmq at {endpoint.address} (streams): {error or type(error).__name__}")
 
 
 def login(endpoint: Endpoint, heartbeat_s: int) -> dict[str, Any]:

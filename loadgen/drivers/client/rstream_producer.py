@@ -15,13 +15,12 @@ from rstream import AMQPMessage, Producer
 
 from loadgen.driver import Settled
 from loadgen.drivers.client.event_loop import EventLoop
-from loadgen.drivers.client.rstream_login import LOST, login
+from loadgen.drivers.client.rstream_login import LOST, login, refused
 from loadgen.drivers.stream_settings import Streams
 from loadgen.drivers.wire.amqp_producer import poll_while
 from loadgen.drivers.wire.stream_frames import key_partitions
 from loadgen.drivers.wire.stream_producer import publisher_name
 from loadgen.drivers.wire.stream_protocol import MAX_FRAME_BYTES, code_name
-from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
     from rstream import ConfirmationStatus
@@ -56,7 +55,7 @@ class RstreamProducer:
             self._producer = self._loop.run(self._open(login(target.endpoint, settings["heartbeat"])))
         except LOST as error:
             self.close()
-            raise BrokerError(f"rabbitmq at {self._address} (streams): {error or type(error).__name__}") from None
+            raise refused(target.endpoint, error) from None
 
     async def _open(self, where: dict[str, object]) -> Producer:
         producer = Producer(**where, on_close_handler=self._loop.lost)  # type: ignore[arg-type]

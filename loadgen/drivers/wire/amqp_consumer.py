@@ -96,23 +96,28 @@ class AmqpConsumer:
             ]
             self._lanes = {lane.channel: lane for lane in lanes}
             self._last = lanes[0]  # which handed out the last batch
+            qos = spec.Basic.Qos(prefetch_count=settings["prefetch"])
+            has_several = sum(len(lane.tags) for lane in lanes) > 1
+            # All that is answered comes before the first consumer: an answer may come behind its deliveries.
             for lane in lanes:
-                self._connection.call(
-                    spec.Basic.Qos(prefetch_count=settings["prefetch"]), spec.Basic.QosOk, lane.channel
-                )
-                self._consume(lane, has_several=len(lanes) > 1 or len(lane.tags) > 1)
+                self._connection.call(qos, spec.Basic.QosOk, lane.channel)
+                if has_several:
+                    self._demand_queues(lane)
+            for lane in lanes:
+                self._consume(lane, has_several=has_several)
         except BaseException:
             self._connection.close()
             raise
 
-    def _consume(self, lane: Lane, *, has_several: bool) -> None:
-        """Begin with each queue under its tag; raises BrokerError where one is not there.
+    def _demand_queues(self, lane: Lane) -> None:
+        """Raises BrokerError where a queue is not there, which consuming without an answer would not tell."""
+        for queue in lane.tags.values():
+            declare = spec.Queue.Declare(queue=queue, passive=True)
+            self._connection.call(declare, spec.Queue.DeclareOk, lane.channel)
 
-        The answer for the last may come behind deliveries of the first: those of several queues are not waited for.
-        """
+    def _consume(self, lane: Lane, *, has_several: bool) -> None:
+        """Begin with each queue under its tag; those of several queues are not waited for."""
         connection, channel = self._connection, lane.channel
-        for queue in lane.tags.values() if has_several else ():
-            connection.call(spec.Queue.Declare(queue=queue, passive=True), spec.Queue.DeclareOk, channel)
         for tag, queue in lane.tags.items():
             consume = spec.Basic.Consume(
                 queue=queue, consumer_tag=tag, no_ack=not lane.acks.is_manual, nowait=has_several
