@@ -35,7 +35,12 @@ compare: $(STAMP)
 
 test: $(STAMP)
 	@PYTHONPATH=tests $(BIN)/python -c 'import browser; browser.need()'
+ifdef TESTS
 	@$(BIN)/python -m pytest $(TESTS)
+else
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	@$(BIN)/python -m pytest -m alone
+endif
 
 scenarios: $(STAMP)
 	@$(BIN)/python bench/all_scenarios.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -9,12 +10,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadgen.brokers import open_brokers
+from loadgen.brokers.state import brokers_dir, cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from loadgen.endpoint import BrokerName, Endpoint
+
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each of the processes that share the tests has brokers of its own, of the one installation.
+    os.environ.setdefault("LOADGEN_CACHE_DIR", str(cache_dir()))
+    os.environ["LOADGEN_BROKERS_DIR"] = str(brokers_dir() / worker)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import BrokerName, Endpoint
 
+pytestmark = pytest.mark.alone  # its tests of Locust end after seconds, by when all users must have come
 SCHEMA = Path("loadgen/run.schema.json")
 USERS = ("--headless", "-u", "2", "-r", "2", "--set", "rate=700")
 LENGTH = ("-t", "9s")
