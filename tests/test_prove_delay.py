@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import BrokerName, Endpoint
 
+pytestmark = pytest.mark.alone  # what it provokes and measures is of the machine
+
 STAMP = struct.Struct("<qQII")
 (CASE,) = delay.cases(Scale.SMALL)
 BOUNDS = delay.BOUNDS[Scale.FULL]

@@ -24,6 +24,8 @@ from loadgen.histogram import Histogram
 if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
+pytestmark = pytest.mark.alone  # what it provokes and measures is of the machine
+
 BOUNDS = stall.BOUNDS[Scale.FULL]
 
 

@@ -15,6 +15,8 @@ from prove.proof import Scale
 if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
+pytestmark = pytest.mark.alone  # what it provokes and measures is of the machine
+
 
 @pytest.fixture(scope="module")
 def found(rabbitmq_endpoint: Endpoint) -> list[turns.Seen]:
