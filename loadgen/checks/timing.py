@@ -17,6 +17,8 @@ LAG_HOPELESS = 10.0
 """Ten times the allowed lag is as large as the latency itself: the generator was measured."""
 HELD_BACK_P99_SHARE = 0.01
 """A broker that left producers no room for 1 % of the time explains what a p99 shows."""
+HELD_BACK_LAG_SHARE = 0.5
+"""... and in all for at least half as long as that p99: a second's lag does not come from a tenth of a second."""
 MISSING_SHARE = 0.01
 """With 1 % of the messages in no percentile not even the p99 can be told."""
 BUCKET_SHARE = 0.01
@@ -41,8 +43,8 @@ def check_schedule(facts: Facts) -> Check:
     """Messages left when they were intended: p99 of the lag under max(1 ms, 10 % of the end-to-end median).
 
     Up to ten times that cannot tell, beyond it the generator was measured. Lag of producers that the broker
-    held back (no room for 1 % of the time explains a p99) is the broker's own, and response times include
-    it.
+    held back (no room for 1 % of the time, and for long enough, explains a p99) is the broker's own, and response
+    times include it. A generator that stood still fills its window when it catches up: that explains nothing.
     """
     name = "schedule lag"
     if not facts.is_open_loop:
@@ -54,7 +56,8 @@ def check_schedule(facts: Facts) -> Check:
     if facts.lag_p99_ns < allowed_ns:
         return Check(name, True, text)
     held_back = facts.producers_held_back_share or 0
-    if held_back >= HELD_BACK_P99_SHARE and not facts.is_generator_full:
+    explains_ns = held_back * facts.window_s * 1e9 / HELD_BACK_LAG_SHARE
+    if held_back >= HELD_BACK_P99_SHARE and explains_ns >= facts.lag_p99_ns and not facts.is_generator_full:
         return Check(name, True, f"{text}: the broker held producers back {percent(held_back)} of the time")
     return Check(name, None if facts.lag_p99_ns <= LAG_HOPELESS * allowed_ns else False, text)
 
