@@ -80,7 +80,7 @@ def gradual(
     """A test whose users come one a second; it needs nobody, and runs beside the others."""
     del endpoints
     made = locusts.Together(tmp_path_factory.mktemp("gradual"))
-    made.start("gradual", "--headless", "-u", "6", "-r", "1", "-t", "14s", "--broker", "rabbitmq", "--set", "rate=300")
+    made.start("gradual", "--headless", "-u", "6", "-r", "1", "-t", "24s", "--broker", "rabbitmq", "--set", "rate=300")
     yield made
     made.close()
 
@@ -92,7 +92,7 @@ def test_a_broker_that_dies_shows_as_failures_and_not_as_a_hang(
     login = rabbitmq_endpoint.credentials
     assert login is not None
     url = f"amqp://{login.username}:{login.password}@127.0.0.1:{proxy.port}/"
-    words = ("--headless", "-u", "2", "-r", "2", "-t", "9s", "--broker", "rabbitmq", "--brokers", url)
+    words = ("--headless", "-u", "2", "-r", "2", "-t", "16s", "--broker", "rabbitmq", "--brokers", url)
     process = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=200"))
     said = locusts.wait_for(process, locusts.STARTED)
     time.sleep(3)
@@ -178,7 +178,7 @@ def test_a_worker_that_dies_invalidates_the_trial_and_the_rest_goes_on(
 ) -> None:
     """One of two workers is killed: its agents end with it, the others share the rate, and the trial is struck out."""
     del endpoints
-    words = ("--processes", "2", "--headless", "-u", "4", "-r", "4", "-t", "13s", "--broker", "rabbitmq")
+    words = ("--processes", "2", "--headless", "-u", "4", "-r", "4", "-t", "24s", "--broker", "rabbitmq")
     process = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=200", "--logfile", str(tmp_path / "log")))
     until = time.monotonic() + 30
     while "begins" not in ((tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.alone  # its tests of Locust end after seconds, by when all users must have come
 SCHEMA = Path("loadgen/run.schema.json")
 USERS = ("--headless", "-u", "2", "-r", "2", "--set", "rate=700")
-LENGTH = ("-t", "9s")
+LENGTH = ("-t", "20s")
 BROKERS = ("rabbitmq", "kafka")
 
 
@@ -53,7 +53,7 @@ def later(tmp_path_factory: pytest.TempPathFactory, together: locusts.Together) 
     for name in BROKERS:
         together.ended(name)
     made = locusts.Together(tmp_path_factory.mktemp("later"))
-    made.start("turns", *USERS, "-t", "16s", "--threshold", "p99_ms<0.001")
+    made.start("turns", *USERS, "-t", "36s", "--threshold", "p99_ms<0.001")
     four = ("--processes", "4", "--headless", "-u", "8", "-r", "8", "--set", "rate=600", "--tags", "rabbitmq")
     made.start("four", *four, *LENGTH)
     yield made

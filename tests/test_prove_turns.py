@@ -12,6 +12,8 @@ import pytest
 from prove import turns
 from prove.proof import Scale
 
+from loadgen.checks import timing
+
 if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
@@ -20,8 +22,14 @@ pytestmark = pytest.mark.alone  # what it provokes and measures is of the machin
 
 @pytest.fixture(scope="module")
 def found(rabbitmq_endpoint: Endpoint) -> list[turns.Seen]:
-    """The small scale's trials on the session's RabbitMQ: undisturbed, and with each of its cases."""
-    return turns.measure(rabbitmq_endpoint, turns.CASES[Scale.SMALL]["rabbitmq"], turns.DURATION_S[Scale.SMALL])
+    """The small scale's trials on the session's RabbitMQ: undisturbed, and with each of its cases.
+
+    A busy or slow machine lags by more than the millisecond that a trial may, undisturbed as well, and a test is to
+    hold there too: 60 ms are allowed here, and a second's standstill is still hopeless.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "LAG_FLOOR_NS", 60_000_000)
+        return turns.measure(rabbitmq_endpoint, turns.CASES[Scale.SMALL]["rabbitmq"], turns.DURATION_S[Scale.SMALL])
 
 
 def changed(seen: turns.Seen, **checks: Any) -> turns.Seen:
