@@ -9,19 +9,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
 
-from loadgen.driver import Settled
 from loadgen.drivers.client.aio_pika_link import LOST, Link
+from loadgen.drivers.client.event_loop import settled_of
 from loadgen.drivers.client.pika_producers import Messages
 from loadgen.drivers.wire.amqp_producer import NACK, poll_while
 
 if TYPE_CHECKING:
     import asyncio
 
-    from loadgen.driver import Int64, Target
+    from loadgen.driver import Int64, Settled, Target
     from loadgen.payload import Payloads
 
 UNCONFIRMED_BATCH_MSGS = 100  # how many may wait for the socket without confirms
@@ -94,10 +93,7 @@ class AioPikaProducer:
             return []
         at_ns = time.monotonic_ns()
         heard, self._heard = self._heard, []
-        by_error: dict[str | None, list[int]] = {}
-        for seq, error in heard:
-            by_error.setdefault(error, []).append(seq)
-        return [Settled(np.array(seqs, np.int64), at_ns, error) for error, seqs in by_error.items()]
+        return settled_of(heard, at_ns)
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until every publish has ended, at most `timeout_s`."""

@@ -11,10 +11,13 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
+from loadgen.driver import Settled
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 T = TypeVar("T")
 
@@ -101,3 +104,11 @@ class EventLoop:
             transport.abort()
         for _ in range(_TURNS):
             await asyncio.sleep(0)
+
+
+def settled_of(heard: Iterable[tuple[int, str | None]], at_ns: int) -> list[Settled]:
+    """What was heard of single messages (sequence number, error) as batches of one fate each, all told at `at_ns`."""
+    by_error: dict[str | None, list[int]] = {}
+    for seq, error in heard:
+        by_error.setdefault(error, []).append(seq)
+    return [Settled(np.array(seqs, np.int64), at_ns, error) for error, seqs in by_error.items()]

@@ -10,11 +10,9 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rstream import AMQPMessage, Producer
 
-from loadgen.driver import Settled
-from loadgen.drivers.client.event_loop import EventLoop
+from loadgen.drivers.client.event_loop import EventLoop, settled_of
 from loadgen.drivers.client.rstream_login import LOST, login, refused
 from loadgen.drivers.stream_settings import Streams
 from loadgen.drivers.wire.amqp_producer import poll_while
@@ -25,7 +23,7 @@ from loadgen.drivers.wire.stream_protocol import MAX_FRAME_BYTES, code_name
 if TYPE_CHECKING:
     from rstream import ConfirmationStatus
 
-    from loadgen.driver import Int64, Target
+    from loadgen.driver import Int64, Settled, Target
     from loadgen.payload import Payloads
 
 FRAMING_BYTES = 32  # of a message in a publish frame: its id, lengths, the head of its data section
@@ -126,11 +124,8 @@ class RstreamProducer:
             return []
         at_ns = time.monotonic_ns()
         heard, self._heard = self._heard, []
-        by_error: dict[str | None, list[int]] = {}
-        for seq, error in heard:
-            by_error.setdefault(error, []).append(seq)
         self._unconfirmed -= len(heard)
-        return [Settled(np.array(seqs, np.int64), at_ns, error) for error, seqs in by_error.items()]
+        return settled_of(heard, at_ns)
 
     def flush(self, timeout_s: float) -> list[Settled]:
         """Wait until all is settled, at most `timeout_s`."""
