@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -22,11 +23,10 @@ from loadgen.knobs import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from loadgen.endpoint import BrokerName, Endpoint
 
-WAIT_S = 60.0
+WAIT_S = 100.0  # the whole tool and a broker start within it, however busy the machine
 PATIENCE_S = 1.0
 DRIVERS = {"rabbitmq": "amqp", "kafka": "kafka"}
 
@@ -36,6 +36,11 @@ def stopped(pid: int) -> Iterator[None]:
     """A process that hangs for as long as the block lasts."""
     os.kill(pid, signal.SIGSTOP)
     try:
+        # One thread has to take the signal before any of them stops, and on a busy machine others run on until then.
+        deadline_s = time.monotonic() + WAIT_S
+        while any("T (stopped)" not in each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/status")):
+            assert time.monotonic() < deadline_s, "does not stop"
+            time.sleep(0.01)
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
