@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from loadgen.recorder import Recorder
 from loadgen.think import Think
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from pathlib import Path
 
@@ -53,6 +54,8 @@ NAP_FROM_IN_FLIGHT_MSGS = 1_000  # … where so many may be under way that none 
 NAP_SHARE = 0.25  # … and for no longer than this share of the time in which so many are received
 BOOK_MSGS = 256  # bookkeeping is done for so many messages at once: at a few messages a call it would cost the most
 BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
+# Agents report one after another, and not at the second's turn, when the observer samples: few processors serve all.
+REPORT_NS, REPORT_STEP_NS, REPORT_STEPS = 150_000_000, 40_000_000, 10
 SECONDS_KEPT = 3_600  # counts of a longer window grow as it goes on
 
 
@@ -224,6 +227,7 @@ class Agent:
         self.client: object = None  # the driver's producer or consumer, once it is connected
         self._failed_requests = 0
         self._next_report_ns = 0
+        self._reporting: Iterator[None] | None = None
         self._fleet = multiprocessing.parent_process()
         self._has_own_clock = False
 
@@ -246,7 +250,7 @@ class Agent:
         if self.spec.target.settings.get("reconnect_every_s") is not None:
             kinds = (*kinds, "connect")
         self.recorder = Recorder(kinds, self.clock.window_start_ns)
-        self._next_report_ns = start_ns + SECOND_NS
+        self._next_report_ns = start_ns + SECOND_NS + REPORT_NS + REPORT_STEP_NS * (self.spec.row % REPORT_STEPS)
         # Nothing in the loops makes reference cycles; a collection would only be a pause in the measurement.
         gc.collect()
         gc.disable()
@@ -260,10 +264,12 @@ class Agent:
         self.row[Cell.HEARTBEAT_NS] = now_ns
         self._follow_clock()
         self.clock.tick(now_ns)
-        if now_ns >= self._next_report_ns:
+        if self._reporting is None and now_ns >= self._next_report_ns:
             self._next_report_ns += SECOND_NS * (1 + (now_ns - self._next_report_ns) // SECOND_NS)
-            self.report(now_ns)
+            self._reporting = self._report(now_ns)
             self._leave_if_orphaned()
+        if self._reporting is not None and next(self._reporting, "sent"):
+            self._reporting = None
 
     def _follow_clock(self) -> None:
         """Let stamps be told by the clock of all agents where this host's is another one."""
@@ -277,8 +283,8 @@ class Agent:
         """What happened to this agent since the last report; most have nothing to tell."""
         return []
 
-    def report(self, now_ns: int) -> None:
-        """Send what was gained since the last report."""
+    def _report(self, now_ns: int) -> Iterator[None]:
+        """Send what was gained since the last report, a turn of the loop for each kind: no turn is to take long."""
         self.keep_books()
         if isinstance(self.client, Retrying):
             failed = self.client.failed_requests
@@ -290,11 +296,17 @@ class Agent:
         series = {**self.series, "elapsed_s": (now_ns - self.clock.start_ns) / SECOND_NS}
         self.series.clear()
         errors, self.errors = self.errors, {}
-        self.pipe.send(("report", Report(self.spec.name, self.recorder.take(), series, self.take_events(), errors)))
+        deltas: list[IntervalDelta] = []
+        for kind in self.recorder.kinds:
+            yield
+            deltas += self.recorder.take(kind)
+        yield
+        self.pipe.send(("report", Report(self.spec.name, deltas, series, self.take_events(), errors)))
 
     def finish(self) -> None:
         """The last report and the result."""
-        self.report(time.monotonic_ns())
+        for report in (self._reporting or (), self._report(time.monotonic_ns())):
+            deque(report, maxlen=0)
         self.result.cpu_at = self.clock.close(time.monotonic_ns())
         self.result.per_second = self.clock.counts
         self.pipe.send(("result", self.result))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from loadgen import heap
 from loadgen.agent import SECOND_NS, SIDES, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import redelivers
@@ -98,6 +99,7 @@ class Fleet:
 
     def run(self, make_specs: Callable[[Board], Sequence[AgentSpec]], agents: int) -> Outcome:
         """Run one trial from spawning to the last report; never raises for what an agent did, the outcome tells."""
+        heap.keep()
         board = Board.create(agents)
         try:
             self._specs = list(make_specs(board))

@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
 if TYPE_CHECKING:
@@ -75,6 +76,12 @@ class Histogram:
         self._min_ns = LIMIT_NS
         self._max_ns = -1
         self._sum_ns = 0
+
+    def clear(self, used: npt.NDArray[np.int32] | Int64) -> None:
+        """Forget all; `used` has the indices of all buckets that are not empty, which is quicker than a new one."""
+        self.counts[used] = 0
+        self.out_of_range_count = 0
+        self._min_ns, self._max_ns, self._sum_ns = LIMIT_NS, -1, 0
 
     def add(self, values_ns: Int64) -> None:
         """Count n values (int64[n])."""

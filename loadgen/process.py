@@ -10,6 +10,7 @@ import signal
 import traceback
 from typing import TYPE_CHECKING
 
+from loadgen import heap
 from loadgen.agent import StoppedError
 from loadgen.board import Board
 from loadgen.consuming import ConsumerAgent
@@ -43,6 +44,7 @@ def main(spec: AgentSpec, pipe: Connection) -> None:
         # Asked by SIGUSR1 it says where it is, also from within a C function that never returns.
         dump = Board(spec.board, spec.rows).dump_path(spec.name).open("w")
         faulthandler.register(signal.SIGUSR1, file=dump, all_threads=True)
+        heap.keep()
         if spec.cpus:
             os.sched_setaffinity(0, spec.cpus)
         # Of few requests in flight each waits for four wake-ups: how soon these come is the rate.

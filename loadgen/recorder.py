@@ -94,7 +94,8 @@ class Recorder:
         self.origin_ns = origin_ns
         self.interval_ns = interval_ns
         self._buffers = {kind: _Buffer() for kind in kinds}
-        self._counted: dict[tuple[str, int], Histogram] = {}
+        self._counted: dict[str, dict[int, Histogram]] = {}
+        self._spare: list[Histogram] = []
 
     def record(self, kind: str, when_ns: Int64 | int, values_ns: Int64) -> None:
         """Record n durations of a kind.
@@ -125,22 +126,32 @@ class Recorder:
             self.record(kind, when, values_ns[done:until])
             done = until
 
-    def take(self) -> list[IntervalDelta]:
-        """All that was recorded since the last time, by kind and interval."""
-        for kind, buffer in self._buffers.items():
-            self._count(kind, buffer)
-        counted, self._counted = self._counted, {}
-        return [delta_of(kind, interval, histogram) for (kind, interval), histogram in counted.items()]
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What it records."""
+        return tuple(self._buffers)
+
+    def take(self, kind: str | None = None) -> list[IntervalDelta]:
+        """All that was recorded of a kind (or of all) since the last time, by interval."""
+        if kind is None:
+            return [delta for each in self.kinds for delta in self.take(each)]
+        self._count(kind, self._buffers[kind])
+        deltas: list[IntervalDelta] = []
+        for interval, histogram in self._counted.pop(kind, {}).items():
+            deltas.append(delta_of(kind, interval, histogram))
+            histogram.clear(deltas[-1].indices)
+            self._spare.append(histogram)
+        return deltas
 
     def _count(self, kind: str, buffer: _Buffer) -> None:
         """Empty the buffer into the histograms of its intervals."""
         when_ns, values_ns = buffer.when_ns[: buffer.used], buffer.values_ns[: buffer.used]
         buffer.used = 0
         for interval, values in self._by_interval(when_ns, values_ns):
-            histogram = self._counted.get((kind, interval))
-            if histogram is None:
-                histogram = self._counted[kind, interval] = Histogram()
-            histogram.add(values)
+            counted = self._counted.setdefault(kind, {})
+            if interval not in counted:
+                counted[interval] = self._spare.pop() if self._spare else Histogram()
+            counted[interval].add(values)
 
     def _by_interval(self, when_ns: Int64, values_ns: Int64) -> Iterator[tuple[int, Int64]]:
         if not len(when_ns):

@@ -163,6 +163,7 @@ class RabbitMQAdmin:
         self._endpoint = endpoint
         # Without heartbeats: the control plane may be left alone for as long as a trial lasts.
         self._connection = connect(endpoint, 0)
+        self._channel: Any = None
         self._in_use = threading.Lock()
         self._removed_before: dict[str, dict[str, int] | None] = {}
 
@@ -303,7 +304,7 @@ class RabbitMQAdmin:
         return self._connection
 
     def _call(self, use: Callable[[Any], Any]) -> Any:
-        """Use a channel of its own (an error closes a channel), on a new connection where the last was lost."""
+        """Use the channel, a new one after an error, on a new connection where the last was lost."""
         with self._in_use:
             return self._called(use)
 
@@ -312,9 +313,11 @@ class RabbitMQAdmin:
             connection = self._connection_now()
             try:
                 with within(connection, CALL_S):
-                    channel = connection.channel()
+                    channel, self._channel = self._channel, None  # one whose call did not end is not used again
+                    if channel is None or channel.connection is not connection:
+                        channel = connection.channel()
                     answer = use(channel)
-                    channel.close()
+                    self._channel = channel
             except exceptions.ChannelClosedByBroker as error:
                 if error.reply_code == _NOT_FOUND:
                     raise _NoQueueError(describe(self._endpoint, error)) from None
