@@ -250,6 +250,7 @@ class ConsumerAgent(Agent):
             self._keep(batch, 0, number, batch.parsed_ns)
             return
         self._count(number, batch.redelivered)
+        self._show_counts()  # before what takes longer: the gauge of what is under way is read meanwhile
         self.keep_books()  # in the order of arrival
         self._check(batch.buffer, batch.starts, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
 
