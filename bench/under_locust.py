@@ -16,13 +16,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loadgen.brokers import open_brokers
 from loadgen.runs import load
 from loadgen.stats.confidence import paired_ratio
 
-BROKERS = ("kafka", "rabbitmq")
+if TYPE_CHECKING:
+    from loadgen.endpoint import BrokerName
+
+# A broker, and the knobs of a case: the wire drivers, and what an application of librdkafka's would get.
+CASES: tuple[tuple[BrokerName, tuple[str, ...]], ...] = (
+    ("kafka", ()),
+    ("rabbitmq", ()),
+    ("kafka", ("kafka.driver=confluent",)),
+)
 THROUGHPUT, LATENCY = "scenarios/throughput.py", "scenarios/latency.py"
 WARMUP_S = 3
 
@@ -57,37 +65,42 @@ def by_command_line(file: str, broker: str, seconds: float, *sets: str) -> Any:
 
 def rates(pairs: int, seconds: float) -> None:
     """Messages a second, Locust's and the command line's."""
-    for broker in BROKERS:
+    for broker, knobs in CASES:
         ours, theirs = [], []
+        sets = ("durability=broker", *knobs)
         for _ in range(pairs):
-            trial, counts = under_locust(THROUGHPUT, broker, seconds, "durability=broker")
+            trial, counts = under_locust(THROUGHPUT, broker, seconds, *sets)
             stored = trial["broker_counts"]["stored"]
             assert counts["PUBLISH"] == counts["CONSUME"] == trial["sent"], (counts, trial["sent"])
             assert stored in {None, trial["sent"]}, (stored, trial["sent"])
             ours.append(trial["achieved_msgs_per_s"])
-            theirs.append(by_command_line(THROUGHPUT, broker, seconds, "durability=broker")["achieved_msgs_per_s"])
-            print(f"{broker}: Locust {ours[-1]:,.0f} msg/s, counts exact; loadgen run {theirs[-1]:,.0f} msg/s")
-        _compare(f"{broker}, messages a second", ours, theirs)
+            theirs.append(by_command_line(THROUGHPUT, broker, seconds, *sets)["achieved_msgs_per_s"])
+            print(f"{_name(broker, knobs)}: Locust {ours[-1]:,.0f} msg/s, counts exact; loadgen run {theirs[-1]:,.0f}")
+        _compare(f"{_name(broker, knobs)}, messages a second", ours, theirs)
 
 
 def latencies(pairs: int, seconds: float) -> None:
     """p50 and p99 of the end-to-end response time at 2,000 msg/s."""
-    for broker in BROKERS:
+    for broker, knobs in CASES[:2]:
         ours: list[Any] = []
         theirs: list[Any] = []
         for _ in range(pairs):
-            ours.append(under_locust(LATENCY, broker, seconds, "rate=2000")[0]["latency_ns"]["e2e"])
-            theirs.append(by_command_line(LATENCY, broker, seconds, "rate=2000")["latency_ns"]["e2e"])
+            ours.append(under_locust(LATENCY, broker, seconds, "rate=2000", *knobs)[0]["latency_ns"]["e2e"])
+            theirs.append(by_command_line(LATENCY, broker, seconds, "rate=2000", *knobs)["latency_ns"]["e2e"])
         for name in ("p50", "p99"):
             _compare(f"{broker}, {name}", [each[name] for each in ours], [each[name] for each in theirs])
 
 
 def hub(seconds: float) -> None:
     """How long Locust's loop was held at most, under full load of both kinds."""
-    for broker in BROKERS:
+    for broker, knobs in CASES:
         file = str(Path(__file__).with_name("heartbeat.py"))
-        print(f"{broker}: ", end="", flush=True)
-        under_locust(f"{THROUGHPUT},{file}", broker, seconds, "durability=broker")
+        print(f"{_name(broker, knobs)}: ", end="", flush=True)
+        under_locust(f"{THROUGHPUT},{file}", broker, seconds, "durability=broker", *knobs)
+
+
+def _name(broker: str, knobs: tuple[str, ...]) -> str:
+    return " ".join((broker, *knobs))
 
 
 def _compare(what: str, ours: list[float], theirs: list[float]) -> None:

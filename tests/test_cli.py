@@ -208,24 +208,24 @@ def test_ctrl_c_ends_a_run_in_order(endpoints: dict[BrokerName, Endpoint], tmp_p
 def test_a_broker_that_dies_in_mid_run_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     """Kill -9 of the broker under load: one line naming it, exit status 2, the measured seconds kept."""
     private = {"LOADGEN_BROKERS_DIR": str(tmp_path / "brokers"), "LOADGEN_CACHE_DIR": _cache()}
-    up = loadgen("up", "--broker", "kafka", "--json", **private)
+    up = loadgen("up", "--broker", "rabbitmq", "--json", **private)
     assert up.returncode == 0, up.stderr
     try:
         results = tmp_path / "results"
         tool = subprocess.Popen(
             [sys.executable, "-m", "loadgen.cli", "run", "scenarios/latency.py", *SHORT, "--set", "duration_s=60",
-             "--broker", "kafka", "--results", str(results)],
+             "--broker", "rabbitmq", "--results", str(results)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **private},
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while not list(results.glob("*/histograms.hlog")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        row = next(row for row in json.loads(up.stdout) if row["broker"] == "kafka")
+        row = next(row for row in json.loads(up.stdout) if row["broker"] == "rabbitmq")
         os.kill(row["pid"], signal.SIGKILL)
         _, errors = tool.communicate(timeout=100)
         assert tool.returncode == 2, errors
         assert "Traceback" not in errors
-        assert "kafka at 127.0.0.1" in errors
+        assert "rabbitmq at 127.0.0.1" in errors
         record = json.loads(next(results.glob("*/run.json")).read_text())["trials"][0]
         assert record["status"] == "failed"
         assert next(iter(results.glob("*/histograms.hlog"))).stat().st_size > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from loadgen.histogram import Histogram
 from loadgen.load import load_scenarios, scenario_files
+from loadgen.locust.messages import unpack
 from loadgen.plan import PROFILES, make_plan
 from loadgen.record import completed
 from loadgen.trial import describe
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from locusts import Ended
 
     from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.recorder import IntervalDelta
 
 pytestmark = pytest.mark.alone  # its tests of Locust end after seconds, by when all users must have come
 SCHEMA = Path("loadgen/run.schema.json")
@@ -55,8 +58,10 @@ def later(tmp_path_factory: pytest.TempPathFactory, together: locusts.Together) 
     made = locusts.Together(tmp_path_factory.mktemp("later"))
     made.start("turns", *USERS, "-t", "36s", "--threshold", "p99_ms<0.001")
     four = ("--processes", "4", "--headless", "-u", "8", "-r", "8", "--set", "rate=600", "--tags", "rabbitmq")
-    made.start("four", *four, *LENGTH)
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(locusts.WITNESS, str(tmp_path_factory.mktemp("witness")))
+        made.start("four", *four, *LENGTH, file="scenarios/latency.py,tests/locust_witness.py")
+        yield made
     made.close()
 
 
@@ -158,6 +163,12 @@ def test_both_brokers_take_turns_and_never_contend(later: locusts.Together) -> N
     assert ended.status == (2 if invalid else 1)
 
 
+def witnessed(kind: str) -> list[IntervalDelta]:
+    """What the four workers themselves kept of what they recorded, before it left them."""
+    blobs = [path.read_bytes() for path in Path(os.environ[locusts.WITNESS]).iterdir()]
+    return [delta for blob in blobs for _, delta in unpack(blob)["deltas"] if delta.kind == kind]
+
+
 def test_four_workers_histograms_are_merged_without_loss(later: locusts.Together) -> None:
     """What the workers recorded, line by line, is the record's, and every message is in it once."""
     ended = later.ended("four")
@@ -169,6 +180,14 @@ def test_four_workers_histograms_are_merged_without_loss(later: locusts.Together
     lines = list(ended.run.intervals(trial["id"], "e2e"))
     assert {each.agent for each in lines} == {f"consumers.w{number}" for number in range(4)}
     assert sum(each.histogram.count for each in lines) == trial["received"]
+    for kind in ("e2e", "ack", "ack_service", "schedule_lag"):
+        own, all_lines = Histogram(), Histogram()
+        for delta in witnessed(kind):
+            delta.add_to(own)
+        for each in ended.run.intervals(trial["id"], kind):
+            all_lines.merge(each.histogram)
+        assert own.count >= trial["received"]
+        assert (own.counts == all_lines.counts).all(), "bucket for bucket"
     merged = Histogram()
     for each in lines:
         if -0.001 <= each.start_s < trial["window_s"] - 0.001:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import SECOND_NS, AgentSpec, Report, Result
+from loadgen.agent import REPORT_NS, REPORT_STEP_NS, REPORT_STEPS, SECOND_NS, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import confirms
 from loadgen.errors import LoadgenError
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 ROWS_MAX = 1_024  # agents that one worker may start in one trial, those that have left included
 TURN_S = 0.045  # how often the counters are read: the flow's own rate
 TOTALS_S = 0.05  # how often they are told while the trial is being ended
-LATE_NS = 200_000_000  # after a full second: by then every agent has reported it
+LATE_NS = REPORT_NS + REPORT_STEPS * REPORT_STEP_NS + 100_000_000  # after a second: then all agents have reported it
 END_S = 2.0  # for a process to leave by itself once it has said all
 FOREVER_S = 31 * 86_400.0  # a Locust test ends when it is told to
 
