@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.endpoint import Endpoint
 
 
 def free_port() -> int:
@@ -31,9 +31,13 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def web(tmp_path: Path, endpoints: dict[BrokerName, Endpoint]) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
-    """A Locust with its web UI: address, process, folder."""
-    del endpoints
+def web(
+    tmp_path: Path, rabbitmq_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
+    """A Locust with its web UI: address, process, folder. It knows a user of RabbitMQ, not where that is."""
+    assert rabbitmq_endpoint.credentials is not None
+    monkeypatch.setenv("LOADGEN_RABBITMQ_USERNAME", rabbitmq_endpoint.credentials.username)
+    monkeypatch.setenv("LOADGEN_RABBITMQ_PASSWORD", rabbitmq_endpoint.credentials.password)
     port = free_port()
     words = ["--web-host", "127.0.0.1", "--web-port", str(port), "--set", "rate=400", "--class-picker"]
     process = locusts.start(locusts.command(tmp_path, *words))
@@ -54,15 +58,24 @@ def told(address: str, path: str) -> dict[str, Any]:
     return found
 
 
+def unpick(browser: Browser, text: str) -> int:
+    """Take the ticks off the class picker's rows that show this text; how many there were."""
+    rows = f"[...document.querySelectorAll('tr')].filter((e) => e.innerText.includes({json.dumps(text)}))"
+    browser.wait(f"{rows}.length > 0")
+    return int(browser.run(f"{rows}.map((e) => e.querySelector('input[type=checkbox]').click()).length"))
+
+
 def test_a_person_starts_watches_changes_and_stops_a_test(
-    web: tuple[str, subprocess.Popen[str], Path], tmp_path: Path
+    web: tuple[str, subprocess.Popen[str], Path], tmp_path: Path, rabbitmq_endpoint: Endpoint
 ) -> None:
-    """Form, statistics, our tab and our page show one truth; users are added in mid-test; the run is written."""
+    """Form, class picker, statistics, our tab and page are one truth; users are added in mid-test; a run is left."""
     address, process, folder = web
     with Browser(tmp_path / "browser") as browser:
         browser.open(address)
-        for name, value in (("userCount", "2"), ("spawnRate", "2"), ("broker", "rabbitmq"), ("sets", "rate=500")):
+        at = "amqp://{}:{}/".format(*rabbitmq_endpoint.hosts[0])
+        for name, value in (("userCount", "2"), ("spawnRate", "2"), ("brokers", at), ("sets", "rate=500")):
             browser.fill(name, value)
+        assert unpick(browser, "LatencyKafka") == 2  # what is left drives RabbitMQ, the only broker with an address
         browser.click("start")
         browser.wait("document.body.innerText.includes('latency rabbitmq')")
         browser.click("loadgen", "[role=tab]")
