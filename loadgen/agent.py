@@ -54,7 +54,8 @@ NAP_FROM_IN_FLIGHT_MSGS = 1_000  # … where so many may be under way that none 
 NAP_SHARE = 0.25  # … and for no longer than this share of the time in which so many are received
 BOOK_MSGS = 256  # bookkeeping is done for so many messages at once: at a few messages a call it would cost the most
 BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
-# Agents report one after another, and not at the second's turn, when the observer samples: few processors serve all.
+# Agents of one board report one after another, and not at the second's turn, when the observer samples: few processors
+# serve them all.
 REPORT_NS, REPORT_STEP_NS, REPORT_STEPS = 150_000_000, 40_000_000, 10
 SECONDS_KEPT = 3_600  # counts of a longer window grow as it goes on
 
@@ -296,17 +297,22 @@ class Agent:
         series = {**self.series, "elapsed_s": (now_ns - self.clock.start_ns) / SECOND_NS}
         self.series.clear()
         errors, self.errors = self.errors, {}
-        deltas: list[IntervalDelta] = []
-        for kind in self.recorder.kinds:
+        report = Report(self.spec.name, [], series, self.take_events(), errors)
+        for deltas in self.recorder.cut():
+            report.deltas += deltas
             yield
-            deltas += self.recorder.take(kind)
-        yield
-        self.pipe.send(("report", Report(self.spec.name, deltas, series, self.take_events(), errors)))
+        self.pipe.send(("report", report))
+
+    def complete_report(self) -> None:
+        """Send what is left of a report at once: where nothing is paced, or nothing more will come."""
+        deque(self._reporting or (), maxlen=0)
+        self._reporting = None
 
     def finish(self) -> None:
         """The last report and the result."""
-        for report in (self._reporting or (), self._report(time.monotonic_ns())):
-            deque(report, maxlen=0)
+        self.complete_report()
+        self._reporting = self._report(time.monotonic_ns())
+        self.complete_report()
         self.result.cpu_at = self.clock.close(time.monotonic_ns())
         self.result.per_second = self.clock.counts
         self.pipe.send(("result", self.result))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-KEPT_BYTES = 1 << 30
+KEPT_BYTES = 128 << 20
 MMAP_BYTES = 32 << 20  # the largest threshold that glibc takes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 

@@ -273,6 +273,8 @@ class Observer:
                 now_ns = time.monotonic_ns()
                 due_ns = origin_ns + ((now_ns - origin_ns) // interval_ns + 1) * interval_ns
                 if self._stopping.wait((due_ns - now_ns) / 1e9):
+                    if name == "depth":
+                        step()  # its last reading is older than the end
                     return
                 if name == "sampler":
                     self._late_ns = max(self._late_ns, time.monotonic_ns() - due_ns)

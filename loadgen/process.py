@@ -49,7 +49,13 @@ def main(spec: AgentSpec, pipe: Connection) -> None:
             os.sched_setaffinity(0, spec.cpus)
         # Of few requests in flight each waits for four wake-ups: how soon these come is the rate.
         _be_scheduled(is_open_loop=spec.rate.is_open_loop or spec.pattern.is_request_reply)
-        ROLES[spec.role](spec, pipe).run()
+        agent = ROLES[spec.role](spec, pipe)
+        try:
+            agent.run()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                agent.complete_report()  # what was measured is not lost with what failed
+            raise
     except StoppedError:
         return
     except LoadgenError as error:

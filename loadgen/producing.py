@@ -127,6 +127,7 @@ class ProducerAgent(Agent):
             if now_ns - then_ns < slice_s * SECOND_NS:  # it had nothing left to wait for
                 return
             self.heartbeat(now_ns)
+            self.complete_report()
 
     def _send_all(self, producer: Producer) -> None:
         start_ns, end_ns = self.clock.start_ns, self.clock.window_end_ns

@@ -1,7 +1,7 @@
 """Histograms by kind and interval, recorded in batches at a few nanoseconds a value.
 
 A recorder only copies what it is given; intervals and buckets are worked out a buffer at a time, since a
-pass over thirty thousand bins must not be paid for a batch of three messages. `take` hands over what is
+pass over thirty thousand bins must not be paid for a batch of three messages. `cut` hands over what is
 new, sparsely: an agent sends that to the fleet every interval, and a value that comes late for an old
 interval is one more delta.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from loadgen.driver import Int64
 
+SPARE_A_KIND = 3  # histograms that are used again: late values of one second fall into a few intervals
 BUFFER_VALUES = 1 << 14  # 256 KB a kind: small enough for a core's cache, large enough to spread a pass over the bins
 
 
@@ -93,8 +94,10 @@ class Recorder:
     def __init__(self, kinds: Iterable[str], origin_ns: int, interval_ns: int = 1_000_000_000) -> None:
         self.origin_ns = origin_ns
         self.interval_ns = interval_ns
+        kinds = tuple(kinds)
         self._buffers = {kind: _Buffer() for kind in kinds}
-        self._counted: dict[str, dict[int, Histogram]] = {}
+        self._others = {kind: _Buffer() for kind in kinds}  # empty, or being handed over
+        self._counted: dict[str, dict[int, Histogram]] = {kind: {} for kind in kinds}
         self._spare: list[Histogram] = []
 
     def record(self, kind: str, when_ns: Int64 | int, values_ns: Int64) -> None:
@@ -120,35 +123,41 @@ class Recorder:
         done = 0
         while done < len(values_ns):
             if buffer.used == BUFFER_VALUES:
-                self._count(kind, buffer)
+                self._count(buffer, self._counted[kind])
             until = min(len(values_ns), done + BUFFER_VALUES - buffer.used)
             when = when_ns[done:until] if isinstance(when_ns, np.ndarray) else when_ns
             self.record(kind, when, values_ns[done:until])
             done = until
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What it records."""
-        return tuple(self._buffers)
+    def cut(self) -> Iterator[list[IntervalDelta]]:
+        """All that was recorded since the last cut: a kind at a time, by interval, as it is asked for.
 
-    def take(self, kind: str | None = None) -> list[IntervalDelta]:
-        """All that was recorded of a kind (or of all) since the last time, by interval."""
-        if kind is None:
-            return [delta for each in self.kinds for delta in self.take(each)]
-        self._count(kind, self._buffers[kind])
+        What is recorded meanwhile is for the next cut, which may only come when this one is at its end.
+        """
+        full, self._buffers, self._others = self._buffers, self._others, self._buffers
+        assert not any(buffer.used for buffer in self._buffers.values()), "the last cut is not at its end"
+        counted, self._counted = self._counted, {kind: {} for kind in full}
+        return (self._handed(kind, buffer, counted[kind]) for kind, buffer in full.items())
+
+    def take(self) -> list[IntervalDelta]:
+        """All that was recorded since the last time, by kind and interval."""
+        return [delta for deltas in self.cut() for delta in deltas]
+
+    def _handed(self, kind: str, buffer: _Buffer, counted: dict[int, Histogram]) -> list[IntervalDelta]:
+        self._count(buffer, counted)
         deltas: list[IntervalDelta] = []
-        for interval, histogram in self._counted.pop(kind, {}).items():
+        for interval, histogram in counted.items():
             deltas.append(delta_of(kind, interval, histogram))
-            histogram.clear(deltas[-1].indices)
-            self._spare.append(histogram)
+            if len(self._spare) < SPARE_A_KIND * len(self._buffers):
+                histogram.clear(deltas[-1].indices)
+                self._spare.append(histogram)
         return deltas
 
-    def _count(self, kind: str, buffer: _Buffer) -> None:
+    def _count(self, buffer: _Buffer, counted: dict[int, Histogram]) -> None:
         """Empty the buffer into the histograms of its intervals."""
         when_ns, values_ns = buffer.when_ns[: buffer.used], buffer.values_ns[: buffer.used]
         buffer.used = 0
         for interval, values in self._by_interval(when_ns, values_ns):
-            counted = self._counted.setdefault(kind, {})
             if interval not in counted:
                 counted[interval] = self._spare.pop() if self._spare else Histogram()
             counted[interval].add(values)

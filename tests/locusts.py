@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STARTED = "All users spawned"
 STOP_S = 60.0
-WITNESS = "LOADGEN_WITNESS"  # where locust_witness.py keeps what it sees
+WITNESS = "LOADGEN_WITNESS"  # where locust_witness.py keeps what it sees; it names this, too
 PIPE_BYTES = 1 << 20  # more than a test's Locust says
 
 

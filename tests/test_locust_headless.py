@@ -150,7 +150,7 @@ def test_ctrl_c_keeps_what_was_measured(together: locusts.Together) -> None:
     assert (ended.trial["status"], ended.trial["driver"]) == ("partial", "confluent")
     beats = re.search(r"(\d+) heartbeats", ended.text)
     assert beats is not None
-    assert int(beats[1]) > 500
+    assert int(beats[1]) > 200
     assert ended.trial["latency_ns"]["e2e"]["count"] > 100
     assert ended.status == 130
 

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 ROWS_MAX = 1_024  # agents that one worker may start in one trial, those that have left included
 TURN_S = 0.045  # how often the counters are read: the flow's own rate
 TOTALS_S = 0.05  # how often they are told while the trial is being ended
-LATE_NS = REPORT_NS + REPORT_STEPS * REPORT_STEP_NS + 100_000_000  # after a second: then all agents have reported it
+# After a second: by then all agents have reported it, also one that waits for messages at each turn of its loop.
+LATE_NS = REPORT_NS + REPORT_STEPS * REPORT_STEP_NS + 350_000_000
 END_S = 2.0  # for a process to leave by itself once it has said all
 FOREVER_S = 31 * 86_400.0  # a Locust test ends when it is told to
 

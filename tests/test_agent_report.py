@@ -1,0 +1,108 @@
+"""An agent's report of a second: in steps between turns of its loop, and nothing of it lost or told twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadgen.agent import SECOND_NS, Agent, AgentSpec, Clocked, Report
+from loadgen.board import Board
+from loadgen.driver import Target
+from loadgen.drivers.memory import memory_endpoint
+from loadgen.histogram import Histogram
+from loadgen.knobs import resolve
+from loadgen.recorder import Recorder
+from loadgen.scenario import Message, Rate
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+KINDS = ("ack", "schedule_lag", "e2e")
+START_NS = 5 * SECOND_NS
+
+
+class Pipe:
+    """What the fleet would hear."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def send(self, message: tuple[str, Any]) -> None:
+        """Keep a report; an agent's result is of no interest here."""
+        if message[0] == "report":
+            self.reports.append(message[1])
+
+
+def agent_of(board: Board, pipe: Pipe) -> Agent:
+    """An agent whose trial has begun."""
+    target = Target(memory_endpoint("kafka"), "demo", resolve("kafka", {}, "broker", "default"))
+    spec = AgentSpec(
+        role="producer", name="producer0", row=1, index=0, count=1, driver="memory", target=target,
+        message=Message(size_bytes=100), rate=Rate.fixed(100), seed=1, token=1, warmup_s=0.0, duration_s=60.0,
+        consumers=1, board=board.path, rows=2,
+    )  # fmt: skip
+    agent = Agent(spec, cast("Connection", pipe))
+    agent.clock = Clocked(spec, START_NS)
+    agent.recorder = Recorder(KINDS, START_NS)
+    agent._next_report_ns = START_NS + SECOND_NS
+    return agent
+
+
+turns = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([1, 50, 400, 1_200])), max_size=60)
+
+
+@settings(max_examples=80, deadline=None)
+@given(turns, st.booleans())
+def test_each_value_is_in_one_report_with_its_count(turns: list[tuple[int, int]], is_ended_by_an_error: bool) -> None:
+    """However turns and values fall: a report's histograms hold as many values as its series counts, and all come."""
+    board, pipe = Board.create(1), Pipe()
+    try:
+        agent = agent_of(board, pipe)
+        now_ns, recorded = START_NS, Histogram()
+        for number, gap_ms in turns:
+            now_ns += gap_ms * 1_000_000
+            values = np.arange(1, number + 1) * 1_000
+            for kind in KINDS:
+                agent.recorder.record(kind, now_ns, values)
+            if number:
+                recorded.add(values)
+                agent.add("acked", number)
+                agent.errors["refused"] = agent.errors.get("refused", 0) + 1
+            agent.heartbeat(now_ns)
+        if is_ended_by_an_error:
+            agent.complete_report()
+            assert agent._reporting is None
+        agent.finish()
+    finally:
+        board.remove()
+    for kind in KINDS:
+        told = Histogram()
+        for report in pipe.reports:
+            deltas = [delta for delta in report.deltas if delta.kind == kind]
+            assert sum(delta.count for delta in deltas) == report.series.get("acked", 0)
+            for delta in deltas:
+                delta.add_to(told)
+        assert (told.counts == recorded.counts).all()
+    assert sum(report.errors.get("refused", 0) for report in pipe.reports) == sum(number > 0 for number, _ in turns)
+
+
+def test_a_report_takes_a_turn_for_each_kind() -> None:
+    """No turn of the loop does the work of a whole report; what is recorded meanwhile is in the next."""
+    board, pipe = Board.create(1), Pipe()
+    try:
+        agent = agent_of(board, pipe)
+        now_ns = START_NS + SECOND_NS
+        for turn in range(len(KINDS)):
+            agent.recorder.record("ack", now_ns, np.array([turn + 1]))
+            agent.heartbeat(now_ns)
+            assert not pipe.reports
+        agent.heartbeat(now_ns)
+        agent.finish()
+    finally:
+        board.remove()
+    first, last = pipe.reports
+    assert [delta.count for delta in first.deltas] == [1]
+    assert [delta.count for delta in last.deltas] == [2]
