@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,23 +32,22 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.alone  # its tests of Locust end after seconds, by when all users must have come
 SCHEMA = Path("loadgen/run.schema.json")
-USERS = ("--headless", "-u", "2", "-r", "2", "--set", "rate=700")
+USERS = ("--headless", "-u", "2", "-r", "2", "--set", "rate=500")
 LENGTH = ("-t", "20s")
 BROKERS = ("rabbitmq", "kafka")
+LOADED_S = 8.0  # under load before it is interrupted
 
 
 @pytest.fixture(scope="module")
 def together(
     tmp_path_factory: pytest.TempPathFactory, endpoints: dict[BrokerName, Endpoint]
 ) -> Iterator[locusts.Together]:
-    """All of this file's Locusts, started at once."""
+    """One on each broker, started at once."""
     del endpoints
     made = locusts.Together(tmp_path_factory.mktemp("locusts"))
     for broker in BROKERS:
         html = str(made.folder(broker) / "report.html")
         made.start(broker, *USERS, *LENGTH, "--broker", broker, "--html", html)
-    by_confluent = ("-t", "5m", "--broker", "kafka", "--set", "kafka.driver=confluent")
-    made.start("interrupted", *USERS, *by_confluent, file="scenarios/latency.py,bench/heartbeat.py")
     yield made
     made.close()
 
@@ -80,7 +80,7 @@ def test_locust_counts_every_message_as_the_broker_and_the_ledger_do(ran: Ended)
     assert counts == {trial["sent"]} == {trial["received"]} == {trial["acked"]}
     if trial["broker"] == "kafka":
         assert counts == {trial["broker_counts"]["stored"]}
-    assert trial["sent"] > 700
+    assert trial["sent"] > 500
     assert int(ran.row("PUBLISH")["Failure Count"]) == 0
 
 
@@ -99,7 +99,7 @@ def test_the_run_on_disk_is_one_of_the_command_lines(ran: Ended) -> None:
     )
     assert trial.keys() == completed(describe(planned)).keys()
     assert (trial["producers"], trial["consumers"]) == (1, 1)
-    assert trial["offered_msgs_per_s"] == 700
+    assert trial["offered_msgs_per_s"] == 500
     assert trial["lost"] == trial["duplicated"] == trial["corrupted"] == 0
     assert trial["window_s"] >= 1
     assert trial["verdict"]["checks"]
@@ -113,7 +113,7 @@ def test_the_windows_histograms_are_those_on_disk_and_hold_the_windows_messages(
         merged: Histogram = ran.run.histogram(trial["id"], kind)
         assert merged.count == trial["latency_ns"][kind]["count"]
         assert merged.max == trial["latency_ns"][kind]["max"]
-        assert abs(merged.count - 700 * trial["window_s"]) <= 2
+        assert abs(merged.count - 500 * trial["window_s"]) <= 2
     assert {each.agent for each in ran.run.intervals()} == {"producers.w0", "consumers.w0"}
 
 
@@ -140,9 +140,12 @@ def test_ctrl_c_keeps_what_was_measured(together: locusts.Together) -> None:
     Its clients have threads of their own (librdkafka's), and Locust's loop turned all the while: a greenlet that asked
     for 5 ms again and again had its turn hundreds of times.
     """
-    process = together.process("interrupted")
+    for name in BROKERS:
+        together.ended(name)  # a machine of two cores is small
+    by_confluent = ("-t", "5m", "--broker", "kafka", "--set", "kafka.driver=confluent")
+    process = together.start("interrupted", *USERS, *by_confluent, file="scenarios/latency.py,bench/heartbeat.py")
     said = locusts.wait_for(process, locusts.STARTED)
-    together.ended("kafka")  # by then it has run as long
+    time.sleep(LOADED_S)
     locusts.interrupt(process)
     ended = together.ended("interrupted", said)
     assert ended.run.status == "partial"
