@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 EXIT_MISSED = 1
 WARMUP_MOST_S = 2.0  # after everybody is there …
 WARMUP_SHARE = 0.2  # … and at most this share of a test whose length is known
+SHOWN = ("sent", "acked", "received", "errors")
+SHORTEST_S = 0.2  # a report of less tells no rate
 STATE_S = 0.9  # how often Locust's page hears what is going on
 FOREVER_S = 86_400.0  # what a trial without a run time is planned for
 SEED = 1
@@ -85,7 +87,8 @@ class Keeper:
         self._writer: RunWriter | None = None
         self._running: Running | None = None
         self._repeats: dict[str, int] = {}
-        self._told: dict[str, Any] = {}
+        self._rates: dict[str, dict[str, float]] = {}
+        self._elapsed_s: dict[str, float] = {}
 
     def run(self) -> None:
         """Serve until the line ends; then keep what was measured, and end the brokers that were started here."""
@@ -202,6 +205,8 @@ class Keeper:
             "broker_configuration": admin.effective(target),
         }
         running = Running(trial, target, admin, gauge, live, about, live.token)
+        self._rates.clear()
+        self._elapsed_s.clear()
         self._running, self._pids = running, pids
         return {"id": trial.id, "common": self._common(running)}
 
@@ -263,7 +268,11 @@ class Keeper:
         if running.live.start_ns:
             running.live.take(worker, told)
         for role, series in told["series"].items():
-            self._told[f"{worker}/{role}"] = series
+            who, elapsed_s = f"{worker}/{role}", series["elapsed_s"]
+            # The first report of a trial is of more than a second, its last one of less.
+            took_s = max(SHORTEST_S, elapsed_s - self._elapsed_s.get(who, 0.0))
+            self._elapsed_s[who] = elapsed_s
+            self._rates[who] = {name: series.get(name, 0) / took_s for name in SHOWN}
         if time.monotonic() - running.told_s >= STATE_S:
             running.told_s = time.monotonic()
             self._tell(running)
@@ -271,11 +280,8 @@ class Keeper:
 
     def _tell(self, running: Running) -> None:
         """What Locust's page shows."""
-        rates: dict[str, int] = {}
-        for series in self._told.values():
-            for name in ("sent", "acked", "received", "errors"):
-                rates[name] = rates.get(name, 0) + series.get(name, 0)
-        self._told.clear()
+        rates = {name: round(sum(each[name] for each in self._rates.values())) for name in SHOWN} if self._rates else {}
+        self._rates.clear()
         live, trial = running.live, running.trial
         self._line.send(
             "state",
