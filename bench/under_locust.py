@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadgen.brokers import open_brokers
+from loadgen.brokers import BOTH, open_brokers
 from loadgen.runs import load
 from loadgen.stats.confidence import paired_ratio
 
@@ -81,7 +81,7 @@ def rates(pairs: int, seconds: float) -> None:
 
 def latencies(pairs: int, seconds: float) -> None:
     """p50 and p99 of the end-to-end response time at 2,000 msg/s."""
-    for broker in ("kafka", "rabbitmq"):
+    for broker in BOTH:
         ours: list[Any] = []
         theirs: list[Any] = []
         for _ in range(pairs):

@@ -57,6 +57,8 @@ BOOK_NS = 20_000_000  # … or for what has gathered in so many nanoseconds
 # Agents of one board report one after another, and not at the second's turn, when the observer samples: few processors
 # serve them all.
 REPORT_NS, REPORT_STEP_NS, REPORT_STEPS = 150_000_000, 40_000_000, 10
+# By so long after a second all have reported it, also one that waits for messages at each turn of its loop.
+REPORTED_NS = REPORT_NS + REPORT_STEPS * REPORT_STEP_NS + 350_000_000
 SECONDS_KEPT = 3_600  # counts of a longer window grow as it goes on
 
 

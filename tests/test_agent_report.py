@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_locust_spread import spec
 
-from loadgen.agent import SECOND_NS, Agent, AgentSpec, Clocked, Report
+from loadgen.agent import SECOND_NS, Agent, Clocked, Report
 from loadgen.board import Board
-from loadgen.driver import Target
-from loadgen.drivers.memory import memory_endpoint
 from loadgen.histogram import Histogram
-from loadgen.knobs import resolve
 from loadgen.recorder import Recorder
-from loadgen.scenario import Message, Rate
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -38,14 +36,9 @@ class Pipe:
 
 def agent_of(board: Board, pipe: Pipe) -> Agent:
     """An agent whose trial has begun."""
-    target = Target(memory_endpoint("kafka"), "demo", resolve("kafka", {}, "broker", "default"))
-    spec = AgentSpec(
-        role="producer", name="producer0", row=1, index=0, count=1, driver="memory", target=target,
-        message=Message(size_bytes=100), rate=Rate.fixed(100), seed=1, token=1, warmup_s=0.0, duration_s=60.0,
-        consumers=1, board=board.path, rows=2,
-    )  # fmt: skip
-    agent = Agent(spec, cast("Connection", pipe))
-    agent.clock = Clocked(spec, START_NS)
+    about = replace(spec("producer", 0), board=board.path, rows=2)
+    agent = Agent(about, cast("Connection", pipe))
+    agent.clock = Clocked(about, START_NS)
     agent.recorder = Recorder(KINDS, START_NS)
     agent._next_report_ns = START_NS + SECOND_NS
     return agent

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import REPORT_NS, REPORT_STEP_NS, REPORT_STEPS, SECOND_NS, AgentSpec, Report, Result
+from loadgen.agent import REPORTED_NS, SECOND_NS, AgentSpec, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import confirms
 from loadgen.errors import LoadgenError
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 ROWS_MAX = 1_024  # agents that one worker may start in one trial, those that have left included
 TURN_S = 0.045  # how often the counters are read: the flow's own rate
 TOTALS_S = 0.05  # how often they are told while the trial is being ended
-# After a second: by then all agents have reported it, also one that waits for messages at each turn of its loop.
-LATE_NS = REPORT_NS + REPORT_STEPS * REPORT_STEP_NS + 350_000_000
 END_S = 2.0  # for a process to leave by itself once it has said all
 FOREVER_S = 31 * 86_400.0  # a Locust test ends when it is told to
 
@@ -210,7 +208,7 @@ class Crew:
     def _on_start(self, number: int, origin_ns: int) -> None:
         if number == self._trial and self._board is not None:
             self._origin_ns = origin_ns - self._ahead_ns()
-            self._next_report_ns = self._origin_ns + SECOND_NS + LATE_NS
+            self._next_report_ns = self._origin_ns + SECOND_NS + REPORTED_NS
             self._board.order(Cell.START_NS, self._origin_ns)
 
     def _on_shares(self, number: int, at_ms: int, places: dict[int, list[int]]) -> None:
