@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.analysis.ab import compare_variants
 from loadgen.errors import TrialError
 from loadgen.plan import make_ab_plan
+from loadgen.record import enters
 from loadgen.report.words import broker_name
 from loadgen.scenario import Rate
 from loadgen.stats.confidence import paired_ratio
@@ -199,12 +199,21 @@ def _paced(endpoint: Endpoint, found: float, repeats: int) -> Halves:
 
 
 def _rates(run: Run) -> Halves:
-    """(A, B) of every repeat whose trials both enter a comparison, in messages/s."""
-    (compared,) = compare_variants(run, 1 / SLOWED)
-    effect = next(effect for effect in compared.effects if effect.measure == "rate")
-    if len(effect.a.values) != len(effect.b.values):
-        raise TrialError(f"{compared.broker}: trials of pairs were struck out, whose others have no half")
-    return tuple(zip(effect.a.values, effect.b.values, strict=True))
+    """(A, B) of every repeat whose trials both enter a comparison, in messages/s, as `loadgen ab` pairs them.
+
+    Raises TrialError where fewer than two are left: one pair has no interval, and shows nothing.
+    """
+    halves: dict[int, dict[str, float]] = {}
+    for trial in filter(enters, run.trials):
+        halves.setdefault(trial["repeat"], {})[trial["point"]["variant"]] = float(trial["goodput_msgs_per_s"])
+    whole = tuple((pair["A"], pair["B"]) for _, pair in sorted(halves.items()) if len(pair) == len("AB"))
+    if len(whole) < len("AB"):
+        raise TrialError(f"{len(whole)} pairs have two trials that count: {_struck(run)}")
+    return whole
+
+
+def _struck(run: Run) -> str:
+    return "; ".join(f"{trial['id']}: {trial['verdict']['reasons']}" for trial in run.trials if not enters(trial))
 
 
 def _ratio(halves: Halves) -> Ratio:
@@ -286,9 +295,11 @@ def _origin(recorded: Recorded) -> str:
 
 def _day_note(live: Live) -> str:
     today = live.recorded
+    struck = SHORT.repeats * len(live.equal) - len(today.pairs)
+    left_out = f"{struck} more had a trial that the verdict struck out" if struck else "none was left out"
     return (
         f"{broker_name(live.broker)}'s {len(today.pairs)} pairs of this page's day vary by {today.spread_log:.1%}; "
-        "none was left out. Alarms in resamples of them are held against the upper limit only, since a machine that "
+        f"{left_out}. Alarms in resamples of them are held against the upper limit only, since a machine that "
         "is disturbed now and then makes the test careful."
     )
 
