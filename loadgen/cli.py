@@ -9,20 +9,28 @@ import signal
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from loadgen.arguments import BROKER_NAMES, make_parser
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, EXIT_USAGE, HostError, LoadgenError, ScenarioError
 from loadgen.redaction import without_userinfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from loadgen.endpoint import BrokerName
 
-COMPARE_SCENARIOS = ("throughput", "clients", "latency", "ordering")
-PROFILE_NAMES = ("quick", "standard", "full")
-BROKER_NAMES = ("rabbitmq", "kafka")
+COMPARE_SCENARIOS = (
+    "throughput",
+    "clients",
+    "latency",
+    "scaling",  # several producers and places at once: the evidence for order, too
+    "uses/use_task_queue",
+    "uses/use_rpc",
+    "event_stream",
+    "uses/use_log_aggregation",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,138 +39,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:  # argparse gives NoReturn
         print(f"loadgen: {without_userinfo(message)}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="loadgen",
-        description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
-        epilog="Exit status: 0 good, 2 a run was cut short or some point of it has no valid trial, 3 `ab` cannot tell, "
-        "64 a usage error, 69 a broker that cannot be had, 71 the machine lacks something, 130 interrupted.",
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, sources, text in (
-        ("up", ("local", "docker", "URL…"), "install on first use, start, and leave running"),
-        ("down", ("local", "docker"), "stop what runs, and whatever a killed run left"),
-        ("status", ("local", "docker", "URL…"), "what runs, where, since when"),
-    ):
-        command = commands.add_parser(name, help=f"brokers: {text}")
-        _add_brokers(command, sources)
-        command.add_argument("--json", action="store_true", help="for machines")
-    command = commands.add_parser("list", help="the scenarios, with the question that each one asks")
-    command.add_argument("--json", action="store_true", help="for machines")
-    for name, text in (
-        ("run", "run scenarios and write a run to results/"),
-        ("plan", "what a run would do: trials, minutes, bytes on disk"),
-        ("compare", "the suite behind the RabbitMQ-vs-Kafka table, and its report"),
-    ):
-        command = commands.add_parser(name, help=text)
-        _add_run(command, scenarios=name != "compare")
-        if name != "plan":
-            _add_prometheus(command)
-            _add_fleet(command)
-    command = commands.add_parser(
-        "ab",
-        help="two configurations interleaved: the effect, with its interval",
-        description="A against B: two scenario files (each --set holds for both), or one file with one --set (B's; A "
-        "is the file as it is) or two (A's, then B's). A --set may hold several: 'kafka.linger_ms=5 producers=2'.",
-    )
-    _add_run(command, scenarios=True)
-    _add_prometheus(command)
-    command.add_argument("--effect", type=_effect, metavar="PERCENT", help="effect worth finding (default: 10)")
-    command = commands.add_parser("rerun", help="the same trials again, exactly")
-    command.add_argument("run", help="a run's folder or id, or `latest`")
-    _add_brokers(command)
-    _add_prometheus(command)
-    _add_output(command)
-    command = commands.add_parser("report", help="write a run's report again and print its table")
-    command.add_argument("run", nargs="?", default="latest", help="a run's folder or id (default: latest)")
-    _add_output(command)
-    command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
-    command.add_argument("--json", action="store_true", help="for machines")
-    return parser
-
-
-SOURCES = {
-    "local": "private ones in .brokers/ (default)",
-    "docker": "docker compose",
-    "memory": "none",
-    "URL…": "amqp[s]://host:port/vhost and kafka[+tls]://host:port, separated by blanks or commas",
-}
-
-
-def _add_brokers(command: argparse.ArgumentParser, sources: Sequence[str] = tuple(SOURCES)) -> None:
-    command.add_argument(
-        "--brokers",
-        default="local",
-        metavar="|".join(sources),
-        help="where the brokers come from: " + "; ".join(f"{name}: {SOURCES[name]}" for name in sources),
-    )
-    command.add_argument("--broker", choices=BROKER_NAMES, help="only this one")
-
-
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept (default: results)")
-    command.add_argument("--json", action="store_true", help="results for machines, on stdout")
-
-
-def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
-    if scenarios:
-        command.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO", help="scenario files")
-    _add_brokers(command)
-    command.add_argument(
-        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="change a knob; commas sweep"
-    )
-    command.add_argument(
-        "--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often"
-    )
-    command.add_argument("--repeats", type=_positive, help="in place of the profile's")
-    command.add_argument("--seed", type=int, default=1, help="of messages, arrivals and the order of trials")
-    command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
-    command.add_argument("--cpus-client", metavar="LIST", help="pin producers and consumers, such as 4-7")
-    _add_output(command)
-
-
-def _add_prometheus(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--prometheus",
-        metavar="[HOST:]PORT",
-        help="show the run's figures to Prometheus while it goes on; on 127.0.0.1 unless a host is given",
-    )
-
-
-def _add_fleet(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--fleet", choices=("local", "locust"), default="local", help="who produces and consumes: processes of this "
-        "machine (default), or Locust workers: `locust -f SCENARIO --worker --master-host HOST` (docs/distributed.md)"
-    )  # fmt: skip
-    command.add_argument(
-        "--expect-workers", type=_positive, metavar="N", help="Locust workers to wait for (default: 1)"
-    )
-    command.add_argument(
-        "--expect-workers-max-wait", type=_positive, metavar="SECONDS", help="for how long (default: 60)"
-    )
-    command.add_argument(
-        "--bind", metavar="HOST[:PORT]", help="where workers find this process (default: 127.0.0.1:5557)"
-    )
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if not 1 <= number <= 1000:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 … 1000")
-    return number
-
-
-def _effect(text: str) -> float:
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = 0.0
-    if not 0 < percent <= 1000:
-        raise argparse.ArgumentTypeError(f"{text}: expected a percentage over 0, such as 10")
-    return 1 + percent / 100
 
 
 def _names(arguments: argparse.Namespace) -> tuple[BrokerName, ...]:
@@ -203,7 +79,7 @@ class Console:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser(_Parser).parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
     console = Console()
     try:
@@ -259,6 +135,7 @@ def _status(arguments: argparse.Namespace, console: Console) -> int:
 
 def _list(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.load import load_scenarios, scenario_files
+    from loadgen.probes import NAMES, load_probe
 
     del console
     rows = [
@@ -268,11 +145,33 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
     ]
     if not rows:
         raise ScenarioError("no scenarios in ./scenarios: run it in loadgen's checkout")
+    rows += [{"probe": name, "name": name, "question": load_probe(name).question} for name in NAMES]
     if arguments.json:
         print(json.dumps(rows, indent=1))
     for row in [] if arguments.json else rows:
-        print(f"{row['file']:38} {row['question']}")
+        print(f"{row.get('file') or 'probe ' + row['name']:38} {row['question']}")
     return 0
+
+
+def _probe(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.engine import exit_status
+    from loadgen.plan import Plan, Profile
+    from loadgen.probes import NAMES, load_probe
+    from loadgen.report import render_run
+
+    names = tuple(name.replace("-", "_") for name in arguments.probes) or NAMES
+    for name in names:
+        load_probe(name)
+    if arguments.brokers == "memory":
+        raise ScenarioError("--brokers memory: is no broker that could be asked; expected local, docker or URLs")
+    plan = Plan((), (), Profile("probe", 0.0, 0.0, arguments.repeats), arguments.repeats, 1, _names(arguments))
+    run = _carry_out(plan, "probe", arguments, console, probes=names)
+    findings = run.header["findings"]
+    if arguments.json:
+        print(json.dumps({"path": str(run.path), "status": run.status, "findings": findings}, indent=1))
+    else:
+        print(render_run(run))
+    return max(exit_status(run), _write_report(run, console))
 
 
 def _make_plan(arguments: argparse.Namespace) -> Any:
@@ -342,8 +241,12 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     plan = _make_plan(arguments)
-    name = "compare" if arguments.command == "compare" else "-".join(each.name for each in plan.scenarios)
-    return _execute(plan, name, arguments, console)
+    if arguments.command != "compare":
+        return _execute(plan, "-".join(each.name for each in plan.scenarios), arguments, console)
+    from loadgen.probes import COMPARED
+
+    # Queues in memory are no broker that could be asked for its limits.
+    return _execute(plan, "compare", arguments, console, probes=COMPARED if arguments.brokers != "memory" else ())
 
 
 def _ab(arguments: argparse.Namespace, console: Console) -> int:
@@ -396,19 +299,34 @@ def _rerun(arguments: argparse.Namespace, console: Console) -> int:
 
     earlier = load(arguments.run, arguments.results)
     plan = plan_of(earlier, _names(arguments))
-    return _execute(plan, earlier.header["name"], arguments, console, pins_of(earlier))
+    probes = tuple(earlier.header["plan"].get("probes") or ())
+    return _execute(plan, earlier.header["name"], arguments, console, pins_of(earlier), probes)
 
 
-def _execute(plan: Any, name: str, arguments: argparse.Namespace, console: Console, pins: Any = None) -> int:
+def _execute(
+    plan: Any,
+    name: str,
+    arguments: argparse.Namespace,
+    console: Console,
+    pins: Any = None,
+    probes: tuple[str, ...] = (),
+) -> int:
     from loadgen.engine import exit_status
 
-    run = _carry_out(plan, name, arguments, console, pins)
+    run = _carry_out(plan, name, arguments, console, pins, probes)
     _print_run(run, arguments.json)
     return max(exit_status(run), _write_report(run, console))
 
 
-def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Console, pins: Any = None) -> Any:
-    """Run a plan; the value is the run."""
+def _carry_out(
+    plan: Any,
+    name: str,
+    arguments: argparse.Namespace,
+    console: Console,
+    pins: Any = None,
+    probes: tuple[str, ...] = (),
+) -> Any:
+    """Run a plan, and after it the probes; the value is the run."""
     from loadgen.engine import Options, execute
 
     options = Options(
@@ -419,8 +337,9 @@ def _carry_out(plan: Any, name: str, arguments: argparse.Namespace, console: Con
         cpus_broker=getattr(arguments, "cpus_broker", None),
         cpus_client=getattr(arguments, "cpus_client", None),
         pins=pins,
-        prometheus=arguments.prometheus,
+        prometheus=getattr(arguments, "prometheus", None),
         fleet=_fleet(arguments),
+        probes=probes,
     )
     run = execute(plan, options, console)
     console.clear()
@@ -487,6 +406,7 @@ _COMMANDS = {
     "plan": _plan,
     "compare": _run,
     "ab": _ab,
+    "probe": _probe,
     "rerun": _rerun,
     "report": _report,
     "doctor": _doctor,

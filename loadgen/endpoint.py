@@ -46,6 +46,8 @@ class Endpoint:
     management_url: str | None = None
     prometheus_url: str | None = None
     stream_port: int | None = None
+    stomp_port: int | None = None
+    mqtt_port: int | None = None
     version: str = "unknown"
     pids: tuple[int, ...] = ()
     data_dir: Path | None = None

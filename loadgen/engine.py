@@ -21,6 +21,8 @@ from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.pinning import Pins, pinned, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
+from loadgen.probes import expected_s
+from loadgen.probing import run_probes
 from loadgen.record import end_to_end, enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
@@ -65,6 +67,7 @@ class Options:
     pins: Pins | None = None  # those of an earlier run, to be kept to
     prometheus: str | None = None  # [HOST:]PORT where the run's figures are shown while it goes on
     fleet: Asked | None = None  # Locust's workers in place of processes of this machine
+    probes: tuple[str, ...] = ()  # asked after the trials
 
 
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
@@ -86,14 +89,17 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         if roster is not None:
             header |= {"fleet": "locust", "workers": roster.header()}
         writer = RunWriter(options.results, options.name, header)
-        listener.message(f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes: {writer.path}")
+        listener.message(f"{_extent(plan, options)}: {writer.path}")
         if url is not None:
             listener.message(f"metrics: {url}")
         exposition.plan(len(plan.trials))
         reason: str | None = "the run stopped on an internal error"
         try:
-            _warm(endpoints, listener, pins)
+            if plan.trials:
+                _warm(endpoints, listener, pins)
             reason = _Bench(plan, endpoints, writer, listener, pins, exposition, roster).run_all(plan)
+            if reason is None:
+                run_probes(options.probes, endpoints, plan.repeats, writer, listener)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -102,6 +108,14 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         finally:
             run = _finish(writer, reason, listener)
     return run
+
+
+def _extent(plan: Plan, options: Options) -> str:
+    """How much is to be done, and how long it takes."""
+    parts = [f"{len(plan.trials)} trials"] if plan.trials else []
+    parts += [f"{len(options.probes)} probes"] if options.probes else []
+    minutes = (plan.expected_s + expected_s(options.probes)) / 60
+    return f"{' and '.join(parts)}, about {minutes:.1f} minutes"
 
 
 def _finish(writer: RunWriter, reason: str | None, listener: Listener) -> Run:
@@ -386,6 +400,7 @@ def header_of(
             "brokers": plan.brokers,
             "is_ab": plan.is_ab,
             "effect_ratio": plan.effect_ratio,
+            "probes": list(options.probes),
         },
         "pins": {"broker": pins.broker, "client": pins.client},
         "scenarios": [scenario.model_dump(mode="json", exclude_none=True) for scenario in plan.scenarios],
@@ -417,6 +432,8 @@ def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
             effect = kept.get("effect_ratio") or EFFECT_RATIO
             given: dict[str, Any] = {"brokers": wanted, "repeats": header["repeats"], "seed": header["seed"]}
             return make_ab_plan(a, b, profile, **given, effect_ratio=effect)
+        if not scenarios:  # a run of probes alone
+            return Plan((), (), profile, header["repeats"], header["seed"], wanted)
         return make_plan(scenarios, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
     except (KeyError, TypeError) as error:
         raise ScenarioError(f"{run.id}: cannot be run again, its plan was not kept ({error})") from None
@@ -459,6 +476,8 @@ def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins)
 def exit_status(run: Run) -> int:
     """0 good, 2 where the run was cut short or a point of it has no trial to be used, 130 where it was interrupted.
 
+    A finding that the broker's own word contradicts, or that failed, is such a point, too.
+
     A trial that is invalid is struck out and said so; the point stands on its other repeats. A curve's overload is no
     failure: that its trials are invalid is what they show.
     """
@@ -470,4 +489,5 @@ def exit_status(run: Run) -> int:
             continue
         point = json.dumps([record[name] for name in ("scenario", "broker", "driver", "point")])
         usable[point] = usable.get(point, False) or enters(record)
-    return EXIT_OK if run.status == "complete" and all(usable.values()) else EXIT_INVALID
+    found = all(finding["agrees"] is not False for finding in run.header["findings"])
+    return EXIT_OK if run.status == "complete" and all(usable.values()) and found else EXIT_INVALID

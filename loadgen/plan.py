@@ -255,7 +255,7 @@ class Plan:
     def peak_bytes_max(self) -> float:
         """Upper bound of the disk in use at once, in bytes: a trial's messages, and its forerunner's being removed."""
         stored = [trial.stored_bytes_max for trial in self.trials]
-        return max(a + b for a, b in zip_longest(stored, stored[1:], fillvalue=0.0))
+        return max((a + b for a, b in zip_longest(stored, stored[1:], fillvalue=0.0)), default=0.0)
 
     def describe(self) -> dict[str, Any]:
         """Plain data for machines."""
@@ -423,8 +423,9 @@ def _shared(point: Point) -> tuple[Any, ...]:
 
 
 def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed: int) -> Trial:
-    warmup_s = profile.warmup_s if scenario.warmup_s is None else scenario.warmup_s
-    duration_s = profile.duration_s if scenario.duration_s is None else scenario.duration_s
+    share = scenario.profile_share
+    warmup_s = profile.warmup_s * share if scenario.warmup_s is None else scenario.warmup_s
+    duration_s = profile.duration_s * share if scenario.duration_s is None else scenario.duration_s
     point.membership.refuse_unfit(duration_s)
     if point.backlog.msgs:
         if scenario.warmup_s:

@@ -84,6 +84,7 @@ class RunWriter:
             "environment": {},
             "brokers": {},
             "searches": [],
+            "findings": [],
             "ceilings": [],
             **header,
         }
@@ -184,8 +185,8 @@ class RunWriter:
                 self._hlog.close()
             self._hlog = None
 
-    def add(self, part: Literal["searches", "ceilings"], record: Mapping[str, Any]) -> None:
-        """Add what was found over several trials."""
+    def add(self, part: Literal["searches", "ceilings", "findings"], record: Mapping[str, Any]) -> None:
+        """Add what was found over several trials, or by a probe."""
         refuse_secrets(record, part)
         self._header[part].append(dict(record))
         self._write()
@@ -357,7 +358,7 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
         newer = f"schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; upgrade loadgen"
         raise ScenarioError(f"{folder / RUN_FILE}: {newer}")
     trials = [completed(record) for record in document.pop("trials")]
-    document = {"searches": [], "ceilings": [], **document}
+    document = {"searches": [], "ceilings": [], "findings": [], **document}
     run = Run(folder, document, trials, document["status"], document["reason"], _index(folder / HLOG_FILE))
     if run.status == "running" and not _is_alive(document["writer"]):
         _recover(run)

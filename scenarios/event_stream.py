@@ -11,5 +11,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(driver="stream"),
     kafka=Kafka(),
     preset="throughput",
+    profile_share=0.5,
 )
 globals().update(scenario.locust_users())

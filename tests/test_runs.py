@@ -104,7 +104,7 @@ def schema_rows(schema: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for name, field in schema.get("properties", {}).items():
         path = prefix + name
         rows[path] = field["description"]
-        if name in {"trials", "searches", "ceilings"} and not prefix:
+        if name in {"trials", "searches", "ceilings", "findings"} and not prefix:
             rows |= schema_rows(field["items"], "trial." if name == "trials" else f"{name}.")
         elif name == "brokers":
             rows |= schema_rows(field["additionalProperties"], "brokers.<broker>.")

@@ -72,7 +72,7 @@ WHOLE_RESAMPLES = 2_000  # of whole comparisons, each of which has five quantiti
 CURVE_RESAMPLES = 2_000
 INVENTED = (0.05, 200)  # as much as trials on an idle machine vary, and pairs enough to be as good as normal
 NOTHING_SHOWN = families.NOTHING_SHOWN
-PACED_MOST_S = 120.0  # of a comparison with more repeats, where the first one did not show what was imposed
+PACED_MOST_S = 120.0  # of a comparison with what was imposed, and of the next, where that did not show it
 DAY_REPEATS = 10  # with fewer, the alarms of sixty pairs are as much by chance as by the test
 SHORT = replace(pairs.RECORDING, repeats=3)
 COMPARISONS: Mapping[BrokerName, int] = {"rabbitmq": 12, "kafka": 8}
@@ -171,13 +171,13 @@ def measure(endpoint: Endpoint, comparisons: int) -> Live:
     pairs.warm(endpoint)
     equal = pairs.scenario_of(broker, Rate.saturate())
     plans = [make_ab_plan(equal, equal, SHORT, brokers=(broker,), seed=seed) for seed in range(1, comparisons + 1)]
-    live = Live(broker, tuple(_rates(pairs.carry_out(plan, endpoint)) for plan in plans), ())
-    found = statistics.median(chain.from_iterable(live.recorded.pairs))
     began_s = time.monotonic()
-    paced = _paced(endpoint, found, _repeats(live.recorded))
+    live = Live(broker, tuple(_rates(pairs.carry_out(plan, endpoint)) for plan in plans), ())
+    pair_s = (time.monotonic() - began_s) / (comparisons * SHORT.repeats)
+    found = statistics.median(chain.from_iterable(live.recorded.pairs))
+    paced = _paced(endpoint, found, _in_time(_repeats(live.recorded), pair_s))
     if _ratio(paced).direction != NOTHING_SHOWN:
         return replace(live, paced=paced)
-    pair_s = (time.monotonic() - began_s) / len(paced)
     repeats = again_repeats(paced, pair_s)
     return replace(live, first=paced, paced=_paced(endpoint, statistics.median(a for a, _ in paced), repeats))
 
@@ -187,7 +187,12 @@ def again_repeats(paced: Halves, pair_s: float) -> int:
     seen = [math.log(b / a) for a, b in paced]
     bound = spread_bound(statistics.stdev(seen), len(seen) - 1)
     needed = repeats_needed(SLOWED, bound, POWER, ALPHA) or 1_000
-    return max(2, min(max(needed, len(paced)), int(PACED_MOST_S / pair_s)))
+    return _in_time(max(needed, len(paced)), pair_s)
+
+
+def _in_time(repeats: int, pair_s: float) -> int:
+    """So many, or as many as there is time for: a day on which pairs vary by a tenth calls for hours."""
+    return max(2, min(repeats, int(PACED_MOST_S / pair_s)))
 
 
 def _paced(endpoint: Endpoint, found: float, repeats: int) -> Halves:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
     from loadgen.endpoint import BrokerName, Endpoint
@@ -30,6 +30,7 @@ __all__ = [
     "kill",
     "mark_warmed",
     "open_brokers",
+    "private_brokers",
     "public_spec",
     "restart",
     "status",
@@ -66,6 +67,24 @@ def open_brokers(
         progress: Told each step.
     """
     with _signals_unwind(), _opened(spec, brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
+        yield endpoints
+
+
+@contextmanager
+def private_brokers(
+    settings: Mapping[BrokerName, Mapping[str, str]], *, ports: Sequence[str] = (), progress: Progress = _silent
+) -> Iterator[dict[BrokerName, Endpoint]]:
+    """Fresh local brokers that nobody else is given, for as long as the block lasts; nothing of them stays.
+
+    Args:
+        settings: Which ones, and of each what is to be set beside what every local broker is started with, in its own
+            words (`rabbitmq.conf`, `server.properties`); the name of a port in braces stands for its number.
+        ports: The names of further ports that are to be free for each.
+        progress: Told each step.
+    """
+    from loadgen.brokers import local  # noqa: PLC0415
+
+    with _signals_unwind(), local.private(settings, ports=ports, progress=progress) as endpoints:
         yield endpoints
 
 

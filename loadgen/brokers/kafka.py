@@ -87,6 +87,7 @@ def launch(cluster: Cluster, node: Node) -> None:
         # A short-lived JVM: what makes a server fast would only make it start later.
         light = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
         tool = ("kafka.tools.StorageTool", "format", "-t", cluster.cluster_id)
+        cluster.commands.append("kafka-storage format")
         process.run(
             [cluster.java, *light, *common, *tool, "-c", folder / "server.properties"],
             what="formatting Kafka's storage",
@@ -100,6 +101,7 @@ def launch(cluster: Cluster, node: Node) -> None:
         f"-Dkafka.logs.dir={folder / 'log'}",
     )
     flags = (*HEAP_FLAGS, *JVM_FLAGS, *logs)
+    cluster.commands.append("kafka-server-start")
     node.server = process.spawn(
         [cluster.java, *flags, *common, "kafka.Kafka", folder / "server.properties"],
         environment=environment,

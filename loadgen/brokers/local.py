@@ -7,6 +7,7 @@ import signal
 import time
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.brokers import install, install_kafka, install_rabbitmq, ports, process, state
@@ -15,7 +16,7 @@ from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
 from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -23,9 +24,22 @@ if TYPE_CHECKING:
     from loadgen.brokers.state import Progress
     from loadgen.endpoint import BrokerName, Endpoint
 
+    Settings = Mapping[str, str]
 
 INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
+PRIVATE = "private"  # where brokers of one program alone live, each start in a folder of its own
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What brokers are to have beside the usual: settings, in which a port's name in braces is its number, and ports.
+
+    With several nodes a port's number would be the first one's: only for one.
+    """
+
+    settings: Mapping[BrokerName, Settings] = field(default_factory=dict)
+    ports: tuple[str, ...] = ()
 
 
 class Kind(Protocol):
@@ -72,9 +86,36 @@ def opened(
     brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """Running brokers for as long as the block lasts; those that nobody else wants are ended after it."""
-    token = uuid.uuid4().hex
     root = state.brokers_dir()  # now: the block may change the current folder
-    endpoints = _acquire(brokers, token, nodes=nodes, cpus=cpus, progress=progress)
+    with _opened(root, brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
+        yield endpoints
+
+
+@contextmanager
+def private(
+    settings: Mapping[BrokerName, Settings], *, ports: Sequence[str] = (), progress: Progress
+) -> Iterator[dict[BrokerName, Endpoint]]:
+    """Fresh brokers that nobody else is given, with these further settings and ports; removed after the block."""
+    root = state.brokers_dir() / PRIVATE / uuid.uuid4().hex[:8]
+    try:
+        with _opened(root, tuple(settings), wanted=Wanted(settings, tuple(ports)), progress=progress) as endpoints:
+            yield endpoints
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def _opened(
+    root: Path,
+    brokers: Sequence[BrokerName],
+    *,
+    nodes: int = 1,
+    cpus: Sequence[int] = (),
+    wanted: Wanted | None = None,
+    progress: Progress,
+) -> Iterator[dict[BrokerName, Endpoint]]:
+    token = uuid.uuid4().hex
+    endpoints = _acquire(root, brokers, token, nodes=nodes, cpus=cpus, wanted=wanted or Wanted(), progress=progress)
     try:
         yield endpoints
     finally:
@@ -85,7 +126,8 @@ def up(
     brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
 ) -> dict[BrokerName, Endpoint]:
     """Starts brokers that stay up after this program has ended."""
-    return _acquire(brokers, None, nodes=nodes, cpus=cpus, progress=progress)
+    root = state.brokers_dir()
+    return _acquire(root, brokers, None, nodes=nodes, cpus=cpus, wanted=Wanted(), progress=progress)
 
 
 def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
@@ -168,12 +210,19 @@ def _lock(root: Path, progress: Progress) -> AbstractContextManager[None]:
 
 
 def _acquire(
-    brokers: Sequence[BrokerName], token: str | None, *, nodes: int, cpus: Sequence[int], progress: Progress
+    root: Path,
+    brokers: Sequence[BrokerName],
+    token: str | None,
+    *,
+    nodes: int,
+    cpus: Sequence[int],
+    wanted: Wanted,
+    progress: Progress,
 ) -> dict[BrokerName, Endpoint]:
     # token: the run that wants them; None: they are to stay.
     if nodes != 1:
         raise BrokerError(f"local brokers have one node for now, {nodes} were asked for: three nodes come later")
-    root = state.make_dir(state.brokers_dir())
+    state.make_dir(root)
     installations = {broker: kind_of(broker).install(state.cache_dir(), progress) for broker in brokers}
     taken: list[Cluster] = []
     begun: list[Cluster] = []
@@ -184,7 +233,9 @@ def _acquire(
                 earlier = state.load(broker, root)
                 cluster = _running(broker, root, nodes=nodes, cpus=cpus, progress=progress)
                 if cluster is None:
-                    cluster = _planned(broker, root, installations[broker], nodes=nodes, cpus=cpus, held=held_ports)
+                    cluster = _planned(
+                        broker, root, installations[broker], nodes=nodes, cpus=cpus, wanted=wanted, held=held_ports
+                    )
                     # One that was to stay and has died meanwhile is to stay again, whoever starts it anew.
                     cluster.kept = earlier is not None and earlier.kept
                     begun.append(cluster)
@@ -225,8 +276,9 @@ def _serving(cluster: Cluster, progress: Progress) -> Endpoint:
         for node in cluster.nodes:
             kind.wait_ready(cluster, node)
         cluster.ready = True
+        cluster.ready_after_s = time.time() - cluster.started_unix_s
         cluster.save()
-        progress(f"{cluster.broker} {cluster.version}: ready after {time.time() - cluster.started_unix_s:.1f} s")
+        progress(f"{cluster.broker} {cluster.version}: ready after {cluster.ready_after_s:.1f} s")
     return kind.endpoint(cluster)
 
 
@@ -258,20 +310,25 @@ def _planned(
     *,
     nodes: int,
     cpus: Sequence[int],
+    wanted: Wanted,
     held: ExitStack,
 ) -> Cluster:
     kind = kind_of(broker)
     folder = state.cluster_dir(broker, root)
     shutil.rmtree(folder, ignore_errors=True)  # an earlier start's data and logs
     state.make_dir(folder)
+    names = (*kind.NODE_PORTS, *wanted.ports)
+    planned = [Node(index, held.enter_context(ports.reserve(names))) for index in range(1, nodes + 1)]
+    own = wanted.settings.get(broker, {})
     return Cluster(
         broker=broker,
         folder=folder,
         installation=installation.folder,
         version=installation.versions[broker],
         ports=held.enter_context(ports.reserve(kind.CLUSTER_PORTS)),
-        nodes=[Node(index, held.enter_context(ports.reserve(kind.NODE_PORTS))) for index in range(1, nodes + 1)],
+        nodes=planned,
         cpus=sorted(cpus),
+        settings={key: value.format_map(planned[0].ports) for key, value in own.items()},
         started_unix_s=time.time(),
     )
 
@@ -309,6 +366,12 @@ def _release_one(broker: BrokerName, root: Path, token: str, *, at_once: bool, p
 def _end_abandoned(root: Path, progress: Progress) -> list[dict[str, Any]]:
     """Ends what a killed loadgen left behind, recorded or not; call it with the lock held."""
     ended = []
+    for home in (root / PRIVATE).glob("*"):
+        with _lock(home, progress):
+            before = _remembered(home)
+            ended += _end_abandoned(home, progress)
+        if before and not _remembered(home):
+            shutil.rmtree(home, ignore_errors=True)
     for broker in BROKER_NAMES:
         cluster = state.load(broker, root)
         if cluster is not None and cluster.is_abandoned():
@@ -317,6 +380,10 @@ def _end_abandoned(root: Path, progress: Progress) -> list[dict[str, Any]]:
         elif cluster is None:
             ended += _end_marked(broker, state.cluster_dir(broker, root))
     return ended
+
+
+def _remembered(root: Path) -> bool:
+    return any(state.load(broker, root) is not None for broker in BROKER_NAMES)
 
 
 def _end(cluster: Cluster, *, at_once: bool = False) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loadgen.brokers.install import Installation
     from loadgen.brokers.state import Cluster, Node, Progress
 
-NODE_PORTS = ("amqp", "management", "prometheus", "stream", "distribution")
+NODE_PORTS = ("amqp", "management", "prometheus", "stream", "stomp", "mqtt", "distribution")
 CLUSTER_PORTS = ("epmd",)
 PLUGINS = (
     "rabbitmq_management",
@@ -28,6 +28,8 @@ PLUGINS = (
     "rabbitmq_stream",
     "rabbitmq_stream_management",
     "rabbitmq_consistent_hash_exchange",
+    "rabbitmq_stomp",
+    "rabbitmq_mqtt",
 )
 CREDENTIALS = Credentials("guest", "guest")  # as shipped: valid from the loopback interface only
 START_TIMEOUT_S = 120.0
@@ -70,6 +72,7 @@ def launch(cluster: Cluster, node: Node) -> None:
         cluster.save()
         _wait_for_epmd(cluster, folder)
     process.put_aside(folder / "log/server.out")  # what it says is waited for: only this start's counts
+    cluster.commands.append("rabbitmq-server")
     node.server = process.spawn(
         [install_rabbitmq.home(cluster.installation) / "sbin/rabbitmq-server"],
         environment=environment,
@@ -107,6 +110,8 @@ def endpoint(cluster: Cluster) -> Endpoint:
         management_url=management,
         prometheus_url=f"http://{ports.HOST}:{first.ports['prometheus']}/metrics",
         stream_port=first.ports["stream"],
+        stomp_port=first.ports["stomp"],
+        mqtt_port=first.ports["mqtt"],
         version=configuration["status"]["rabbitmq_version"],
         pids=tuple(node.server.pid for node in cluster.nodes if node.server is not None),
         data_dir=cluster.node_dir(first) / "data",
@@ -127,6 +132,8 @@ def _settings(cluster: Cluster, node: Node) -> list[tuple[str, str, str]]:
         ("prometheus.tcp.ip", here, loopback),
         ("prometheus.tcp.port", str(node.ports["prometheus"]), loopback),
         ("stream.listeners.tcp.1", f"{here}:{node.ports['stream']}", loopback),
+        ("stomp.listeners.tcp.1", f"{here}:{node.ports['stomp']}", loopback),
+        ("mqtt.listeners.tcp.1", f"{here}:{node.ports['mqtt']}", loopback),
         ("stream.advertised_host", here, "stream clients are sent to the same listener"),
         ("stream.advertised_port", str(node.ports["stream"]), "stream clients are sent to the same listener"),
         (
@@ -141,7 +148,7 @@ def _settings(cluster: Cluster, node: Node) -> list[tuple[str, str, str]]:
 def _deviations(cluster: Cluster, node: Node) -> list[str]:
     lines = [f"{key} = {redacted(value, key)} ({why})" for key, value, why in _settings(cluster, node)]
     lines += [
-        f"enabled_plugins = {','.join(PLUGINS)} (none as shipped; for the observer, streams and partitioning)",
+        f"enabled_plugins = {','.join(PLUGINS)} (none as shipped; for the observer, streams, partitioning, protocols)",
         "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: bound schedulers of two nodes on one host collide)",
         f"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = {LOOPBACK_ARGUMENTS} (the distribution port)",
         f"ERL_EPMD_ADDRESS = {ports.HOST} (epmd on loopback only, on a port of its own)",

@@ -80,6 +80,8 @@ class Cluster:
     cpus: list[int] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     started_unix_s: float = 0.0
+    ready_after_s: float = 0.0
+    commands: list[str] = field(default_factory=list)
     ready: bool = False
     kept: bool = False
     warmed: bool = False

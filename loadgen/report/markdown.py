@@ -38,11 +38,24 @@ def figure_text(figure: Figure) -> str:
     if figure.unit == "count":
         trials = words.plural(len(figure.trial_ids), "trial")
         return f"{figure.what}: {estimate.median or 0:,.0f} messages in {trials}"
+    if figure.is_found:
+        return _found_text(figure)
     if not estimate.n:
         return f"{figure.what}: no valid trial"
     interval = words.interval(estimate, figure.unit)
     text = f"{figure.what}: {words.shown(estimate.median, figure.unit)} ({interval}, n {estimate.n})"
     return f"{text} [{figure.caveat}]" if figure.caveat else text
+
+
+def _found_text(figure: Figure) -> str:
+    """`largest message 16 MiB: 406 PRECONDITION_FAILED …`, with an interval where a quantity varies."""
+    estimate = figure.estimate
+    if not estimate.n:
+        return f"{figure.what}: not to be used: {figure.said}"
+    text = f"{figure.what}: {words.shown(estimate.median, figure.unit)}"
+    if estimate.low is not None:
+        text += f" ({words.interval(estimate, figure.unit)}, n {estimate.n})"
+    return text
 
 
 def by_point(cell: Cell) -> list[tuple[str, list[Figure]]]:

@@ -105,6 +105,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
     )
     environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
     anchors = {record["id"]: f"trial-{number}" for number, record in enumerate(run.trials, 1)}
+    anchors |= {each["id"]: f"finding-{number}" for number, each in enumerate(content.table.findings, 1)}
     rows = {record["id"]: _trial_row(record, anchors[record["id"]]) for record in run.trials}
     return environment.get_template("page.html.jinja").render(
         run=run,

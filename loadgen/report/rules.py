@@ -23,21 +23,27 @@ INTERLEAVED = "of them through several queues or partitions, from several produc
 ORDER_LEAST_MSGS = 10_000
 Judgement = Literal["supports", "contradicts", "cannot tell here", "not measured"]
 Opinion = tuple[Judgement, str]
-NOT_MEASURED: Opinion = ("not measured", "no trial of this run answers it")
+NOT_MEASURED: Opinion = ("not measured", "nothing in this run answers it")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number over the repeats of one point, and the trials behind it."""
+    """One measured number over the repeats of one point, and the trials or the finding behind it.
+
+    `said` is the broker's own word on a finding, `at` the number that was varied where the claim is about one.
+    """
 
     what: str
-    unit: Literal["ns", "msgs_per_s", "us", "count"]
+    unit: Literal["ns", "msgs_per_s", "us", "count", "bytes", "s", "percent", "number"]
     point: str
     durability: str
     estimate: Estimate
     trial_ids: tuple[str, ...]
     struck_ids: tuple[str, ...]
     bound_by: str
+    said: str = ""
+    is_found: bool = False
+    at: float | None = None
 
     @property
     def caveat(self) -> str:
@@ -47,7 +53,7 @@ class Figure:
             caveats.append("with this client on this host")
         if "generator" in self.bound_by:
             caveats.append("generator-bound: the client's limit, not the broker's")
-        if self.estimate.n == 1 and self.unit != "count":
+        if self.estimate.n == 1 and self.unit != "count" and not self.is_found:
             caveats.append("one repeat, no interval")
         return "; ".join(caveats)
 
@@ -125,17 +131,26 @@ class OrderClaim:
 
     def judge(self, figures: Sequence[Figure]) -> Opinion:
         """`figures` are the messages seen in order and the messages seen out of order."""
-        seen = {figure.what: sum(figure.estimate.values) for figure in figures}
+        seen = {figure.what: sum(figure.estimate.values) for figure in figures if not figure.is_found}
         broken = seen.get("out of order", 0)
+        inverted = [
+            f"{figure.estimate.median:,.0f} with {figure.point}"
+            for figure in figures
+            if figure.is_found and figure.estimate.median
+        ]
+        beside = f"; inverted by what is not promised: {'; '.join(inverted)}" if inverted else ""
         if broken:
             return (
                 "contradicts",
                 f"{broken:,.0f} of {seen['received']:,.0f} messages overtook another of their producer",
             )
         if seen.get(INTERLEAVED, 0) < ORDER_LEAST_MSGS:
-            return "cannot tell here", "none overtook another, but never did several producers share several queues"
+            return (
+                "cannot tell here",
+                f"none overtook another, but never did several producers share several queues{beside}",
+            )
         said = "no message overtook another of its producer where several shared several queues or partitions"
-        return "supports", f"{said}; redeliveries are counted apart"
+        return "supports", f"{said}; redeliveries are counted apart{beside}"
 
 
 Claim = LatencyClaim | CeilingClaim | ReachClaim | OrderClaim

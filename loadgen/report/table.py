@@ -1,13 +1,13 @@
-"""The article's table as data: ten rows of claims, the measurements beside them, and what else a run has to say.
+"""The article's table: ten rows of claims, the measurements beside them, and what else a run has to say.
 
-No measured cell is written by hand: each is the median over repeats of the trials that answer its row, with
-their interval, number and ids. A row that nothing answers yet says so.
+No measured cell is written by hand: each is made of the trials or the findings that answer its row, with their
+interval, number and ids. A row that nothing answers says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import is_measured
 from loadgen.analysis.capacity import PointCapacity, capacities
@@ -15,41 +15,20 @@ from loadgen.analysis.curve import Curve, curves
 from loadgen.record import enters
 from loadgen.report import points as pt
 from loadgen.report import slowest
-from loadgen.report.rules import (
-    INTERLEAVED,
-    MS,
-    NOT_MEASURED,
-    CeilingClaim,
-    Claim,
-    Figure,
-    Judgement,
-    LatencyClaim,
-    OrderClaim,
-    ReachClaim,
-)
-from loadgen.stats.confidence import Estimate
+from loadgen.report.article import ARTICLE
+from loadgen.report.evidence import finding_figures
+from loadgen.report.probe_rules import BesideClaim
+from loadgen.report.rules import NOT_MEASURED, Figure, Judgement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from loadgen.analysis.tail import Tail
     from loadgen.record import Record
+    from loadgen.report.article import Claimed
     from loadgen.runs import Run
 
 BROKERS = ("rabbitmq", "kafka")
-LATENCY_SCENARIO, THROUGHPUT_SCENARIO = "latency", "throughput"
-THROUGHPUT_CLASSES = ("none", "broker", "flushed")
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A row of the article: its words for each broker, and the rules that stand for those words."""
-
-    feature: str
-    rabbitmq: str
-    kafka: str
-    measure: Callable[[Sequence[pt.Comparison], str], list[Figure]] | None = None
-    rules: tuple[Claim, Claim] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,7 @@ class Row:
 
     @property
     def is_measured(self) -> bool:
-        """Whether any trial of the run answers it."""
+        """Whether anything in the run answers it."""
         return any(cell.figures for cell in self.cells)
 
 
@@ -89,6 +68,7 @@ class Table:
     trials: tuple[Record, ...]
     struck: tuple[Record, ...] = field(default=())
     probes: tuple[Record, ...] = field(default=())
+    findings: tuple[dict[str, Any], ...] = field(default=())
     capacities: tuple[PointCapacity, ...] = field(default=())
     curves: tuple[Curve, ...] = field(default=())
     tails: tuple[Tail, ...] = field(default=())
@@ -96,123 +76,20 @@ class Table:
     """Trials with response times, but too few seconds to tell slow ones from the others."""
 
 
-def _figure(
-    point: pt.Point, what: str, unit: str, measure: Callable[[Record], float | None], name: str | None = None
-) -> Figure:
-    return Figure(
-        what=what,
-        unit=unit,  # type: ignore[arg-type]
-        point=name or point.label,
-        durability=point.durability,
-        estimate=point.estimate(measure),
-        trial_ids=tuple(record["id"] for record in point.used),
-        struck_ids=tuple(record["id"] for record in point.struck),
-        bound_by=point.bound_by,
-    )
-
-
-def _wire_points(comparisons: Sequence[pt.Comparison], scenario: str, broker: str) -> list[pt.Point]:
-    return [
-        point
-        for comparison in comparisons
-        if comparison.scenario == scenario
-        for point in comparison.points
-        if point.broker == broker and point.driver_kind == "wire" and (point.used or point.struck)
-    ]
-
-
-def latency_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """End-to-end response time, p50 and p99, at the latency scenario's fixed rates, by the wire driver."""
-    points = _wire_points(comparisons, LATENCY_SCENARIO, broker)
-    found = [each for each in points if each.is_open_loop and not each.is_beyond_capacity]
-    shown = [(point, percentile) for point in found for percentile in ("p50", "p99")]
-    return [_figure(point, percentile, "ns", pt.latency("e2e", percentile)) for point, percentile in shown]
-
-
-def throughput_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """Goodput of the throughput scenario by the wire driver, in each class of one node."""
-    return [
-        _figure(point, f"class {point.durability}", "msgs_per_s", pt.goodput)
-        for point in _wire_points(comparisons, THROUGHPUT_SCENARIO, broker)
-        if point.durability in THROUGHPUT_CLASSES and point.fraction is None
-    ]
-
-
-def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """Messages received, and those out of order, of all wire trials in which one consumer read alone."""
-    records = [
-        record
-        for comparison in comparisons
-        for point in comparison.points
-        if point.broker == broker and point.driver_kind == "wire" and point.shared["consumers"] == 1
-        for record in point.used
-        if record["out_of_order"] is not None and record["received"]
-    ]
-    if not records:
-        return []
-
-    def total(what: str, counted: Sequence[Record], key: str = "received") -> Figure:
-        count = float(sum(record[key] for record in counted))
-        estimate = Estimate((count,), count, None, None)
-        ids = tuple(record["id"] for record in counted)
-        return Figure(what, "count", "all trials with one consumer", "all", estimate, ids, (), "")
-
-    return [
-        total("received", records),
-        total("out of order", records, "out_of_order"),
-        total(INTERLEAVED, [record for record in records if _tests_order(record)]),
-    ]
-
-
-def _tests_order(record: Record) -> bool:
-    """Whether order could have broken: several producers, and several queues or partitions, at once."""
-    settings = record["settings"]
-    places = max(settings.get("queues", 1), settings.get("partitions", 1))
-    return bool(record["producers"] > 1 and places > 1)
-
-
-ARTICLE = (
-    Claimed("Protocol", "AMQP, STOMP, MQTT", "Kafka protocol"),
-    Claimed("Message ordering", "per queue", "per partition", order_figures, (OrderClaim(), OrderClaim())),
-    Claimed("Message retention", "per queue (memory/disk)", "configurable (days/size)"),
-    Claimed("Delivery semantics", "at-least-once, at-most-once", "at-least-once, exactly-once"),
-    Claimed(
-        "Latency",
-        "low (< 1 ms)",
-        "low (1–5 ms)",
-        latency_figures,
-        (LatencyClaim(0, MS), LatencyClaim(MS, 5 * MS)),
-    ),
-    Claimed(
-        "Throughput",
-        "up to 100K msg/s",
-        "up to millions msg/s",
-        throughput_figures,
-        (CeilingClaim(100e3), ReachClaim(1e6)),
-    ),
-    Claimed("Message size", "up to 128 MB (default 64 MB)", "up to 10 MB (default 1 MB)"),
-    Claimed("Scaling", "queue partitioning", "partition scaling"),
-    Claimed("Use case", "task queues, RPC", "event streaming, log aggregation"),
-    Claimed("Complexity", "lower", "higher"),
-)
-
-
 def make_table(run: Run) -> Table:
     """Answer the article's rows from a run; files only, never a broker."""
     trials = tuple(record for record in run.trials if is_measured(record))
     comparisons = pt.comparisons(trials, run.header["searches"])
-    rows = tuple(
-        Row(claimed.feature, tuple(_cell(claimed, comparisons, index) for index in range(len(BROKERS))))
-        for claimed in ARTICLE
-    )
+    findings = run.header["findings"]
     tails, short = slowest.tails(run, trials)
     return Table(
         run_id=run.id,
-        rows=rows,
+        rows=tuple(Row(claimed.feature, _cells(claimed, comparisons, findings)) for claimed in ARTICLE),
         comparisons=tuple(comparisons),
         trials=trials,
         struck=tuple(record for record in trials if not enters(record)),
         probes=tuple(record for record in run.trials if not is_measured(record)),
+        findings=tuple(findings),
         capacities=tuple(capacities(run)),
         curves=tuple(curves(run)),
         tails=tuple(tails),
@@ -220,14 +97,32 @@ def make_table(run: Run) -> Table:
     )
 
 
-def _cell(claimed: Claimed, comparisons: Sequence[pt.Comparison], index: int) -> Cell:
+def _cells(
+    claimed: Claimed, comparisons: Sequence[pt.Comparison], findings: Sequence[dict[str, Any]]
+) -> tuple[Cell, ...]:
+    figures = [_figures(claimed, comparisons, findings, broker) for broker in BROKERS]
+    return tuple(_cell(claimed, index, figures[index], figures[1 - index]) for index in range(len(BROKERS)))
+
+
+def _figures(
+    claimed: Claimed, comparisons: Sequence[pt.Comparison], findings: Sequence[dict[str, Any]], broker: str
+) -> list[Figure]:
+    measured = [] if claimed.measure is None else claimed.measure(comparisons, broker)
+    return measured + ([] if claimed.probe is None else finding_figures(findings, claimed.probe, broker))
+
+
+def _cell(claimed: Claimed, index: int, figures: Sequence[Figure], other: Sequence[Figure]) -> Cell:
     broker, claim = BROKERS[index], (claimed.rabbitmq, claimed.kafka)[index]
-    if claimed.measure is None or claimed.rules is None:
-        return Cell(broker, claim, (), *NOT_MEASURED)
-    figures = claimed.measure(comparisons, broker)
-    counted = [figure for figure in figures if figure.estimate.n]
+    counted, beside = ([figure for figure in each if figure.estimate.n] for each in (figures, other))
     if not counted:
-        reason = "every trial that would answer it is invalid or incomplete" if figures else NOT_MEASURED[1]
-        return Cell(broker, claim, tuple(figures), "not measured", reason)
-    judgement, reason = claimed.rules[index].judge(counted)
-    return Cell(broker, claim, tuple(figures), judgement, reason)
+        return Cell(broker, claim, tuple(figures), "not measured", _why_not(figures))
+    rule = claimed.rules[index]
+    opinion = rule.judge_beside(counted, beside) if isinstance(rule, BesideClaim) else rule.judge(counted)
+    return Cell(broker, claim, tuple(figures), *opinion)
+
+
+def _why_not(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return NOT_MEASURED[1]
+    said = [figure.said for figure in figures if figure.is_found]
+    return said[0] if said else "every trial that would answer it is invalid or incomplete"

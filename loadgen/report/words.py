@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadgen.stats.confidence import Estimate, Ratio
 
 BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
@@ -15,6 +17,7 @@ NOTHING = "–"
 WIDEST = 100.0  # an interval whose ends lie further apart says nothing: what was seen says more
 # Milliseconds wherever they can be read, so that figures compare at a glance and with the claims.
 _DURATIONS = ((1e10, 1e9, "s"), (1e4, 1e6, "ms"), (0.0, 1e3, "µs"))
+_STORAGE = ((1 << 30, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (0.0, 1 << 10, "KiB"))
 _RATES = ((1e6, 1e6, "M"), (1e3, 1e3, "k"), (0.0, 1.0, ""))
 
 
@@ -81,7 +84,38 @@ def size(value_bytes: Any) -> str:
 
 def shown(value: float | None, unit: str) -> str:
     """A value by the unit of its quantity."""
-    return {"ns": duration, "msgs_per_s": rate, "us": micros}[unit](value)
+    return _SHOWN[unit](value)
+
+
+def number(value: float | None) -> str:
+    """A count."""
+    return NOTHING if value is None else f"{value:,.10g}"
+
+
+def percent(value: float | None) -> str:
+    """A share of a hundred."""
+    return NOTHING if value is None else f"{significant(value)} %"
+
+
+def storage(value_bytes: float | None) -> str:
+    """An amount of bytes: whole where it is a power's multiple or small, else to three digits."""
+    if value_bytes is None:
+        return NOTHING
+    if value_bytes < 10_000 or value_bytes % (1 << 20) == 0:
+        return size(round(value_bytes))
+    scale, unit = _scaled(value_bytes, _STORAGE)
+    return f"{significant(value_bytes / scale)} {unit}"
+
+
+_SHOWN: dict[str, Callable[[float | None], str]] = {
+    "ns": duration,
+    "msgs_per_s": rate,
+    "us": micros,
+    "s": lambda value: duration(None if value is None else value * 1e9),
+    "bytes": storage,
+    "percent": percent,
+    "number": number,
+}
 
 
 def interval(estimate: Estimate, unit: str, *, is_bare: bool = False) -> str:
@@ -101,9 +135,14 @@ def is_too_wide(low: float, high: float) -> bool:
 
 def span(low: float | None, high: float | None, middle: float, unit: str, *, is_bare: bool = False) -> str:
     """Two bounds in the unit that `middle` is shown in: `0.31–0.37 ms`; `from 0.31 ms` where one of them is unknown."""
-    scale, name = 1.0, "µs"
+    scale, name = 1.0, {"us": "µs", "percent": "%"}.get(unit, "")
     if unit == "ns":
         scale, name = _scaled(middle, _DURATIONS)
+    elif unit == "s":
+        scale, name = _scaled(middle * 1e9, _DURATIONS)
+        scale /= 1e9
+    elif unit == "bytes":
+        scale, name = _scaled(middle, _STORAGE)
     elif unit == "msgs_per_s":
         scale, name = _scaled(middle, _RATES)
         name = f"{name} msg/s".strip()

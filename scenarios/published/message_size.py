@@ -15,5 +15,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),
     preset="throughput",
+    profile_share=0.75,
 )
 globals().update(scenario.locust_users())

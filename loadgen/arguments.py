@@ -1,0 +1,155 @@
+"""The command line's words: commands, their options, and what they take. Nothing here does anything."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BROKER_NAMES = ("rabbitmq", "kafka")
+
+
+def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """All commands, by a parser that tells mistakes in its own way."""
+    parser = kind(
+        prog="loadgen",
+        description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
+        epilog="Exit status: 0 good, 2 a run was cut short or some point of it has no valid trial or finding, 3 `ab` "
+        "cannot tell, 64 a usage error, 69 a broker cannot be had, 71 the machine lacks something, 130 interrupted.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=kind)
+    for name, sources, text in (
+        ("up", ("local", "docker", "URL…"), "install on first use, start, and leave running"),
+        ("down", ("local", "docker"), "stop what runs, and whatever a killed run left"),
+        ("status", ("local", "docker", "URL…"), "what runs, where, since when"),
+    ):
+        command = commands.add_parser(name, help=f"brokers: {text}")
+        _add_brokers(command, sources)
+        command.add_argument("--json", action="store_true", help="for machines")
+    command = commands.add_parser("list", help="scenarios and probes, with the question that each one asks")
+    command.add_argument("--json", action="store_true", help="for machines")
+    for name, text in (
+        ("run", "run scenarios and write a run to results/"),
+        ("plan", "what a run would do: trials, minutes, bytes on disk"),
+        ("compare", "the suite behind the RabbitMQ-vs-Kafka table, and its report"),
+    ):
+        command = commands.add_parser(name, help=text)
+        _add_run(command, scenarios=name != "compare")
+        if name != "plan":
+            _add_prometheus(command)
+            _add_fleet(command)
+    command = commands.add_parser(
+        "ab",
+        help="two configurations interleaved: the effect, with its interval",
+        description="A against B: two scenario files (each --set holds for both), or one file with one --set (B's; A "
+        "is the file as it is) or two (A's, then B's). A --set may hold several: 'kafka.linger_ms=5 producers=2'.",
+    )
+    _add_run(command, scenarios=True)
+    _add_prometheus(command)
+    command.add_argument("--effect", type=_effect, metavar="PERCENT", help="effect worth finding (default: 10)")
+    command = commands.add_parser(
+        "probe",
+        help="ask what no load shows: limits, retention, protocols, connections, what it takes to begin",
+        description="Ask each broker by a few messages, and hold the answer against the broker's own word "
+        "(`loadgen list` names the probes); `loadgen compare` asks all of them after its trials.",
+    )
+    command.add_argument("probes", nargs="*", metavar="PROBE", help="which ones (default: all)")
+    _add_brokers(command)
+    command.add_argument("--repeats", type=_positive, default=3, help="of what varies from start to start (default: 3)")
+    _add_output(command)
+    command = commands.add_parser("rerun", help="the same trials again, exactly")
+    command.add_argument("run", help="a run's folder or id, or `latest`")
+    _add_brokers(command)
+    _add_prometheus(command)
+    _add_output(command)
+    command = commands.add_parser("report", help="write a run's report again and print its table")
+    command.add_argument("run", nargs="?", default="latest", help="a run's folder or id (default: latest)")
+    _add_output(command)
+    command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
+    command.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+SOURCES = {
+    "local": "private ones in .brokers/ (default)",
+    "docker": "docker compose",
+    "memory": "none",
+    "URL…": "amqp[s]://host:port/vhost and kafka[+tls]://host:port, separated by blanks or commas",
+}
+
+
+def _add_brokers(command: argparse.ArgumentParser, sources: Sequence[str] = tuple(SOURCES)) -> None:
+    command.add_argument(
+        "--brokers",
+        default="local",
+        metavar="|".join(sources),
+        help="where the brokers come from: " + "; ".join(f"{name}: {SOURCES[name]}" for name in sources),
+    )
+    command.add_argument("--broker", choices=BROKER_NAMES, help="only this one")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept (default: results)")
+    command.add_argument("--json", action="store_true", help="results for machines, on stdout")
+
+
+def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
+    if scenarios:
+        command.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO", help="scenario files")
+    _add_brokers(command)
+    command.add_argument(
+        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="change a knob; commas sweep"
+    )
+    command.add_argument(
+        "--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often"
+    )
+    command.add_argument("--repeats", type=_positive, help="in place of the profile's")
+    command.add_argument("--seed", type=int, default=1, help="of messages, arrivals and the order of trials")
+    command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
+    command.add_argument("--cpus-client", metavar="LIST", help="pin producers and consumers, such as 4-7")
+    _add_output(command)
+
+
+def _add_prometheus(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--prometheus",
+        metavar="[HOST:]PORT",
+        help="show the run's figures to Prometheus while it goes on; on 127.0.0.1 unless a host is given",
+    )
+
+
+def _add_fleet(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--fleet", choices=("local", "locust"), default="local", help="who produces and consumes: processes of this "
+        "machine (default), or Locust workers: `locust -f SCENARIO --worker --master-host HOST` (docs/distributed.md)"
+    )  # fmt: skip
+    command.add_argument(
+        "--expect-workers", type=_positive, metavar="N", help="Locust workers to wait for (default: 1)"
+    )
+    command.add_argument(
+        "--expect-workers-max-wait", type=_positive, metavar="SECONDS", help="for how long (default: 60)"
+    )
+    command.add_argument(
+        "--bind", metavar="HOST[:PORT]", help="where workers find this process (default: 127.0.0.1:5557)"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 … 1000")
+    return number
+
+
+def _effect(text: str) -> float:
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected a percentage over 0, such as 10")
+    return 1 + percent / 100

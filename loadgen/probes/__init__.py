@@ -1,0 +1,60 @@
+"""What no load shows: limits, retention, protocols, connections, what it takes to begin. One probe a file.
+
+A probe asks one question of each broker by a few messages, and holds the answer against the broker's own word: the
+error's code, the log's first offset, the count of connections. It is no trial: there is no schedule, and of its times
+only what it says itself is a measurement. What it finds goes into the run beside the trials, and the table is made from
+both.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadgen.errors import LoadgenError, ScenarioError
+from loadgen.probes.finding import Finding, Ground, NotHereError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from loadgen.endpoint import BrokerName
+
+__all__ = ["COMPARED", "NAMES", "Finding", "Ground", "Probe", "expected_s", "load_probe"]
+
+COMPARED = ("protocols", "ordering", "retention", "delivery", "message_size", "connections", "complexity")
+"""Those that answer the table's rows, which `loadgen compare` asks."""
+NAMES = (*COMPARED, "security")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question to each broker; `look` yields what it finds on one of them, and raises LoadgenError if it cannot."""
+
+    question: str
+    look: Callable[[Ground, BrokerName], Iterator[Finding]]
+    expected_s: float
+    """How long it takes on both brokers, about, with three repeats."""
+
+    def findings(self, ground: Ground) -> Iterator[Finding]:
+        """What is found on each of the run's brokers; that a broker could not be asked is a finding, too."""
+        for broker in ground.endpoints:
+            try:
+                yield from self.look(ground, broker)
+            except NotHereError as error:
+                yield Finding(broker, "", "measured", "number", error=str(error))
+            except LoadgenError as error:
+                yield Finding(broker, "", "measured", "number", agrees=False, error=str(error))
+
+
+def expected_s(names: Iterable[str]) -> float:
+    """How long these probes take, about."""
+    return sum(load_probe(name).expected_s for name in names)
+
+
+def load_probe(name: str) -> Probe:
+    """The probe of this name; ScenarioError where there is none."""
+    if name.replace("-", "_") not in NAMES:
+        raise ScenarioError(f"no probe {name}; expected one of {', '.join(NAMES)}")
+    probe: Probe = importlib.import_module(f"loadgen.probes.{name.replace('-', '_')}").PROBE
+    return probe

@@ -1,0 +1,120 @@
+"""What a connection costs: how long it takes to be usable, and what memory a broker holds for each of a thousand.
+
+Connections are opened one after another by the wire drivers, each as far as a client needs it: AMQP's with a channel,
+Kafka's with its versions asked. Their number is the broker's own: RabbitMQ's management counts them, and either
+broker's sockets are counted in the kernel's table, at the broker's end.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import psutil
+
+from loadgen.connections import ConnectionCounter
+from loadgen.errors import HostError
+from loadgen.probes import Probe
+from loadgen.probes.finding import Finding
+from loadgen.probes.places import asked_of_management
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.probes.finding import Ground
+
+CONNECTIONS = 1_000
+SPARE_FILES = 200  # what this process has open besides
+SETTLE_S = 1.0
+COUNTED_S = 15.0  # RabbitMQ's management gathers its counts every five seconds
+
+
+def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
+    """Time and memory of each of many connections, and that the broker counts as many."""
+    endpoint = ground.endpoints[broker]
+    _allow_files(CONNECTIONS + SPARE_FILES)
+    counter = ConnectionCounter(endpoint, Path("/proc"))
+    before, managed_before, rss_before = counter.read() or 0, _managed(endpoint), _rss(endpoint)
+    took_ns: list[int] = []
+    with ExitStack() as held:
+        for _ in range(CONNECTIONS):
+            begin_ns = time.perf_counter_ns()
+            held.callback(OPENERS[broker](endpoint))
+            took_ns.append(time.perf_counter_ns() - begin_ns)
+        time.sleep(SETTLE_S)
+        rss = _rss(endpoint)
+        seen = (counter.read() or 0) - before
+        own = (
+            None if managed_before is None else _managed_until(endpoint, managed_before + CONNECTIONS) - managed_before
+        )
+    gc.collect()
+    said = f"{seen:,} sockets at the broker's end" + ("" if own is None else f", {own:,} by its management")
+    agrees = seen == CONNECTIONS and own in {None, CONNECTIONS}
+    point = f"{CONNECTIONS:,} connections"
+    yield Finding(broker, point, "time to a usable connection", "ns", (float(median(took_ns)),), said, agrees)
+    if rss is None or rss_before is None:
+        yield Finding(
+            broker, point, "memory a connection", "bytes", error="the broker's processes are not on this machine"
+        )
+        return
+    each = max(0.0, (rss - rss_before) / CONNECTIONS)
+    yield Finding(broker, point, "memory a connection", "bytes", (each,), said, agrees)
+
+
+def _allow_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise HostError(f"{count:,} connections need as many open files; the limit is {hard:,}: raise `ulimit -Hn`")
+    if soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def _amqp(endpoint: Endpoint) -> Callable[[], None]:
+    from loadgen.drivers.wire.amqp_connection import Connection  # noqa: PLC0415 - the other broker's is not needed
+
+    return Connection(endpoint, heartbeat_s=60).close
+
+
+def _kafka(endpoint: Endpoint) -> Callable[[], None]:
+    from loadgen.drivers.wire.kafka_protocol import Connection, check_versions  # noqa: PLC0415
+
+    connection = Connection(endpoint, *endpoint.hosts[0])
+    check_versions(connection)
+    return connection.close
+
+
+OPENERS = {"rabbitmq": _amqp, "kafka": _kafka}
+
+
+def _rss(endpoint: Endpoint) -> int | None:
+    """The resident memory of the broker's processes; None where they are not on this machine."""
+    if not endpoint.pids:
+        return None
+    return sum(psutil.Process(pid).memory_info().rss for pid in endpoint.pids)
+
+
+def _managed(endpoint: Endpoint) -> int | None:
+    """How many connections RabbitMQ's management counts; None where there is none, or the broker is another."""
+    told = asked_of_management(endpoint, "overview") if endpoint.broker == "rabbitmq" else None
+    return None if told is None else int(told["object_totals"]["connections"])
+
+
+def _managed_until(endpoint: Endpoint, wanted: int) -> int:
+    """The same, as soon as it counts as many as there should be."""
+    until_s = time.monotonic() + COUNTED_S
+    while (count := _managed(endpoint) or 0) != wanted and time.monotonic() < until_s:
+        time.sleep(SETTLE_S)
+    return count
+
+
+PROBE = Probe(
+    "What does a connection cost, in time and in the broker's memory, and does it count as many as there are?",
+    look,
+    25.0,
+)

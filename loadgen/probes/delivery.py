@@ -1,0 +1,251 @@
+"""At most once, at least once, exactly once: consumers that are killed in mid-work, and what became of each message.
+
+A consumer is a process of its own that writes down each message as it processes it, and kills itself (SIGKILL: no
+goodbye, no flush) after so many. Another takes its place until nothing is left. Of `MESSAGES` it is then known which
+were never processed and which more than once:
+
+* at most once settles before the work (automatic acknowledgement; offsets committed before processing);
+* at least once settles after it;
+* exactly once takes messages, makes results and settles in one step that holds as a whole or not at all. Kafka has
+  transactions for it. RabbitMQ has none across queues and acknowledgements: its nearest equal confirms the result, then
+  acknowledges, and what lies between is what a crash shows.
+
+The broker itself is not hurt here; what it loses when it is killed is a question of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from confluent_kafka import TopicPartition
+
+from loadgen.errors import BrokerError
+from loadgen.probes import Probe
+from loadgen.probes.finding import Finding
+from loadgen.probes.places import (
+    PERSISTENT,
+    TIMEOUT_S,
+    confirming,
+    connected,
+    extent_of,
+    fresh_queue,
+    fresh_topic,
+    producer_of,
+    publish,
+    reading,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.probes.finding import Ground
+
+Mode = Literal["at most once", "at least once", "exactly once"]
+MODES: tuple[Mode, ...] = ("at most once", "at least once", "exactly once")
+MESSAGES = 400
+BATCH = 20  # messages that are settled together
+CRASHES = 3
+DIES_AFTER = 3 * BATCH + BATCH // 2  # in the middle of a batch
+IDLE_S = 0.7
+LOST, TWICE = "never processed", "processed more than once"
+
+
+def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
+    """Each mode, with `CRASHES` crashes."""
+    endpoint = ground.endpoints[broker]
+    for mode in MODES:
+        ground.progress(f"{broker}: {mode}, {CRASHES} crashes")
+        tried = TRIES[broker](endpoint, mode)
+        lost = MESSAGES - len(tried.counted)
+        twice = sum(1 for times in tried.counted.values() if times > 1)
+        point = f"{mode}, {tried.kills} consumers killed, {MESSAGES} messages"
+        for what, number in ((LOST, lost), (TWICE, twice)):
+            yield Finding(broker, point, what, "number", (float(number),), tried.said, tried.left == 0)
+
+
+@dataclass
+class Tried:
+    """How often each message was processed, by how many kills; what the broker says of it, and how much is left."""
+
+    counted: Counter[bytes]
+    kills: int
+    said: str = ""
+    left: int = 0
+
+
+def _crash_and_finish(work: Callable[..., None], *given: Any) -> Tried:
+    """Let workers die one after another, as long as they find work, and a last one finish."""
+    context = multiprocessing.get_context("spawn")  # client libraries do not survive a fork
+    with TemporaryDirectory(prefix="loadgen-delivery-") as folder:
+        log = Path(folder) / "processed"
+        log.touch()
+        kills = 0
+        for number in range(CRASHES + 1):
+            dies_after = DIES_AFTER if number < CRASHES else None
+            process = context.Process(target=work, args=(*given, str(log), dies_after), daemon=True)
+            process.start()
+            process.join(TIMEOUT_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+                raise BrokerError(f"a consumer had not ended after {TIMEOUT_S:g} s")
+            if process.exitcode not in {0, -signal.SIGKILL if dies_after else 0}:
+                raise BrokerError(f"a consumer ended with status {process.exitcode} by itself")
+            kills += bool(process.exitcode)
+        return Tried(Counter(log.read_bytes().split()), kills)
+
+
+class _Notes:
+    """What a consumer processed, on disk before it goes on; kills its own process when its time has come."""
+
+    def __init__(self, log: str, dies_after: int | None) -> None:
+        self._file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._left = dies_after
+
+    def process(self, body: bytes) -> None:
+        """Work on one message: what is written outlives this process."""
+        os.write(self._file, body + b"\n")
+        self.may_die()
+
+    def may_die(self) -> None:
+        """One message nearer to the crash, if there is to be one."""
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _bodies() -> list[bytes]:
+    return [b"%06d" % number for number in range(MESSAGES)]
+
+
+# --- RabbitMQ ---
+
+
+def _rabbitmq(endpoint: Endpoint, mode: Mode) -> Tried:
+    with connected(endpoint) as connection, fresh_queue(connection) as queue, fresh_queue(connection) as results:
+        channel = confirming(connection)
+        for body in _bodies():
+            channel.basic_publish("", queue, body, PERSISTENT, mandatory=True)
+        tried = _crash_and_finish(_consume_queue, endpoint, mode, queue, results)
+        tried.left = int(channel.queue_declare(queue, passive=True).method.message_count)
+        tried.said = f"{tried.left} messages left in the queue"
+        if mode == "exactly once":
+            made = int(channel.queue_declare(results, passive=True).method.message_count)
+            tried.counted = Counter(_drained(channel, results))
+            tried.said += f", {made} results made of {MESSAGES}"
+    return tried
+
+
+def _drained(channel: Any, queue: str) -> Iterator[bytes]:
+    while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+        yield got[2]
+
+
+def _consume_queue(endpoint: Endpoint, mode: Mode, queue: str, results: str, log: str, dies_after: int | None) -> None:
+    notes = _Notes(log, dies_after)
+    with connected(endpoint) as connection:
+        channel = confirming(connection)
+        channel.basic_qos(prefetch_count=BATCH)
+        automatic = mode == "at most once"
+        for number, (method, _, body) in enumerate(
+            channel.consume(queue, auto_ack=automatic, inactivity_timeout=IDLE_S), 1
+        ):
+            if method is None:
+                break
+            if mode == "exactly once":
+                channel.basic_publish("", results, body, PERSISTENT, mandatory=True)
+                notes.may_die()  # confirmed, and not yet acknowledged
+                channel.basic_ack(method.delivery_tag)
+                continue
+            notes.process(body)
+            if not automatic and number % BATCH == 0:
+                channel.basic_ack(method.delivery_tag, multiple=True)
+        if mode == "at least once":
+            channel.basic_ack(0, multiple=True)  # all that is left
+
+
+# --- Kafka ---
+
+
+def _kafka(endpoint: Endpoint, mode: Mode) -> Tried:
+    with fresh_topic(endpoint) as topic, fresh_topic(endpoint) as results, reading(endpoint) as reader:
+        publish(producer_of(endpoint), topic, _bodies())
+        work = _transact if mode == "exactly once" else _consume_topic
+        tried = _crash_and_finish(work, endpoint, mode, topic, results)
+        with reading(endpoint, group__id=topic) as member:
+            (committed,) = member.committed([TopicPartition(topic, 0)], timeout=TIMEOUT_S)
+        end = extent_of(reader, topic)[1]
+        tried.left = end - int(committed.offset)
+        tried.said = f"offset {committed.offset:,} of {end:,} is committed"
+        if mode == "exactly once":
+            tried.counted = Counter(_read_all(endpoint, results, "read_committed"))
+            made = tried.counted.total()
+            aborted = sum(1 for _ in _read_all(endpoint, results, "read_uncommitted")) - made
+            tried.said += f"; {made} committed results, {aborted} of aborted transactions"
+    return tried
+
+
+def _read_all(endpoint: Endpoint, topic: str, isolation: str) -> Iterator[bytes]:
+    with reading(endpoint, isolation__level=isolation, enable__partition__eof=True) as consumer:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        while (message := consumer.poll(TIMEOUT_S)) is not None and message.error() is None:
+            yield message.value() or b""
+
+
+def _consume_topic(endpoint: Endpoint, mode: Mode, topic: str, _: str, log: str, dies_after: int | None) -> None:
+    """Read on from the committed offset, in batches; settle each before or after it is processed."""
+    notes = _Notes(log, dies_after)
+    with reading(endpoint, group__id=topic) as consumer:
+        for batch in _batches(consumer, topic):
+            end = TopicPartition(topic, 0, (batch[-1].offset() or 0) + 1)
+            if mode == "at most once":
+                consumer.commit(offsets=[end], asynchronous=False)
+            for message in batch:
+                notes.process(message.value() or b"")
+            if mode == "at least once":
+                consumer.commit(offsets=[end], asynchronous=False)
+
+
+def _transact(endpoint: Endpoint, _: Mode, topic: str, results: str, log: str, dies_after: int | None) -> None:
+    """Read, make results and commit offsets, one transaction a batch; whoever comes next undoes what was left open."""
+    notes = _Notes(log, dies_after)
+    producer = producer_of(endpoint, transactional__id=topic)
+    producer.init_transactions(TIMEOUT_S)
+    with reading(endpoint, group__id=topic, isolation__level="read_committed") as consumer:
+        for batch in _batches(consumer, topic):
+            producer.begin_transaction()
+            for message in batch:
+                producer.produce(results, message.value(), partition=0)
+                producer.flush(TIMEOUT_S)  # it is in the log, whatever becomes of the transaction
+                notes.may_die()
+            end = TopicPartition(topic, 0, (batch[-1].offset() or 0) + 1)
+            producer.send_offsets_to_transaction([end], consumer.consumer_group_metadata(), TIMEOUT_S)
+            producer.commit_transaction(TIMEOUT_S)
+
+
+def _batches(consumer: Any, topic: str) -> Iterator[list[Any]]:
+    """Partition 0 from where the group left off to its end; taken by hand, as a dead member would hold it for long."""
+    (committed,) = consumer.committed([TopicPartition(topic, 0)], timeout=TIMEOUT_S)
+    at, end = max(0, committed.offset), extent_of(consumer, topic)[1]
+    consumer.assign([TopicPartition(topic, 0, at)])
+    while at < end:
+        batch = consumer.consume(min(BATCH, end - at), TIMEOUT_S)
+        if not batch:
+            raise BrokerError(f"kafka gave nothing from offset {at} of {end} within {TIMEOUT_S:g} s")
+        at = (batch[-1].offset() or 0) + 1
+        yield batch
+
+
+TRIES = {"rabbitmq": _rabbitmq, "kafka": _kafka}
+PROBE = Probe(
+    "Which messages are lost and which processed twice when consumers are killed, by when they settle?", look, 35.0
+)

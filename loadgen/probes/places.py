@@ -1,0 +1,153 @@
+"""Queues and topics of a probe's own, and the ordinary clients that it asks them by; nothing of them stays."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pika
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from loadgen.driver import Target
+from loadgen.drivers.kafka_admin import KafkaAdmin
+from loadgen.drivers.kafka_config import client_settings
+from loadgen.drivers.rabbitmq_admin import credentials_of, describe, management_request, parameters_of
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pika.adapters.blocking_connection import BlockingChannel
+
+    from loadgen.endpoint import Endpoint
+
+HEARTBEAT_S = 60
+TIMEOUT_S = 30.0
+PERSISTENT = pika.BasicProperties(delivery_mode=2)
+
+
+def fresh_name() -> str:
+    """A name that nobody else has."""
+    return f"loadgen-probe-{uuid.uuid4().hex}"
+
+
+@contextmanager
+def connected(endpoint: Endpoint) -> Iterator[Any]:
+    """A blocking connection to RabbitMQ; what pika raises while it is used becomes one line."""
+    try:
+        connection = pika.BlockingConnection(parameters_of(endpoint, HEARTBEAT_S)[0])
+    except pika.exceptions.AMQPError as error:
+        raise BrokerError(describe(endpoint, error)) from error
+    try:
+        yield connection
+    except pika.exceptions.AMQPError as error:
+        raise BrokerError(describe(endpoint, error)) from error
+    finally:
+        with suppress(pika.exceptions.AMQPError):
+            connection.close()
+
+
+def confirming(connection: Any) -> BlockingChannel:
+    """A new channel on which each publish waits for its confirm."""
+    channel: BlockingChannel = connection.channel()
+    channel.confirm_delivery()
+    return channel
+
+
+@contextmanager
+def fresh_queue(connection: Any, arguments: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """A durable queue with these arguments."""
+    name = fresh_name()
+    connection.channel().queue_declare(name, durable=True, arguments=dict(arguments or {}))
+    try:
+        yield name
+    finally:
+        with suppress(pika.exceptions.AMQPError):
+            connection.channel().queue_delete(name)
+
+
+@contextmanager
+def fresh_topic(endpoint: Endpoint, **knobs: Any) -> Iterator[str]:
+    """A topic of one partition with these knobs (`loadgen.Kafka` names them)."""
+    admin = KafkaAdmin(endpoint)
+    target = Target(endpoint, fresh_name(), {"partitions": 1, **knobs})
+    try:
+        admin.create(target)
+        yield target.name
+    finally:
+        with suppress(BrokerError):
+            admin.delete(target)
+        admin.close()
+
+
+def producer_of(endpoint: Endpoint, **settings: Any) -> Producer:
+    """A producer that waits for all acknowledgements and lingers for nobody; settings with `__` for each dot."""
+    return Producer({**client_settings(endpoint), "acks": "all", "linger.ms": 0, **_dotted(settings)})
+
+
+@contextmanager
+def reading(endpoint: Endpoint, **settings: Any) -> Iterator[Consumer]:
+    """A consumer that begins at the beginning and commits nothing by itself."""
+    own = {"group.id": fresh_name(), "auto.offset.reset": "earliest", "enable.auto.commit": False}
+    consumer = Consumer({**client_settings(endpoint), **own, **_dotted(settings)})
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def publish(producer: Producer, topic: str, bodies: list[bytes]) -> None:
+    """Send messages to partition 0 and wait until all are confirmed; BrokerError where one was not."""
+    failed: list[Any] = []
+    for body in bodies:
+        producer.produce(topic, body, partition=0, on_delivery=noting(failed))
+        producer.poll(0)
+    left = producer.flush(TIMEOUT_S)
+    if left or failed:
+        why = failed[0].str() if failed else f"no answer within {TIMEOUT_S:g} s"
+        raise BrokerError(f"kafka confirmed {len(bodies) - left - len(failed):,} of {len(bodies):,} messages: {why}")
+
+
+def extent_of(consumer: Consumer, topic: str) -> tuple[int, int]:
+    """The offsets at which partition 0 begins and ends, as the broker has them now.
+
+    Not from a thread beside one that polls: librdkafka would wait for ever.
+    """
+    low, high = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=TIMEOUT_S)
+    return int(low), int(high)
+
+
+def noting(failed: list[Any]) -> Callable[[Any, Any], None]:
+    """A delivery callback that keeps errors."""
+
+    def note(error: Any, _: Any) -> None:
+        if error is not None:
+            failed.append(error)
+
+    return note
+
+
+def asked_of_management(endpoint: Endpoint, path: str) -> Any:
+    """What RabbitMQ's management answers; None where there is none.
+
+    Raises:
+        BrokerError: there is one, and it does not answer.
+    """
+    if endpoint.management_url is None:
+        return None
+    url = f"{endpoint.management_url.rstrip('/').removesuffix('/api')}/api/{path}"
+    try:
+        return management_request(endpoint, url)
+    except (OSError, ValueError) as error:
+        raise BrokerError(f"rabbitmq's management at {endpoint.management_url} does not answer: {error}") from None
+
+
+def login_of(endpoint: Endpoint) -> tuple[str, str]:
+    """User and password for RabbitMQ, for clients that are not pika."""
+    credentials = credentials_of(endpoint)
+    return credentials.username, credentials.password
+
+
+def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in settings.items()}

@@ -1,0 +1,86 @@
+"""The article's claims that other scenarios answer: how a broker scales, and which uses it serves better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadgen.report import words
+from loadgen.report.probe_rules import BesideClaim, order_of
+from loadgen.report.rules import NOT_MEASURED
+from loadgen.stats import scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.report.rules import Figure, Opinion
+
+HIGHER_IS_BETTER = frozenset({"msgs_per_s"})
+
+
+@dataclass(frozen=True)
+class ScalingClaim:
+    """`queue partitioning`, `partition scaling`: several queues or partitions carry more than one."""
+
+    places: str
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """More is shown where some number's interval lies above that of one; less, where all lie below it."""
+        one = next((figure for figure in figures if figure.at == 1), None)
+        several = [figure for figure in figures if figure.at != 1]
+        if one is None or not several:
+            return NOT_MEASURED
+        law = self._law(figures)
+        best = max(several, key=lambda figure: figure.estimate.median or 0.0)
+        times = (best.estimate.median or 0.0) / (one.estimate.median or 1.0)
+        said = f"{best.at:g} {self.places} carried {words.significant(times)} times what one did{law}"
+        if order_of(best, one) > 0:
+            return "supports", said
+        if all(order_of(figure, one) < 0 for figure in several) and one.bound_by == "broker":
+            return "contradicts", said
+        limits = {"host": "broker and clients used up this machine", "generator": "the client was the limit"}
+        why = next((text for name, text in limits.items() if name in best.bound_by), "no difference is shown")
+        return "cannot tell here", f"{said}: {why}"
+
+    @staticmethod
+    def _law(figures: Sequence[Figure]) -> str:
+        """The fitted law in words, where there are points enough."""
+        try:
+            law = scaling.fit(
+                [figure.at or 0 for figure in figures], [figure.estimate.median or 0 for figure in figures]
+            )
+        except ValueError:
+            return ""
+        worst = max(law.residuals, key=abs)
+        peak = f", peak at {law.peak:.1f}" if law.peak is not None else ""
+        return (
+            f" (scaling law: contention {law.contention:.2f}, crosstalk {law.crosstalk:.3f}{peak}; "
+            f"residuals up to {abs(worst):.0%})"
+        )
+
+
+@dataclass(frozen=True)
+class UseClaim(BesideClaim):
+    """`task queues, RPC`: the uses that the article gives a broker, which it must then serve better than the other."""
+
+    uses: tuple[str, ...]
+
+    def judge_beside(self, figures: Sequence[Figure], other: Sequence[Figure]) -> Opinion:
+        """Better is a lower time or a higher rate, whose interval does not touch the other's."""
+        beside = {figure.point: figure for figure in other}
+        better, worse, parts = 0, 0, []
+        for figure in figures:
+            if (theirs := beside.get(figure.point)) is None:
+                continue
+            sign = order_of(figure, theirs) * (1 if figure.unit in HIGHER_IS_BETTER else -1)
+            ratio = (figure.estimate.median or 0.0) / (theirs.estimate.median or 1.0)
+            told = {1: "better", -1: "worse", 0: "not told apart"}[sign]
+            parts.append(f"{figure.point}: {told}, {words.significant(ratio)} times the other's")
+            if figure.point in self.uses:
+                better, worse = better + (sign > 0), worse + (sign < 0)
+        if not parts:
+            return NOT_MEASURED
+        said = "; ".join(parts)
+        if better == len(self.uses):
+            return "supports", said
+        return ("contradicts" if worse == len(self.uses) else "cannot tell here"), said

@@ -1,0 +1,183 @@
+"""The article's claims that probes answer, as rules: what was found would have to be so to support or contradict them.
+
+A finding that the broker's own word does not confirm is never given to a rule. What a rule says beyond its judgement is
+what the article leaves out or has wrong.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from loadgen.probes.delivery import LOST, TWICE
+from loadgen.report import words
+from loadgen.report.rules import NOT_MEASURED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from loadgen.report.rules import Figure, Opinion
+
+SAME_SHARE = 0.05  # "1 MB" is said of 1,000,000 and of 1,048,576 bytes alike
+ROUND_TRIP = "confirmed round trip"
+BY_DEFAULT, RAISED = "as it comes", "limit raised"
+BROKEN_BY = {"at most once": (TWICE,), "at least once": (LOST,), "exactly once": (LOST, TWICE)}
+
+
+@dataclass(frozen=True)
+class SpokenClaim:
+    """`AMQP, STOMP, MQTT`: a message went there and back by each of them, confirmed."""
+
+    protocols: tuple[str, ...]
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """A protocol is spoken where a round trip was timed."""
+        spoken = [figure.point.partition(",")[0] for figure in figures if figure.what == ROUND_TRIP]
+        silent = [each for each in self.protocols if not any(name.startswith(each) for name in spoken)]
+        if silent:
+            return "cannot tell here", f"no confirmed round trip by {' or '.join(silent)}"
+        more = [name for name in spoken if not name.startswith(self.protocols)]
+        also = f"; and by {' and '.join(more)}, which the article leaves out" if more else ""
+        return "supports", f"a confirmed message went there and back by {', '.join(self.protocols)}{also}"
+
+
+@dataclass(frozen=True)
+class LimitedClaim:
+    """`per queue`, `configurable (days/size)`: limits of one place take messages away, and none beside it."""
+
+    by: tuple[str, ...]
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """`by` are the quantities that must be over nothing."""
+        found = {what: [each for each in figures if each.what == what] for what in self.by}
+        if missing := [what for what, each in found.items() if not each]:
+            return "cannot tell here", f"nothing was seen {' or '.join(missing)}"
+        without = [each.point for some in found.values() for each in some if not each.estimate.median]
+        if without:
+            return "contradicts", f"no message went by the limit of {' and '.join(without)}"
+        kept = [
+            f"{each.point} keeps {words.shown(each.estimate.median, each.unit)}"
+            for each in figures
+            if each.what not in self.by
+        ]
+        said = "limits of age and size of one place took its messages, and none of the place beside it"
+        return "supports", f"{said}; after consumption {', '.join(kept)}" if kept else said
+
+
+@dataclass(frozen=True)
+class DeliveryClaim:
+    """`at-least-once, exactly-once`: the modes that a crash of the consumer must not break."""
+
+    modes: tuple[str, ...]
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """At most once must process none twice, at least once must lose none, exactly once neither."""
+        seen = {mode: self._broken(mode, figures) for mode in BROKEN_BY}
+        unseen = [mode for mode in self.modes if seen[mode] is None]
+        if unseen:
+            return "cannot tell here", f"{' and '.join(unseen)} could not be tried"
+        broken = [f"{mode}: {seen[mode]}" for mode in self.modes if seen[mode]]
+        others = [
+            f"{mode} {'did not hold: ' + str(how) if how else 'held as well, which the article leaves out'}"
+            for mode, how in seen.items()
+            if mode not in self.modes and how is not None
+        ]
+        also = f"; {'; '.join(others)}" if others else ""
+        if broken:
+            return "contradicts", f"{'; '.join(broken)}{also}"
+        return "supports", f"{' and '.join(self.modes)} held while consumers were killed{also}"
+
+    @staticmethod
+    def _broken(mode: str, figures: Sequence[Figure]) -> str | None:
+        """How a mode was broken, "" where it was not; None where it was not tried."""
+        found = {each.what: each.estimate.median or 0 for each in figures if each.point.startswith(mode)}
+        if not found.keys() >= set(BROKEN_BY[mode]):
+            return None
+        return ", ".join(f"{found[what]:,.0f} {what}" for what in BROKEN_BY[mode] if found[what])
+
+
+@dataclass(frozen=True)
+class SizeClaim:
+    """`up to 128 MB (default 64 MB)`: what is taken by default, and what is taken when the limit is raised."""
+
+    default_bytes: int
+    most_bytes: int
+
+    def judge(self, figures: Sequence[Figure]) -> Opinion:
+        """A larger or smaller default contradicts, and so does a larger message than the most."""
+        taken = {figure.point: figure.estimate.median or 0 for figure in figures}
+        default, raised = taken.get(BY_DEFAULT), taken.get(RAISED)
+        if default is None:
+            return NOT_MEASURED
+        parts = [f"the default takes {words.size(round(default))}"]
+        is_other = abs(default / self.default_bytes - 1) > SAME_SHARE
+        if is_other:
+            parts[0] += f", not {words.size(self.default_bytes)}"
+        is_more = raised is not None and raised > self.most_bytes
+        if is_more:
+            parts.append(f"{words.size(round(raised or 0))} went through where the limit was raised")
+            parts[1] += f", over {words.size(self.most_bytes)}"
+        if is_other or is_more:
+            return "contradicts", "; ".join(parts)
+        if raised is None:
+            return "cannot tell here", f"{parts[0]}, as claimed; no higher limit was tried"
+        return "supports", f"{parts[0]}, and at the most {words.size(round(raised))} was tried"
+
+
+@runtime_checkable
+class BesideClaim(Protocol):
+    """A claim that says more or less, and so needs both brokers' figures."""
+
+    @abstractmethod
+    def judge_beside(self, figures: Sequence[Figure], other: Sequence[Figure]) -> Opinion:
+        """Judge this broker's figures beside the other's."""
+
+
+@dataclass(frozen=True)
+class EffortClaim(BesideClaim):
+    """`lower`, `higher`: in how many of the quantities that make up an effort one broker needs less than the other."""
+
+    direction: Literal["lower", "higher"]
+
+    def judge_beside(self, figures: Sequence[Figure], other: Sequence[Figure]) -> Opinion:
+        """Counts are compared as they are, repeated quantities by their intervals, which must not touch."""
+        sides: dict[int, list[str]] = {-1: [], 1: [], 0: []}
+        for mine, theirs in _pairs(figures, other):
+            sides[order_of(mine, theirs)].append(mine.what)
+        lower, higher, same = sides[-1], sides[1], sides[0]
+        if not lower and not higher:
+            return "cannot tell here", "no quantity is told apart from the other broker's"
+        parts = [
+            f"{name} in {len(each)} ({', '.join(each)})"
+            for name, each in (("lower", lower), ("higher", higher), ("alike", same))
+            if each
+        ]
+        said = f"beside the other broker {'; '.join(parts)}"
+        if len(lower) == len(higher):
+            return "cannot tell here", said
+        return ("supports" if (len(lower) > len(higher)) == (self.direction == "lower") else "contradicts"), said
+
+
+FoundClaim = SpokenClaim | LimitedClaim | DeliveryClaim | SizeClaim | EffortClaim
+
+
+def _pairs(figures: Sequence[Figure], other: Sequence[Figure]) -> Iterator[tuple[Figure, Figure]]:
+    known = {(figure.point, figure.what): figure for figure in other}
+    for figure in figures:
+        if (beside := known.get((figure.point, figure.what))) is not None:
+            yield figure, beside
+
+
+def order_of(mine: Figure, theirs: Figure) -> int:
+    """−1 where mine is less, 1 where it is more, 0 where that cannot be told."""
+    (low, high), (other_low, other_high) = (_bounds(figure) for figure in (mine, theirs))
+    return -1 if high < other_low else 1 if low > other_high else 0
+
+
+def _bounds(figure: Figure) -> tuple[float, float]:
+    """The interval; of a count, which is no sample, the values themselves."""
+    estimate = figure.estimate
+    if figure.unit == "number" or estimate.low is None or estimate.high is None:
+        return min(estimate.values), max(estimate.values)
+    return estimate.low, estimate.high
