@@ -15,6 +15,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),
     preset="throughput",
-    profile_share=0.75,
+    profile_share=0.7,
 )
 globals().update(scenario.locust_users())
