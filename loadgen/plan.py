@@ -56,8 +56,8 @@ PROFILES = {
     )
 }
 
-# Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 1.5 to 3 s).
-OVERHEAD_S = 2.5
+# Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 0.9 to 3 s).
+OVERHEAD_S = 1.5
 # How fast a backlog is written, at the least that was seen on two shared cores with messages of 1 KiB.
 WRITTEN_MSGS_PER_S = {"rabbitmq": 15_000, "stream": 150_000, "kafka": 200_000}
 BINDING_S = 0.001  # each is one entry in RabbitMQ's log of metadata (measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ def run_probes(
     """Ask each of the probes, one after another; LoadgenError goes into the finding that could not be had."""
     for name in names:
         numbers = count(1)
-        for finding in load_probe(name).findings(Ground(endpoints, repeats, listener.progress)):
-            record = finding.record(name, next(numbers))
-            writer.add("findings", record)
-            listener.message(f"[probe] {line_of_finding(record)}")
+        # Closed at once where it is cut short: what it started is ended then, not whenever it is collected.
+        with closing(load_probe(name).findings(Ground(endpoints, repeats, listener.progress))) as findings:
+            for finding in findings:
+                record = finding.record(name, next(numbers))
+                writer.add("findings", record)
+                listener.message(f"[probe] {line_of_finding(record)}")
 
 
 def line_of_finding(finding: Mapping[str, Any]) -> str:

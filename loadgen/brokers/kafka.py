@@ -77,6 +77,7 @@ def launch(cluster: Cluster, node: Node) -> None:
     cluster.java = str(java.find_java(cluster.installation.parent, lambda _: None))
     cluster.cluster_id = cluster.cluster_id or _fresh_id()
     lines = [f"{key}={value}" for key, (value, _) in _settings(cluster, node).items()]
+    (folder / "server.properties").touch(0o600)  # a password may be among what was asked for
     (folder / "server.properties").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "log4j2.properties").write_text(LOG4J.format(log=folder / "log"), encoding="utf-8")
     class_path = f"{cluster.installation / 'libs'}/*"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
 PRIVATE = "private"  # where brokers of one program alone live, each start in a folder of its own
+ORPHANED_S = 1_800.0  # nobody takes so long from making a folder to starting a broker in it
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
 
 
@@ -370,7 +371,7 @@ def _end_abandoned(root: Path, progress: Progress) -> list[dict[str, Any]]:
         with _lock(home, progress):
             before = _remembered(home)
             ended += _end_abandoned(home, progress)
-        if before and not _remembered(home):
+        if not _remembered(home) and (before or time.time() - home.stat().st_mtime > ORPHANED_S):
             shutil.rmtree(home, ignore_errors=True)
     for broker in BROKER_NAMES:
         cluster = state.load(broker, root)

@@ -16,7 +16,7 @@ from loadgen.errors import LoadgenError, ScenarioError
 from loadgen.probes.finding import Finding, Ground, NotHereError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from loadgen.endpoint import BrokerName
 
@@ -36,7 +36,7 @@ class Probe:
     expected_s: float
     """How long it takes on both brokers, about, with three repeats."""
 
-    def findings(self, ground: Ground) -> Iterator[Finding]:
+    def findings(self, ground: Ground) -> Generator[Finding]:
         """What is found on each of the run's brokers; that a broker could not be asked is a finding, too."""
         for broker in ground.endpoints:
             try:
@@ -45,6 +45,9 @@ class Probe:
                 yield Finding(broker, "", "measured", "number", error=str(error))
             except LoadgenError as error:
                 yield Finding(broker, "", "measured", "number", agrees=False, error=str(error))
+            except Exception as error:  # noqa: BLE001 - clients have errors of their own, and trials went before
+                said = f"{type(error).__name__}: {error}"
+                yield Finding(broker, "", "measured", "number", agrees=False, error=said)
 
 
 def expected_s(names: Iterable[str]) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -36,7 +37,6 @@ from loadgen.probes.places import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from loadgen.brokers.state import Cluster
     from loadgen.endpoint import BrokerName, Endpoint
@@ -77,7 +77,7 @@ def _begun(endpoint: Endpoint) -> dict[tuple[str, Unit], float]:
         ("processes", "number"): float(len(processes)),
         ("threads", "number"): float(sum(each.num_threads() for each in processes)),
         ("memory", "bytes"): float(sum(each.memory_info().rss for each in processes)),
-        ("installed on disk", "bytes"): float(_disk(cluster.installation)),
+        ("installed on disk", "bytes"): float(_disk(cluster.installation) + _runtime(cluster)),
         ("data on disk", "bytes"): float(_disk(node / "data")),
         ("lines of configuration", "number"): float(_lines(cluster, node)),
     }
@@ -91,6 +91,11 @@ def _disk(folder: Path) -> int:
             told = os.lstat(os.path.join(place, name))  # noqa: PTH118 - a walk over thousands of files
             seen[told.st_dev, told.st_ino] = told.st_blocks * 512
     return sum(seen.values())
+
+
+def _runtime(cluster: Cluster) -> int:
+    """What the program runs on: Kafka's Java; RabbitMQ's Erlang is in its own folder."""
+    return _disk(Path(cluster.java).resolve().parents[1]) if cluster.java else 0
 
 
 def _lines(cluster: Cluster, node: Path) -> int:
@@ -180,7 +185,11 @@ CALLS = {"rabbitmq": _calls_rabbitmq, "kafka": _calls_kafka}
 # broker tells as its own, and what a client does unless it is told.
 WANTED = {
     "rabbitmq": {"default_queue_type": "quorum"},
-    "kafka": {"default.replication.factor": "3", "min.insync.replicas": "2", "unclean.leader.election.enable": "false"},
+    "kafka": {
+        "default.replication.factor": "3",
+        "min.insync.replicas": "2",
+        "unclean.leader.election.enable": "false",
+    },
 }
 CLIENTS = {"rabbitmq": ("confirm.select",), "kafka": ()}  # acks=all is what Kafka's clients begin with
 
@@ -194,10 +203,10 @@ def _needed(endpoint: Endpoint) -> tuple[int, str]:
     changed = [
         f"{name} {value} (now {own.get(name) or 'not set'})"
         for name, value in WANTED[endpoint.broker].items()
-        if value not in str(own.get(name))
+        if str(own.get(name)).lower() != value
     ]
     changed += [f"{name} (not unless asked)" for name in CLIENTS[endpoint.broker]]
     return len(changed), ", ".join(changed)
 
 
-PROBE = Probe("What does it take to begin, and how much of it is more with the other broker?", look, 45.0)
+PROBE = Probe("What does it take to begin, and how much of it is more with the other broker?", look, 25.0)

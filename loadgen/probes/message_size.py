@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from confluent_kafka import TopicPartition
 from pika.exceptions import ChannelClosedByBroker
 
+from loadgen.driver import Target
+from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.errors import BrokerError
 from loadgen.probes import Probe
 from loadgen.probes.finding import Finding, NotHereError
@@ -54,6 +56,10 @@ class Place(Protocol):
         """The broker's answer to a message that it does not take; None where it took it, and gave it back intact."""
         ...
 
+    def limit(self, said: str) -> int | None:
+        """The limit by the broker's own word, after this refusal; None where the refusal is about something else."""
+        ...
+
 
 def largest(refusal: Callable[[int], str | None], low: int, high: int) -> tuple[int, str]:
     """The largest size that is taken, and what was said to one byte more; by halving.
@@ -85,14 +91,12 @@ def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
     """The largest message by default, and with the limit raised as far as this probe dares."""
     with PLACES[broker](ground.endpoints[broker], None) as place:
         size_bytes, said = largest(place.refusal, *bracket(place.refusal, FIRST_BYTES, MOST_BYTES))
-        agrees = _limit_in(said, size_bytes, broker)
-        yield Finding(broker, "as it comes", "largest message", "bytes", (float(size_bytes),), said, agrees)
+        yield _finding(broker, "as it comes", size_bytes, said, place)
     raised = RAISED_BYTES[broker]
     try:
         with _raised(ground, broker, raised) as place:
             taken, said = largest(place.refusal, raised - RECORD_BYTES_MAX[broker], raised + 1)
-            agrees = _limit_in(said, taken, broker)
-            yield Finding(broker, "limit raised", "largest message", "bytes", (float(taken),), said, agrees)
+            yield _finding(broker, "limit raised", taken, said, place)
     except NotHereError as error:
         yield Finding(broker, "limit raised", "largest message", "bytes", error=str(error))
 
@@ -115,12 +119,12 @@ def _raised(ground: Ground, broker: BrokerName, limit_bytes: int) -> Iterator[Pl
 RECORD_BYTES_MAX = {"rabbitmq": 1, "kafka": 128}
 
 
-def _limit_in(said: str, size_bytes: int, broker: BrokerName) -> bool:
-    """Whether the refusal of one byte more is about size, and names the limit that was found where it names one."""
-    if broker == "kafka":
-        return "MSG_SIZE_TOO_LARGE" in said or "MESSAGE_TOO_LARGE" in said
-    named = re.search(r"max size (\d+)", said)
-    return named is not None and int(named.group(1)) == size_bytes
+def _finding(broker: BrokerName, point: str, size_bytes: int, said: str, place: Place) -> Finding:
+    """The size that was found, beside the limit that the broker tells: of a batch, in Kafka, with its own head."""
+    limit = place.limit(said)
+    agrees = limit is not None and 0 <= limit - size_bytes < RECORD_BYTES_MAX[broker]
+    said += "" if limit is None or str(limit) in said else f"; max.message.bytes is {limit:,}"
+    return Finding(broker, point, "largest message", "bytes", (float(size_bytes),), said, agrees)
 
 
 def _body(size_bytes: int) -> bytes:
@@ -135,6 +139,11 @@ class _Queue:
     def __init__(self, connection: Any, name: str) -> None:
         self._connection, self._name = connection, name
         self._channel = confirming(connection)
+
+    def limit(self, said: str) -> int | None:
+        """See `Place`: the refusal names it."""
+        named = re.search(r"max size (\d+)", said)
+        return int(named.group(1)) if named else None
 
     def refusal(self, size_bytes: int) -> str | None:
         """See `Place`."""
@@ -154,11 +163,18 @@ class _Topic:
     """A topic of one partition, by librdkafka with limits of its own that are out of the way."""
 
     def __init__(self, endpoint: Endpoint, consumer: Consumer, name: str) -> None:
-        self._name, self._consumer = name, consumer
+        self._endpoint, self._name, self._consumer = endpoint, name, consumer
         self._producer = producer_of(
             endpoint, message__max__bytes=CLIENT_BYTES_MAX, queue__buffering__max__kbytes=MOST_KB
         )
         self._read = 0
+
+    def limit(self, said: str) -> int | None:
+        """See `Place`: the topic's configuration has it."""
+        if "MSG_SIZE_TOO_LARGE" not in said:
+            return None
+        admin = KafkaAdmin(self._endpoint)
+        return int(admin.effective(Target(self._endpoint, self._name, {"partitions": 1}))["max.message.bytes"])
 
     def refusal(self, size_bytes: int) -> str | None:
         """See `Place`."""
@@ -195,5 +211,5 @@ def _topic(endpoint: Endpoint, limit_bytes: int | None) -> Iterator[Place]:
 
 PLACES = {"rabbitmq": _queue, "kafka": _topic}
 PROBE = Probe(
-    "How large may a message be, by default and at most, and what does the broker say to a larger one?", look, 15.0
+    "How large may a message be, by default and at most, and what does the broker say to a larger one?", look, 12.0
 )

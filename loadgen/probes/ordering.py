@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 MESSAGES = 1_000
 HANDED_BACK_EVERY = 50
 SLOW_S = 0.002
-IDLE_S = 1.0
-CUTS, CUT_EVERY_MSGS = 8, 300
+IDLE_S = 1.5
+CUTS = {True: 8, False: 20}  # by whether the producer is idempotent: after each it waits most of a second then
+CUT_EVERY_MSGS = 300
 WAITING_MSGS, PAUSE_S = 20, 0.001
 INVERTED = "inverted messages"
 
@@ -89,36 +90,72 @@ def _rabbitmq(endpoint: Endpoint) -> Iterator[Finding]:
         (f"one queue, every {HANDED_BACK_EVERY}th handed back once", 1, True),
     ):
         with connected(endpoint) as connection, fresh_queue(connection) as queue:
-            channel = confirming(connection)
-            for number in range(MESSAGES):
-                channel.basic_publish("", queue, b"%d" % number, PERSISTENT, mandatory=True)
             processed: list[int] = []
+            failed: list[Exception] = []
             threads = [
-                threading.Thread(target=_work, args=(endpoint, queue, processed, index * SLOW_S, hands_back))
+                threading.Thread(
+                    target=_work, args=(endpoint, queue, processed, failed, index * SLOW_S, hands_back), daemon=True
+                )
                 for index in range(consumers)
             ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(TIMEOUT_S)
-            left = int(channel.queue_declare(queue, passive=True).method.message_count)
+            left = _fed(connection, queue, threads)
+            if failed:
+                raise BrokerError(f"a consumer failed: {failed[0]}")
         yield _found("rabbitmq", point, processed, MESSAGES, left, f"{left} messages left in the queue")
 
 
-def _work(endpoint: Endpoint, queue: str, processed: list[int], work_s: float, hands_back: bool) -> None:
+def _fed(connection: Any, queue: str, threads: list[threading.Thread]) -> int:
+    """Let consumers have the messages, until they have nothing more; what is left then.
+
+    Several are all there before the first message, lest one has them all; one alone begins on a full queue, else a
+    message that it hands back has nothing to fall behind of.
+    """
+    channel = confirming(connection)
+    bodies = [b"%d" % number for number in range(MESSAGES)]
+    if len(threads) == 1:
+        _publish(channel, queue, bodies)
+    for thread in threads:
+        thread.start()
+    if len(threads) > 1:
+        until_s = time.monotonic() + TIMEOUT_S
+        while _declared(channel, queue).consumer_count < len(threads) and time.monotonic() < until_s:
+            time.sleep(PAUSE_S)
+        _publish(channel, queue, bodies)
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+        if thread.is_alive():
+            raise BrokerError(f"a consumer had not ended after {TIMEOUT_S:g} s")
+    return int(_declared(channel, queue).message_count)
+
+
+def _declared(channel: Any, queue: str) -> Any:
+    return channel.queue_declare(queue, passive=True).method
+
+
+def _publish(channel: Any, queue: str, bodies: list[bytes]) -> None:
+    for body in bodies:
+        channel.basic_publish("", queue, body, PERSISTENT, mandatory=True)
+
+
+def _work(
+    endpoint: Endpoint, queue: str, processed: list[int], failed: list[Exception], work_s: float, hands_back: bool
+) -> None:
     """Consume until nothing comes any more; lists of the interpreter are appended to by one thread at a time."""
-    with connected(endpoint) as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=10)
-        for method, _, body in channel.consume(queue, inactivity_timeout=IDLE_S):
-            if method is None:
-                return
-            if hands_back and not method.redelivered and int(body) % HANDED_BACK_EVERY == 0:
-                channel.basic_nack(method.delivery_tag, requeue=True)
-                continue
-            time.sleep(work_s)
-            processed.append(int(body))
-            channel.basic_ack(method.delivery_tag)
+    try:
+        with connected(endpoint) as connection:
+            channel = connection.channel()
+            channel.basic_qos(prefetch_count=10)
+            for method, _, body in channel.consume(queue, inactivity_timeout=IDLE_S):
+                if method is None:
+                    return
+                if hands_back and not method.redelivered and int(body) % HANDED_BACK_EVERY == 0:
+                    channel.basic_nack(method.delivery_tag, requeue=True)
+                    continue
+                time.sleep(work_s)
+                processed.append(int(body))
+                channel.basic_ack(method.delivery_tag)
+    except Exception as error:  # noqa: BLE001 - told by the thread that waits for this one
+        failed.append(error)
 
 
 # --- Kafka ---
@@ -136,7 +173,7 @@ def _kafka(endpoint: Endpoint) -> Iterator[Finding]:
             sent = _send_cut_off(endpoint, topic, idempotent=idempotent)
             numbers, end = _log(endpoint, topic)
         said = f"the log ends at offset {end:,}, {len(numbers) - len(set(numbers))} of them doubled"
-        point = f"5 requests in flight, {name}, {CUTS} connections lost"
+        point = f"5 requests in flight, {name}, {CUTS[idempotent]} connections lost"
         yield _found("kafka", point, numbers, sent, end - len(numbers), said)
 
 
@@ -155,7 +192,7 @@ def _send_cut_off(endpoint: Endpoint, topic: str, *, idempotent: bool) -> int:
     failed: list[Any] = []
     note = noting(failed)
     sent, cuts, until_s = 0, 0, time.monotonic() + TIMEOUT_S
-    while cuts < CUTS and time.monotonic() < until_s:
+    while cuts < CUTS[idempotent] and time.monotonic() < until_s:
         # Always some requests under way, of which some are taken and not yet answered.
         while len(producer) < WAITING_MSGS:
             producer.produce(topic, b"%d" % sent, partition=0, on_delivery=note)
@@ -164,7 +201,7 @@ def _send_cut_off(endpoint: Endpoint, topic: str, *, idempotent: bool) -> int:
         if sent - len(producer) >= (cuts + 1) * CUT_EVERY_MSGS:
             _cut_connections(endpoint)
             cuts += 1
-    if producer.flush(TIMEOUT_S) or failed or cuts < CUTS:
+    if producer.flush(TIMEOUT_S) or failed or cuts < CUTS[idempotent]:
         raise BrokerError(f"kafka did not take all messages: {failed[0].str() if failed else 'no answer'}")
     return sent
 
@@ -192,4 +229,4 @@ def _log(endpoint: Endpoint, topic: str) -> tuple[list[int], int]:
         return numbers, extent_of(consumer, topic)[1]
 
 
-PROBE = Probe("What breaks the order: competing consumers, messages handed back, requests sent again?", look, 20.0)
+PROBE = Probe("What breaks the order: competing consumers, messages handed back, requests sent again?", look, 17.0)

@@ -7,7 +7,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pika
+import pika.exceptions
 from confluent_kafka import Consumer, Producer, TopicPartition
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from loadgen.driver import Target
 from loadgen.drivers.kafka_admin import KafkaAdmin
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 HEARTBEAT_S = 60
+PIKA_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException)
 TIMEOUT_S = 30.0
 PERSISTENT = pika.BasicProperties(delivery_mode=2)
 
@@ -35,16 +38,18 @@ def fresh_name() -> str:
 @contextmanager
 def connected(endpoint: Endpoint) -> Iterator[Any]:
     """A blocking connection to RabbitMQ; what pika raises while it is used becomes one line."""
+    parameters = parameters_of(endpoint, HEARTBEAT_S)[0]
+    parameters.blocked_connection_timeout = TIMEOUT_S  # an alarm would hold a publish for ever
     try:
-        connection = pika.BlockingConnection(parameters_of(endpoint, HEARTBEAT_S)[0])
-    except pika.exceptions.AMQPError as error:
+        connection = pika.BlockingConnection(parameters)
+    except (*PIKA_ERRORS, OSError) as error:
         raise BrokerError(describe(endpoint, error)) from error
     try:
         yield connection
-    except pika.exceptions.AMQPError as error:
+    except PIKA_ERRORS as error:
         raise BrokerError(describe(endpoint, error)) from error
     finally:
-        with suppress(pika.exceptions.AMQPError):
+        with suppress(*PIKA_ERRORS):
             connection.close()
 
 
@@ -63,7 +68,7 @@ def fresh_queue(connection: Any, arguments: Mapping[str, Any] | None = None) -> 
     try:
         yield name
     finally:
-        with suppress(pika.exceptions.AMQPError):
+        with suppress(*PIKA_ERRORS):
             connection.channel().queue_delete(name)
 
 

@@ -12,8 +12,9 @@ import queue
 import socket
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,7 @@ from loadgen.probes.places import (
     fresh_topic,
     login_of,
     producer_of,
+    publish,
     reading,
 )
 
@@ -68,13 +70,15 @@ class Spoken:
 
     name: str
     client: str
+    window: str
+    """How many are unconfirmed at once, and whether they are written to disk: what the client's usual call does."""
     open: Callable[[Endpoint], AbstractContextManager[Speaker]]
     managed_as: str = ""
 
     @property
     def point(self) -> str:
         """As findings name it."""
-        return f"{self.name}, {self.client}"
+        return f"{self.name}, {self.client}: {self.window}"
 
 
 def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
@@ -245,26 +249,32 @@ class _Amqp1:
 def _amqp_1_0(endpoint: Endpoint) -> Iterator[Speaker]:
     import rabbitmq_amqp_python_client as client  # noqa: PLC0415 - of an extra
 
+    _demand_plain(endpoint)
     host, port = endpoint.hosts[0]
     user, password = login_of(endpoint)
-    connection = client.Connection(client.ConnectionParameters(host=host, port=port, user=user, password=password))
+    told = client.ConnectionParameters(
+        host=host, port=port, user=user, password=password, virtual_host=endpoint.virtual_host
+    )
+    connection = client.Connection(told)
     name = fresh_name()
-    try:
+
+    def message(body: bytes) -> Any:
+        return client.Message(body, header=client.Header(durable=True))
+
+    with ExitStack() as held:
+        held.callback(connection.close)
         connection.management().queue(name).classic().queue().declare()
+        held.callback(connection.management().queue(name).delete)
         publisher = connection.publisher_builder().queue(name).build()
-        speaker = _Amqp1(publisher, client.Message)
+        held.callback(publisher.close)
+        speaker = _Amqp1(publisher, message)
 
         def take(context: Any, message: Any) -> None:
             context.accept()
             speaker.inbox.put(message.body_as_bytes())
 
-        consumer = connection.consumer_builder().queue(name).message_handler(take).build()
+        held.callback(connection.consumer_builder().queue(name).message_handler(take).build().close)
         yield speaker
-        publisher.close()
-        consumer.close()
-        connection.management().queue(name).delete()
-    finally:
-        connection.close()
 
 
 # --- STOMP ---
@@ -288,6 +298,7 @@ class _Stomp:
 def _stomp(endpoint: Endpoint) -> Iterator[Speaker]:
     import stomp  # noqa: PLC0415 - of an extra
 
+    _demand_plain(endpoint)
     port = _port(endpoint, endpoint.stomp_port, "STOMP")
     connection = stomp.StompConnection12([(endpoint.hosts[0][0], port)], auto_decode=False, vhost=endpoint.virtual_host)
 
@@ -322,6 +333,8 @@ class _Mqtt:
         """See `Speaker`: quality of service 1."""
         for each in [self._client.publish(self._topic, body, qos=1) for body in bodies]:
             each.wait_for_publish(TIMEOUT_S)
+            if not each.is_published():
+                raise BrokerError(f"MQTT: a message was not confirmed within {TIMEOUT_S:g} s")
 
 
 def _send_at_once(_client: Any, _data: Any, opened: Any) -> None:
@@ -334,10 +347,12 @@ def _mqtt(endpoint: Endpoint) -> Iterator[Speaker]:
     from paho.mqtt import client as paho  # noqa: PLC0415 - of an extra
     from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
 
+    _demand_plain(endpoint)
     port = _port(endpoint, endpoint.mqtt_port, "MQTT")
     name = fresh_name()
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=paho.MQTTv5)
-    client.username_pw_set(*login_of(endpoint))
+    user, password = login_of(endpoint)
+    client.username_pw_set(f"{endpoint.virtual_host}:{user}", password)
     client.max_inflight_messages_set(200)
     ready = threading.Event()
     speaker = _Mqtt(client, f"loadgen/{name}")
@@ -380,7 +395,9 @@ def _stream(endpoint: Endpoint) -> Iterator[Speaker]:
 
     user, password = login_of(endpoint)
     port = _port(endpoint, endpoint.stream_port, "stream")
+    _demand_plain(endpoint)
     told: dict[str, Any] = {"host": endpoint.hosts[0][0], "port": port, "username": user, "password": password}
+    told["vhost"] = endpoint.virtual_host
     name, loop = fresh_name(), asyncio.new_event_loop()
 
     def turn(_: threading.Event) -> None:
@@ -400,16 +417,18 @@ def _stream(endpoint: Endpoint) -> Iterator[Speaker]:
             await consumer.subscribe(name, lambda message, _: speaker.inbox.put(bytes(message)))
 
         async def end() -> None:
-            await consumer.close()
-            await producer.delete_stream(name)
-            await producer.close()
+            for step in (consumer.close, partial(producer.delete_stream, name, missing_ok=True), producer.close):
+                with suppress(Exception):  # one that never began cannot be ended; the others are
+                    await step()
 
         try:
             wait(begin())
             yield speaker
         finally:
-            wait(end())
-            loop.call_soon_threadsafe(loop.stop)
+            try:
+                wait(end())
+            finally:
+                loop.call_soon_threadsafe(loop.stop)
 
 
 # --- Kafka ---
@@ -422,10 +441,7 @@ class _Kafka:
 
     def send(self, bodies: Sequence[bytes]) -> None:
         """See `Speaker`."""
-        for body in bodies:
-            self._producer.produce(self._topic, body, partition=0)
-        if self._producer.flush(TIMEOUT_S):
-            raise BrokerError(f"kafka did not confirm {len(bodies)} messages within {TIMEOUT_S:g} s")
+        publish(self._producer, self._topic, list(bodies))
 
     def held(self) -> int:
         """How many messages the log holds, by its offsets."""
@@ -449,6 +465,11 @@ def _kafka(endpoint: Endpoint) -> Iterator[Speaker]:
             yield speaker
 
 
+def _demand_plain(endpoint: Endpoint) -> None:
+    if endpoint.tls is not None:
+        raise NotHereError("is tried without TLS only, which this endpoint demands")
+
+
 def _port(endpoint: Endpoint, port: int | None, protocol: str) -> int:
     if port is None:
         raise NotHereError(f"where {endpoint.broker} listens for {protocol} is not known of {endpoint.source} brokers")
@@ -457,12 +478,12 @@ def _port(endpoint: Endpoint, port: int | None, protocol: str) -> int:
 
 PROTOCOLS: dict[str, tuple[Spoken, ...]] = {
     "rabbitmq": (
-        Spoken("AMQP 0-9-1", "pika", _amqp_0_9_1, "AMQP 0-9-1"),
-        Spoken("AMQP 1.0", "rabbitmq-amqp-python-client", _amqp_1_0, "AMQP 1-0"),
-        Spoken("STOMP", "stomp.py", _stomp, "STOMP"),
-        Spoken("MQTT", "paho-mqtt", _mqtt, "MQTT"),
-        Spoken("RabbitMQ streams", "rstream", _stream, "stream"),
+        Spoken("AMQP 0-9-1", "pika", "one at a time, persistent", _amqp_0_9_1, "AMQP 0-9-1"),
+        Spoken("AMQP 1.0", "rabbitmq-amqp-python-client", "one at a time, durable", _amqp_1_0, "AMQP 1-0"),
+        Spoken("STOMP", "stomp.py", "all at once, persistent", _stomp, "STOMP"),
+        Spoken("MQTT", "paho-mqtt", "200 at once, quality of service 1", _mqtt, "MQTT"),
+        Spoken("RabbitMQ streams", "rstream", "one at a time", _stream, "stream"),
     ),
-    "kafka": (Spoken("Kafka protocol", "confluent-kafka", _kafka),),
+    "kafka": (Spoken("Kafka protocol", "confluent-kafka", "all at once, acks=all", _kafka),),
 }
-PROBE = Probe("Which protocols does each broker speak, and how long does a confirmed round trip take?", look, 20.0)
+PROBE = Probe("Which protocols does each broker speak, and how long does a confirmed round trip take?", look, 10.0)

@@ -218,4 +218,4 @@ def _until_steady(low: Callable[[], int]) -> int:
     return seen
 
 
-PROBE = Probe("What is still readable after it was consumed, and what do limits of age and size take away?", look, 30.0)
+PROBE = Probe("What is still readable after it was consumed, and what do limits of age and size take away?", look, 29.0)

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from loadgen.brokers import ports
-from loadgen.brokers.local import cluster_of
+from loadgen.brokers.local import PRIVATE, cluster_of
+from loadgen.brokers.state import brokers_dir, make_dir
 from loadgen.endpoint import Credentials, Tls
 from loadgen.errors import BrokerError
 from loadgen.plan import Profile, make_plan
@@ -74,7 +75,8 @@ class Papers:
 def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
     """Goodput and CPU time for a message, by each kind of listener."""
     password = secrets.token_hex(16)
-    with TemporaryDirectory(prefix="loadgen-papers-") as folder:
+    home = make_dir(brokers_dir() / PRIVATE)  # where the next command looks for what a killed one left
+    with TemporaryDirectory(prefix="papers-", dir=home) as folder:
         papers = _papers(Path(folder))
         own = _rabbitmq(papers) if broker == "rabbitmq" else _kafka(papers, password)
         with ground.fresh(broker, own, ports=("tls", "sasl", "sasl_tls")) as endpoint:
@@ -89,22 +91,26 @@ def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
 
 
 def _found(broker: BrokerName, kind: Kind, tried: list[dict[str, Any]], said: str) -> Iterator[Finding]:
-    agrees = all(map(enters, tried))
-    doubts = sorted({reason for each in tried if not enters(each) for reason in each["verdict"]["reasons"]})
+    used = [each for each in tried if enters(each)]
+    if len(used) < len(tried):
+        said += f"; {len(tried) - len(used)} of {len(tried)} trials were struck out"
+    said += f"; bound by {', '.join(sorted({each['verdict']['bound_by'] for each in used})) or 'nothing that counts'}"
     point = f"{kind.name}, {SIZE_BYTES:,} B"
     for what, unit, of in (
         ("goodput", "msgs_per_s", lambda each: each["goodput_msgs_per_s"]),
-        ("CPU a message, clients", "us", lambda each: _cpu_us(each, "producers") + _cpu_us(each, "consumers")),
+        ("CPU a message, clients", "us", lambda each: _cpu_us(each, "producers", "consumers")),
         ("CPU a message, broker", "us", lambda each: _cpu_us(each, "broker")),
     ):
-        values = tuple(float(of(each)) for each in tried)
-        yield Finding(broker, point, what, unit, values, "; ".join([said, *doubts]), agrees)  # type: ignore[arg-type]
+        values = tuple(float(value) for each in used if (value := of(each)) is not None)
+        error = None if values else "no trial of it is to be used"
+        yield Finding(broker, point, what, unit, values, said, bool(values), error)  # type: ignore[arg-type]
 
 
-def _cpu_us(record: dict[str, Any], role: str) -> float:
-    """CPU time of a role for each message of the window, in µs."""
+def _cpu_us(record: dict[str, Any], *roles: str) -> float | None:
+    """CPU time of roles for each message of the window, in µs; None where one is not known."""
     count = record["achieved_msgs_per_s"] * record["window_s"]
-    return float((record["cpu_s"][role] or 0.0) / count * 1e6) if count else 0.0
+    spent = [record["cpu_s"][role] for role in roles]
+    return None if None in spent or not count else float(sum(spent) / count * 1e6)
 
 
 def _measured(trial: Trial, endpoint: Endpoint, ground: Ground) -> dict[str, Any]:

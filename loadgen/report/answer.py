@@ -1,4 +1,4 @@
-"""The report's first two sentences and its caveats, computed from the run: none is written by hand."""
+"""The report's first sentences and its caveats, computed from the run: none is written by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEADING_CLASSES = ("broker", "flushed", "none", "replicated", "replicated_flushe
 
 def sentences(table: Table) -> list[str]:
     """Capacity, the knee, throughput and latency, a sentence each, as far as the run compares the brokers in them."""
-    asked = (_capacity(table), _knee(table), _throughput(table), _latency(table))
+    asked = (_capacity(table), _knee(table), _throughput(table), _latency(table), _claims(table))
     said = [sentence for sentence in asked if sentence]
     if said:
         return [*_doubt(table), *said]
@@ -34,6 +34,24 @@ def sentences(table: Table) -> list[str]:
         count = words.plural(len(table.trials), "trial")
         return [f"No number of this run is to be used: none of its {count} is valid and complete, as told below."]
     return ["This run does not compare the two brokers at one load in one durability class; its points stand below."]
+
+
+def _claims(table: Table) -> str | None:
+    """How many of the article's claims hold here, where a run is about most of them."""
+    cells = [(row.feature, cell) for row in table.rows for cell in row.cells if cell.judgement != "not measured"]
+    if len(cells) <= len(table.rows):
+        return None
+    counted = Counter(cell.judgement for _, cell in cells)
+    wrong = [
+        f"{words.broker_name(cell.broker)}’s {feature.lower()}"
+        for feature, cell in cells
+        if cell.judgement == "contradicts"
+    ]
+    contradicted = f"contradicts {len(wrong)} ({', '.join(wrong)})" if wrong else "contradicts none"
+    return (
+        f"Of {len(cells)} claims of the article that were measured, this run supports {counted['supports']}, "
+        f"{contradicted}, and cannot tell {counted['cannot tell here']}."
+    )
 
 
 def _doubt(table: Table) -> list[str]:

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     Rule = Claim | FoundClaim | ScalingClaim | UseClaim
 
 MB = 1 << 20  # both brokers' makers count a megabyte so
+# What a beginner meets; processes, threads and data on disk are shown beside them, and say the same things again.
+EFFORTS = (
+    "time",
+    "commands",
+    "memory",
+    "installed on disk",
+    "calls to declare 2 subscribers",
+    "settings that must differ from default",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,14 @@ ARTICLE = (
         (SpokenClaim(("AMQP", "STOMP", "MQTT")), SpokenClaim(("Kafka",))),
         probe="protocols",
     ),
-    Claimed("Message ordering", "per queue", "per partition", (OrderClaim(), OrderClaim()), evidence.order_figures),
+    Claimed(
+        "Message ordering",
+        "per queue",
+        "per partition",
+        (OrderClaim(), OrderClaim()),
+        evidence.order_figures,
+        probe="ordering",
+    ),
     Claimed(
         "Message retention",
         "per queue (memory/disk)",
@@ -100,5 +116,11 @@ ARTICLE = (
         (UseClaim(("task queue", "RPC")), UseClaim(("event streaming", "log aggregation"))),
         evidence.use_figures,
     ),
-    Claimed("Complexity", "lower", "higher", (EffortClaim("lower"), EffortClaim("higher")), probe="complexity"),
+    Claimed(
+        "Complexity",
+        "lower",
+        "higher",
+        (EffortClaim("lower", EFFORTS), EffortClaim("higher", EFFORTS)),
+        probe="complexity",
+    ),
 )

@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from loadgen.report import points as pt
+from loadgen.report import words
 from loadgen.report.rules import INTERLEAVED, Figure
 from loadgen.stats.confidence import Estimate, estimate
 
@@ -24,6 +25,7 @@ USES = {
     "event streaming": ("event-stream", "events", "msgs_per_s", pt.goodput),
     "log aggregation": ("use-log-aggregation", "log lines", "msgs_per_s", pt.goodput),
 }
+STREAM_SCENARIO = "event-stream"
 EXACT = ("number", "percent")
 THROUGHPUT_CLASSES = ("none", "broker", "flushed")
 
@@ -62,11 +64,16 @@ def latency_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[F
 
 
 def throughput_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """Goodput of the throughput scenario by the wire driver, in each class of one node."""
-    return [
+    """Goodput of the throughput scenario by the wire driver, in each class of one node, and of RabbitMQ's streams."""
+    figures = [
         _figure(point, f"class {point.durability}", "msgs_per_s", pt.goodput)
         for point in _wire_points(comparisons, THROUGHPUT_SCENARIO, broker)
         if point.durability in THROUGHPUT_CLASSES and point.fraction is None
+    ]
+    return figures + [
+        _figure(point, "stream", "msgs_per_s", pt.goodput)
+        for point in _wire_points(comparisons, STREAM_SCENARIO, broker)
+        if point.driver == "stream" and point.fraction is None
     ]
 
 
@@ -113,7 +120,14 @@ def scaling_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[F
     ]
     return [
         replace(
-            _figure(point, f"{places:g} {knob.partition('.')[2]}", "msgs_per_s", pt.goodput, "throughput"), at=places
+            _figure(
+                point,
+                words.plural(places, knob.partition(".")[2].removesuffix("s")),
+                "msgs_per_s",
+                pt.goodput,
+                "throughput",
+            ),
+            at=places,
         )
         for places, point in sorted(found, key=lambda each: each[0])
     ]

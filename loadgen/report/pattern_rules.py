@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from loadgen.report.rules import Figure, Opinion
 
 HIGHER_IS_BETTER = frozenset({"msgs_per_s"})
+OWN_LIMITS = frozenset({"broker", "offered"})
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ class ScalingClaim:
             )
         except ValueError:
             return ""
-        worst = max(law.residuals, key=abs)
+        if law.contention > 1:
+            return " (no scaling law: more of them only cost)"
+        whose = "" if all(figure.bound_by == "broker" for figure in figures) else " of client, host and broker together"
         peak = f", peak at {law.peak:.1f}" if law.peak is not None else ""
+        residuals = ", ".join(f"{each:+.0%}" for each in law.residuals)
         return (
-            f" (scaling law: contention {law.contention:.2f}, crosstalk {law.crosstalk:.3f}{peak}; "
-            f"residuals up to {abs(worst):.0%})"
+            f" (scaling law{whose}: contention {law.contention:.2f}, crosstalk {law.crosstalk:.3f}{peak}; "
+            f"residuals {residuals})"
         )
 
 
@@ -73,6 +77,9 @@ class UseClaim(BesideClaim):
             if (theirs := beside.get(figure.point)) is None:
                 continue
             sign = order_of(figure, theirs) * (1 if figure.unit in HIGHER_IS_BETTER else -1)
+            loser = theirs if sign > 0 else figure
+            if sign and not set(loser.bound_by.split(" / ")) <= OWN_LIMITS:
+                sign = 0  # what held it back was not the broker
             ratio = (figure.estimate.median or 0.0) / (theirs.estimate.median or 1.0)
             told = {1: "better", -1: "worse", 0: "not told apart"}[sign]
             parts.append(f"{figure.point}: {told}, {words.significant(ratio)} times the other's")

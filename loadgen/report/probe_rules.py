@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loadgen.report.rules import Figure, Opinion
 
 SAME_SHARE = 0.05  # "1 MB" is said of 1,000,000 and of 1,048,576 bytes alike
+CLEAR_TIMES = 2
 ROUND_TRIP = "confirmed round trip"
 BY_DEFAULT, RAISED = "as it comes", "limit raised"
 BROKEN_BY = {"at most once": (TWICE,), "at least once": (LOST,), "exactly once": (LOST, TWICE)}
@@ -86,7 +87,7 @@ class DeliveryClaim:
         also = f"; {'; '.join(others)}" if others else ""
         if broken:
             return "contradicts", f"{'; '.join(broken)}{also}"
-        return "supports", f"{' and '.join(self.modes)} held while consumers were killed{also}"
+        return "supports", f"{' and '.join(self.modes)} held while consumers were killed, not the broker{also}"
 
     @staticmethod
     def _broken(mode: str, figures: Sequence[Figure]) -> str | None:
@@ -110,19 +111,19 @@ class SizeClaim:
         default, raised = taken.get(BY_DEFAULT), taken.get(RAISED)
         if default is None:
             return NOT_MEASURED
-        parts = [f"the default takes {words.size(round(default))}"]
+        parts = [f"the default takes {words.exact(default)}"]
         is_other = abs(default / self.default_bytes - 1) > SAME_SHARE
         if is_other:
-            parts[0] += f", not {words.size(self.default_bytes)}"
+            parts[0] += f", not {words.exact(self.default_bytes)}"
         is_more = raised is not None and raised > self.most_bytes
         if is_more:
-            parts.append(f"{words.size(round(raised or 0))} went through where the limit was raised")
-            parts[1] += f", over {words.size(self.most_bytes)}"
+            parts.append(f"{words.exact(raised or 0)} went through where the limit was raised")
+            parts[1] += f", over {words.exact(self.most_bytes)}"
         if is_other or is_more:
             return "contradicts", "; ".join(parts)
         if raised is None:
             return "cannot tell here", f"{parts[0]}, as claimed; no higher limit was tried"
-        return "supports", f"{parts[0]}, and at the most {words.size(round(raised))} was tried"
+        return "supports", f"{parts[0]}, and at the most {words.exact(raised)} was tried"
 
 
 @runtime_checkable
@@ -139,11 +140,16 @@ class EffortClaim(BesideClaim):
     """`lower`, `higher`: in how many of the quantities that make up an effort one broker needs less than the other."""
 
     direction: Literal["lower", "higher"]
+    quantities: tuple[str, ...]
 
     def judge_beside(self, figures: Sequence[Figure], other: Sequence[Figure]) -> Opinion:
-        """Counts are compared as they are, repeated quantities by their intervals, which must not touch."""
+        """Counts are compared as they are, repeated quantities by their intervals, which must not touch.
+
+        Quantities have no weights that all would agree on: one side must lead in twice as many as the other.
+        """
         sides: dict[int, list[str]] = {-1: [], 1: [], 0: []}
-        for mine, theirs in _pairs(figures, other):
+        judged = [figure for figure in figures if figure.what in self.quantities]
+        for mine, theirs in _pairs(judged, other):
             sides[order_of(mine, theirs)].append(mine.what)
         lower, higher, same = sides[-1], sides[1], sides[0]
         if not lower and not higher:
@@ -154,7 +160,7 @@ class EffortClaim(BesideClaim):
             if each
         ]
         said = f"beside the other broker {'; '.join(parts)}"
-        if len(lower) == len(higher):
+        if max(len(lower), len(higher)) < CLEAR_TIMES * min(len(lower), len(higher)):
             return "cannot tell here", said
         return ("supports" if (len(lower) > len(higher)) == (self.direction == "lower") else "contradicts"), said
 
@@ -170,7 +176,9 @@ def _pairs(figures: Sequence[Figure], other: Sequence[Figure]) -> Iterator[tuple
 
 
 def order_of(mine: Figure, theirs: Figure) -> int:
-    """−1 where mine is less, 1 where it is more, 0 where that cannot be told."""
+    """−1 where mine is less, 1 where it is more, 0 where that cannot be told: of one repeat it never can."""
+    if mine.unit != "number" and None in {mine.estimate.low, theirs.estimate.low}:
+        return 0
     (low, high), (other_low, other_high) = (_bounds(figure) for figure in (mine, theirs))
     return -1 if high < other_low else 1 if low > other_high else 0
 
@@ -178,6 +186,8 @@ def order_of(mine: Figure, theirs: Figure) -> int:
 def _bounds(figure: Figure) -> tuple[float, float]:
     """The interval; of a count, which is no sample, the values themselves."""
     estimate = figure.estimate
-    if figure.unit == "number" or estimate.low is None or estimate.high is None:
+    if figure.unit == "number":
         return min(estimate.values), max(estimate.values)
+    assert estimate.low is not None
+    assert estimate.high is not None
     return estimate.low, estimate.high

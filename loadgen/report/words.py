@@ -17,7 +17,8 @@ NOTHING = "–"
 WIDEST = 100.0  # an interval whose ends lie further apart says nothing: what was seen says more
 # Milliseconds wherever they can be read, so that figures compare at a glance and with the claims.
 _DURATIONS = ((1e10, 1e9, "s"), (1e4, 1e6, "ms"), (0.0, 1e3, "µs"))
-_STORAGE = ((1 << 30, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (0.0, 1 << 10, "KiB"))
+# Three digits of KiB would hide what is left of a MiB, so the larger unit begins a little before it is full.
+_STORAGE = ((1000 << 20, 1 << 30, "GiB"), (1000 << 10, 1 << 20, "MiB"), (0.0, 1 << 10, "KiB"))
 _RATES = ((1e6, 1e6, "M"), (1e3, 1e3, "k"), (0.0, 1.0, ""))
 
 
@@ -105,6 +106,12 @@ def storage(value_bytes: float | None) -> str:
         return size(round(value_bytes))
     scale, unit = _scaled(value_bytes, _STORAGE)
     return f"{significant(value_bytes / scale)} {unit}"
+
+
+def exact(value_bytes: float) -> str:
+    """A limit in bytes, to the byte: `16 MiB`, `1,048,516 B`."""
+    count = round(value_bytes)
+    return size(count) if count % (1 << 20) == 0 else f"{count:,} B"
 
 
 _SHOWN: dict[str, Callable[[float | None], str]] = {

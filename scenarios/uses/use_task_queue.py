@@ -11,7 +11,7 @@ scenario = Scenario(
     think_ms=2,
     think="exponential",
     rabbitmq=RabbitMQ(prefetch=1, ack_every=1),
-    kafka=Kafka(partitions=4, max_poll_records=1, linger_ms=0),
+    kafka=Kafka(group="share", partitions=1, max_poll_records=1, linger_ms=0),
     durability=Durability.BROKER,
     profile_share=0.4,
 )
