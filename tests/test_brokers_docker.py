@@ -54,7 +54,7 @@ if arguments[:1] == ["compose"] and "--file" in arguments:
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kafka_endpoint: Endpoint) -> Path:
     """The folder of a `docker` on PATH that only pretends; its Kafka is the session's."""
     ports = {
-        "rabbitmq": {5672: 1001, 5552: 1002, 15672: 1003, 15692: 1004},
+        "rabbitmq": {5672: 1001, 5552: 1002, 15672: 1003, 15692: 1004, 61613: 1005, 1883: 1006},
         "kafka": {9092: kafka_endpoint.hosts[0][1]},
     }
     program = tmp_path / "bin/docker"
@@ -77,7 +77,7 @@ def test_containers_are_started_waited_for_and_ended(docker: Path) -> None:
     with brokers.open_brokers("docker") as opened:
         rabbitmq, kafka = opened["rabbitmq"], opened["kafka"]
         assert rabbitmq.hosts == (("127.0.0.1", 1001),)
-        assert rabbitmq.stream_port == 1002
+        assert (rabbitmq.stream_port, rabbitmq.stomp_port, rabbitmq.mqtt_port) == (1002, 1005, 1006)
         assert rabbitmq.management_url == "http://127.0.0.1:1003"
         assert rabbitmq.version == "4.3.5"
         assert rabbitmq.configuration["environment"]["rabbit"]["default_pass"] != "guest"  # noqa: S105

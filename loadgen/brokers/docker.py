@@ -25,7 +25,8 @@ FILE = "docker-compose.yml"
 PULL_TIMEOUT_S = 1200.0
 COMMAND_TIMEOUT_S = 120.0
 RABBITMQ_DEVIATIONS = (
-    "enabled_plugins = management, prometheus, stream, stream_management, consistent_hash_exchange (none as shipped)",
+    "enabled_plugins = management, prometheus, stream, stream_management, consistent_hash_exchange, stomp, mqtt "
+    "(none as shipped)",
     "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: the same as the local brokers)",
     "stream.advertised_host = 127.0.0.1 (stream clients are sent to the published port)",
 )
@@ -149,6 +150,8 @@ def _rabbitmq(container: dict[str, Any]) -> Endpoint:
         management_url=f"http://{ports.HOST}:{published[15672]}",
         prometheus_url=f"http://{ports.HOST}:{published[15692]}/metrics",
         stream_port=published[5552],
+        stomp_port=published[61613],
+        mqtt_port=published[1883],
         version=configuration["status"]["rabbitmq_version"],
         pids=(pid,) if pid else (),
         configuration={**configuration, "image": container.get("Image")},
