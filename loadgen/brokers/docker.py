@@ -25,8 +25,7 @@ FILE = "docker-compose.yml"
 PULL_TIMEOUT_S = 1200.0
 COMMAND_TIMEOUT_S = 120.0
 RABBITMQ_DEVIATIONS = (
-    "enabled_plugins = management, prometheus, stream, stream_management, consistent_hash_exchange, stomp, mqtt "
-    "(none as shipped)",
+    "enabled_plugins = management, prometheus, streams, consistent_hash_exchange, stomp, mqtt (none as shipped)",
     "RABBITMQ_SCHEDULER_BIND_TYPE = u (db as shipped: the same as the local brokers)",
     "stream.advertised_host = 127.0.0.1 (stream clients are sent to the published port)",
 )
