@@ -201,6 +201,8 @@ def test_replies_find_their_requesters(
         for number, requester in enumerate(requesters):
             heard = hear(requester, count, message, number, lambda: answer(responder))
             assert heard == list(range(count))
+            # A reply may come before its request is confirmed; what is waited for is no refusal, and then nothing is.
+            assert all(each.error is None for each in requester.flush(5))
             assert not requester.flush(5)
 
 
