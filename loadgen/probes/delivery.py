@@ -35,11 +35,14 @@ from loadgen.probes.places import (
     TIMEOUT_S,
     confirming,
     connected,
+    depth_of,
     extent_of,
     fresh_queue,
     fresh_topic,
+    log_of,
     producer_of,
     publish,
+    publish_to,
     reading,
 )
 
@@ -140,13 +143,12 @@ def _bodies() -> list[bytes]:
 def _rabbitmq(endpoint: Endpoint, mode: str) -> Tried:
     with connected(endpoint) as connection, fresh_queue(connection) as queue, fresh_queue(connection) as results:
         channel = confirming(connection)
-        for body in _bodies():
-            channel.basic_publish("", queue, body, PERSISTENT, mandatory=True)
+        publish_to(channel, queue, _bodies())
         tried = _crash_and_finish(_consume_queue, endpoint, mode, queue, results)
-        tried.left = int(channel.queue_declare(queue, passive=True).method.message_count)
+        tried.left = depth_of(channel, queue)
         tried.said = f"{tried.left} messages left in the queue"
         if mode in {"exactly once", CONFIRMED}:
-            made = int(channel.queue_declare(results, passive=True).method.message_count)
+            made = depth_of(channel, results)
             tried.counted = Counter(_drained(channel, results))
             tried.said += f", {made} results made of {MESSAGES}"
     return tried
@@ -197,7 +199,7 @@ def _queue_batches(connection: Any, channel: Any, queue: str, *, automatic: bool
             batch = []
         if method is None:
             own = connection.channel()
-            left = own.queue_declare(queue, passive=True).method.message_count
+            left = depth_of(own, queue)
             own.close()
             idle += left == 0
             if idle == IDLE_TIMES:
@@ -220,7 +222,7 @@ def _kafka(endpoint: Endpoint, mode: str) -> Tried:
         if mode == "exactly once":
             tried.counted = _committed(endpoint, results)
             made = tried.counted.total()
-            aborted = sum(1 for _ in _read_all(endpoint, results, "read_uncommitted")) - made
+            aborted = sum(1 for _ in log_of(endpoint, results, "read_uncommitted")) - made
             tried.said += f"; {made} committed results, {aborted} of aborted transactions"
     return tried
 
@@ -228,18 +230,11 @@ def _kafka(endpoint: Endpoint, mode: str) -> Tried:
 def _committed(endpoint: Endpoint, topic: str) -> Counter[bytes]:
     """What a reader of committed messages sees, as soon as the last transaction's marker is written."""
     until_s = time.monotonic() + SETTLED_S
-    while (found := Counter(_read_all(endpoint, topic, "read_committed"))).total() < MESSAGES:
+    while (found := Counter(log_of(endpoint, topic, "read_committed"))).total() < MESSAGES:
         if time.monotonic() > until_s:
             break
         time.sleep(IDLE_S)
     return found
-
-
-def _read_all(endpoint: Endpoint, topic: str, isolation: str) -> Iterator[bytes]:
-    with reading(endpoint, isolation__level=isolation, enable__partition__eof=True) as consumer:
-        consumer.assign([TopicPartition(topic, 0, 0)])
-        while (message := consumer.poll(TIMEOUT_S)) is not None and message.error() is None:
-            yield message.value() or b""
 
 
 def _consume_topic(endpoint: Endpoint, mode: str, topic: str, _: str, log: str, dies_after: int | None) -> None:

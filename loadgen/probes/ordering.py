@@ -22,22 +22,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import TopicPartition
-
 from loadgen.errors import BrokerError
 from loadgen.probes import Probe
 from loadgen.probes.finding import Finding
 from loadgen.probes.places import (
-    PERSISTENT,
     TIMEOUT_S,
     confirming,
     connected,
+    depth_of,
     extent_of,
     fresh_queue,
     fresh_topic,
+    log_of,
     noting,
     producer_of,
     publish,
+    publish_to,
     reading,
 )
 
@@ -75,9 +75,7 @@ def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
 def _found(broker: BrokerName, point: str, numbers: list[int], sent: int, left: int, said: str) -> Finding:
     """A finding, which the broker's own word confirms where nothing is left and all that was sent came."""
     agrees = left == 0 and set(range(sent)) <= set(numbers)
-    return Finding(
-        broker, f"{point}", INVERTED, "number", (float(inversions(numbers)),), f"of {sent:,}; {said}", agrees
-    )
+    return Finding(broker, point, INVERTED, "number", (float(inversions(numbers)),), f"of {sent:,}; {said}", agrees)
 
 
 # --- RabbitMQ ---
@@ -113,28 +111,22 @@ def _fed(connection: Any, queue: str, threads: list[threading.Thread]) -> int:
     channel = confirming(connection)
     bodies = [b"%d" % number for number in range(MESSAGES)]
     if len(threads) == 1:
-        _publish(channel, queue, bodies)
+        publish_to(channel, queue, bodies)
     for thread in threads:
         thread.start()
     if len(threads) > 1:
         until_s = time.monotonic() + TIMEOUT_S
-        while _declared(channel, queue).consumer_count < len(threads) and time.monotonic() < until_s:
+        while (
+            channel.queue_declare(queue, passive=True).method.consumer_count < len(threads)
+            and time.monotonic() < until_s
+        ):
             time.sleep(PAUSE_S)
-        _publish(channel, queue, bodies)
+        publish_to(channel, queue, bodies)
     for thread in threads:
         thread.join(TIMEOUT_S)
         if thread.is_alive():
             raise BrokerError(f"a consumer had not ended after {TIMEOUT_S:g} s")
-    return int(_declared(channel, queue).message_count)
-
-
-def _declared(channel: Any, queue: str) -> Any:
-    return channel.queue_declare(queue, passive=True).method
-
-
-def _publish(channel: Any, queue: str, bodies: list[bytes]) -> None:
-    for body in bodies:
-        channel.basic_publish("", queue, body, PERSISTENT, mandatory=True)
+    return depth_of(channel, queue)
 
 
 def _work(
@@ -221,12 +213,8 @@ def _cut_connections(endpoint: Endpoint) -> None:
 
 def _log(endpoint: Endpoint, topic: str) -> tuple[list[int], int]:
     """The numbers as they stand in the log, and the offset at which it ends."""
-    with reading(endpoint, enable__partition__eof=True) as consumer:
-        consumer.assign([TopicPartition(topic, 0, 0)])
-        numbers: list[int] = []
-        while (message := consumer.poll(TIMEOUT_S)) is not None and message.error() is None:
-            numbers.append(int(message.value() or b"-1"))
-        return numbers, extent_of(consumer, topic)[1]
+    with reading(endpoint) as consumer:
+        return [int(body) for body in log_of(endpoint, topic)], extent_of(consumer, topic)[1]
 
 
 PROBE = Probe("What breaks the order: competing consumers, messages handed back, requests sent again?", look, 17.0)

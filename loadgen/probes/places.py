@@ -18,7 +18,7 @@ from loadgen.drivers.rabbitmq_admin import credentials_of, describe, management_
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pika.adapters.blocking_connection import BlockingChannel
 
@@ -72,6 +72,17 @@ def fresh_queue(connection: Any, arguments: Mapping[str, Any] | None = None) -> 
             connection.channel().queue_delete(name)
 
 
+def publish_to(channel: BlockingChannel, queue: str, bodies: Iterable[bytes]) -> None:
+    """Publish persistent messages to a queue, one after another."""
+    for body in bodies:
+        channel.basic_publish("", queue, body, PERSISTENT, mandatory=True)
+
+
+def depth_of(channel: BlockingChannel, queue: str) -> int:
+    """The broker's own count of messages that wait."""
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
 @contextmanager
 def fresh_topic(endpoint: Endpoint, **knobs: Any) -> Iterator[str]:
     """A topic of one partition with these knobs (`loadgen.Kafka` names them)."""
@@ -112,6 +123,14 @@ def publish(producer: Producer, topic: str, bodies: list[bytes]) -> None:
     if left or failed:
         why = failed[0].str() if failed else f"no answer within {TIMEOUT_S:g} s"
         raise BrokerError(f"kafka confirmed {len(bodies) - left - len(failed):,} of {len(bodies):,} messages: {why}")
+
+
+def log_of(endpoint: Endpoint, topic: str, isolation: str = "read_uncommitted") -> Iterator[bytes]:
+    """What partition 0 holds now, from its beginning to its end."""
+    with reading(endpoint, isolation__level=isolation, enable__partition__eof=True) as consumer:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        while (message := consumer.poll(TIMEOUT_S)) is not None and message.error() is None:
+            yield message.value() or b""
 
 
 def extent_of(consumer: Consumer, topic: str) -> tuple[int, int]:

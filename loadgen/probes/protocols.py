@@ -24,7 +24,6 @@ from loadgen.errors import BrokerError, LoadgenError
 from loadgen.probes import Probe
 from loadgen.probes.finding import Finding, NotHereError
 from loadgen.probes.places import (
-    PERSISTENT,
     TIMEOUT_S,
     asked_of_management,
     confirming,
@@ -36,6 +35,7 @@ from loadgen.probes.places import (
     login_of,
     producer_of,
     publish,
+    publish_to,
     reading,
 )
 
@@ -204,8 +204,7 @@ class _Amqp091:
 
     def send(self, bodies: Sequence[bytes]) -> None:
         """See `Speaker`: a blocking channel confirms one at a time."""
-        for body in bodies:
-            self._channel.basic_publish("", self._name, body, PERSISTENT, mandatory=True)
+        publish_to(self._channel, self._name, bodies)
 
 
 @contextmanager

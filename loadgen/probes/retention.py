@@ -16,15 +16,16 @@ from loadgen.errors import BrokerError
 from loadgen.probes import Probe
 from loadgen.probes.finding import Finding
 from loadgen.probes.places import (
-    PERSISTENT,
     TIMEOUT_S,
     confirming,
     connected,
+    depth_of,
     extent_of,
     fresh_queue,
     fresh_topic,
     producer_of,
     publish,
+    publish_to,
     reading,
 )
 
@@ -77,15 +78,14 @@ def _percent(part: int, whole: int) -> tuple[float, ...]:
 
 def _filled(connection: Any, queue: str, bodies: list[bytes]) -> None:
     channel = confirming(connection)
-    for body in bodies:
-        channel.basic_publish("", queue, body, PERSISTENT, mandatory=True)
+    publish_to(channel, queue, bodies)
     channel.close()
 
 
 def _depth(connection: Any, queue: str) -> int:
     """The broker's own count of messages that wait."""
     channel = connection.channel()
-    count = int(channel.queue_declare(queue, passive=True).method.message_count)
+    count = depth_of(channel, queue)
     channel.close()
     return count
 
