@@ -21,6 +21,7 @@ import numpy as np
 from loadgen.backlog import Backlog
 from loadgen.board import Board, Cell
 from loadgen.driver import Reconnecting, Retrying
+from loadgen.ledger import ReceivedBook, lay_to
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
 from loadgen.payload import Payloads
@@ -29,12 +30,12 @@ from loadgen.recorder import Recorder
 from loadgen.think import Think
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.connection import Connection
     from pathlib import Path
 
     from loadgen.driver import Int64, Target
-    from loadgen.ledger import ReceivedBook, SentBook
+    from loadgen.ledger import SentBook
     from loadgen.recorder import IntervalDelta
     from loadgen.scenario import Message, Rate
 
@@ -109,6 +110,42 @@ class Report:
     """What happened to it: kind, begin and end in monotonic ns, words."""
     errors: dict[str, int] = field(default_factory=dict)
     """Messages that were refused or given up, by reason."""
+    received_book: ReceivedBook | None = None
+    """Pages of its book that it has passed; as `Result` names it."""
+    handled_book: ReceivedBook | None = None
+
+
+BookName = Literal["received_book", "handled_book"]
+BOOKS: tuple[BookName, ...] = ("received_book", "handled_book")
+
+
+@dataclass(slots=True)
+class Handed:
+    """What agents handed over of their books before their end: by the book's name, for each group laid together."""
+
+    books: dict[str, dict[str, ReceivedBook]] = field(default_factory=dict)
+
+    def add(self, report: Report) -> None:
+        """Keep what came with a report."""
+        for name in BOOKS:
+            book = getattr(report, name)
+            if book is not None:
+                self._lay(name, book)
+
+    def join(self, other: Handed) -> None:
+        """Keep what others kept."""
+        for name, groups in other.books.items():
+            for book in groups.values():
+                self._lay(name, book)
+
+    def of(self, name: BookName, results: Iterable[Result]) -> list[ReceivedBook]:
+        """All books of a name: what was handed over, and what the results brought in the end."""
+        told = [getattr(result, name) for result in results]
+        return [*self.books.get(name, {}).values(), *(book for book in told if book is not None)]
+
+    def _lay(self, name: str, book: ReceivedBook) -> None:
+        groups = self.books.setdefault(name, {})
+        lay_to(groups.setdefault(book.group, ReceivedBook(book.group)), book)
 
 
 @dataclass(slots=True)
@@ -171,15 +208,22 @@ class Clocked:
         self.seconds = max(1, math.ceil(min(spec.duration_s, SECONDS_KEPT)))
         self.counts: dict[str, list[int]] = {}
         self.cpu_at: list[tuple[float, float]] = []
+        self._edge_step_ns = SECOND_NS
         self._next_edge_ns = self.window_start_ns
 
     def tick(self, now_ns: int) -> None:
-        """Note the CPU used at the first moment of each second of the window, and at the first after it."""
+        """Note the CPU used at the first moment of each second of the window, and at the first after it.
+
+        Of a window of hours every second note is dropped as often as there are too many.
+        """
         if now_ns < self._next_edge_ns or self._next_edge_ns > self.window_end_ns:
             return
         self.cpu_at.append(((now_ns - self.window_start_ns) / SECOND_NS, time.process_time()))
-        passed = (now_ns - self.window_start_ns) // SECOND_NS
-        following_ns = self.window_start_ns + (passed + 1) * SECOND_NS
+        if len(self.cpu_at) > 2 * SECONDS_KEPT:
+            del self.cpu_at[1::2]
+            self._edge_step_ns *= 2
+        passed = (now_ns - self.window_start_ns) // self._edge_step_ns
+        following_ns = self.window_start_ns + (passed + 1) * self._edge_step_ns
         is_over = now_ns >= self.window_end_ns
         self._next_edge_ns = self.window_end_ns + 1 if is_over else min(following_ns, self.window_end_ns)
 
@@ -282,6 +326,9 @@ class Agent:
     def keep_books(self) -> None:
         """Record what has gathered since the last time; each role has its own way."""
 
+    def hand_pages(self, report: Report) -> None:
+        """Give away what is done with of the books; most have nothing."""
+
     def take_events(self) -> list[tuple[str, int, int, str]]:
         """What happened to this agent since the last report; most have nothing to tell."""
         return []
@@ -300,6 +347,7 @@ class Agent:
         self.series.clear()
         errors, self.errors = self.errors, {}
         report = Report(self.spec.name, [], series, self.take_events(), errors)
+        self.hand_pages(report)
         for deltas in self.recorder.cut():
             report.deltas += deltas
             yield

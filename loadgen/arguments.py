@@ -107,6 +107,11 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
     command.add_argument(
         "--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often"
     )
+    if scenarios:
+        command.add_argument(
+            "--duration", type=_seconds, metavar="TIME", help="measured window of each trial, such as 90s, 20m, 4h or "
+            "2d, in place of the profile's (docs/soak.md)",
+        )  # fmt: skip
     command.add_argument("--repeats", type=_positive, help="in place of the profile's")
     command.add_argument("--seed", type=int, default=1, help="of messages, arrivals and the order of trials")
     command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
@@ -143,6 +148,21 @@ def _positive(text: str) -> int:
     if not 1 <= number <= 1000:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 … 1000")
     return number
+
+
+TIMES_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+LONGEST_S = 7 * 86_400
+
+
+def _seconds(text: str) -> float:
+    number, unit = (text[:-1], text[-1]) if text[-1:] in TIMES_S else (text, "s")
+    try:
+        seconds = float(number) * TIMES_S[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text}: expected a time such as 90s, 20m, 4h or 2d, of a week at the most")
+    return seconds
 
 
 def _effect(text: str) -> float:

@@ -369,7 +369,7 @@ def _read(trial: Trial, setting: Setting, target: Target, token: int, books: lis
 def _damage(outcome: Outcome, books: list[SentBook]) -> str | None:
     """What the ledger has against the messages that were read; what nobody had the time to read is not lost."""
     sent = [*books, *(result.sent_book for result in outcome.results if result.sent_book is not None)]
-    account = settle(sent, [result.received_book for result in outcome.results if result.received_book is not None])
+    account = settle(sent, outcome.books("received_book"))
     if not account.corrupted and not account.foreign:
         return None
     return f"{account.corrupted:,} messages of the topic were damaged, {account.foreign:,} were nobody's"

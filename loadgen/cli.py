@@ -183,13 +183,22 @@ def _make_plan(arguments: argparse.Namespace) -> Any:
     scenarios = [
         apply_sets(scenario, sets) if sets else scenario for path in paths for scenario in load_scenarios(path)
     ]
+    once = 1 if getattr(arguments, "duration", None) else None  # hours three times over nobody asked for
     return make_plan(
-        scenarios,
+        [_lasting(scenario, arguments) for scenario in scenarios],
         PROFILES[arguments.profile],
         brokers=_names(arguments),
-        repeats=arguments.repeats,
+        repeats=arguments.repeats or once,
         seed=arguments.seed,
     )
+
+
+def _lasting(scenario: Any, arguments: argparse.Namespace) -> Any:
+    """The scenario with the window that was asked for."""
+    from loadgen.load import apply_sets
+
+    duration_s = getattr(arguments, "duration", None)
+    return scenario if duration_s is None else apply_sets(scenario, [("duration_s", duration_s)])
 
 
 def _fleet(arguments: argparse.Namespace) -> Any:
@@ -258,8 +267,8 @@ def _ab(arguments: argparse.Namespace, console: Console) -> int:
 
     a, b = load_variants(arguments.scenarios, arguments.sets)
     plan = make_ab_plan(
-        a,
-        b,
+        _lasting(a, arguments),
+        _lasting(b, arguments),
         PROFILES[arguments.profile],
         brokers=_names(arguments),
         repeats=arguments.repeats,

@@ -36,6 +36,7 @@ from loadgen.think import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from loadgen.agent import BookName, Report
     from loadgen.driver import Bool, Consumer, Int64, Received, Target, UInt8
     from loadgen.payload import Parsed
 
@@ -67,6 +68,8 @@ class ConsumerAgent(Agent):
     """What is recorded from intended to received; from sent to received it is `<kind>_service`."""
     COUNTED: ClassVar[tuple[str, Cell]] = ("received", Cell.RECEIVED)
     """What it calls that which it counts, and where on the board."""
+    BOOK: ClassVar[BookName] = "received_book"
+    """Which of a result's books its own is."""
 
     def connect(self, target: Target) -> Consumer:
         """The driver's consumer."""
@@ -161,7 +164,11 @@ class ConsumerAgent(Agent):
 
     def hand_in(self) -> None:
         """Put the book into the result."""
-        self.result.received_book = self.book
+        setattr(self.result, self.BOOK, self.book)
+
+    def hand_pages(self, report: Report) -> None:
+        """What it shares with others is complete only where it is laid together; so nobody's book grows for hours."""
+        setattr(report, self.BOOK, self.book.take_passed())
 
     def processed(self, batch: Received, begin: int, end: int) -> None:
         """Messages begin … end of a batch have been worked on, and are settled next; a consumer is done with them."""

@@ -303,12 +303,14 @@ class Gauge:
     """A trial's queues or topic at one moment, as the broker itself tells it.
 
     `depth_msgs` and `stored_msgs` are what `Admin.depth` and `Admin.stored` return; `consumers` is how many consumers
-    the queues have, or members the groups. None: the broker does not tell.
+    the queues have, or members the groups. `retained_msgs` is how many can still be read, be they received or not: what
+    lies between a log's first offset and its end, or waits in a queue. None: the broker does not tell.
     """
 
     depth_msgs: int
     stored_msgs: int | None = None
     consumers: int | None = None
+    retained_msgs: int | None = None
 
 
 class Admin(Protocol):

@@ -45,7 +45,7 @@ def account_of(outcome: Outcome, settings: Mapping[str, Any], removals: Removals
     What was received means something only where every agent told (`_all_told`).
     """
     sent = [result.sent_book for result in outcome.results if result.sent_book is not None]
-    received = [result.received_book for result in outcome.results if result.received_book is not None]
+    received = outcome.books("received_book")
     if not sent:
         return None
     account = settle(sent, received, removals.dead, refusing=refuses(settings))
@@ -185,7 +185,7 @@ def _of_requests(trial: Trial, outcome: Outcome, account: Account) -> Record:
 
 def _of_handled(outcome: Outcome) -> Record:
     """What a role in the middle received: where a message was lost or doubled, it tells on which leg."""
-    books = [result.handled_book for result in outcome.results if result.handled_book is not None]
+    books = outcome.books("handled_book")
     if not books:
         return {}
     sent = [result.sent_book for result in outcome.results if result.sent_book is not None]

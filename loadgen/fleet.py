@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen import heap
-from loadgen.agent import SECOND_NS, SIDES, AgentSpec, Report, Result
+from loadgen.agent import SECOND_NS, SIDES, AgentSpec, Handed, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import redelivers
 from loadgen.errors import LoadgenError, TrialError
@@ -26,8 +26,10 @@ from loadgen.observer import OWN_GROUP
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadgen.agent import BookName
     from loadgen.driver import Int64
     from loadgen.hands import Hands
+    from loadgen.ledger import ReceivedBook
 
 READY_S = 60.0  # spawning, importing and connecting take about 1 s on an idle machine
 STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself, a flush 1 s
@@ -81,6 +83,11 @@ class Outcome:
     """How far the clocks that a latency was read from can be trusted, where there were several."""
     flows: dict[str, Int64] | None = None
     """Of each worker what a board in common would have shown: (monotonic ns, sent, received) as int64[n, 3]."""
+    handed: Handed = field(default_factory=Handed)
+
+    def books(self, name: BookName) -> list[ReceivedBook]:
+        """All books of a name, from before the end and of it."""
+        return self.handed.of(name, self.results)
 
 
 class Fleet:
@@ -247,6 +254,7 @@ class Fleet:
         if kind == "ready":
             self._ready.add(name)
         elif kind == "report":
+            self.outcome.handed.add(what)
             self.watcher.reported(what)
         elif kind == "result":
             self.outcome.results.append(what)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Float64 = npt.NDArray[np.float64]
 
+SAMPLES_MAX = 200_000  # a window of days is sampled less often, so that no trial needs more memory than that
 SAMPLE_NS = 45_000_000  # the fleet turns every 50 ms, and more often while agents report
 GRID_NS = 50_000_000  # several workers' counters are laid over each other at such steps
 CUT_SHARE = 0.05  # what is measured too early is left out where it differs by more than repeats do
@@ -57,13 +58,14 @@ class Settled:
 class Flow:
     """Samples of (monotonic ns, messages sent to all subscribers, messages received), and what follows from them."""
 
-    def __init__(self, subscribers: int = 1, skipped: int = 0) -> None:
+    def __init__(self, subscribers: int = 1, skipped: int = 0, length_s: float = 0.0) -> None:
+        self._step_ns = max(SAMPLE_NS, round(length_s * SECOND_NS / SAMPLES_MAX))
         self._subscribers, self._skipped = subscribers, skipped  # so many of those sent nobody is to receive
         self._at_ns, self._sent, self._received = array("q"), array("q"), array("q")
 
     def sample(self, board: Board, now_ns: int) -> None:
         """Note the counters, unless they were noted just before."""
-        if self._at_ns and now_ns - self._at_ns[-1] < SAMPLE_NS:
+        if self._at_ns and now_ns - self._at_ns[-1] < self._step_ns:
             return
         # Received first: what arrives between the two readings would make the number under way negative.
         received = board.total(Cell.RECEIVED)

@@ -7,6 +7,7 @@ no host name, no paths, no environment variables and nothing secret: runs are ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -244,6 +245,16 @@ def _quota_cores(folder: Path) -> list[float]:
 def disk_free(path: Path) -> int:
     """Bytes that an ordinary user can still write on the file system of `path`."""
     return shutil.disk_usage(path).free
+
+
+def tree_bytes(folder: Path) -> int:
+    """Bytes of disk that the files below a folder take up; what goes away meanwhile is left out."""
+    found = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found += os.lstat(os.path.join(where, name)).st_blocks * 512  # noqa: PTH118 - thousands of files
+    return found
 
 
 def fsync_latency(folder: Path, count: int = 50) -> dict[str, int]:

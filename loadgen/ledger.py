@@ -36,8 +36,9 @@ over both:
   lost; if it came all the same it is received like any other.
 
 With no received books at all (nothing consumes) there is no group, and received, lost and the rest are 0.
-Bound: a producer sends at most `MAX_MESSAGES` (2^34: 2 GiB of bits where nothing can be compacted, nothing
-at all where one consumer receives everything); more are refused with TrialError.
+Bound: a producer sends at most `MAX_MESSAGES`; more are refused with TrialError. Where several consumers share the
+messages none of them ever sees a page complete: each hands over the pages it has passed (`ReceivedBook.take_passed`),
+and laid together (`together`) those are closed. What stays, at a bit a message, are pages where something went wrong.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, BitCounts, ranges_of
+from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, PAGE_SHIFT, BitCounts, ranges_of
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class SentBook:
         repeated = bits.add(seqs)
         if repeated is not None:
             self.errors[SETTLED_TWICE] += int(repeated.sum())
-        if others.pages:
+        if others:
             both = int(others.contains(seqs).sum())
             if both:
                 self.errors[SETTLED_TWICE] += both
@@ -149,7 +150,29 @@ class ReceivedBook:
         self.copies: dict[int, BitCounts] = {}
         self.flagged: dict[int, BitCounts] = {}
         self.late: dict[int, BitCounts] = {}
+        self.holders: dict[int, BitCounts] | None = None
+        """How many consumers' books each message is in; None: this is one consumer's."""
         self._highest: dict[tuple[int, int], int] = {}
+        self._passed: dict[int, int] = {}
+
+    def take_passed(self) -> ReceivedBook | None:
+        """The pages that this consumer had passed when this was last called, which leave the book; None for none.
+
+        What comes late to such a page makes a new one. A message that came to this consumer before and after its page
+        was handed over counts as held by two, so that a first copy in order stays one; a first copy out of order that
+        was followed by such a late duplicate is not counted as `out_of_order`, the duplicate is told all the same.
+        """
+        taken = ReceivedBook(self.group)
+        for producer, copies in self.copies.items():
+            below = self._passed.get(producer, 0)
+            highest = max((seq for (of, _), seq in self._highest.items() if of == producer), default=0)
+            self._passed[producer] = highest >> PAGE_SHIFT
+            pages = copies.take_open(below)
+            if pages:
+                taken.copies[producer] = pages
+                taken.flagged[producer] = self.flagged[producer].take_open(below)
+                taken.late[producer] = self.late[producer].take_open(below)
+        return taken if taken.copies else None
 
     def receive(self, parsed: Parsed, source: int, redelivered: Bool | None = None) -> None:
         """Count a batch of n messages of one source (queue or partition) in the order in which they came.
@@ -257,6 +280,32 @@ class Account:
     examples: dict[str, list[Range]] = field(default_factory=lambda: {"lost": [], "duplicated": [], "corrupted": []})
 
 
+def together(books: Iterable[ReceivedBook]) -> list[ReceivedBook]:
+    """The books of all consumers as one for each group, in the groups' order; the books themselves stay as they are."""
+    merged: dict[str, ReceivedBook] = {}
+    for book in books:
+        lay_to(merged.setdefault(book.group, ReceivedBook(book.group)), book)
+    return [merged[group] for group in sorted(merged)]
+
+
+def lay_to(whole: ReceivedBook, book: ReceivedBook) -> None:
+    """Add a consumer's book, or several laid together, to a group's."""
+    whole.received_count += book.received_count
+    whole.corrupted_count += book.corrupted_count
+    whole.reordered_redelivery_count += book.reordered_redelivery_count
+    _extend(whole.corrupted_examples, book.corrupted_examples)
+    whole.holders = {} if whole.holders is None else whole.holders
+    for producer, copies in book.copies.items():
+        whole.copies.setdefault(producer, BitCounts()).add_counts(copies)
+        whole.flagged.setdefault(producer, BitCounts()).add_counts(book.flagged[producer])
+        whole.late.setdefault(producer, BitCounts()).add_counts(book.late[producer])
+        holders = whole.holders.setdefault(producer, BitCounts())
+        if book.holders is None:
+            holders.add_present(copies)
+        else:
+            holders.add_counts(book.holders[producer])
+
+
 Dead = Mapping[str, Sequence[ReceivedBook]]
 """What came to dead-letter queues: by the broker's reason, a book for each group."""
 
@@ -273,14 +322,13 @@ def settle(
         dead: what dead-letter queues held in the end; None where there are none.
         refusing: a full queue refuses messages, which are not missing then: the scenario asks for it.
     """
-    sent_books, received_books = list(sent_books), list(received_books)
+    sent_books = list(sent_books)
     if len({book.producer for book in sent_books}) != len(sent_books):
         raise ValueError("two books of one producer: each producer of a trial needs a number of its own")
     account = Account()
     _add_sent(account, sent_books)
-    groups: dict[str, list[ReceivedBook]] = {}
-    for book in received_books:
-        groups.setdefault(book.group, []).append(book)
+    groups = {book.group: book for book in together(received_books)}
+    for book in groups.values():
         account.received += book.received_count
         account.corrupted += book.corrupted_count
         account.reordered_redelivery += book.reordered_redelivery_count
@@ -292,18 +340,18 @@ def settle(
     if all(book.due is not None for book in sent_books):
         account.due = sum(len(book.due or ()) for book in sent_books)
         holding = [
-            [*books, *(each for found in gone[group].values() for each in found)] for group, books in groups.items()
+            [book, *(each for found in gone[group].values() for each in found)] for group, book in groups.items()
         ]
         account.missing = sum(_missing(sent, holding, refusing=refusing) for sent in sent_books)
     known = {book.producer for book in sent_books}
-    for group, books in sorted(groups.items()):
+    for group, book in groups.items():
         for sent in sorted(sent_books, key=lambda book: book.producer):
             removed = {
-                reason: [book.copies[sent.producer] for book in found if sent.producer in book.copies]
+                reason: [each.copies[sent.producer] for each in found if sent.producer in each.copies]
                 for reason, found in gone[group].items()
             }
-            _settle_producer(account, sent, [book for book in books if sent.producer in book.copies], removed)
-        account.foreign += _foreign(books, known)
+            _settle_producer(account, sent, book, removed)
+        account.foreign += _foreign([book], known)
     account.foreign += sum(_foreign(books, known) for books in (dead or {}).values())
     return account
 
@@ -330,27 +378,20 @@ def _add_sent(account: Account, books: list[SentBook]) -> None:
         account.acked = sum(book.confirmed_count for book in books)
 
 
-def _settle_producer(account: Account, sent: SentBook, books: list[ReceivedBook], removed: Removed) -> None:
+def _settle_producer(account: Account, sent: SentBook, book: ReceivedBook, removed: Removed) -> None:
     """Add one producer's messages as one group of consumers received them."""
-    producer = sent.producer
-    account.begun += _has(books, producer, sent.skipped) if sent.skipped < sent.sent_count else 0
-    page_count = -(-sent.sent_count // PAGE_BITS)
-    beyond = {page for book in books for page in book.copies[producer].pages if page >= page_count}
-    for page in [*range(page_count), *sorted(beyond)]:
-        sent_here = min(PAGE_BITS, max(0, sent.sent_count - page * PAGE_BITS))
-        full = sum(book.copies[producer].is_full_once(page) for book in books)
-        absent = sum(book.copies[producer].is_empty(page) for book in books)
+    none = BitCounts()
+    copies, late = (each.get(sent.producer, none) for each in (book.copies, book.late))
+    account.begun += int(_has(copies, sent.skipped)) if sent.skipped < sent.sent_count else 0
+    whole_pages, rest = divmod(sent.sent_count, PAGE_BITS)
+    beyond = {page for page in copies.pages() if page >= whole_pages + (rest > 0)}
+    for page in [*range(whole_pages + (rest > 0)), *sorted(beyond)]:
         is_wanted = page * PAGE_BITS >= sent.skipped
-        if (
-            is_wanted
-            and sent_here == PAGE_BITS
-            and full == 1
-            and absent == len(books) - 1
-            and _in_order(books, producer, page)
-        ):
+        if is_wanted and page < whole_pages and copies.is_full_once(page) and late.is_empty(page):
             account.distinct += PAGE_BITS
             continue
-        _settle_page(account, sent, books, removed, page, sent_here)
+        sent_here = min(PAGE_BITS, max(0, sent.sent_count - page * PAGE_BITS))
+        _settle_page(account, sent, book, removed, page, sent_here)
 
 
 def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]], *, refusing: bool) -> int:
@@ -377,28 +418,20 @@ def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]], *, refusi
     return missing
 
 
-def _has(books: Sequence[ReceivedBook], producer: int, seq: int) -> bool:
+def _has(copies: BitCounts, seq: int) -> bool:
     """Whether one of the consumers received this message."""
-    wanted = np.array([seq], np.int64)
-    return any(bool(book.copies[producer].contains(wanted)[0]) for book in books)
-
-
-def _in_order(books: Sequence[ReceivedBook], producer: int, page: int) -> bool:
-    return all(book.late[producer].is_empty(page) for book in books)
+    return bool(copies.contains(np.array([seq], np.int64))[0])
 
 
 def _settle_page(
-    account: Account, sent: SentBook, books: Sequence[ReceivedBook], removed: Removed, page: int, sent_here: int
+    account: Account, sent: SentBook, book: ReceivedBook, removed: Removed, page: int, sent_here: int
 ) -> None:
     """Add one page of messages, of which the first `sent_here` were sent."""
-    producer = sent.producer
-    copies, flagged, late, holders = (np.zeros(PAGE_BITS, np.int64) for _ in range(4))
-    for book in books:
-        counts = book.copies[producer].counts_of(page)
-        copies += counts
-        holders += counts > 0
-        flagged += book.flagged[producer].counts_of(page)
-        late += book.late[producer].counts_of(page)
+    producer, none = sent.producer, BitCounts()
+    assert book.holders is not None, "books are laid together before they are settled"
+    copies, flagged, late, holders = (
+        each.get(producer, none).counts_of(page) for each in (book.copies, book.flagged, book.late, book.holders)
+    )
     account.foreign += int(copies[sent_here:].sum())
     skipped_here = min(sent_here, max(0, sent.skipped - page * PAGE_BITS))
     account.early += int(copies[:skipped_here].sum())

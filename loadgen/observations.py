@@ -78,8 +78,11 @@ class Series:
     @classmethod
     def of(cls, columns: Columns) -> Series:
         """A copy of what has been gathered."""
-        arrays = {name: np.array(values, np.float64) for name, values in columns.values.items()}
-        return cls(np.array(columns.at_ns, np.int64), arrays)
+        arrays = {name: np.array(values, np.float64) for name, values in tuple(columns.values.items())}
+        at_ns = np.array(columns.at_ns, np.int64)
+        # Another thread may be in the middle of a row.
+        whole = min([len(at_ns), *(len(values) for values in arrays.values())])
+        return cls(at_ns[:whole], {name: values[:whole] for name, values in arrays.items()})
 
     def counted(self, name: str, at_ns: Int64) -> Float64 | None:
         """A counter interpolated at these times; before its first and after its last value it stands."""
@@ -146,21 +149,26 @@ class Observations:
     own_cpu_s: float = 0.0
     late_ns_max: int = 0
 
-    @cached_property
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a sample after the first, telling of the interval that ended with it."""
+        return self.rows_from(0)
+
+    def rows_from(self, first: int, until_ns: int | None = None) -> list[dict[str, Any]]:
+        """The rows from one on, of intervals that ended by a moment."""
         at_ns = self.samples.at_ns
         if len(at_ns) < 2:
             return []
+        end = len(at_ns) - 1 if until_ns is None else int(np.searchsorted(at_ns, until_ns, "right")) - 1
         counters = [name for name in self.samples.columns if name not in GAUGES and "_bytes" not in name]
         grown = {name: self._grown(self.samples, name) for name in counters}
         grown["kernel_cpu_s"] = self._grown(self.watches, "kernel_cpu_s")
         grown["stored"] = self._grown(self.depths, "stored")
         rows = [
             self._row(index, {name: float(each[index]) for name, each in grown.items()}.get)
-            for index in range(len(at_ns) - 1)
+            for index in range(first, end)
         ]
-        self._add_pauses(rows)
+        self._add_pauses(rows, first)
         return rows
 
     def _grown(self, series: Series, name: str) -> Float64:
@@ -243,8 +251,9 @@ class Observations:
         row["disk_flush_ns"] = _mean_ns(used("disk_flush_s"), used("disk_flushes"))
         row["swapped_bytes_per_s"] = _over(self._swapped_bytes(used), window_s)
         row["cpu_frequency_hz"] = self.watches.last("cpu_frequency_hz", end_ns, 2 * self.watch_interval_ns)
-        row["disk_free_bytes"] = _int(self.watches.last("disk_free_bytes", end_ns, 2 * self.watch_interval_ns))
-        for name in ("depth_msgs", "connected_consumers"):
+        for name in ("disk_free_bytes", "broker_data_bytes"):
+            row[name] = _int(self.watches.last(name, end_ns, 2 * self.watch_interval_ns))
+        for name in ("depth_msgs", "connected_consumers", "retained_msgs"):
             row[name] = _int(self.depths.last(name, end_ns, 3 * self.interval_ns))
         row["broker_memory_bytes"] = self._memory_bytes(end_ns)
         seen = bisect_right(self.alarms, end_ns, key=itemgetter(0))
@@ -257,13 +266,19 @@ class Observations:
         """What the broker says it uses: RabbitMQ by its own count, a JVM's heap as the last collection left it."""
         if self.pauses is None:
             return _int(self.memories.last("broker_memory_bytes", at_ns, 3 * self.interval_ns))
-        before = [pause for pause in self.pauses if pause.ended_ns <= at_ns and pause.heap_bytes is not None]
-        return max(before, key=attrgetter("ended_ns")).heap_bytes if before else None
+        index = bisect_right(self._heaps, at_ns, key=attrgetter("ended_ns"))
+        return self._heaps[index - 1].heap_bytes if index else None
 
-    def _add_pauses(self, rows: list[dict[str, Any]]) -> None:
+    @cached_property
+    def _heaps(self) -> list[Pause]:
+        """The pauses that tell how much of the heap was in use after them, in order of time."""
+        told = [pause for pause in self.pauses or () if pause.heap_bytes is not None]
+        return sorted(told, key=attrgetter("ended_ns"))
+
+    def _add_pauses(self, rows: list[dict[str, Any]], first: int) -> None:
         """Each pause to the row in whose interval it ended."""
         for pause in self.pauses or ():
-            index = int(np.searchsorted(self.samples.at_ns, pause.ended_ns, "left")) - 1
+            index = int(np.searchsorted(self.samples.at_ns, pause.ended_ns, "left")) - 1 - first
             if 0 <= index < len(rows):
                 rows[index]["gc_pauses"] += 1
                 rows[index]["gc_pause_ns"] += pause.duration_ns

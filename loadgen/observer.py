@@ -242,6 +242,10 @@ class Observer:
                 self._sample()
             with self._tolerating("watch", self._defects):
                 self._watch()  # an alarm or a pause of the last seconds
+        return self.seen()
+
+    def seen(self) -> Observations:
+        """What was seen until now; while it still observes, the last rows may lack what comes from other threads."""
         return Observations(
             origin_ns=self._origin_ns,
             interval_ns=self._interval_ns,
@@ -329,6 +333,7 @@ class Observer:
         if self._data_dir is not None:
             with self._tolerating("disk"):
                 row["disk_free_bytes"] = host.disk_free(self._data_dir)
+                row["broker_data_bytes"] = host.tree_bytes(self._data_dir)
         if self._gc_logs is not None:
             with self._tolerating("gc"):
                 self._pauses += self._gc_logs.read()
@@ -342,7 +347,12 @@ class Observer:
         assert self._gauge is not None
         with self._tolerating("depth"):
             seen = self._gauge()
-            row = {"depth_msgs": seen.depth_msgs, "stored": seen.stored_msgs, "connected_consumers": seen.consumers}
+            row: dict[str, float | None] = {
+                "depth_msgs": seen.depth_msgs,
+                "stored": seen.stored_msgs,
+                "connected_consumers": seen.consumers,
+                "retained_msgs": seen.retained_msgs,
+            }
             self._depths.append(time.monotonic_ns(), row)
 
     def _ask_memory(self) -> None:

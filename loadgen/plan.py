@@ -20,6 +20,7 @@ from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import Point, has_keys, points
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
+from loadgen.retention import kept_bytes_max
 from loadgen.scenario import Rate
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.think import Think
@@ -74,6 +75,8 @@ CEILING_FILLED_S = 12.0
 # the plan's bytes are an upper bound.
 MAX_RATE_MSGS_PER_S: dict[str, float] = {"rabbitmq": 150_000, "stream": 4_000_000, "kafka": 6_000_000}
 MAX_RATE_BYTES_PER_S: dict[str, float] = {"rabbitmq": 400e6, "stream": 800e6, "kafka": 800e6}
+INTERVALS_MAX = 720
+INTERVALS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200)
 FRAMING_BYTES = 40  # what either broker stores beside a message's own bytes, roughly
 
 
@@ -154,7 +157,15 @@ class Trial:
             stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
         else:
             stored = copies * max(rate, self.rate.to_msgs_per_s or 0)
-        return (stored * (self.warmup_s + self.duration_s) + copies * self.backlog.msgs) * size
+        all_bytes = (stored * (self.warmup_s + self.duration_s) + copies * self.backlog.msgs) * size
+        limit_bytes = kept_bytes_max(kept, self.settings, copies, size, stored * size)
+        return all_bytes if limit_bytes is None else min(all_bytes, limit_bytes)
+
+    @property
+    def interval_s(self) -> int:
+        """Length of the intervals of its series and histogram log: a day has no more of them than ten minutes."""
+        length_s = self.warmup_s + self.duration_s
+        return next((step_s for step_s in INTERVALS_S if length_s <= step_s * INTERVALS_MAX), INTERVALS_S[-1])
 
     @property
     def overhead_s(self) -> float:
@@ -276,7 +287,8 @@ class Plan:
             worst = max(self.trials, key=lambda trial: trial.stored_bytes_max)
             raise HostError(
                 f"disk: trial {worst.id} may store up to {self.peak_bytes_max / 1e9:.1f} GB, over half of the "
-                f"{free_bytes / 1e9:.1f} GB free; shorten it (--profile quick, --set duration_s=…) or free space"
+                f"{free_bytes / 1e9:.1f} GB free; shorten it (--profile quick, --duration …), bound what is kept "
+                "(kafka.retention_bytes, rabbitmq.max_length_bytes) or free space"
             )
 
 

@@ -22,6 +22,7 @@ from loadgen.processed import Results
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loadgen.agent import BookName
     from loadgen.driver import Consumer, Driver, Int64, Received, Settled, Target
     from loadgen.payload import Payloads
 
@@ -138,6 +139,7 @@ class ProcessorAgent(ConsumerAgent):
 
     KIND: ClassVar[str] = "hop"
     COUNTED: ClassVar[tuple[str, Cell]] = ("handled", Cell.HANDLED)
+    BOOK: ClassVar[BookName] = "handled_book"
 
     def connect(self, target: Target) -> Consumer:
         """A consumer, and the producer that goes with it."""
@@ -147,8 +149,8 @@ class ProcessorAgent(ConsumerAgent):
         return self.processor.consumer
 
     def hand_in(self) -> None:
-        """What it received is a first leg's."""
-        self.result.handled_book = self.book
+        """With the book goes the producer of the results."""
+        super().hand_in()
         self.processor.producer.close()
 
     def _receive_all(self, consumer: Consumer) -> None:

@@ -11,6 +11,7 @@ from loadgen.drivers import load_driver
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
+    from loadgen.agent import BookName
     from loadgen.driver import Received, Responder, Target
 
 
@@ -19,6 +20,7 @@ class ResponderAgent(ConsumerAgent):
 
     KIND: ClassVar[str] = "hop"
     COUNTED: ClassVar[tuple[str, Cell]] = ("handled", Cell.HANDLED)
+    BOOK: ClassVar[BookName] = "handled_book"
 
     responder: Responder
 
@@ -38,7 +40,3 @@ class ResponderAgent(ConsumerAgent):
     def processed(self, batch: Received, begin: int, end: int) -> None:
         """Reply to these requests."""
         self.responder.reply(batch, begin, end)
-
-    def hand_in(self) -> None:
-        """What it received is a first leg's."""
-        self.result.handled_book = self.book

@@ -6,6 +6,7 @@ This is the only module that touches `results/`. A run is four files, each reada
   as a whole, so that at any moment it is a valid document;
 * `histograms.hlog`: HdrHistogram interval log, one line for each trial, kind, agent and interval;
 * `series.parquet`: one row an interval and agent; while the run lasts, `series.jsonl`;
+* of a trial whose intervals are longer than a second, `seconds.hlog` and `seconds.hlog.1`: its last minutes;
 * the report's files, which can be made again from the others.
 
 A writer that is killed leaves `status: running` and its process id: loaded, such a run is partial.
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from loadgen import hlog
     from loadgen.histogram import Histogram
     from loadgen.recorder import IntervalDelta
+    from loadgen.seconds import SecondsLog
 
 SCHEMA_VERSION = 1
 RUN_FILE, HLOG_FILE = "run.json", "histograms.hlog"
@@ -94,6 +96,7 @@ class RunWriter:
         self._placed: dict[str, Record] = {}
         self._hlog: hlog.HlogWriter | None = None
         self._is_log_lost = False
+        self._seconds: SecondsLog | None = None
         with as_host_error(self.path):
             (self.path / RESERVE_FILE).write_bytes(os.urandom(RESERVE_BYTES))  # random: some disks store no zeros
         self._write()
@@ -125,19 +128,35 @@ class RunWriter:
         self._write()
 
     def add_intervals(self, trial_id: str, deltas: Iterable[IntervalDelta], agent: str = "all") -> None:
-        """Take an agent's interval histograms; each is written once it is 3 s old, or with `add_trial`."""
+        """Take an agent's histograms of seconds; an interval is written once it is 3 s old, or with `add_trial`."""
         from loadgen.histogram import Histogram  # noqa: PLC0415 - reading run.json alone needs no numpy
 
         assert "/" not in agent, f"agent {agent!r}: the slash separates the parts of the log's tags"
+        deltas = list(deltas)
+        for delta in deltas:  # before a trial is placed: where it has no place, its newest second is just past
+            self._newest[trial_id] = max(self._newest.get(trial_id, delta.interval), delta.interval)
+        if not deltas:
+            return
+        place = self._place(trial_id)
         for delta in deltas:
             waiting = self._pending.setdefault((trial_id, delta.kind, agent), {})
-            if delta.interval not in waiting:
-                waiting[delta.interval] = Histogram()
-            delta.add_to(waiting[delta.interval])
-            self._newest[trial_id] = max(self._newest.get(trial_id, delta.interval), delta.interval)
-        if trial_id in self._newest:
-            interval_s = self._place(trial_id)["interval_s"]
-            self._flush_intervals(trial_id, self._newest[trial_id] - math.ceil(HOLD_INTERVAL_S / interval_s))
+            index = math.floor(delta.interval / place["interval_s"])
+            if index not in waiting:
+                waiting[index] = Histogram()
+            delta.add_to(waiting[index])
+        over_s = self._newest[trial_id] + 1 - HOLD_INTERVAL_S
+        self._flush_intervals(trial_id, math.floor(over_s / place["interval_s"]) - 1)
+        if place["interval_s"] > 1:
+            self._keep_seconds(trial_id, agent, deltas)
+
+    def _keep_seconds(self, trial_id: str, agent: str, deltas: Iterable[IntervalDelta]) -> None:
+        """The last minutes of a long trial by the second, as long as the disk takes them: no figure needs them."""
+        from loadgen.seconds import SecondsLog  # noqa: PLC0415
+
+        if self._seconds is None:
+            self._seconds = SecondsLog(self.path, self._created_s)
+        with suppress(OSError):
+            self._seconds.add(f"{trial_id}/{{kind}}/{agent}", self._place(trial_id)["hlog_start_s"], deltas)
 
     def _place(self, trial_id: str) -> Record:
         """Where the trial's interval 0 lies in the log; unannounced, its newest interval is just past."""
@@ -230,6 +249,9 @@ class RunWriter:
         if self._hlog is not None:
             with as_host_error(self.path / HLOG_FILE):
                 self._hlog.close()
+        if self._seconds is not None:
+            with suppress(OSError):
+                self._seconds.close()
 
     def _close_series(self) -> None:
         with as_host_error(self.path / SERIES_FILE):
@@ -316,14 +338,18 @@ class Run:
         """A trial's histogram of one kind, over all agents, of the measured window only."""
         from loadgen.histogram import Histogram  # noqa: PLC0415
 
-        record = self.trial(trial_id)
-        window_s = math.inf if record["window_s"] is None else record["window_s"]
         merged = Histogram()
+        for interval in self.within(trial_id, kind):
+            merged.merge(interval.histogram)
+        return merged
+
+    def within(self, trial_id: str, kind: str) -> Iterator[Interval]:
+        """The log's lines of one kind that are of the trial's measured window."""
+        window_s = self.trial(trial_id)["window_s"]
         for interval in self.intervals(trial_id, kind):
             # The window begins with an interval and may end within one; a millisecond absorbs the log's rounding.
-            if -0.001 <= interval.start_s < window_s - 0.001:
-                merged.merge(interval.histogram)
-        return merged
+            if -0.001 <= interval.start_s < (math.inf if window_s is None else window_s) - 0.001:
+                yield interval
 
     def save(self, name: str, content: str | bytes) -> Path:
         """Put a file that was made from the run (a report, a chart) into its folder, whole or not at all."""

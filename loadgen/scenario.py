@@ -298,7 +298,7 @@ class Scenario(Part):
     """Client settings of both brokers in one spirit; single knobs win over it."""
     warmup_s: float | None = Field(default=None, ge=0, le=3_600)
     """Messages intended before this are not measured; None takes the profile's."""
-    duration_s: float | None = Field(default=None, gt=0, le=86_400)
+    duration_s: float | None = Field(default=None, gt=0, le=7 * 86_400)
     """The measured window; None takes the profile's."""
     profile_share: float = Field(default=1.0, gt=0, le=1)
     """Which share of the profile's warm-up and window is enough: suites of many scenarios have little time each."""

@@ -6,9 +6,34 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SERIES_FILE, SERIES_LIVE_FILE = "series.parquet", "series.jsonl"
+
+
+class Gathered:
+    """An agent's rows of seconds as rows of intervals: what was counted is added up, `elapsed_s` is the last one's."""
+
+    def __init__(self, interval_s: int) -> None:
+        self._interval_s = interval_s
+        self._rows: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def add(self, agent: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Take a row of a second; the agent's row of an interval where that is full."""
+        seconds, whole = self._rows.pop(agent, (0, {}))
+        for name, value in row.items():
+            whole[name] = value if name == "elapsed_s" else whole.get(name, 0) + value
+        if seconds + 1 >= self._interval_s:
+            return whole
+        self._rows[agent] = seconds + 1, whole
+        return None
+
+    def rest(self) -> dict[str, dict[str, Any]]:
+        """What is left of each agent in the end."""
+        left = {agent: whole for agent, (_, whole) in self._rows.items()}
+        self._rows.clear()
+        return left
 
 
 def live_series(folder: Path) -> Any:

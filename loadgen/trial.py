@@ -28,6 +28,7 @@ from loadgen.observer import Observer
 from loadgen.payload import Payloads
 from loadgen.removals import Removals, removals_of, removed_msgs
 from loadgen.roster import roster
+from loadgen.series import Gathered
 from loadgen.verdict import judge
 from loadgen.versions import versions
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 MIN_FREE_BYTES = 1 << 30  # below this a trial is stopped, before the brokers are harmed
 PROGRESS_EVERY_S = 0.5
+TOLD_EVERY_S = 60.0  # how often what was observed goes to disk: a trial of hours may be killed
+TOLD_LATE_NS = 12 * SECOND_NS  # what is looked at every five seconds is known by then
 DRAIN_INTERVAL_S = 0.25  # how often the observer looks where a backlog is drained, which may take a second only
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
@@ -93,11 +96,15 @@ class Live:
     handled: int = 0
     """Received by a role in the middle."""
     _shown_s: float = 0.0
+    _told_s: float = field(default_factory=time.monotonic)
+    _told_rows: int = 0
     _counts: tuple[float, int] = (0.0, 0)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # a scrape comes from another thread
 
     def __post_init__(self) -> None:
-        self.flow = Flow(self.trial.subscribers, self.trial.backlog.skipped(self.trial.producers))
+        length_s = self.trial.warmup_s + self.trial.duration_s
+        self.flow = Flow(self.trial.subscribers, self.trial.backlog.skipped(self.trial.producers), length_s)
+        self.gathered = Gathered(self.trial.interval_s)
         self.suffix = "" if self.trial.rate.is_open_loop else "_service"
 
     def started(self, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
@@ -106,9 +113,11 @@ class Live:
         window_in_s = (start_ns - time.monotonic_ns()) / SECOND_NS + self.trial.warmup_s
         if self.writer is not None:
             begun = {**describe(self.trial), "window_s": self.trial.duration_s}
-            self.hlog_start_s = self.writer.begin_trial(begun, started_s=time.time() + window_in_s)
+            self.hlog_start_s = self.writer.begin_trial(
+                begun, started_s=time.time() + window_in_s, interval_s=self.trial.interval_s
+            )
         groups = {**pids, "broker": self.endpoint.pids}
-        interval_s = DRAIN_INTERVAL_S if self.trial.backlog.msgs else 1.0
+        interval_s = DRAIN_INTERVAL_S if self.trial.backlog.msgs else self.trial.interval_s
         self.observer = Observer(
             groups, self.endpoint, interval_s, gauge=lambda: self.gauge(self.received), counts=self.counts
         )
@@ -134,7 +143,22 @@ class Live:
                 self.observer.note(*event)
         if self.writer is not None:
             self.writer.add_intervals(self.trial.id, report.deltas, agent=report.agent)
-            self.writer.add_series([{"trial": self.trial.id, "agent": report.agent, **report.series}])
+            row = self.gathered.add(report.agent, report.series)
+            if row is not None:
+                self._write_rows([{"agent": report.agent, **row}])
+
+    def tell_observed(self, observations: Observations, until_ns: int | None = None) -> None:
+        """Put on disk what was observed since the last time, by a moment; in the end all, with what agents left."""
+        rows = observations.rows_from(self._told_rows, until_ns)
+        self._told_rows += len(rows)
+        told = [{"agent": "observer", **row} for row in rows]
+        if until_ns is None:
+            told += [{"agent": agent, **row} for agent, row in self.gathered.rest().items()]
+        self._write_rows(told)
+
+    def _write_rows(self, rows: list[Record]) -> None:
+        if self.writer is not None and rows:
+            self.writer.add_series({"trial": self.trial.id, **row} for row in rows)
 
     def _keep(self, deltas: Iterable[IntervalDelta]) -> None:
         with self._lock:
@@ -185,6 +209,9 @@ class Live:
             return
         self._shown_s = now
         self._demand_room()
+        if self.observer is not None and now - self._told_s >= TOLD_EVERY_S:
+            self._told_s = now
+            self.tell_observed(self.observer.seen(), time.monotonic_ns() - TOLD_LATE_NS)
         if not self.start_ns:
             written = board.total(Cell.SENT)
             self.progress(f"{self.shown}{self.trial.id}: {written:,} of {self.trial.backlog.msgs:,} messages written")
@@ -339,9 +366,9 @@ def judged(
     trial: Trial, live: Live, outcome: Outcome, observations: Observations | None, admin: Admin, target: Target
 ) -> Record:
     """What came of a trial that has ended: its figures, what was observed, what the broker holds, and the verdict."""
-    if observations is not None and live.writer is not None:
+    if observations is not None:
         try:
-            live.writer.add_series([{"trial": trial.id, "agent": "observer", **row} for row in observations.rows])
+            live.tell_observed(observations)
         except LoadgenError as error:  # a full disk ends the run, and does not take the record along
             outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
     held, removals = _told_by_broker(trial, live, outcome, admin, target)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen import bitcounts, ledger
+from loadgen.agent import Handed, Report, Result
 from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, BitCounts, ranges_of
 from loadgen.errors import TrialError
 from loadgen.ledger import SETTLED_TWICE, SETTLED_UNSENT, ReceivedBook, SentBook, explain, settle
 from loadgen.payload import UNKNOWN, Parsed
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,65 @@ def test_every_harm_is_found_exactly(
     assert account["sent"] == account["acked"] == sum(sent.values())
     assert account["confirmed_lost"] == account["lost"]
     assert account["unconfirmed_lost"] == 0
+
+
+@contextlib.contextmanager
+def small_pages() -> Iterator[None]:
+    """Pages of eight numbers, so that a short history passes many."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (bitcounts, ledger):
+            patch.setattr(module, "PAGE_SHIFT", 3)
+            patch.setattr(module, "PAGE_BITS", 8)
+        patch.setattr(bitcounts, "_PAGE_BYTES", 1)
+        patch.setattr(bitcounts, "_ONES", np.full(1, 0xFF, np.uint8))
+        yield
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_pages_that_are_handed_over_tell_the_same(
+    history: tuple[dict[str, list[list[Message]]], dict[int, int]], batch: int, chance: random.Random
+) -> None:
+    """Whenever consumers part with what they passed: all counts are those of whole books, and nothing is told twice."""
+    groups, sent = history
+    handed, books = Handed(), []
+    with small_pages():
+        for group, consumers in groups.items():
+            for messages in consumers:
+                book = ReceivedBook(group)
+                for begin in range(0, len(messages), batch):
+                    receive(book, messages[begin : begin + batch])
+                    if chance.random() < 0.7:
+                        handed.add(Report("consumer0", [], {}, received_book=book.take_passed()))
+                books.append(Result("consumer0", "consumer", received_book=pickle.loads(pickle.dumps(book))))  # noqa: S301
+        expected = expected_of(groups, sent, {producer: [] for producer in sent})
+        sent_books = [sent_book(count, producer) for producer, count in sent.items()]
+        account = asdict(settle(sent_books, handed.of("received_book", books)))
+        out_of_order = expected.pop("out_of_order", 0)
+        assert {name: account[name] for name in expected} == expected
+        # A first copy that came late is not known as such where the consumer had it again, behind its page.
+        assert out_of_order - account["duplicated"] <= account["out_of_order"] <= out_of_order
+
+
+def test_what_has_been_shared_out_whole_costs_nothing() -> None:
+    """Three consumers that share millions of messages keep a few pages each, and laid together these are closed."""
+    shared, handed = [ReceivedBook() for _ in range(3)], Handed()
+    times, count = np.zeros(4_096, np.int64), 0
+    for first in range(0, 48 * PAGE_BITS, 3 * 4_096):
+        for index, book in enumerate(shared):
+            seqs = np.arange(first + index, first + 3 * 4_096, 3)
+            book.receive(Parsed(times, times, times, seqs, np.ones(4_096, np.bool_)), index)
+            handed.add(Report(f"consumer{index}", [], {}, received_book=book.take_passed()))
+        count = first + 3 * 4_096
+    for book in shared:
+        assert len(book.copies[0].open) <= 3
+    kept = handed.books["received_book"][""]
+    assert len(kept.copies[0].open) <= 3
+    assert len(pickle.dumps(kept)) < 100_000, "48 pages are closed"
+    results = [Result("consumer0", "consumer", received_book=book) for book in shared]
+    account = settle([sent_book(count)], handed.of("received_book", results))
+    assert (account.distinct, account.lost, account.duplicated, account.out_of_order) == (count, 0, 0, 0)
+    assert account.received == count
 
 
 def test_pages_of_bits_are_no_boundaries() -> None:

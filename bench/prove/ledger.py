@@ -117,7 +117,7 @@ def measure(case: Case) -> tuple[Harmed, Outcome]:
 def compare(case: Case, done: Harmed, outcome: Outcome) -> list[Row]:
     """One row for each kind of harm by the ledger's books, and one for the account that is made of them."""
     sent = _sent_books(outcome)
-    received = [result.received_book for result in outcome.results if result.received_book is not None]
+    received = outcome.books("received_book")
     found = _found(sent, received)
     rows = []
     injected = {kind.removesuffix("_every") for kind in case.behaviour}

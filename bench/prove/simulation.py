@@ -18,7 +18,7 @@ from unittest import mock
 from greenlet import getcurrent, greenlet  # it brings none, as gevent's part
 
 from loadgen import agent, consuming, producing
-from loadgen.agent import AgentSpec, Result
+from loadgen.agent import AgentSpec, Handed, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import Target
 from loadgen.drivers.memory import MemoryConsumer, MemoryDriver, MemoryProducer, memory_endpoint
@@ -180,11 +180,13 @@ class Simulated:
 
     histograms: dict[tuple[str, int], Histogram] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
+    handed: Handed = field(default_factory=Handed)
 
     def send(self, message: tuple[str, Any]) -> None:
         """Take what an agent says, as the fleet's end of its pipe would."""
         kind, what = message
         if kind == "report":
+            self.handed.add(what)
             for delta in what.deltas:
                 delta.add_to(self.histograms.setdefault((delta.kind, delta.interval), Histogram()))
         elif kind == "result":
@@ -201,7 +203,7 @@ class Simulated:
         """What became of every message."""
         return settle(
             [result.sent_book for result in self.results if result.sent_book is not None],
-            [result.received_book for result in self.results if result.received_book is not None],
+            self.handed.of("received_book", self.results),
         )
 
 

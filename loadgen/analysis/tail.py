@@ -207,7 +207,7 @@ def explain(run: Run, trial_id: str, kind: str | None = None) -> Tail | None:
     kind = next((each for each in kinds if (record["latency_ns"].get(each) or {}).get("count")), None)
     if kind is None or not record["window_s"]:
         return None
-    by_second = _seconds(run, record, kind)
+    by_second = seconds_of(run, record, kind)
     seconds = tuple(by_second[index] for index in sorted(by_second))
     if len(seconds) < SECONDS_MIN:
         return Tail(trial_id, kind, seconds, None, None, (), (), ())
@@ -232,7 +232,7 @@ def _limit(values: Float64, floor: float) -> float:
     return median + max(OUTLIER_SCORE * deviation, floor)
 
 
-def _seconds(run: Run, record: Mapping[str, Any], kind: str) -> dict[int, Second]:
+def seconds_of(run: Run, record: Mapping[str, Any], kind: str) -> dict[int, Second]:
     """The window's intervals that have messages, by number; an interval's lines (one an agent) are added up."""
     length_s = record["interval_s"] or 1.0
     number = _number(record)
@@ -278,7 +278,7 @@ def _seen(run: Run, record: Mapping[str, Any]) -> tuple[dict[str, dict[int, Hit]
         seen[signal.kind] = _outliers(signal, values)
     if (record["blocked_share"] or 0) < HELD_BACK_SHARE:
         lags = np.full(_number(record), np.nan)
-        for index, second in _seconds(run, record, "schedule_lag").items():
+        for index, second in seconds_of(run, record, "schedule_lag").items():
             lags[index] = second.p99_ns
         seen[LATE.kind] = _outliers(LATE, lags)
     return seen, tuple(silent)

@@ -25,6 +25,7 @@ from loadgen.drivers.kafka_config import client_settings, is_transactional
 from loadgen.drivers.kafka_share_admin import ShareGroups
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
+from loadgen.retention import is_limited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,7 @@ class KafkaAdmin:
         topic = NewTopic(target.name, num_partitions=settings["partitions"], replication_factor=replicas, config=config)
         future = self._client.create_topics([topic], operation_timeout=CALL_S)[target.name]
         self._result(f"topic {target.name} cannot be created", future)
+        self._begins[target.name] = 0
         self._wait_until_led(target)
         if settings.get("group") == "share":
             self._share_groups.check()
@@ -179,7 +181,10 @@ class KafkaAdmin:
         """The depth, end offsets less first ones, and the members of all groups; few requests, as it is asked often."""
         ends = self._offsets(target, LATEST)
         stored_msgs = None if is_transactional(target.settings) else sum(ends.values()) - self._begin(target)
-        return Gauge(self._depth(target, ends, received), stored_msgs, self._members(target))
+        retained_msgs = sum(ends.values()) - (
+            sum(self._offsets(target, EARLIEST).values()) if is_limited(target.settings) else self._begin(target)
+        )
+        return Gauge(self._depth(target, ends, received), stored_msgs, self._members(target), retained_msgs)
 
     def _begin(self, target: Target) -> int:
         """The sum of the topic's first offsets when it was first asked for; one with retention forgets some later."""
@@ -240,12 +245,10 @@ class KafkaAdmin:
         return self._offsets(target, LATEST)
 
     def stored(self, target: Target) -> int | None:
-        """How many messages the topic holds by its own offsets; None where these count ends of transactions too."""
+        """How many messages the topic ever took by its own offsets; None where these count ends of transactions too."""
         if is_transactional(target.settings):
             return None
-        begins = self._offsets(target, EARLIEST)
-        ends = self._offsets(target, LATEST)
-        return sum(end - begins[partition] for partition, end in ends.items())
+        return sum(self._offsets(target, LATEST).values()) - self._begin(target)
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The topic's configuration as the broker tells it, and how many partitions and replicas it has."""

@@ -295,7 +295,8 @@ class RabbitMQAdmin:
         except _NoQueueError:
             return None
         told = [answer.method for answer in answers]
-        return Gauge(sum(each.message_count for each in told), consumers=sum(each.consumer_count for each in told))
+        ready_msgs = sum(each.message_count for each in told)
+        return Gauge(ready_msgs, consumers=sum(each.consumer_count for each in told), retained_msgs=ready_msgs)
 
     def _connection_now(self) -> pika.BlockingConnection:
         """The connection, a new one where the last was lost."""

@@ -111,7 +111,9 @@ class StreamAdmin:
 
     def gauge(self, target: Target, received: int | None = None) -> Gauge:
         """The depth; the stream protocol tells nothing of who subscribes."""
-        return Gauge(self.depth(target, received))
+        names = Streams(target).names
+        retained_msgs = self._call(lambda each: sum(end_of(each, name) - begin_of(each, name) for name in names))
+        return Gauge(self.depth(target, received), retained_msgs=retained_msgs)
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The (first) stream as the management API tells it, else as it was made."""
@@ -161,6 +163,12 @@ class StreamAdmin:
             if isinstance(found, dict) and "arguments" in found:
                 return found
         return None
+
+
+def begin_of(connection: StreamConnection, stream: str) -> int:
+    """The offset of the first message that a stream still has, 0 if it never had one."""
+    stats = connection.call(Key.STREAM_STATS, text(stream)).stats()
+    return max(0, stats.get("first_chunk_id", 0))
 
 
 def end_of(connection: StreamConnection, stream: str) -> int:

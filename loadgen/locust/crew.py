@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import REPORTED_NS, SECOND_NS, AgentSpec, Report, Result
+from loadgen.agent import REPORTED_NS, SECOND_NS, AgentSpec, Handed, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import confirms
 from loadgen.errors import LoadgenError
@@ -72,6 +72,7 @@ class Gathered:
     series: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: list[tuple[str, int, int, str]] = field(default_factory=list)
     flow: array[int] = field(default_factory=lambda: array("q"))
+    handed: Handed = field(default_factory=Handed)
 
     def add(self, role: Role, report: Report) -> None:
         """Merge one agent's report."""
@@ -81,6 +82,7 @@ class Gathered:
         for name, value in report.series.items():
             series[name] = value if name == "elapsed_s" else series.get(name, 0) + value
         self.events += report.events
+        self.handed.add(report)
 
     def packed(self) -> bytes:
         """As it travels."""
@@ -88,7 +90,8 @@ class Gathered:
             (role, delta_of(kind, interval, histogram)) for (role, kind, interval), histogram in self.histograms.items()
         ]
         flow = np.array(self.flow, np.int64).reshape(-1, 3)
-        return pack({"deltas": deltas, "series": self.series, "events": self.events, "flow": flow})
+        told = {"deltas": deltas, "series": self.series, "events": self.events, "flow": flow, "handed": self.handed}
+        return pack(told)
 
 
 class Crew:
@@ -347,7 +350,7 @@ class Crew:
         """Hand over what was gained, for Locust's statistics and for the master's books."""
         gathered, self._gathered = self._gathered, Gathered()
         rows = self._rows.take()
-        if rows or gathered.histograms or gathered.series or gathered.flow:
+        if rows or gathered.histograms or gathered.series or gathered.flow or gathered.handed.books:
             self._line.send("report", number=self._trial, rows=rows, blob=gathered.packed())
 
     def _clear(self) -> None:

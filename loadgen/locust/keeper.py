@@ -265,6 +265,7 @@ class Keeper:
         """What a worker's agents gained in a second."""
         running = self._demand_running()
         told = unpack(blob)
+        running.outcome.handed.join(told["handed"])
         if running.live.start_ns:
             running.live.take(worker, told)
         for role, series in told["series"].items():

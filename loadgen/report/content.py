@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
 from loadgen.report import ab, answer, capacity, curve, detail, slowest
+from loadgen.report.soak import soak_blocks
 from loadgen.report.table import Table, make_table
 
 if TYPE_CHECKING:
     from loadgen.analysis.ab import Compared
+    from loadgen.analysis.drift import Long
     from loadgen.analysis.tail import Tail
     from loadgen.record import Record
     from loadgen.report.ab import PairBlock
     from loadgen.report.capacity import CapacityBlock
     from loadgen.report.curve import CurveSheet
     from loadgen.report.detail import Block
+    from loadgen.report.soak import SoakBlock
     from loadgen.runs import Run
 
 
@@ -53,6 +56,9 @@ class Content:
     worst: tuple[Tail, ...]
     searches: tuple[Search, ...]
     variants: Variants | None = None
+    soaks: tuple[SoakBlock, ...] = ()
+    long: tuple[Long, ...] = ()
+    """The trials behind `soaks`."""
 
     @property
     def has_single_runs(self) -> bool:
@@ -65,8 +71,9 @@ def gather(run: Run) -> Content:
     """All that a run has to say; reads its files only."""
     table = make_table(run)
     variants = _variants(run)
+    soaks, long = soak_blocks(run)
     said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)
-    said = [*said, *shapes.sentences(run)]
+    said = [*said, *shapes.sentences(run), *(f"{each.title}: {each.answer} {each.kept}" for each in soaks)]
     return Content(
         table=table,
         sentences=tuple(said),
@@ -77,6 +84,8 @@ def gather(run: Run) -> Content:
         worst=tuple(slowest.worst(run, table.tails)),
         searches=tuple(_searches(run, table)),
         variants=variants,
+        soaks=tuple(soaks),
+        long=tuple(long),
     )
 
 

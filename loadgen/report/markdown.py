@@ -9,6 +9,7 @@ from loadgen.record import enters
 from loadgen.report import ab, detail, slowest, words
 from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
 from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
+from loadgen.report.soak import SOAK_HEADS, SOAK_NOTE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -85,6 +86,8 @@ def render_text(run: Run, content: Content) -> str:
         lines += ["", *_capacity_text(capacities)]
     for sheet in content.curves:
         lines += ["", *_curve_text(sheet)]
+    for soaked in content.soaks:
+        lines += ["", f"Over time: {soaked.title}", *_columns([SOAK_HEADS, *(line.cells for line in soaked.lines)])]
     for block in content.blocks:
         lines += ["", *_block_text(block)]
     lines += _slowest_text(run, content)
@@ -194,6 +197,7 @@ def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
     for title, path in charts:
         lines += [f"![{_escaped(title)}]({path})", ""]
     lines += ["## Caveats", "", *(f"- {_escaped(each)}" for each in content.caveats), ""]
+    lines += _soak_markdown(content)
     lines += _slowest_markdown(content)
     lines += ["## In detail", ""]
     for block in content.blocks:
@@ -253,6 +257,17 @@ def _row(cells: Iterable[str]) -> str:
 def _quantity_markdown(quantity: Quantity) -> str:
     text, interval = _escaped(quantity.text), _escaped(quantity.interval)
     return f"{text}<br><sub>{interval}</sub>" if interval else text
+
+
+def _soak_markdown(content: Content) -> list[str]:
+    if not content.soaks:
+        return []
+    lines = ["## Over time", "", SOAK_NOTE, ""]
+    for block in content.soaks:
+        lines += [f"### {_escaped(block.title)}", "", f"{block.answer} {block.kept}", ""]
+        lines += [_row(SOAK_HEADS), _row("---" for _ in SOAK_HEADS)]
+        lines += [*(_row(map(_escaped, line.cells)) for line in block.lines), ""]
+    return lines
 
 
 def _slowest_markdown(content: Content) -> list[str]:

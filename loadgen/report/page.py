@@ -23,6 +23,8 @@ from loadgen.report import (
     drawing,
     load_chart,
     slowest,
+    soak,
+    soak_chart,
     sweep_chart,
     timeline,
     words,
@@ -61,13 +63,14 @@ class Drawings:
     load: Sequence[Chart]
     seconds: Sequence[Chart]
     others: Sequence[Chart]
+    long: Sequence[Chart] = ()
     pairs: Sequence[Chart | None] = ()
     """Of A against B, one a point; None where a point has no pair."""
 
     @property
     def all(self) -> list[Chart]:
         """Every chart, in the page's order."""
-        return [*(each for each in self.pairs if each), *self.load, *self.others, *self.seconds]
+        return [*(each for each in self.pairs if each), *self.load, *self.long, *self.others, *self.seconds]
 
 
 def write_report(run: Run) -> dict[str, Path]:
@@ -77,6 +80,7 @@ def write_report(run: Run) -> dict[str, Path]:
         load=[*capacity_chart.draw(content.table.capacities), *load_chart.draw(content.table.curves)],
         seconds=timeline.draw(run, content.worst),
         others=[*charts.draw(run, content.table), *sweep_chart.draw(content.table.comparisons)],
+        long=soak_chart.draw(content.long),
         pairs=ab_chart.draw(content.variants.compared, content.variants.effect_ratio) if content.variants else (),
     )
     for chart in drawn.all:
@@ -118,12 +122,15 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             "capacity": capacity.CAPACITY_NOTE,
             "overload": curve.OVERLOAD_NOTE,
             "one_run": detail.ONE_RUN_NOTE,
+            "soak": soak.SOAK_NOTE,
             "slowest": slowest.SLOWEST_NOTE,
             "slow_lead": slowest.lead(content.table.tails, content.table.short),
         },
-        columns={"capacity": capacity.CAPACITY_COLUMNS, "curve": curve.CURVE_COLUMNS},
+        columns={"capacity": capacity.CAPACITY_COLUMNS, "curve": curve.CURVE_COLUMNS, "soak": soak.SOAK_HEADS},
         variants=_variants(content, drawn),
-        charts={name: [_shown(chart) for chart in getattr(drawn, name)] for name in ("load", "seconds", "others")},
+        charts={
+            name: [_shown(chart) for chart in getattr(drawn, name)] for name in ("load", "long", "seconds", "others")
+        },
         anchors=anchors,
         tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],
         trials=[rows[record["id"]] for record in content.table.trials],

@@ -65,7 +65,9 @@ def offered(value_msgs_per_s: float | None) -> str:
 
 
 def seconds(value_s: float) -> str:
-    """How long something took: `42 s`, `3.1 min`."""
+    """How long something took: `42 s`, `3.1 min`, `4.0 h`."""
+    if value_s >= 7_200:
+        return f"{value_s / 3_600:.1f} h"
     return f"{value_s:.0f} s" if value_s < 100 else f"{value_s / 60:.1f} min"
 
 

@@ -1,0 +1,88 @@
+"""A long trial over time: rate, latency, memory and what the broker keeps, a column for each trial."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from loadgen.report import words
+from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, rate_tick, styled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loadgen.analysis.drift import Drift, Long
+
+COLUMNS_MAX = 3
+STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("rate, msg/s", ("rate",)),
+    ("end to end, ms", ("p50", "p99")),
+    (
+        "broker’s memory and data, MB",
+        (
+            "memory of the broker’s processes",
+            "memory in use by the broker’s own word",
+            "the broker’s data on disk",
+        ),
+    ),
+    ("loadgen’s memory, MB", ("memory of producers", "memory of consumers", "memory of what observes and writes")),
+)
+SCALES = {"msgs_per_s": 1.0, "ns": 1e6, "bytes": 1e6}
+
+
+def draw(trials: Sequence[Long]) -> list[Chart]:
+    """One drawing; none where no trial was long."""
+    shown = [trial for trial in trials if trial.drifts][:COLUMNS_MAX]
+    if not shown:
+        return []
+    with styled():
+        figure = Figure(figsize=(4.6 * max(2, len(shown)), 1.75 * len(PANELS)), layout="constrained")
+        grid = figure.subplots(len(PANELS), len(shown), squeeze=False, sharex="col")
+        for column, trial in enumerate(shown):
+            for row, (label, names) in enumerate(PANELS):
+                _panel(grid[row, column], trial, label if column == 0 else "", names)
+            grid[0, column].set_title(f"{words.broker_name(trial.broker)} ({trial.driver})", fontsize=9)
+            grid[-1, column].set_xlabel("minutes of the window")
+        note = f"Means of {shown[0].interval_s:g} s. Left out is the first tenth of each window, as in the table."
+        return [finish(figure, "soak", "Over time", note)]
+
+
+def _panel(axes: Axes, trial: Long, label: str, names: Sequence[str]) -> None:
+    by_name = {each.name: each for each in trial.drifts}
+    drawn = [by_name[name] for name in names if name in by_name]
+    for each, style in zip(drawn, STYLES, strict=False):
+        axes.plot(
+            each.at_s / 60, each.values / SCALES[each.unit], color=colour(trial.broker), linewidth=1.1,
+            linestyle=style, label=_short(each),
+        )  # fmt: skip
+    axes.set_ylabel(label)
+    axes.grid(visible=True, which="major")
+    if not drawn:
+        axes.text(0.5, 0.5, "not observed", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8.5)
+        return
+    if drawn[0].unit == "ns":
+        log_latency_axis(axes)
+    else:
+        top = max(float(each.values.max()) / SCALES[each.unit] for each in drawn)
+        axes.set_ylim(0, top * 1.25 or 1)
+        if drawn[0].unit == "msgs_per_s":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rate_tick(value)))
+    if len(drawn) > 1:
+        axes.legend(frameon=False, fontsize=7.5, ncols=len(drawn), loc="upper left", handlelength=1.8)
+
+
+def _short(drift: Drift) -> str:
+    """A quantity's name in a legend."""
+    return {
+        "memory of the broker’s processes": "processes",
+        "memory in use by the broker’s own word": "own word",
+        "the broker’s data on disk": "data on disk",
+        "memory of producers": "producers",
+        "memory of consumers": "consumers",
+        "memory of what observes and writes": "observer",
+    }.get(drift.name, drift.name)
