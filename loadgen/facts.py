@@ -93,7 +93,9 @@ class Facts:
     offered_msgs_per_s: float | None = None
     achieved_msgs_per_s: float = 0.0
     goodput_msgs_per_s: float = 0.0
+    lag_p50_ns: int | None = None
     lag_p99_ns: int | None = None
+    service_p99_ns: int | None = None
     e2e_p50_ns: int | None = None
     e2e_p99_ns: int | None = None
     bucket_share_max: float | None = None
@@ -165,7 +167,8 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         due: how many messages the schedule had in the window, None in a closed loop.
     """
     window_s = record["window_s"]
-    lag, e2e, ack = (record["latency_ns"].get(kind) for kind in ("schedule_lag", end_to_end(record), "ack"))
+    kinds = ("schedule_lag", end_to_end(record), end_to_end(record, "_service"), "ack")
+    lag, e2e, service, ack = (record["latency_ns"].get(kind) for kind in kinds)
     resolution = record.get("resolution_ns") or {}
     settings = record["settings"]
     sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
@@ -213,7 +216,9 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         offered_msgs_per_s=record["offered_msgs_per_s"],
         achieved_msgs_per_s=record["sent_msgs_per_s"],
         goodput_msgs_per_s=record["goodput_msgs_per_s"],
+        lag_p50_ns=lag["p50"] if lag else None,
         lag_p99_ns=lag["p99"] if lag else None,
+        service_p99_ns=service["p99"] if service else None,
         e2e_p50_ns=e2e["p50"] if e2e else None,
         e2e_p99_ns=e2e["p99"] if e2e else None,
         bucket_share_max=_bucket_share(e2e or ack),

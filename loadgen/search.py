@@ -16,6 +16,8 @@ more producers; where it cannot have them, the answer says so, and the capacity 
 
 A search has a time budget. When a further probe would leave no room for a trial of full length (and for another, should
 it fail), the search goes on to that trial with what it knows: its bracket is as wide as it is, and `ended_by` says why.
+Where all of those failed, one more takes the time that was kept for the tool's own ceiling, at the rate that came
+through.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ LATE = "schedule lag"
 DISTURBANCES = frozenset({"stolen CPU", "other programs", "CPU frequency", "swap"})
 
 Step = Literal["burst", "probe", "confirm"]
+Room = Literal[Step, "last"]
+"""What there is to be time for; `last`: one more trial of full length, at the ceiling's expense."""
 Limit = BoundBy | Literal["objective"]
 End = Literal["resolution", "probes", "budget", "failed"]
 """Why a search looked no further: it knows enough, it has probed enough, its time is up, or trials did not run."""
@@ -94,7 +98,7 @@ class Capacity:
 
 
 def search(
-    producers: int, producers_most: int, *, has_objective: bool, has_time: Callable[[Step], bool] = lambda _: True
+    producers: int, producers_most: int, *, has_objective: bool, has_time: Callable[[Room], bool] = lambda _: True
 ) -> Generator[Probe, Seen, Capacity]:
     """Yield what to measure, take what was seen, return the capacity (rates in messages/s, all producers together).
 
@@ -126,7 +130,7 @@ class _CannotTellError(Exception):
 class _Search:
     """What a search knows so far: which rates passed, which failed and why, and where the edge is believed to be."""
 
-    def __init__(self, producers: int, most: int, has_time: Callable[[Step], bool]) -> None:
+    def __init__(self, producers: int, most: int, has_time: Callable[[Room], bool]) -> None:
         self.producers, self._most, self._has_time = producers, most, has_time
         self.passed: list[float] = []
         self._fails: list[tuple[float, Seen]] = []
@@ -187,11 +191,14 @@ class _Search:
 
     def confirm(self) -> Generator[Probe, Seen, Capacity]:
         """A trial of full length a little below the edge, or a little below that."""
-        rate, attempt = self._edge.at(0.5) * CONFIRM_SHARE, 0
+        rate, carried, attempt = self._edge.at(0.5) * CONFIRM_SHARE, 0.0, 0
         while attempt < CONFIRMS_MOST:
             if not self._has_time("confirm"):
                 self.ended_by = "budget"
-                break
+                if not carried or not self._has_time("last"):
+                    break
+                # Full trials met what no probe is long enough to meet: what came through of the last one is possible.
+                rate, attempt = CONFIRM_SHARE * min(rate, carried), CONFIRMS_MOST
             seen = yield from self.measured("confirm", rate)
             if seen.sustained:
                 return self._answer(rate, seen)
@@ -199,7 +206,7 @@ class _Search:
                 continue
             attempt += 1
             self._enter(rate, seen)
-            rate = CONFIRM_SHARE * min(rate, self._edge.at(0.5))
+            rate, carried = CONFIRM_SHARE * min(rate, self._edge.at(0.5)), seen.rate_msgs_per_s
         return self._answer(None, self.failed)
 
     def _is_chance(self, seen: Seen) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadgen.plan import Trial
-    from loadgen.search import Probe, Step
+    from loadgen.search import Probe, Room
 
 PRODUCERS_MOST = 8
 CEILING_MARGIN = (
@@ -63,7 +63,7 @@ def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = tim
         bench.found(_answer(trial, unknown, tried, budget))
         raise
     answer = _answer(trial, found, tried, budget)
-    if found.rate_msgs_per_s is not None:
+    if found.rate_msgs_per_s is not None and budget.has_time_for_ceiling:
         needed = CEILING_MARGIN * found.rate_msgs_per_s
         _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
     answer["elapsed_s"] = budget.elapsed_s
@@ -157,10 +157,17 @@ class Budget:
         self._overhead_s = max(self._overhead_s, spent_s - trial.warmup_s - trial.duration_s)
         return record
 
-    def has_time(self, step: Step) -> bool:
+    @property
+    def has_time_for_ceiling(self) -> bool:
+        """Whether the ceiling still fits in."""
+        return self.elapsed_s + self._ceiling_s <= self._trial.search_budget_s
+
+    def has_time(self, step: Room) -> bool:
         """Whether a step, the trials of full length after it and the ceiling take no longer than is left."""
         full_s = self._trial.warmup_s + self._trial.duration_s + self._overhead_s
-        if step == "confirm":
+        if step == "last":
+            needed_s = full_s - self._ceiling_s
+        elif step == "confirm":
             needed_s = full_s
         else:
             length_s = search_length_s(self._trial)

@@ -253,6 +253,29 @@ def test_what_only_short_probes_sustain_is_not_reported() -> None:
     assert "full trial" in found.reason
 
 
+def test_where_full_trials_carry_far_less_the_last_one_is_at_what_came_through() -> None:
+    """Short probes sustain what full trials do not: where time runs out what was carried is tried, and found."""
+
+    def answer(probe: Probe) -> Seen:
+        if probe.step == "confirm":
+            return system(6_000.0)(probe)
+        return system(10_000.0)(probe)
+
+    confirms = 0
+
+    def has_time(step: str) -> bool:
+        nonlocal confirms
+        confirms += step == "confirm"
+        return step != "confirm" or confirms <= 2
+
+    found, probes = run(answer, has_time=has_time)
+    assert [probe.step for probe in probes].count("confirm") == 3
+    assert found.rate_msgs_per_s == pytest.approx(CONFIRM_SHARE * 6_000)
+    assert found.ended_by == "budget"
+    none, _ = run(answer, has_time=lambda step: step != "last" and has_time(step))
+    assert none.rate_msgs_per_s is None
+
+
 def test_a_dead_system_has_no_capacity() -> None:
     """Nothing came through: the search ends after its burst."""
     found, probes = run(lambda _: Seen(0.0, False, "no consumer", "unknown"))

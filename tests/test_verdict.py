@@ -50,6 +50,7 @@ OPEN = {"rate_kind": "fixed", "offered_msgs_per_s": 10_000, "lag_p99_ns": 200_00
         "e2e_p99_ns": 1_000_000, "bucket_share_max": 0.001, "resolution_p50_ns": 20_000, "resolution_p99_ns": 100_000,
         "due": 100_000, "missing": 0}  # fmt: skip
 UNREAD = {"resolution_p50_ns": None, "resolution_p99_ns": None}
+SPREAD = {**OPEN, "service_p99_ns": 30_000_000, "producers_held_back_share": 0.0}
 SHORT = {**OPEN, "achieved_msgs_per_s": 8_000, "goodput_msgs_per_s": 8_000}
 
 
@@ -145,6 +146,17 @@ TABLE = [
     ("schedule lag", {**OPEN, "lag_p99_ns": 10_000_001, "producers_held_back_share": 0.0}, False),
     ("schedule lag", {**OPEN, "lag_p99_ns": 10_000_001, "producers_held_back_share": None}, False),
     ("schedule lag", {**OPEN, "lag_p99_ns": 4_000_000, "e2e_p50_ns": 50_000_000}, True),
+    ("schedule lag", {**SPREAD, "lag_p99_ns": 2_900_000}, True),
+    ("schedule lag", {**SPREAD, "lag_p99_ns": 3_100_000}, None),
+    ("schedule lag", {**SPREAD, "lag_p99_ns": 31_000_000}, False),
+    # In a response time the lag is part of the latency: it excuses nothing.
+    (
+        "schedule lag",
+        {**SPREAD, "lag_p99_ns": 80_000_000, "e2e_p99_ns": 90_000_000, "service_p99_ns": 3_000_000},
+        False,
+    ),
+    ("schedule lag", {**SPREAD, "lag_p50_ns": 1_100_000, "lag_p99_ns": 2_900_000}, None),
+    ("schedule lag", {**SPREAD, "lag_p50_ns": 11_000_000, "lag_p99_ns": 20_000_000}, False),
     ("schedule lag", {**SHORT, "lag_p99_ns": 2 * 10**9, "producers_held_back_share": 0.2}, True),
     ("schedule lag", {**SHORT, "lag_p99_ns": 2 * 10**9, "producers_held_back_share": 0.02}, False),
     ("schedule lag", {**SHORT, "lag_p99_ns": 10**10, "agent_core_share_max": 1.0}, False),

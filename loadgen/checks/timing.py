@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 LAG_FLOOR_NS = 1_000_000
 """A schedule lag p99 under 1 ms is fine: time.sleep alone shows 0.2 ms on a quiet machine (measured)."""
 LAG_SHARE = 0.1
-"""Above the floor, the lag's p99 may be 10 % of the latency's median: then it moves no shown figure much."""
+"""Above the floor, the lag may be 10 % of the latency, median by median and p99 by p99: no shown figure moves much."""
 LAG_HOPELESS = 10.0
 """Ten times the allowed lag is as large as the latency itself: the generator was measured."""
 HELD_BACK_P99_SHARE = 0.01
@@ -40,26 +40,32 @@ def allowed_lag_ns(e2e_p50_ns: float | None) -> float:
 
 
 def check_schedule(facts: Facts) -> Check:
-    """Messages left when they were intended: p99 of the lag under max(1 ms, 10 % of the end-to-end median).
+    """Messages left when they were intended: lag under max(1 ms, 10 % of the latency), at the median and at the p99.
 
-    Up to ten times that cannot tell, beyond it the generator was measured. Lag of producers that the broker
-    held back (no room for 1 % of the time, and for long enough, explains a p99) is the broker's own, and response
-    times include it. A generator that stood still fills its window when it catches up: that explains nothing.
+    The latency of the p99 is the service time's, from when messages really left: in a response time the lag is part
+    of what it is held against. Up to ten times that cannot tell, beyond it the generator was measured. Lag of
+    producers that the broker held back (no room for 1 % of the time, and for long enough, explains a p99) is the
+    broker's own, and response times include it. A generator that stood still fills its window when it catches up:
+    that explains nothing.
     """
     name = "schedule lag"
     if not facts.is_open_loop:
         return Check(name, True, "a closed loop has no schedule")
     if facts.lag_p99_ns is None:
         return Check(name, None, "not measured")
-    allowed_ns = allowed_lag_ns(facts.e2e_p50_ns)
+    median_ns, allowed_median_ns = facts.lag_p50_ns or 0, allowed_lag_ns(facts.e2e_p50_ns)
+    allowed_ns = max(allowed_median_ns, LAG_SHARE * (facts.service_p99_ns or 0))
     text = f"p99 {facts.lag_p99_ns / 1e6:.2f} ms, allowed {allowed_ns / 1e6:.2f} ms"
-    if facts.lag_p99_ns < allowed_ns:
+    if median_ns >= allowed_median_ns:
+        text += f"; median {median_ns / 1e6:.2f} ms, allowed {allowed_median_ns / 1e6:.2f} ms"
+    elif facts.lag_p99_ns < allowed_ns:
         return Check(name, True, text)
     held_back = facts.producers_held_back_share or 0
     explains_ns = held_back * facts.window_s * 1e9 / HELD_BACK_LAG_SHARE
     if held_back >= HELD_BACK_P99_SHARE and explains_ns >= facts.lag_p99_ns and not facts.is_generator_full:
         return Check(name, True, f"{text}: the broker held producers back {percent(held_back)} of the time")
-    return Check(name, None if facts.lag_p99_ns <= LAG_HOPELESS * allowed_ns else False, text)
+    is_hopeless = facts.lag_p99_ns > LAG_HOPELESS * allowed_ns or median_ns > LAG_HOPELESS * allowed_median_ns
+    return Check(name, False if is_hopeless else None, text)
 
 
 def check_carried(facts: Facts) -> Check:
