@@ -229,8 +229,8 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.engine import disk_dir
     from loadgen.host import disk_free
+    from loadgen.sites import disk_dir
 
     del console
     plan = _make_plan(arguments)

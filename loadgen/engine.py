@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen import host
-from loadgen.brokers import is_warmed, mark_warmed, open_brokers, status
-from loadgen.brokers.state import brokers_dir
+from loadgen.brokers import is_warmed, mark_warmed
 from loadgen.ceiling import measure_ceiling
 from loadgen.checks.repeats import versions_changed
 from loadgen.drivers import load_driver
-from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
-from loadgen.pinning import Pins, pinned, wanted_pins
+from loadgen.pinning import Pins, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.probes import expected_s
 from loadgen.probing import run_probes
@@ -27,12 +25,13 @@ from loadgen.record import end_to_end, enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
+from loadgen.sites import Sites, disk_dir
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, describe, run_trial
 from loadgen.verdict import add_check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.locust.roster import Asked, Roster
@@ -79,9 +78,9 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         terminate_as_interrupt(),
         exposed(options.prometheus) as (exposition, url),
         _staffed(options.fleet, listener) as roster,
-        _opened(options.brokers, plan.brokers, wanted, listener) as endpoints,
-        pinned(endpoints, wanted, listener.message) as pins,
+        Sites(options.brokers, wanted, listener) as sites,
     ):
+        endpoints, pins = sites.of(plan.sizes[0], plan.brokers_of(plan.sizes[0]))
         data_dirs = [each.data_dir for each in endpoints.values() if each.data_dir is not None]
         for data_dir in data_dirs:
             plan.refuse_over_half_of(host.disk_free(data_dir))
@@ -95,11 +94,15 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         exposition.plan(len(plan.trials))
         reason: str | None = "the run stopped on an internal error"
         try:
-            if plan.trials:
-                _warm(endpoints, listener, pins)
-            reason = _Bench(plan, endpoints, writer, listener, pins, exposition, roster).run_all(plan)
-            if reason is None:
-                run_probes(options.probes, endpoints, plan.repeats, writer, listener)
+            bench = _Bench(plan, writer, listener, exposition, roster)
+            for nodes in plan.sizes if plan.trials else ():
+                bench.endpoints, bench.pins = sites.of(nodes, plan.brokers_of(nodes))
+                writer.add_brokers(brokers_of(bench.endpoints, nodes))
+                _warm(bench.endpoints, nodes, listener, bench.pins)
+                bench.run_all(plan.of_size(nodes))
+            reason = None
+            if options.probes:
+                run_probes(options.probes, sites.of(1, plan.brokers)[0], plan.repeats, writer, listener)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -153,87 +156,47 @@ def _staffed(asked: Asked | None, listener: Listener) -> Iterator[Roster | None]
         yield roster
 
 
-@contextlib.contextmanager
-def _opened(
-    spec: str, names: Sequence[BrokerName], pins: Pins, listener: Listener
-) -> Iterator[dict[BrokerName, Endpoint]]:
-    """The brokers of the spec; `memory` is none at all, to see a plan run through without one."""
-    if spec == "memory":
-        yield {name: memory_endpoint(name) for name in names}
-        return
-    # A broker sizes its pools when it starts: pinned from then on, it has as many threads as it has CPUs. One that is
-    # up already is used as it is, and held to its CPUs while the run lasts.
-    up = [name for name in names if pins.broker and name in _running(spec)]
-    new = [name for name in names if name not in up]
-    with contextlib.ExitStack() as stack:
-        found: dict[BrokerName, Endpoint] = {}
-        if up:
-            listener.message(f"{' and '.join(up)}: up already, with pools for the CPUs that it was started with")
-            found |= stack.enter_context(open_brokers(spec, up, progress=listener.message))
-        if new:
-            found |= stack.enter_context(open_brokers(spec, new, cpus=pins.broker, progress=listener.message))
-        yield {name: found[name] for name in names}
-
-
-def _running(spec: str) -> set[str]:
-    return {row["broker"] for row in status(spec) if row["running"]} if spec == "local" else set()
-
-
-def disk_dir(spec: str) -> Path:
-    """The nearest folder there is to where the brokers of this spec keep their data; unknown, it is the current one.
-
-    Raises HostError where that is on no disk.
-    """
-    if spec != "local":
-        return Path.cwd()
-    folder = brokers_dir()
-    found = next(each for each in (folder, *folder.parents) if each.exists())
-    if not found.is_dir() or not os.statvfs(found).f_blocks:  # /proc and the like hold no files of ours
-        raise HostError(f"{folder} cannot hold the brokers' data; set LOADGEN_BROKERS_DIR to a folder on a disk")
-    return found
-
-
 class _Bench:
-    """Runs trials one after another, keeps each record, and remembers the capacities that were found."""
+    """Runs trials one after another, keeps each record, and remembers the capacities that were found.
+
+    `endpoints` and `pins` are those of the brokers that stand now.
+    """
 
     def __init__(
         self,
         plan: Plan,
-        endpoints: dict[BrokerName, Endpoint],
         writer: RunWriter,
         listener: Listener,
-        pins: Pins,
         exposition: Exposition,
         roster: Roster | None = None,
     ) -> None:
         self.exposition, self.roster = exposition, roster
-        self.endpoints, self.writer, self.listener, self.pins = endpoints, writer, listener, pins
-        self.trials = len(plan.trials)
+        self.writer, self.listener = writer, listener
+        self.endpoints: dict[BrokerName, Endpoint] = {}
+        self.pins = Pins()
+        self.begun, self.trials = 0, len(plan.trials)
         self.left_s = plan.expected_s
         self.shown = ""
         self.told: list[dict[str, Any]] = []
         self.searches: dict[str, dict[str, Any]] = {}
         self.ceilings: dict[str, dict[str, Any]] = {}
 
-    def run_all(self, plan: Plan) -> str | None:
-        """Run every trial; the value is why the run ended before its plan did, or None."""
-        try:
-            for number, trial in enumerate(plan.trials, 1):
-                self.turn_to(number, trial)
-                if trial.rate.kind == "search":
-                    self.search(trial)
-                elif trial.rate.fractions is not None:
-                    self.run_fraction(trial, trial.rate.fractions[0])
-                else:
-                    self.run(trial)
-        except KeyboardInterrupt:
-            return "interrupted"
-        return None
+    def run_all(self, trials: Iterable[Trial]) -> None:
+        """Run trials of the plan, which are all on the brokers that stand now."""
+        for trial in trials:
+            self.turn_to(trial)
+            if trial.rate.kind == "search":
+                self.search(trial)
+            elif trial.rate.fractions is not None:
+                self.run_fraction(trial, trial.rate.fractions[0])
+            else:
+                self.run(trial)
 
-    def turn_to(self, number: int, trial: Trial) -> None:
+    def turn_to(self, trial: Trial) -> None:
         """The plan's next trial begins."""
+        self.begun += 1
         self.left_s -= trial.expected_s
-        self.shown = f"[{number}/{self.trials}] "
+        self.shown = f"[{self.begun}/{self.trials}] "
 
     def setting(self, trial: Trial) -> Setting:
         """What a trial needs beside itself."""
@@ -405,15 +368,20 @@ def header_of(
         "pins": {"broker": pins.broker, "client": pins.client},
         "scenarios": [scenario.model_dump(mode="json", exclude_none=True) for scenario in plan.scenarios],
         "environment": environment,
-        "brokers": {
-            name: {
-                "version": each.version,
-                "source": each.source,
-                "configuration": each.configuration,
-                "deviations": list(each.deviations),
-            }
-            for name, each in endpoints.items()
-        },
+        "brokers": brokers_of(endpoints, plan.sizes[0]),
+    }
+
+
+def brokers_of(endpoints: dict[BrokerName, Endpoint], nodes: int) -> dict[str, dict[str, Any]]:
+    """What ran and how it was set, as a run's header has it; of a cluster the first node's settings."""
+    return {
+        name if nodes == 1 else f"{name} × {nodes}": {
+            "version": each.version,
+            "source": each.source,
+            "configuration": each.configuration,
+            "deviations": list(each.deviations),
+        }
+        for name, each in endpoints.items()
     }
 
 
@@ -445,7 +413,7 @@ def pins_of(run: Run) -> Pins:
     return Pins(tuple(kept.get("broker") or ()), tuple(kept.get("client") or ()))
 
 
-def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins) -> None:
+def _warm(endpoints: dict[BrokerName, Endpoint], nodes: int, listener: Listener, pins: Pins) -> None:
     """Give each broker fixed loads once per start, so that the first trial does not measure its compiler."""
     for name, endpoint in endpoints.items():
         if endpoint.source == "memory" or is_warmed(endpoint):
@@ -458,7 +426,7 @@ def _warm(endpoints: dict[BrokerName, Endpoint], listener: Listener, pins: Pins)
                 question="Is the broker's code compiled?",
                 message=Message(size_bytes=size_bytes),
                 rate=Rate.saturate(),
-                durability=Durability.BROKER,
+                durability=Durability.BROKER if nodes == 1 else Durability.REPLICATED,
                 preset=preset,
                 **part,
             )

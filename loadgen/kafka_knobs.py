@@ -15,7 +15,6 @@ Settings = dict[str, Any]
 # and of a record all that is not its value.
 MAX_BATCH_BYTES = 1_048_588
 BATCH_OVERHEAD_BYTES = 61 + 32
-BROKERS = 1  # of every durability class that there is so far
 GROUP_PROTOCOLS = {
     "kafka": "static",
     "confluent": "classic",
@@ -91,8 +90,8 @@ def derive(settings: Settings) -> None:
         settings["share_acquire_mode"] = "batch_optimized"  # as the Java client's
 
 
-def refuse_impossible(settings: Settings) -> None:
-    """Raise ScenarioError where knobs contradict each other, whatever is sent."""
+def refuse_impossible(settings: Settings, nodes: int) -> None:
+    """Raise ScenarioError where knobs contradict each other, whatever is sent; the class has so many `nodes`."""
     if settings["batch_size"] > settings["buffer_memory"]:
         raise ScenarioError(
             f"kafka.batch_size = {settings['batch_size']}: over buffer_memory = {settings['buffer_memory']}, so that "
@@ -105,10 +104,10 @@ def refuse_impossible(settings: Settings) -> None:
     _refuse_transactions(settings)
     _refuse_groups(settings)
     replicas, in_sync = settings["replication_factor"], settings["min_insync_replicas"]
-    if replicas > BROKERS:
+    if replicas > nodes:
         raise ScenarioError(
             f"kafka.replication_factor = {replicas}: a broker holds one copy of a partition, and this class has "
-            f"{BROKERS} broker; expected at most {BROKERS}"
+            f"{nodes} broker{'s' * (nodes > 1)}; expected at most {nodes}"
         )
     if in_sync is not None and in_sync > replicas:
         raise ScenarioError(

@@ -17,7 +17,7 @@ from loadgen import stream_knobs
 from loadgen.backlog import PLACES, Backlog
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
-from loadgen.knobs import Point, has_keys, points
+from loadgen.knobs import NODES, Point, has_keys, points
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
 from loadgen.retention import kept_bytes_max
@@ -159,7 +159,12 @@ class Trial:
             stored = copies * max(rate, self.rate.to_msgs_per_s or 0)
         all_bytes = (stored * (self.warmup_s + self.duration_s) + copies * self.backlog.msgs) * size
         limit_bytes = kept_bytes_max(kept, self.settings, copies, size, stored * size)
-        return all_bytes if limit_bytes is None else min(all_bytes, limit_bytes)
+        return self.nodes * (all_bytes if limit_bytes is None else min(all_bytes, limit_bytes))
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes its broker has, as its class demands."""
+        return NODES.get(str(self.durability), 1)
 
     @property
     def interval_s(self) -> int:
@@ -267,6 +272,20 @@ class Plan:
         """Upper bound of the disk in use at once, in bytes: a trial's messages, and its forerunner's being removed."""
         stored = [trial.stored_bytes_max for trial in self.trials]
         return max((a + b for a, b in zip_longest(stored, stored[1:], fillvalue=0.0)), default=0.0)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of nodes that its trials need, in the order in which they are run: one after the other."""
+        return tuple(sorted({trial.nodes for trial in self.trials})) or (1,)
+
+    def brokers_of(self, nodes: int) -> tuple[BrokerName, ...]:
+        """The brokers whose trials need so many nodes; all of them where there are no trials."""
+        needed = {trial.broker for trial in self.of_size(nodes)}
+        return tuple(name for name in self.brokers if name in needed) or self.brokers
+
+    def of_size(self, nodes: int) -> list[Trial]:
+        """The trials on brokers of so many nodes, in their order."""
+        return [trial for trial in self.trials if trial.nodes == nodes]
 
     def describe(self) -> dict[str, Any]:
         """Plain data for machines."""

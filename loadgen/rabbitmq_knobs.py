@@ -32,6 +32,7 @@ DEFAULTS: Settings = {
     "expires_ms": None,
     "dead_letter": False,
     "delivery_limit": None,
+    "quorum_initial_group_size": None,
     "requeue_every": 0,
     "fail_every": 0,
     "reject_every": 0,
@@ -77,8 +78,12 @@ def complete(settings: Settings, subscribers: int) -> None:
         )
 
 
-def refuse_impossible(settings: Settings) -> None:
-    """Raise ScenarioError where knobs contradict each other, whatever is sent."""
+def refuse_impossible(settings: Settings, nodes: int) -> None:
+    """Raise ScenarioError where knobs contradict each other, whatever is sent; the class has so many `nodes`."""
+    members = settings["quorum_initial_group_size"]
+    if members is not None and (settings["queue_type"] != "quorum" or members > nodes):
+        what = f"this class has {nodes} node{'s' * (nodes > 1)}" if members > nodes else "is a knob of quorum queues"
+        raise ScenarioError(f"rabbitmq.quorum_initial_group_size = {members}: {what}; drop it or choose another class")
     if settings["queue_type"] == "quorum" and not settings["persistent"]:
         raise ScenarioError("rabbitmq.persistent = False: a quorum queue keeps every message on disk; use classic")
     if settings["queue_type"] == "quorum" and not 1 <= settings["prefetch"] <= 2_000:

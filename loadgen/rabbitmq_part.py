@@ -16,6 +16,7 @@ _Queues = Annotated[int, Field(ge=1, le=256)]
 _RabbitMQDriver = Literal["amqp", "stream", "pika", "pika-blocking", "aio-pika", "rstream"]
 _StreamPartitions = Annotated[int, Field(ge=1, le=200)]
 _SubEntry = Annotated[int, Field(ge=1, le=65_535)]
+_Members = Annotated[int, Field(ge=1, le=7)]
 _Credits = Annotated[int, Field(ge=2, le=65_535)]
 _Age = Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 _Ack = Literal["automatic", "manual"]
@@ -75,6 +76,8 @@ class RabbitMQ(Part):
     dropped or delivered too often."""
     delivery_limit: Whole | Sweep[Whole] | None = None
     """x-delivery-limit: how often a message of a quorum queue may have failed when it is delivered; None is 20."""
+    quorum_initial_group_size: _Members | Sweep[_Members] | None = None
+    """x-quorum-initial-group-size: how many nodes hold a quorum queue; the replicated classes have 3, None is all."""
     requeue_every: Counted | Sweep[Counted] | None = None
     """Of so many messages the last is handed back (basic.nack with requeue) when it first comes, to come again; 0 is
     none."""
@@ -112,5 +115,7 @@ class RabbitMQ(Part):
     """How often consumers have the broker keep the offset of what they have processed."""
     max_age: _Age | Sweep[_Age] | None = None
     """max-age: how long a whole segment is kept, such as 1h; None is for ever."""
+    initial_cluster_size: _Members | Sweep[_Members] | None = None
+    """initial-cluster-size: how many nodes hold a stream; class `replicated` has 3, None is all."""
     max_segment_size_bytes: SegmentBytes | Sweep[SegmentBytes] | None = None
     """stream-max-segment-size-bytes: the size at which a stream begins a new file; None is 500 MB."""

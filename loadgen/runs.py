@@ -210,6 +210,12 @@ class RunWriter:
         self._header[part].append(dict(record))
         self._write()
 
+    def add_brokers(self, brokers: Mapping[str, Any]) -> None:
+        """Add brokers that stand from now on to those that the header knows."""
+        refuse_secrets(brokers, "brokers")
+        self._header["brokers"] |= dict(brokers)
+        self._write()
+
     def add_series(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows (one an interval and agent); numbers, strings, booleans or None by column."""
         lines = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)

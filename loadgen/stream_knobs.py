@@ -16,7 +16,8 @@ PLAIN_KNOBS: Settings = {"sub_entry_size": 1, "single_active_consumer": False}  
 
 # A stream's broker writes a message before it confirms it and never flushes: what was confirmed survives kill -9. Its
 # protocol has no publishing without confirms.
-DEMANDS: dict[str, Settings] = {"broker": {"queue_type": "stream", "persistent": True, "confirms": True}}
+_DEMANDS: Settings = {"queue_type": "stream", "persistent": True, "confirms": True}
+DEMANDS: dict[str, Settings] = {"broker": _DEMANDS, "replicated": {**_DEMANDS, "initial_cluster_size": 3}}
 # The Java client's: as many unconfirmed, chunks of credit, and time between two stored offsets.
 DEFAULTS: Settings = {
     "confirm_window": 10_000,
@@ -30,6 +31,7 @@ DEFAULTS: Settings = {
     "max_length_bytes": None,
     "max_age": None,
     "max_segment_size_bytes": None,
+    "initial_cluster_size": None,
     "heartbeat": 60,
 }
 PRESETS: dict[str, Settings] = {"default": {}, "low_latency": {}, "throughput": {"confirm_window": 20_000}}

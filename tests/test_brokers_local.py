@@ -329,12 +329,6 @@ def test_down_ends_everything_and_says_what(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("run/*/node*/data"))
 
 
-def test_three_nodes_are_refused_in_one_line() -> None:
-    """A cluster size that does not exist yet is told, not ignored."""
-    with pytest.raises(BrokerError, match="three nodes come later"):
-        brokers.up(nodes=3)
-
-
 def test_an_endpoint_that_is_gone_is_told(pair: dict[BrokerName, Endpoint], tmp_path: Path) -> None:
     """Asking for the warmth of a broker that was ended says that it was."""
     gone = type(pair["kafka"])("kafka", pair["kafka"].hosts, data_dir=tmp_path / "run/kafka/node1/data", source="local")

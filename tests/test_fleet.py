@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadgen import Message, RabbitMQ, Rate, Scenario, board, engine, fleet, hands, host, pinning, process, trial
+from loadgen import Message, RabbitMQ, Rate, Scenario, board, engine, fleet, hands, host, pinning, process, sites, trial
 from loadgen.board import Board, Cell
 from loadgen.consuming import ConsumerAgent
 from loadgen.driver import Target
@@ -355,5 +355,5 @@ def test_only_brokers_that_start_now_are_sized_for_their_cpus(monkeypatch: pytes
 def test_the_disk_that_is_looked_at_is_the_brokers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local brokers may be kept elsewhere, in a folder that is yet to be made."""
     monkeypatch.setenv("LOADGEN_BROKERS_DIR", str(tmp_path / "not" / "yet"))
-    assert engine.disk_dir("local") == tmp_path
-    assert engine.disk_dir("docker") == Path.cwd()
+    assert sites.disk_dir("local") == tmp_path
+    assert sites.disk_dir("docker") == Path.cwd()

@@ -20,7 +20,8 @@ import pytest
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
-from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin, management_request, parameters_of
+from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin, parameters_of
+from loadgen.drivers.rabbitmq_management import management_request
 from loadgen.endpoint import Credentials, Endpoint
 from loadgen.errors import BrokerError, LoadgenError, TrialError
 from loadgen.payload import Payloads

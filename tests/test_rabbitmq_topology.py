@@ -14,7 +14,8 @@ import pytest
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
-from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin, management_request
+from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
+from loadgen.drivers.rabbitmq_management import management_request
 from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.errors import BrokerError
 from loadgen.knobs import resolve

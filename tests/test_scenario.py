@@ -41,7 +41,18 @@ MISTAKES = [
     (lambda: scenario(name="Not A Name"), ("name", "Not A Name")),
     (lambda: scenario(durability="flushd"), ("durability", "flushd", "flushed")),
     (lambda: scenario(rabbitmq=None, kafka=None), ("rabbitmq=RabbitMQ", "kafka=Kafka")),
-    (lambda: scenario(durability="replicated"), ("replicated", "three nodes")),
+    (
+        lambda: scenario(durability="replicated", kafka=Kafka(replication_factor=2)),
+        ("kafka.replication_factor", "class `replicated`"),
+    ),
+    (
+        lambda: scenario(rabbitmq=RabbitMQ(quorum_initial_group_size=3), durability="flushed"),
+        ("rabbitmq.quorum_initial_group_size = 3", "this class has 1 node"),
+    ),
+    (
+        lambda: scenario(rabbitmq=RabbitMQ(quorum_initial_group_size=1)),
+        ("rabbitmq.quorum_initial_group_size = 1", "knob of quorum queues"),
+    ),
     (lambda: scenario(kafka=Kafka(acks=0)), ("kafka.acks", "'0'", "class `broker`")),
     (lambda: scenario(rabbitmq=RabbitMQ(confirms=False)), ("rabbitmq.confirms", "class `broker`")),
     (

@@ -8,6 +8,7 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.brokers import install, install_kafka, install_rabbitmq, ports, process, state
@@ -18,7 +19,6 @@ from loadgen.errors import BrokerError, HostError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from loadgen.brokers.install import Installation
     from loadgen.brokers.state import Progress
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Settings = Mapping[str, str]
 
 INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
+CLUSTER = "cluster"  # where brokers of three nodes live, beside those of one
+SIZES = (1, 3)
 PRIVATE = "private"  # where brokers of one program alone live, each start in a folder of its own
 ORPHANED_S = 1_800.0  # nobody takes so long from making a folder to starting a broker in it
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
@@ -87,8 +89,8 @@ def opened(
     brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """Running brokers for as long as the block lasts; those that nobody else wants are ended after it."""
-    root = state.brokers_dir()  # now: the block may change the current folder
-    with _opened(root, brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
+    home = _home(nodes)  # now: the block may change the current folder
+    with _opened(home, brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
         yield endpoints
 
 
@@ -127,33 +129,33 @@ def up(
     brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
 ) -> dict[BrokerName, Endpoint]:
     """Starts brokers that stay up after this program has ended."""
-    root = state.brokers_dir()
-    return _acquire(root, brokers, None, nodes=nodes, cpus=cpus, wanted=Wanted(), progress=progress)
+    return _acquire(_home(nodes), brokers, None, nodes=nodes, cpus=cpus, wanted=Wanted(), progress=progress)
 
 
 def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
     """Ends brokers, whoever started them, and returns what was ended."""
-    root = state.brokers_dir()
-    if not root.exists():
-        return []
-    with _lock(root, progress):
-        ended = _end_abandoned(root, progress)
-        for broker in brokers:
-            cluster = state.load(broker, root)
-            if cluster is not None:
-                progress(f"{broker}: ending")
-                ended += _end(cluster)
-        return ended
+    ended = []
+    for home in filter(Path.exists, map(_home, SIZES)):
+        with _lock(home, progress):
+            ended += _end_abandoned(home, progress)
+            for broker in brokers:
+                cluster = state.load(broker, home)
+                if cluster is not None:
+                    progress(f"{_named(cluster)}: ending")
+                    ended += _end(cluster)
+    return ended
 
 
 def status(*, progress: Progress) -> list[dict[str, Any]]:
     """What runs and what is installed, as plain data."""
-    root = state.brokers_dir()
-    if not root.exists():
-        return [_describe(broker, None) for broker in BROKER_NAMES]
-    with _lock(root, progress):
-        _end_abandoned(root, progress)
-        return [_describe(broker, state.load(broker, root)) for broker in BROKER_NAMES]
+    found: list[dict[str, Any]] = []
+    for home in filter(Path.exists, map(_home, SIZES)):
+        with _lock(home, progress):
+            _end_abandoned(home, progress)
+            known = [(broker, state.load(broker, home)) for broker in BROKER_NAMES]
+            # Of brokers of three nodes only those that are there: who has none need not hear of them.
+            found += [_describe(broker, each) for broker, each in known if each is not None or home == _home(1)]
+    return found or [_describe(broker, None) for broker in BROKER_NAMES]
 
 
 def kill(endpoint: Endpoint, node_index: int = 1) -> None:
@@ -193,6 +195,19 @@ def cluster_of(endpoint: Endpoint) -> Cluster:
     return cluster
 
 
+def _home(nodes: int) -> Path:
+    """Where brokers of so many nodes live."""
+    if nodes not in SIZES:
+        raise BrokerError(f"local brokers have {' or '.join(map(str, SIZES))} nodes, {nodes} were asked for")
+    root = state.brokers_dir()
+    return root if nodes == 1 else root / CLUSTER
+
+
+def _named(cluster: Cluster) -> str:
+    """A cluster for people."""
+    return cluster.broker if len(cluster.nodes) == 1 else f"{cluster.broker} ({len(cluster.nodes)} nodes)"
+
+
 def _root_of(endpoint: Endpoint) -> Path:
     if endpoint.source != "local" or endpoint.data_dir is None:
         raise BrokerError(f"{endpoint.broker} at {endpoint.address} was not started by loadgen: it is left alone")
@@ -221,8 +236,6 @@ def _acquire(
     progress: Progress,
 ) -> dict[BrokerName, Endpoint]:
     # token: the run that wants them; None: they are to stay.
-    if nodes != 1:
-        raise BrokerError(f"local brokers have one node for now, {nodes} were asked for: three nodes come later")
     state.make_dir(root)
     installations = {broker: kind_of(broker).install(state.cache_dir(), progress) for broker in brokers}
     taken: list[Cluster] = []
@@ -243,7 +256,7 @@ def _acquire(
                 taken.append(cluster)
                 _own(cluster, token)
             for cluster in begun:
-                progress(f"{cluster.broker} {cluster.version}: starting")
+                progress(f"{_named(cluster)} {cluster.version}: starting")
                 for node in cluster.nodes:
                     kind_of(cluster.broker).launch(cluster, node)
             endpoints = {cluster.broker: _serving(cluster, progress) for cluster in taken}
@@ -279,7 +292,7 @@ def _serving(cluster: Cluster, progress: Progress) -> Endpoint:
         cluster.ready = True
         cluster.ready_after_s = time.time() - cluster.started_unix_s
         cluster.save()
-        progress(f"{cluster.broker} {cluster.version}: ready after {cluster.ready_after_s:.1f} s")
+        progress(f"{_named(cluster)} {cluster.version}: ready after {cluster.ready_after_s:.1f} s")
     return kind.endpoint(cluster)
 
 

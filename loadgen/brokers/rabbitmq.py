@@ -54,7 +54,7 @@ def launch(cluster: Cluster, node: Node) -> None:
     folder = cluster.node_dir(node)
     for name in ("home", "data", "log", "tmp", "conf.d", "generated"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    _write_cookie(folder / "home/.erlang.cookie")
+    _write_cookie(cluster.folder / "cookie", folder / "home/.erlang.cookie")
     (folder / "enabled_plugins").write_text(f"[{','.join(PLUGINS)}].\n", encoding="ascii")
     lines = [f"{key} = {value}" for key, value, _ in _settings(cluster, node)]
     (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n", encoding="ascii")
@@ -141,8 +141,23 @@ def _settings(cluster: Cluster, node: Node) -> list[tuple[str, str, str]]:
             str(host.memory_ceiling_bytes()),
             MEMORY,
         ),
+        *_formation(cluster),
         *((key, value, "asked for") for key, value in cluster.settings.items()),
     ]
+
+
+def _formation(cluster: Cluster) -> list[tuple[str, str, str]]:
+    """How nodes find each other when they start together."""
+    if len(cluster.nodes) == 1:
+        return []
+    backend, why = "cluster_formation.peer_discovery_backend", "the nodes of this cluster, all on this host"
+    named = "cluster_formation.classic_config.nodes"
+    peers = [(f"{named}.{node.index}", _node_name(node), why) for node in cluster.nodes]
+    return [(backend, "classic_config", why), *peers]
+
+
+def _node_name(node: Node) -> str:
+    return f"rabbit{node.index}@localhost"
 
 
 def _deviations(cluster: Cluster, node: Node) -> list[str]:
@@ -226,7 +241,7 @@ def _environment(cluster: Cluster, node: Node) -> dict[str, str]:
         "RABBITMQ_HOME": str(home),
         "RABBITMQ_SCRIPTS_DIR": str(home / "sbin"),
         "RABBITMQ_PLUGINS_DIR": str(home / "plugins"),
-        "RABBITMQ_NODENAME": f"rabbit{node.index}@localhost",
+        "RABBITMQ_NODENAME": _node_name(node),
         "RABBITMQ_DIST_PORT": str(node.ports["distribution"]),
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # not the machine's own
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
@@ -245,11 +260,13 @@ def _environment(cluster: Cluster, node: Node) -> dict[str, str]:
     }
 
 
-def _write_cookie(path: Path) -> None:
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        os.write(descriptor, secrets.token_hex(16).encode())
-        os.close(descriptor)
+def _write_cookie(common: Path, own: Path) -> None:
+    """The secret by which nodes know each other, one for all, into a node's home."""
+    for path, secret in ((common, secrets.token_hex(16)), (own, None)):
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+            os.write(descriptor, (secret or common.read_text()).encode())
+            os.close(descriptor)
 
 
 def _wait_for_epmd(cluster: Cluster, folder: Path) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 CALL_S = 10.0
+COORDINATOR_S = 30.0  # the first question for a group makes the topic of all groups, on each node of a cluster
 CREATED_S = 15.0
 FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
 TOPIC_KNOBS = {
@@ -159,7 +160,7 @@ class KafkaAdmin:
 
     def _delete_group(self, group: str) -> None:
         def ask() -> None:
-            self._client.delete_consumer_groups([group], request_timeout=CALL_S)[group].result(CALL_S)
+            self._client.delete_consumer_groups([group], request_timeout=COORDINATOR_S)[group].result(COORDINATOR_S)
 
         what = f"kafka at {self._address}: group {group} cannot be deleted"
         try:
@@ -168,7 +169,7 @@ class KafkaAdmin:
             if error.args[0].code() not in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NON_EMPTY_GROUP}:
                 raise BrokerError(f"{what}: {_text(error)}") from None
         except TimeoutError:
-            raise BrokerError(f"{what}: no answer within {CALL_S:g} s") from None
+            raise BrokerError(f"{what}: no answer within {COORDINATOR_S:g} s") from None
 
     def depth(self, target: Target, received: int | None = None) -> int:
         """How many messages consumers have not been handed yet or, without `received`, not committed yet.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import logging
 import ssl
 import threading
 import time
 import urllib.parse
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -20,6 +17,8 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException, AMQP
 from loadgen.driver import Gauge
 from loadgen.drivers.rabbitmq_dead_letters import drain, removed_counts
 from loadgen.drivers.rabbitmq_deadline import NoAnswerError, within
+from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.drivers.rabbitmq_replicas import demand_replicas
 from loadgen.drivers.rabbitmq_topology import HASH_PLUGIN, Topology
 from loadgen.errors import BrokerError
 from loadgen.tls import client_context, failure
@@ -186,6 +185,9 @@ class RabbitMQAdmin:
                     f"plugin: rabbitmq-plugins enable {HASH_PLUGIN}"
                 ) from None
             raise
+        wanted = target.settings.get("quorum_initial_group_size") or 1
+        if wanted > 1:
+            demand_replicas(self._endpoint, topology.queues(), wanted)
 
     def delete(self, target: Target) -> None:
         """Delete queues, with what is in them, and exchange; that they are gone already is no error."""
@@ -367,16 +369,3 @@ def _declare(channel: Any, topology: Topology) -> None:
             channel.queue_declare(queue, durable=True, arguments=topology.arguments(subscriber))
     for each in topology.bindings():
         channel.queue_bind(each.queue, topology.exchange, routing_key=each.routing_key, arguments=each.arguments)
-
-
-def management_request(endpoint: Endpoint, url: str, method: str = "GET") -> Any:
-    """One request to the management API, by no proxy; None where the answer has no body."""
-    credentials = credentials_of(endpoint)
-    login = base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if url.startswith("https:") and endpoint.tls is not None:
-        handlers.append(urllib.request.HTTPSHandler(context=client_context(endpoint.tls)))
-    request = urllib.request.Request(url, method=method, headers={"Authorization": f"Basic {login}"})  # noqa: S310
-    with urllib.request.build_opener(*handlers).open(request, timeout=CONNECT_TIMEOUT_S) as answer:
-        body = answer.read()
-    return json.loads(body) if body else None

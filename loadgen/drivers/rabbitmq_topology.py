@@ -41,6 +41,7 @@ _ARGUMENTS = {
     "x-message-ttl": "message_ttl_ms",
     "x-expires": "expires_ms",
     "x-delivery-limit": "delivery_limit",
+    "x-quorum-initial-group-size": "quorum_initial_group_size",
 }
 _WEIGHT = "1"  # the routing key of a binding to a consistent-hash exchange: all queues get the same share
 

@@ -8,7 +8,8 @@ import urllib.parse
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loadgen.driver import Gauge
-from loadgen.drivers.rabbitmq_admin import management_request
+from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.drivers.rabbitmq_replicas import demand_replicas
 from loadgen.drivers.stream_settings import Streams
 from loadgen.drivers.wire.stream_chunks import chunk_end
 from loadgen.drivers.wire.stream_connection import open_any
@@ -68,6 +69,9 @@ class StreamAdmin:
                 where = self._connection.address
                 raise BrokerError(f"rabbitmq at {where} has a stream {target.name} already; delete it first") from None
             raise
+        wanted = target.settings.get("initial_cluster_size") or 1
+        if wanted > 1:
+            demand_replicas(self._endpoint, streams.names, wanted)
 
     def delete(self, target: Target) -> None:
         """Delete it; that it has gone already is no error."""

@@ -11,6 +11,7 @@ _ARGUMENTS = {
     "max_length_bytes": "max-length-bytes",
     "max_age": "max-age",
     "max_segment_size_bytes": "stream-max-segment-size-bytes",
+    "initial_cluster_size": "initial-cluster-size",
 }
 
 
@@ -34,4 +35,4 @@ class Streams:
     def arguments(self) -> dict[str, str]:
         """As Create has them, in the broker's own names."""
         settings = self.target.settings
-        return {name: str(settings[knob]) for knob, name in _ARGUMENTS.items() if settings[knob] is not None}
+        return {name: str(settings[knob]) for knob, name in _ARGUMENTS.items() if settings.get(knob) is not None}

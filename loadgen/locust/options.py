@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from loadgen.errors import ScenarioError
+from loadgen.knobs import NODES
 from loadgen.load import apply_sets, parse_set
 from loadgen.locust.thresholds import parse_threshold
 
@@ -94,6 +95,11 @@ class Chosen:
                     f"{scenario.name}: Locust's users send and receive one way, not by pattern {scenario.pattern}; "
                     "expected `loadgen run`"
                 )
+            if (clustered := next((each for each in _classes(scenario) if each in NODES), None)) is not None:
+                raise ScenarioError(
+                    f"{scenario.name}: durability class {clustered} has brokers of {NODES[clustered]} nodes, which "
+                    "Locust's pages do not start; use `loadgen run`, or --fleet locust with it"
+                )
             if scenario.phased_by is not None:
                 raise ScenarioError(
                     f"{scenario.name}: {scenario.phased_by} has phases, which users who come and go cannot keep; "
@@ -125,3 +131,9 @@ def _texts(given: str | list[str] | None) -> list[str]:
         elif word:
             texts.append(word)
     return texts
+
+
+def _classes(scenario: Scenario) -> list[str]:
+    """The durability classes of a scenario."""
+    found = scenario.durability
+    return [str(each) for each in (found if isinstance(found, list) else [found])]

@@ -14,7 +14,8 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from loadgen.driver import Target
 from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.drivers.kafka_config import client_settings
-from loadgen.drivers.rabbitmq_admin import credentials_of, describe, management_request, parameters_of
+from loadgen.drivers.rabbitmq_admin import credentials_of, describe, parameters_of
+from loadgen.drivers.rabbitmq_management import management_request
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:

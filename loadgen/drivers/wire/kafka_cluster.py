@@ -223,6 +223,8 @@ class Cluster:
             found: dict[int, int] = {}
             by_leader: dict[int, list[int]] = {}
             for partition in wanted:
+                if partition not in self.leaders:
+                    raise LinkError(f"no leader for partition {partition}")
                 by_leader.setdefault(self.leaders[partition], []).append(partition)
             for node, led in by_leader.items():
                 connection = self.connect(node)
@@ -231,13 +233,18 @@ class Cluster:
                 finally:
                     connection.close()
                 for each in answer.topics[0].partitions:
-                    if each.error_code:
-                        self.refresh()
                     self.demand("no offsets", each.error_code)
                     found[int(each.partition_index)] = int(each.offset)
             return found
 
-        return self.until("no offsets", attempt)
+        def attempt_anew() -> dict[int, int]:
+            try:
+                return attempt()
+            except LinkError:  # the leader has died, or is another by now
+                self.refresh()
+                raise
+
+        return self.until("no offsets", attempt_anew)
 
 
 def _list_offsets(topic: str, partitions: Iterable[int], at: i64) -> ListOffsetsRequest:

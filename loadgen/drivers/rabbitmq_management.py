@@ -1,0 +1,29 @@
+"""Requests to RabbitMQ's management API."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from loadgen.endpoint import Credentials
+from loadgen.tls import client_context
+
+if TYPE_CHECKING:
+    from loadgen.endpoint import Endpoint
+
+TIMEOUT_S = 5.0
+
+
+def management_request(endpoint: Endpoint, url: str, method: str = "GET") -> Any:
+    """One request to the management API, by no proxy; None where the answer has no body."""
+    given = endpoint.credentials or Credentials("guest", "guest")  # the broker's own default user
+    login = base64.b64encode(f"{given.username}:{given.password}".encode()).decode()
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:") and endpoint.tls is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=client_context(endpoint.tls)))
+    request = urllib.request.Request(url, method=method, headers={"Authorization": f"Basic {login}"})  # noqa: S310
+    with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as answer:
+        body = answer.read()
+    return json.loads(body) if body else None

@@ -1,0 +1,62 @@
+"""On which nodes a quorum queue or a stream lies, by RabbitMQ's own word."""
+
+from __future__ import annotations
+
+import time
+import urllib.parse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from loadgen.endpoint import Endpoint
+
+WITHIN_S = 15.0  # the management API learns of a new queue late
+PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """The nodes of a queue or stream: its leader's name, all members', and those that are in step."""
+
+    leader: str
+    members: tuple[str, ...]
+    online: tuple[str, ...]
+
+
+def replicas_of(endpoint: Endpoint, queue: str) -> Replicas | None:
+    """Where a queue lies now; None where the management API does not tell (yet)."""
+    if endpoint.management_url is None:
+        return None
+    vhost, name = (urllib.parse.quote(each, safe="") for each in (endpoint.virtual_host, queue))
+    try:
+        told = management_request(endpoint, f"{endpoint.management_url.rstrip('/')}/api/queues/{vhost}/{name}")
+    except (OSError, ValueError):
+        return None
+    if not isinstance(told, dict) or "members" not in told or not told.get("leader"):
+        return None
+    return Replicas(str(told["leader"]), tuple(told["members"]), tuple(told.get("online") or ()))
+
+
+def demand_replicas(endpoint: Endpoint, queues: Iterable[str], wanted: int) -> None:
+    """Wait until each queue lies on so many nodes, all in step; BrokerError where it does not.
+
+    RabbitMQ declares a queue on fewer nodes without a word where there are no more, and then promises less than its
+    class says. Where there is no management API to ask, the class is taken at its word.
+    """
+    if endpoint.management_url is None:
+        return
+    until_s = time.monotonic() + WITHIN_S
+    for queue in queues:
+        while (found := replicas_of(endpoint, queue)) is None or len(found.online) < wanted:
+            if time.monotonic() > until_s:
+                seen = "nobody knows how many nodes" if found is None else f"{len(found.online)} of {wanted} nodes"
+                raise BrokerError(
+                    f"rabbitmq at {endpoint.address}: queue {queue} lies on {seen}; this durability class needs a "
+                    f"cluster of {wanted}"
+                )
+            time.sleep(PAUSE_S)

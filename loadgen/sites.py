@@ -1,0 +1,98 @@
+"""Which brokers stand while trials run: those of one node first, then, where a class demands it, those of three."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from loadgen.brokers import open_brokers, status
+from loadgen.brokers.state import brokers_dir
+from loadgen.drivers.memory import memory_endpoint
+from loadgen.errors import HostError
+from loadgen.pinning import Pins, pinned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+    from typing import Protocol
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+    class Listener(Protocol):
+        """Who is told what is done."""
+
+        def message(self, text: str) -> None:
+            """A line that stays."""
+
+
+class Sites:
+    """The brokers of a spec, of one size at a time: others would take part of the machine, and are ended before."""
+
+    def __init__(self, spec: str, wanted: Pins, listener: Listener) -> None:
+        self._spec, self._wanted, self._listener = spec, wanted, listener
+        self._held = contextlib.ExitStack()
+        self._now: tuple[int, dict[BrokerName, Endpoint], Pins] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def of(self, nodes: int, names: Sequence[BrokerName]) -> tuple[dict[BrokerName, Endpoint], Pins]:
+        """Brokers of so many nodes, and the CPUs that they are held to; those that stand already are kept."""
+        if self._now is None or self._now[0] != nodes or not set(names) <= set(self._now[1]):
+            self._held.close()
+            self._now = None
+            endpoints = self._held.enter_context(_opened(self._spec, names, nodes, self._wanted, self._listener))
+            pins = self._held.enter_context(pinned(endpoints, self._wanted, self._listener.message))
+            self._now = (nodes, endpoints, pins)
+        return self._now[1], self._now[2]
+
+
+@contextlib.contextmanager
+def _opened(
+    spec: str, names: Sequence[BrokerName], nodes: int, pins: Pins, listener: Listener
+) -> Iterator[dict[BrokerName, Endpoint]]:
+    """The brokers of the spec; `memory` is none at all, to see a plan run through without one."""
+    if spec == "memory":
+        yield {name: memory_endpoint(name) for name in names}
+        return
+    # A broker sizes its pools when it starts: pinned from then on, it has as many threads as it has CPUs. One that is
+    # up already is used as it is, and held to its CPUs while the run lasts.
+    up = [name for name in names if pins.broker and name in _running(spec, nodes)]
+    new = [name for name in names if name not in up]
+    with contextlib.ExitStack() as stack:
+        found: dict[BrokerName, Endpoint] = {}
+        if up:
+            listener.message(f"{' and '.join(up)}: up already, with pools for the CPUs that it was started with")
+            found |= stack.enter_context(open_brokers(spec, up, nodes=nodes, progress=listener.message))
+        if new:
+            found |= stack.enter_context(
+                open_brokers(spec, new, nodes=nodes, cpus=pins.broker, progress=listener.message)
+            )
+        yield {name: found[name] for name in names}
+
+
+def _running(spec: str, nodes: int) -> set[str]:
+    if spec != "local":
+        return set()
+    return {row["broker"] for row in status(spec) if row["running"] and len(row["nodes"]) == nodes}
+
+
+def disk_dir(spec: str) -> Path:
+    """The nearest folder there is to where the brokers of this spec keep their data; unknown, it is the current one.
+
+    Raises HostError where that is on no disk.
+    """
+    if spec != "local":
+        return Path.cwd()
+    folder = brokers_dir()
+    found = next(each for each in (folder, *folder.parents) if each.exists())
+    if not found.is_dir() or not os.statvfs(found).f_blocks:  # /proc and the like hold no files of ours
+        raise HostError(f"{folder} cannot hold the brokers' data; set LOADGEN_BROKERS_DIR to a folder on a disk")
+    return found

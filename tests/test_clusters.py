@@ -1,0 +1,190 @@
+"""Brokers of three nodes: they form, hold every message on each, survive the loss of one, and end without a trace."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from loadgen import Message
+from loadgen.brokers import kill, open_brokers, process, restart, state, status
+from loadgen.cli import main
+from loadgen.driver import Target
+from loadgen.drivers import load_driver
+from loadgen.drivers.rabbitmq_replicas import replicas_of
+from loadgen.errors import BrokerError
+from loadgen.knobs import resolve
+from loadgen.payload import Payloads
+from loadgen.runs import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+COUNT = 200
+AGED_S = 2.0  # a quorum queue killed within a second of its declaration loses what it confirmed (RabbitMQ 4.3)
+NODES_MISSED_S = 60.0  # Kafka gives a dead broker's leadership away when its session has ended, after 9 s
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Iterator[dict[BrokerName, Endpoint]]:
+    """Three nodes of each broker, for this file alone."""
+    with open_brokers("local", nodes=3, progress=print) as opened:
+        yield opened
+
+
+def target_in(endpoint: Endpoint, durability: str = "replicated", **knobs: Any) -> Target:
+    """A target of a class, of a fresh name."""
+    driver = knobs.pop("driver", "amqp" if endpoint.broker == "rabbitmq" else "kafka")
+    settings = resolve(endpoint.broker, {"driver": driver, **knobs}, durability, "default")
+    if endpoint.broker == "kafka":
+        settings |= {"partitioner": "sticky", "group_protocol": "static"}
+    return Target(endpoint, f"clusters-{time.monotonic_ns():x}", settings, group="clusters")
+
+
+def confirmed(target: Target, driver_name: str) -> None:
+    """Publish `COUNT` messages, and return when each is confirmed."""
+    payloads = Payloads(Message(size_bytes=100), 1, 1, producer=0)
+    producer = load_driver(driver_name).producer(target, payloads)
+    try:
+        now = np.full(COUNT, time.monotonic_ns(), np.int64)
+        sent = settled = 0
+        until_s = time.monotonic() + 30
+        while settled < COUNT:
+            assert time.monotonic() < until_s, f"{settled} of {COUNT} confirmed"
+            if sent < COUNT and (room := min(50, COUNT - sent)):
+                producer.send(sent, now[sent : sent + room], int(now[0]))
+                sent += room
+            settled += sum(len(each.seqs) for each in producer.poll(0.2))
+    finally:
+        producer.close()
+
+
+def received(target: Target, driver_name: str) -> int:
+    """How many messages a fresh consumer gets until nothing more comes."""
+    consumer = load_driver(driver_name).consumer(target, 0, 1)
+    try:
+        found, quiet_s = 0, time.monotonic()
+        while time.monotonic() - quiet_s < 5 and found < COUNT:
+            number = sum(len(each.starts) for each in consumer.receive(0.2))
+            consumer.settle()
+            found += number
+            quiet_s = time.monotonic() if number else quiet_s
+        return found
+    finally:
+        consumer.close()
+
+
+def test_three_nodes_of_each_stand_and_are_told(clusters: dict[BrokerName, Endpoint]) -> None:
+    """Three processes and addresses each, `status` names them beside those of one node, and warm-up is remembered."""
+    for endpoint in clusters.values():
+        assert len(set(endpoint.pids)) == len(set(endpoint.hosts)) == 3
+    rows = [row for row in status("local") if row["running"] and len(row["nodes"]) == 3]
+    assert {row["broker"] for row in rows} == {"rabbitmq", "kafka"}
+    assert {each["pid"] for row in rows for each in row["nodes"]} == {
+        pid for endpoint in clusters.values() for pid in endpoint.pids
+    }
+
+
+@pytest.mark.parametrize("driver_name", ["amqp", "stream"])
+def test_a_replicated_queue_lies_on_three_nodes(clusters: dict[BrokerName, Endpoint], driver_name: str) -> None:
+    """By RabbitMQ's own word: three members, all in step, of a quorum queue and of a stream."""
+    endpoint = clusters["rabbitmq"]
+    target = target_in(endpoint, driver=driver_name)
+    admin = load_driver(driver_name).admin(endpoint)
+    try:
+        admin.create(target)
+        found = replicas_of(endpoint, target.name)
+        assert found is not None
+        assert sorted(found.members) == sorted(found.online) == [f"rabbit{n}@localhost" for n in (1, 2, 3)]
+        assert sorted(admin.effective(target)["members"]) == sorted(found.members)
+        admin.delete(target)
+    finally:
+        admin.close()
+
+
+def test_a_replicated_topic_has_three_replicas_and_two_in_step(clusters: dict[BrokerName, Endpoint]) -> None:
+    """By Kafka's own word: replication factor 3, min.insync.replicas 2, no unclean election; flushed where asked."""
+    admin = load_driver("kafka").admin(clusters["kafka"])
+    try:
+        for durability, flush in (("replicated", None), ("replicated_flushed", "1")):
+            target = target_in(clusters["kafka"], durability)
+            admin.create(target)
+            told = admin.effective(target)
+            assert (told["replication.factor"], told["min.insync.replicas"]) == (3, "2")
+            assert told["unclean.leader.election.enable"] == "false"
+            assert flush is None or told["flush.messages"] == flush
+            admin.delete(target)
+    finally:
+        admin.close()
+
+
+@pytest.mark.parametrize(("broker", "driver_name"), [("rabbitmq", "amqp"), ("rabbitmq", "stream"), ("kafka", "kafka")])
+def test_what_was_confirmed_outlives_a_node(
+    clusters: dict[BrokerName, Endpoint], broker: BrokerName, driver_name: str
+) -> None:
+    """A node is killed as `kill -9` does: all that was confirmed is received from the others; then it comes back."""
+    endpoint = clusters[broker]
+    target = target_in(endpoint, driver=driver_name)
+    admin = load_driver(driver_name).admin(endpoint)
+    try:
+        admin.create(target)
+        time.sleep(AGED_S)
+        confirmed(target, driver_name)
+        kill(endpoint, 3)
+        until_s = time.monotonic() + NODES_MISSED_S
+        found = 0
+        while found < COUNT and time.monotonic() < until_s:
+            try:
+                found = max(found, received(target, driver_name))
+            except BrokerError:  # the leader is not elected yet
+                time.sleep(1)
+        assert found == COUNT
+    finally:
+        clusters[broker] = restart(endpoint, 3)
+        admin.close()
+    assert len(set(clusters[broker].pids)) == 3
+
+
+def test_a_run_of_a_replicated_class_starts_its_own_brokers(
+    endpoints: dict[BrokerName, Endpoint], clusters: dict[BrokerName, Endpoint], tmp_path: Path
+) -> None:
+    """`loadgen run` with two classes: first on one node, then on three, each told in the header; nothing is lost."""
+    del endpoints, clusters  # they are up, and used
+    words = ["run", "scenarios/latency.py", "--set", "durability=broker,replicated", "--set", "rate=200"]
+    words += ["--duration", "3s", "--set", "warmup_s=1", "--results", str(tmp_path)]
+    assert main(words) in {0, 2}
+    run = load("latest", tmp_path)
+    assert set(run.header["brokers"]) == {"rabbitmq", "kafka", "rabbitmq × 3", "kafka × 3"}
+    assert [record["durability"] for record in run.trials] == ["broker", "broker", "replicated", "replicated"]
+    for record in run.trials:
+        assert (record["status"], record["lost"], record["duplicated"]) == ("complete", 0, 0)
+        assert record["sent"] == record["received"] > 0
+
+
+def test_a_single_node_is_refused_where_three_are_promised(rabbitmq_endpoint: Endpoint) -> None:
+    """RabbitMQ declares such a queue on one node without a word: the class would promise what nobody keeps."""
+    admin = load_driver("amqp").admin(rabbitmq_endpoint)
+    target = target_in(rabbitmq_endpoint)
+    try:
+        with pytest.raises(BrokerError, match="lies on 1 of 3 nodes; this durability class needs a cluster of 3"):
+            admin.create(target)
+    finally:
+        admin.delete(target)
+        admin.close()
+
+
+def test_a_cluster_ends_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three nodes and what serves them are gone when the block ends; sizes that there are not are told."""
+    monkeypatch.setenv("LOADGEN_CACHE_DIR", str(state.cache_dir()))
+    monkeypatch.setenv("LOADGEN_BROKERS_DIR", str(tmp_path))
+    with open_brokers("local", ("rabbitmq",), nodes=3) as opened:
+        assert len(opened["rabbitmq"].pids) == 3
+    assert not list(process.find_marked(tmp_path))
+    assert not list(tmp_path.glob("**/state.json"))
+    with pytest.raises(BrokerError, match="1 or 3 nodes, 2 were asked for"), open_brokers("local", nodes=2):
+        pass
