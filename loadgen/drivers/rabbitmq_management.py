@@ -11,12 +11,14 @@ from loadgen.endpoint import Credentials
 from loadgen.tls import client_context
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.endpoint import Endpoint
 
 TIMEOUT_S = 5.0
 
 
-def management_request(endpoint: Endpoint, url: str, method: str = "GET") -> Any:
+def management_request(endpoint: Endpoint, url: str, method: str = "GET", body: Mapping[str, Any] | None = None) -> Any:
     """One request to the management API, by no proxy; None where the answer has no body."""
     given = endpoint.credentials or Credentials("guest", "guest")  # the broker's own default user
     login = base64.b64encode(f"{given.username}:{given.password}".encode()).decode()
@@ -24,6 +26,9 @@ def management_request(endpoint: Endpoint, url: str, method: str = "GET") -> Any
     if url.startswith("https:") and endpoint.tls is not None:
         handlers.append(urllib.request.HTTPSHandler(context=client_context(endpoint.tls)))
     request = urllib.request.Request(url, method=method, headers={"Authorization": f"Basic {login}"})  # noqa: S310
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
     with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as answer:
-        body = answer.read()
-    return json.loads(body) if body else None
+        said = answer.read()
+    return json.loads(said) if said else None

@@ -1,8 +1,9 @@
-"""What a connection costs: how long it takes to be usable, and what memory a broker holds for each of a thousand.
+"""What a connection costs: how long it takes to be usable, and what memory a broker holds for each, up to thousands.
 
-Connections are opened one after another by the wire drivers, each as far as a client needs it: AMQP's with a channel,
-Kafka's with its versions asked. Their number is the broker's own: RabbitMQ's management counts them, and either
-broker's sockets are counted in the kernel's table, at the broker's end.
+Memory is told by its growth from the first level of connections to the last: what the first few made a broker reserve
+is not theirs. Connections are opened one after another by the wire drivers, each as far as a client needs it: AMQP's
+with a channel, Kafka's with its versions asked. Their number is the broker's own: RabbitMQ's management counts them,
+and either broker's sockets are counted in the kernel's table, at the broker's end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import resource
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.probes.finding import Ground
 
-CONNECTIONS = 1_000
+LEVELS = (250, 500, 1_000, 2_000)
 SPARE_FILES = 200  # what this process has open besides
 SETTLE_S = 1.0
 COUNTED_S = 15.0  # RabbitMQ's management gathers its counts every five seconds
@@ -37,36 +39,41 @@ COUNTED_S = 15.0  # RabbitMQ's management gathers its counts every five seconds
 
 def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
     """Time and memory of each of many connections, and that the broker counts as many."""
-    endpoint = ground.endpoints[broker]
-    _allow_files(CONNECTIONS + SPARE_FILES)
+    endpoint, most = ground.endpoints[broker], LEVELS[-1]
+    _allow_files(most + SPARE_FILES)
     counter = ConnectionCounter(endpoint, Path("/proc"))
-    before, managed_before, rss_before = counter.read() or 0, _managed(endpoint), _rss(endpoint)
-    took_ns: list[int] = []
+    before, managed_before = counter.read() or 0, _managed(endpoint)
+    opened: list[tuple[int, list[int], int, int | None]] = []  # connections, how long each took, sockets seen, memory
     with ExitStack() as held:
-        for _ in range(CONNECTIONS):
-            begin_ns = time.perf_counter_ns()
-            held.callback(OPENERS[broker](endpoint))
-            took_ns.append(time.perf_counter_ns() - begin_ns)
-        time.sleep(SETTLE_S)
-        rss = _rss(endpoint)
-        seen = (counter.read() or 0) - before
-        own = (
-            None if managed_before is None else _managed_until(endpoint, managed_before + CONNECTIONS) - managed_before
-        )
+        for begun, level in pairwise((0, *LEVELS)):
+            took_ns = [_opened_ns(held, broker, endpoint) for _ in range(begun, level)]
+            time.sleep(SETTLE_S)
+            opened.append((level, took_ns, (counter.read() or 0) - before, _rss(endpoint)))
+        own = None if managed_before is None else _managed_until(endpoint, managed_before + most) - managed_before
     gc.collect()
-    said = f"{seen:,} sockets at the broker's end" + ("" if own is None else f", {own:,} by its management")
-    # Of brokers elsewhere the kernel's table here has our own ends only, which say nothing of theirs.
-    agrees = (seen == CONNECTIONS and own in {None, CONNECTIONS}) if endpoint.source == "local" else None
-    point = f"{CONNECTIONS:,} connections, {USABLE[broker]}"
-    yield Finding(broker, point, "time to a usable connection", "ns", (float(median(took_ns)),), said, agrees)
-    what = "resident memory a connection"
-    if rss is None or rss_before is None:
+    for level, took_ns, seen, _ in opened:
+        told = own if level == most else None  # its management counts too rarely to be asked at each level
+        said = f"{seen:,} sockets at the broker's end" + ("" if told is None else f", {told:,} by its management")
+        # Of brokers elsewhere the kernel's table here has our own ends only, which say nothing of theirs.
+        agrees = (seen == level and told in {None, level}) if endpoint.source == "local" else None
+        point = f"{level:,} connections, {USABLE[broker]}"
+        yield Finding(broker, point, "time to a usable connection", "ns", (float(median(took_ns)),), said, agrees)
+    what, point = "resident memory a connection", f"{LEVELS[0]:,} to {most:,} connections, {USABLE[broker]}"
+    first, last = opened[0][-1], opened[-1][-1]
+    if first is None or last is None:
         yield Finding(broker, point, what, "bytes", error="the broker's processes are not on this machine")
     elif broker == "kafka":
         why = "a JVM's heap is resident beforehand: what connections take of it cannot be seen from outside"
         yield Finding(broker, point, what, "bytes", error=why)
     else:
-        yield Finding(broker, point, what, "bytes", ((rss - rss_before) / CONNECTIONS,), said, agrees)
+        yield Finding(broker, point, what, "bytes", ((last - first) / (most - LEVELS[0]),), said, agrees)
+
+
+def _opened_ns(held: ExitStack, broker: BrokerName, endpoint: Endpoint) -> int:
+    """Open one more connection; how long that took."""
+    begin_ns = time.perf_counter_ns()
+    held.callback(OPENERS[broker](endpoint))
+    return time.perf_counter_ns() - begin_ns
 
 
 def _allow_files(count: int) -> None:
@@ -119,5 +126,5 @@ def _managed_until(endpoint: Endpoint, wanted: int) -> int:
 PROBE = Probe(
     "What does a connection cost, in time and in the broker's memory, and does it count as many as there are?",
     look,
-    16.0,
+    24.0,
 )

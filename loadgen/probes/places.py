@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pika
 import pika.exceptions
@@ -153,6 +155,33 @@ def noting(failed: list[Any]) -> Callable[[Any, Any], None]:
     return note
 
 
+@contextmanager
+def policy(endpoint: Endpoint, queue: str, name: str, value: Any) -> Iterator[None]:
+    """A policy of one definition on one queue, for as long as the block lasts; BrokerError where it cannot be set."""
+    url = f"{_management(endpoint)}/policies/{vhost_of(endpoint)}/{queue}"
+    definition = {
+        "pattern": f"^{re.escape(queue)}$",
+        "definition": {name: value},
+        "apply-to": "queues",
+        "priority": 100,
+    }
+    try:
+        management_request(endpoint, url, "PUT", definition)
+        yield
+        management_request(endpoint, url, "DELETE")
+    except (OSError, ValueError) as error:
+        raise BrokerError(f"rabbitmq at {endpoint.address}: policy {name} cannot be set: {error}") from None
+
+
+def vhost_of(endpoint: Endpoint) -> str:
+    """The virtual host as a part of a path."""
+    return quote(endpoint.virtual_host, safe="")
+
+
+def _management(endpoint: Endpoint) -> str:
+    return f"{str(endpoint.management_url).rstrip('/').removesuffix('/api')}/api"
+
+
 def asked_of_management(endpoint: Endpoint, path: str) -> Any:
     """What RabbitMQ's management answers; None where there is none.
 
@@ -161,9 +190,8 @@ def asked_of_management(endpoint: Endpoint, path: str) -> Any:
     """
     if endpoint.management_url is None:
         return None
-    url = f"{endpoint.management_url.rstrip('/').removesuffix('/api')}/api/{path}"
     try:
-        return management_request(endpoint, url)
+        return management_request(endpoint, f"{_management(endpoint)}/{path}")
     except (OSError, ValueError) as error:
         raise BrokerError(f"rabbitmq's management at {endpoint.management_url} does not answer: {error}") from None
 

@@ -17,16 +17,19 @@ from loadgen.probes import Probe
 from loadgen.probes.finding import Finding
 from loadgen.probes.places import (
     TIMEOUT_S,
+    asked_of_management,
     confirming,
     connected,
     depth_of,
     extent_of,
     fresh_queue,
     fresh_topic,
+    policy,
     producer_of,
     publish,
     publish_to,
     reading,
+    vhost_of,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +68,8 @@ def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
 def _rabbitmq(endpoint: Endpoint) -> Iterator[Finding]:
     small, large = MESSAGES * [bytes(SMALL_BYTES)], MESSAGES * [bytes(LARGE_BYTES)]
     with connected(endpoint) as connection:
+        yield _stream_aged(connection)
+        yield _queue_by_policy(endpoint, connection, small)
         yield _queue_consumed(connection)
         yield _stream_consumed(connection)
         yield _queue_limited(connection, AGED, small, {"x-message-ttl": AGE_MS})
@@ -159,6 +164,60 @@ def _stream_limited(connection: Any) -> Finding:
     return Finding("rabbitmq", point, SIZED, "percent", _percent(gone, len(bodies)), said, first >= gone == number)
 
 
+def _stream_aged(connection: Any) -> Finding:
+    """A stream looks at its segments' age when it begins a new one: what is younger is written after the pause."""
+    limits = {"x-max-age": f"{AGE_MS // 1000}s", "x-stream-max-segment-size-bytes": SEGMENT_BYTES // 4}
+    half = LOG_BYTES // LARGE_BYTES // 2
+    bodies = [b"%08d" % number + bytes(LARGE_BYTES - 8) for number in range(2 * half)]
+    with fresh_queue(connection, {"x-queue-type": "stream", **limits}) as queue:
+        _filled(connection, queue, bodies[:half])
+        time.sleep(AGE_MS / 1000 + 0.5)
+        _filled(connection, queue, bodies[half:])
+        _until_steady(lambda: _first(connection, queue)[0])
+        first, body = _first(connection, queue)
+        left = _read(connection, queue, len(bodies), {"x-stream-offset": "first"})
+    gone, number = len(bodies) - left, int(body[:8])
+    said = f"the stream begins at offset {first:,} with message {number:,} of {len(bodies):,}, {half:,} of them too old"
+    point = f"stream, x-max-age {limits['x-max-age']}"
+    return Finding("rabbitmq", point, AGED, "percent", _percent(gone, len(bodies)), said, first >= gone == number)
+
+
+def _queue_by_policy(endpoint: Endpoint, connection: Any, bodies: list[bytes]) -> Finding:
+    """The same limit of age by a policy, which an operator sets on queues that are there already."""
+    point = f"classic queue, policy message-ttl {AGE_MS:,}"
+    if endpoint.management_url is None:
+        return Finding(
+            "rabbitmq", point, AGED, "percent", error="policies are set by the management API, which is not here"
+        )
+    with (
+        fresh_queue(connection) as limited,
+        fresh_queue(connection) as free,
+        policy(endpoint, limited, "message-ttl", AGE_MS),
+    ):
+        shown = _until_shown(endpoint, limited)
+        for queue in (limited, free):
+            _filled(connection, queue, bodies)
+        time.sleep(AGE_MS / 1000 + 0.5)
+        depth, unlimited = _depth(connection, limited), _depth(connection, free)
+        left = _read(connection, limited, len(bodies))
+    said = (
+        f"the queue's effective policy is {shown}; {depth} of {len(bodies)} messages left, {unlimited} in one beside it"
+    )
+    agrees = depth == left and unlimited == len(bodies) and shown == {"message-ttl": AGE_MS}
+    return Finding("rabbitmq", point, AGED, "percent", _percent(len(bodies) - left, len(bodies)), said, agrees)
+
+
+def _until_shown(endpoint: Endpoint, queue: str) -> Any:
+    """The queue's effective policy as the management API tells it, which learns of it late; None: it never does."""
+    until_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until_s:
+        told = asked_of_management(endpoint, f"queues/{vhost_of(endpoint)}/{queue}")
+        if shown := told.get("effective_policy_definition"):
+            return shown
+        time.sleep(PAUSE_S)
+    return None
+
+
 def _first(connection: Any, queue: str) -> tuple[int, bytes]:
     """The offset at which a stream begins, and the message there."""
     channel = connection.channel()
@@ -218,4 +277,4 @@ def _until_steady(low: Callable[[], int]) -> int:
     return seen
 
 
-PROBE = Probe("What is still readable after it was consumed, and what do limits of age and size take away?", look, 29.0)
+PROBE = Probe("What is still readable after it was consumed, and what do limits of age and size take away?", look, 40.0)
