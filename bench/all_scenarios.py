@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,18 +80,37 @@ class Result:
 
 def verdicts(scenario: Scenario, trials: Iterable[dict[str, Any]]) -> dict[str, Verdict]:
     """Each driven broker's verdict over its points."""
-    by_point: dict[str, dict[str, list[dict[str, Any]]]] = {
-        broker: {} for broker in BROKERS if getattr(scenario, broker) is not None
-    }
+    found: dict[str, list[Verdict]] = {broker: [] for broker in BROKERS if getattr(scenario, broker) is not None}
+    for best in best_of_points(trials):
+        found[best["broker"]].append(_verdict(best))
+    return {broker: _worst(each) for broker, each in found.items()}
+
+
+def best_of_points(trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each point the trial with the best verdict."""
+    by_point: dict[str, list[dict[str, Any]]] = {}
     for trial in trials:
         if is_required(trial):
-            point = json.dumps([trial["driver"], trial["durability"], trial["point"]], default=str)
-            by_point[trial["broker"]].setdefault(point, []).append(trial)
-    return {broker: _worst([_best(trials) for trials in points.values()]) for broker, points in by_point.items()}
+            parts = [trial["scenario"], trial["broker"], trial["driver"], trial["durability"], trial["point"]]
+            by_point.setdefault(json.dumps(parts, default=str), []).append(trial)
+    return [min(each, key=lambda trial: ORDER[_verdict(trial).status]) for each in by_point.values()]
 
 
-def _best(trials: Iterable[dict[str, Any]]) -> Verdict:
-    return min(map(_verdict, trials), key=lambda each: ORDER[each.status])
+def doubts(results: Iterable[Result]) -> str:
+    """How many points are valid, and what cast doubt on the others, most frequent first."""
+    points = [trial for each in results for trial in best_of_points(each.trials)]
+    counted = Counter(_verdict(trial).status for trial in points)
+    why = Counter(
+        check["name"]
+        for trial in points
+        for check in trial["verdict"].get("checks", ())
+        if check["passed"] is None and check.get("weighs", True) and _verdict(trial).status == "unknown"
+    )
+    told = ", ".join(f"{name} {count}" for name, count in why.most_common())
+    return (
+        f"of {len(points)} points {counted['valid']} are valid, {counted['unknown']} unknown"
+        f"{f' ({told})' if told else ''}, {counted['invalid']} invalid"
+    )
 
 
 def _worst(found: Sequence[Verdict]) -> Verdict:
@@ -194,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     taken = (time.monotonic() - began_s) / 60
     print(
         f"{good} of {len(results)} scenarios came to their end without an invalid verdict; "
-        f"{count} × each point, {taken:.1f} minutes"
+        f"{count} × each point, {taken:.1f} minutes; {doubts(results)}"
     )
     return 0 if good == len(results) else 1
 

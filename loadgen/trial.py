@@ -48,7 +48,7 @@ MIN_FREE_BYTES = 1 << 30  # below this a trial is stopped, before the brokers ar
 PROGRESS_EVERY_S = 0.5
 TOLD_EVERY_S = 60.0  # how often what was observed goes to disk: a trial of hours may be killed
 TOLD_LATE_NS = 12 * SECOND_NS  # what is looked at every five seconds is known by then
-DRAIN_INTERVAL_S = 0.25  # how often the observer looks where a backlog is drained, which may take a second only
+DRAIN_INTERVAL_S = 0.1  # how often the observer looks where a backlog is drained, which may take half a second only
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
 COUNTED = {

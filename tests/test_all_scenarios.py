@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import all_scenarios
 import pytest
-from all_scenarios import Result, Verdict, main, repeats, verdicts
+from all_scenarios import Result, Verdict, doubts, main, repeats, verdicts
 
 from loadgen.errors import EXIT_INVALID
 from loadgen.load import load_scenarios, scenario_files
@@ -69,6 +69,25 @@ def test_what_is_no_valid_answer_is_told(trials: list[dict[str, Any]], verdict: 
     assert found == {"kafka": verdict}
     assert Result("x", 1.0, found).is_good is is_good
     assert "RabbitMQ not driven" in Result("x", 1.0, found).line()
+
+
+def test_what_cast_doubt_on_points_is_counted() -> None:
+    """Of each point its best repeat counts; of an unknown one each check that could not tell and weighs."""
+    checks = [
+        {"name": "schedule lag", "passed": None, "weighs": True, "reason": ""},
+        {"name": "disk", "passed": None, "weighs": False, "reason": ""},
+        {"name": "order", "passed": True, "weighs": True, "reason": ""},
+    ]
+    late = trial("kafka", "unknown", point={"p": 2})
+    late["verdict"]["checks"] = checks
+    trials = (
+        trial("rabbitmq", "invalid"),
+        trial("rabbitmq", "valid", 2),
+        late,
+        trial("kafka", "invalid", point={"p": 3}),
+    )
+    told = doubts([Result("both", 1.0, {}, trials=trials)])
+    assert told == "of 3 points 1 are valid, 1 unknown (schedule lag 1), 1 invalid"
 
 
 def test_all_scenarios_fit_into_25_minutes() -> None:
