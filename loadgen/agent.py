@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import time
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ import numpy as np
 
 from loadgen.backlog import Backlog
 from loadgen.board import Board, Cell
-from loadgen.driver import Reconnecting, Retrying
+from loadgen.driver import Reconnecting, Recovering, Retrying
 from loadgen.ledger import ReceivedBook, lay_to
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
@@ -206,7 +207,7 @@ class Clocked:
         self.window_start_ns = start_ns + round(spec.warmup_s * SECOND_NS)
         self.window_end_ns = self.window_start_ns + round(spec.duration_s * SECOND_NS)
         self.seconds = max(1, math.ceil(min(spec.duration_s, SECONDS_KEPT)))
-        self.counts: dict[str, list[int]] = {}
+        self.counts: dict[str, array[int]] = {}
         self.cpu_at: list[tuple[float, float]] = []
         self._edge_step_ns = SECOND_NS
         self._next_edge_ns = self.window_start_ns
@@ -249,9 +250,9 @@ class Clocked:
         for second, number in enumerate(np.bincount(seconds - first).tolist(), first):
             counts[second] += round(number * amount)
 
-    def _of(self, what: str, second: int) -> list[int]:
+    def _of(self, what: str, second: int) -> array[int]:
         """The counts of all seconds until this one at least; of a window without an end they grow."""
-        counts = self.counts.setdefault(what, [])
+        counts = self.counts.setdefault(what, array("q"))
         counts.extend([0] * (max(self.seconds, second + 1) - len(counts)))
         return counts
 
@@ -330,8 +331,11 @@ class Agent:
         """Give away what is done with of the books; most have nothing."""
 
     def take_events(self) -> list[tuple[str, int, int, str]]:
-        """What happened to this agent since the last report; most have nothing to tell."""
-        return []
+        """What happened to this agent since the last report: times without a connection, of those that recover."""
+        if not isinstance(self.client, Recovering):
+            return []
+        text = f"{self.spec.name} without a connection"
+        return [("outage", began_ns, ended_ns, text) for began_ns, ended_ns in self.client.take_outages()]
 
     def _report(self, now_ns: int) -> Iterator[None]:
         """Send what was gained since the last report, a turn of the loop for each kind: no turn is to take long."""
@@ -364,7 +368,7 @@ class Agent:
         self._reporting = self._report(time.monotonic_ns())
         self.complete_report()
         self.result.cpu_at = self.clock.close(time.monotonic_ns())
-        self.result.per_second = self.clock.counts
+        self.result.per_second = {what: list(counts) for what, counts in self.clock.counts.items()}
         self.pipe.send(("result", self.result))
 
     def add(self, what: str, number: int) -> None:

@@ -38,8 +38,7 @@ class BitCounts:
         self.total_count = 0
 
     def __getstate__(self) -> tuple[dict[int, Planes], bytes, int]:
-        for page in list(self.open):
-            self._close_if_full(page)
+        self.close_full()
         return self.open, bytes(self._closed), self.total_count
 
     def __setstate__(self, state: tuple[dict[int, Planes], bytes, int]) -> None:
@@ -232,6 +231,11 @@ class BitCounts:
             planes.append(np.zeros(_PAGE_BYTES, np.uint8))
             planes[-1][at:end] = carry
         return before if before.any() else None
+
+    def close_full(self) -> None:
+        """Close the pages that have come full by calls that did not end with them."""
+        for page in list(self.open):
+            self._close_if_full(page)
 
     def take_open(self, below: int) -> BitCounts:
         """Part with the open pages below a page: their counts, which are no longer counted here."""

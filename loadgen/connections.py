@@ -27,7 +27,7 @@ class ConnectionCounter:
     def __init__(self, endpoint: Endpoint, proc: Path) -> None:
         self._paths = [proc / "net" / table for table in TABLES]
         self._is_local = endpoint.source == "local"
-        ports = {port for _, port in endpoint.hosts} | ({endpoint.stream_port} - {None})
+        ports = {port for _, port in (*endpoint.hosts, *endpoint.stream_hosts)} | ({endpoint.stream_port} - {None})
         self._ports = {b"%04X" % port for port in ports if port is not None}
         self._addresses: set[bytes] = set()
         if not self._is_local:

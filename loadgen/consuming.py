@@ -175,10 +175,11 @@ class ConsumerAgent(Agent):
 
     def take_events(self) -> list[tuple[str, int, int, str]]:
         """The group's rebalances, which may be what made a second slow."""
+        events = super().take_events()
         if not isinstance(self.client, Rebalancing):
-            return []
+            return events
         text = f"{self.spec.name} without partitions"
-        return [("rebalance", began_ns, ended_ns, text) for began_ns, ended_ns in self.client.take_rebalances()]
+        return [*events, *(("rebalance", began, ended, text) for began, ended in self.client.take_rebalances())]
 
     def _receive_all(self, consumer: Consumer) -> None:
         leaves_ns = self._moment_ns(self.spec.membership.leaves_at_s if self.spec.comes_and_goes else None)

@@ -59,6 +59,7 @@ class Capabilities:
             "channels_per_connection": settings.get("channels_per_connection", 1) == 1 or self.many_connections,
             "connections_per_process": settings.get("connections_per_process", 1) == 1 or self.many_connections,
             "reconnect_every_s": settings.get("reconnect_every_s") is None or self.many_connections,
+            "recover_within_s": settings.get("recover_within_s") is None or self.many_connections,
             "share_acquire_mode": settings.get("share_acquire_mode") in {None, *self.share_acquire_modes},
             "transaction_msgs": settings.get("transaction_msgs") is None or self.transactions,
             "group_protocol": settings.get("group_protocol") in {None, *self.group_protocols},
@@ -304,13 +305,15 @@ class Gauge:
 
     `depth_msgs` and `stored_msgs` are what `Admin.depth` and `Admin.stored` return; `consumers` is how many consumers
     the queues have, or members the groups. `retained_msgs` is how many can still be read, be they received or not: what
-    lies between a log's first offset and its end, or waits in a queue. None: the broker does not tell.
+    lies between a log's first offset and its end, or waits in a queue; `forgotten_msgs` is how many a log's limit has
+    removed since it was first looked at, by its first offset. None: the broker does not tell.
     """
 
     depth_msgs: int
     stored_msgs: int | None = None
     consumers: int | None = None
     retained_msgs: int | None = None
+    forgotten_msgs: int | None = None
 
 
 class Admin(Protocol):
@@ -398,6 +401,15 @@ class Reconnecting(Protocol):
 
     def take_connects(self) -> list[tuple[int, int]]:
         """Those since the last call: (begin, end) in monotonic ns of opening one, until it could be used."""
+        ...
+
+
+@runtime_checkable
+class Recovering(Protocol):
+    """What a producer or consumer has beside its role if it opens another connection where one was lost."""
+
+    def take_outages(self) -> list[tuple[int, int]]:
+        """Those that have ended since the last call: (begin, end) in monotonic ns of being without a connection."""
         ...
 
 

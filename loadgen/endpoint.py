@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Endpoint:
     management_url: str | None = None
     prometheus_url: str | None = None
     stream_port: int | None = None
+    stream_hosts: tuple[tuple[str, int], ...] = ()
+    """Where each node of a cluster speaks streams, where that is not the one port on all hosts."""
     stomp_port: int | None = None
     mqtt_port: int | None = None
     version: str = "unknown"
@@ -55,6 +57,14 @@ class Endpoint:
     configuration: dict[str, Any] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
     source: Literal["local", "docker", "external", "memory"] = "local"
+
+    def turned(self, number: int) -> Endpoint:
+        """The same with its nodes in another order: node `number`, counted round, comes first."""
+        if len(self.hosts) == 1:
+            return self
+        turned = [each[place:] + each[:place] for each in (self.hosts, self.stream_hosts)
+                  for place in [number % max(1, len(each))]]  # fmt: skip
+        return replace(self, hosts=turned[0], stream_hosts=turned[1])
 
     @property
     def address(self) -> str:

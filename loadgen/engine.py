@@ -25,7 +25,7 @@ from loadgen.record import end_to_end, enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
-from loadgen.sites import Sites, disk_dir
+from loadgen.sites import Sites, disk_dir, refuse_sizes
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, describe, run_trial
 from loadgen.verdict import add_check
@@ -71,6 +71,7 @@ class Options:
 
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     """Carry out the plan and return the run as it stands on disk, also when it was interrupted or cut short."""
+    refuse_sizes(options.brokers, plan.sizes)
     wanted = _wanted(options, listener)
     plan.refuse_over_half_of(host.disk_free(disk_dir(options.brokers)))
     refuse_unwritable(options.results)
@@ -102,7 +103,9 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
                 bench.run_all(plan.of_size(nodes))
             reason = None
             if options.probes:
-                run_probes(options.probes, sites.of(1, plan.brokers)[0], plan.repeats, writer, listener)
+                asked, _ = sites.of(1, plan.brokers)
+                writer.add_brokers(brokers_of(asked, 1))
+                run_probes(options.probes, asked, plan.repeats, writer, listener)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -420,7 +423,9 @@ def _warm(endpoints: dict[BrokerName, Endpoint], nodes: int, listener: Listener,
             continue
         listener.progress(f"warming up {name} for {len(WARM_LOADS) * WARM_LOAD_S:.0f} s")
         for size_bytes, preset, kafka in WARM_LOADS:
-            part: dict[str, Any] = {"kafka": kafka} if name == "kafka" else {"rabbitmq": RabbitMQ()}
+            # With a partition on each node's lead no node is left cold.
+            kafka_part = kafka.model_copy(update={"partitions": nodes}) if nodes > 1 else kafka
+            part: dict[str, Any] = {"kafka": kafka_part} if name == "kafka" else {"rabbitmq": RabbitMQ()}
             scenario = Scenario(
                 name="warm-up",
                 question="Is the broker's code compiled?",

@@ -167,9 +167,6 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         due: how many messages the schedule had in the window, None in a closed loop.
     """
     window_s = record["window_s"]
-    kinds = ("schedule_lag", end_to_end(record), end_to_end(record, "_service"), "ack")
-    lag, e2e, service, ack = (record["latency_ns"].get(kind) for kind in kinds)
-    resolution = record.get("resolution_ns") or {}
     settings = record["settings"]
     sources = 1 if settings.get("group") == "share" else settings.get("partitions") or settings.get("queues") or 1
     competing = record["consumers"] > max(1, sources) or _is_shuffled(settings)
@@ -216,14 +213,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         offered_msgs_per_s=record["offered_msgs_per_s"],
         achieved_msgs_per_s=record["sent_msgs_per_s"],
         goodput_msgs_per_s=record["goodput_msgs_per_s"],
-        lag_p50_ns=lag["p50"] if lag else None,
-        lag_p99_ns=lag["p99"] if lag else None,
-        service_p99_ns=service["p99"] if service else None,
-        e2e_p50_ns=e2e["p50"] if e2e else None,
-        e2e_p99_ns=e2e["p99"] if e2e else None,
-        bucket_share_max=_bucket_share(e2e or ack),
-        resolution_p50_ns=resolution.get("p50"),
-        resolution_p99_ns=resolution.get("p99"),
+        **_times(record),
         cpu_cores={name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()},
         producers_held_back_share=record["blocked_share"],
         drains=record.get("backlog") is not None,
@@ -231,6 +221,23 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
         **_busiest_elsewhere(record, {} if not observer else observed_facts(observer)),
     )
+
+
+def _times(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The times that a verdict looks at, and how finely they were read."""
+    kinds = ("schedule_lag", end_to_end(record), end_to_end(record, "_service"), "ack")
+    lag, e2e, service, ack = (record["latency_ns"].get(kind) for kind in kinds)
+    resolution = record.get("resolution_ns") or {}
+    return {
+        "lag_p50_ns": lag["p50"] if lag else None,
+        "lag_p99_ns": lag["p99"] if lag else None,
+        "service_p99_ns": service["p99"] if service else None,
+        "e2e_p50_ns": e2e["p50"] if e2e else None,
+        "e2e_p99_ns": e2e["p99"] if e2e else None,
+        "bucket_share_max": _bucket_share(e2e or ack),
+        "resolution_p50_ns": resolution.get("p50"),
+        "resolution_p99_ns": resolution.get("p99"),
+    }
 
 
 def _faults(record: Mapping[str, Any]) -> dict[str, int]:

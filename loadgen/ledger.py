@@ -159,8 +159,8 @@ class ReceivedBook:
         """The pages that this consumer had passed when this was last called, which leave the book; None for none.
 
         What comes late to such a page makes a new one. A message that came to this consumer before and after its page
-        was handed over counts as held by two, so that a first copy in order stays one; a first copy out of order that
-        was followed by such a late duplicate is not counted as `out_of_order`, the duplicate is told all the same.
+        was handed over counts as held by two: a first copy in order stays one, and one out of order that such a late
+        duplicate followed is not counted as `out_of_order`.
         """
         taken = ReceivedBook(self.group)
         for producer, copies in self.copies.items():
@@ -362,9 +362,8 @@ def _of_group(books: Sequence[ReceivedBook], group: str) -> list[ReceivedBook]:
 
 def _foreign(books: Sequence[ReceivedBook], known: set[int]) -> int:
     """How many messages in these books are of producers that are not."""
-    return sum(
-        copies.total_count for book in books for producer, copies in book.copies.items() if producer not in known
-    )
+    counted = (each for book in books for each in book.copies.items())
+    return sum(copies.total_count for producer, copies in counted if producer not in known)
 
 
 def _add_sent(account: Account, books: list[SentBook]) -> None:
@@ -382,7 +381,8 @@ def _settle_producer(account: Account, sent: SentBook, book: ReceivedBook, remov
     """Add one producer's messages as one group of consumers received them."""
     none = BitCounts()
     copies, late = (each.get(sent.producer, none) for each in (book.copies, book.late))
-    account.begun += int(_has(copies, sent.skipped)) if sent.skipped < sent.sent_count else 0
+    if sent.skipped < sent.sent_count:
+        account.begun += int(copies.contains(np.array([sent.skipped], np.int64))[0])
     whole_pages, rest = divmod(sent.sent_count, PAGE_BITS)
     beyond = {page for page in copies.pages() if page >= whole_pages + (rest > 0)}
     for page in [*range(whole_pages + (rest > 0)), *sorted(beyond)]:
@@ -418,17 +418,12 @@ def _missing(sent: SentBook, groups: Sequence[Sequence[ReceivedBook]], *, refusi
     return missing
 
 
-def _has(copies: BitCounts, seq: int) -> bool:
-    """Whether one of the consumers received this message."""
-    return bool(copies.contains(np.array([seq], np.int64))[0])
-
-
 def _settle_page(
     account: Account, sent: SentBook, book: ReceivedBook, removed: Removed, page: int, sent_here: int
 ) -> None:
-    """Add one page of messages, of which the first `sent_here` were sent."""
+    """Add one page of messages, of which the first `sent_here` were sent, from books that were laid together."""
     producer, none = sent.producer, BitCounts()
-    assert book.holders is not None, "books are laid together before they are settled"
+    assert book.holders is not None
     copies, flagged, late, holders = (
         each.get(producer, none).counts_of(page) for each in (book.copies, book.flagged, book.late, book.holders)
     )

@@ -78,8 +78,9 @@ class Series:
     @classmethod
     def of(cls, columns: Columns) -> Series:
         """A copy of what has been gathered."""
-        arrays = {name: np.array(values, np.float64) for name, values in tuple(columns.values.items())}
-        at_ns = np.array(columns.at_ns, np.int64)
+        # A slice is a copy of its own: while numpy read the array itself another thread could not add a row to it.
+        arrays = {name: np.array(values[:], np.float64) for name, values in tuple(columns.values.items())}
+        at_ns = np.array(columns.at_ns[:], np.int64)
         # Another thread may be in the middle of a row.
         whole = min([len(at_ns), *(len(values) for values in arrays.values())])
         return cls(at_ns[:whole], {name: values[:whole] for name, values in arrays.items()})
@@ -253,7 +254,7 @@ class Observations:
         row["cpu_frequency_hz"] = self.watches.last("cpu_frequency_hz", end_ns, 2 * self.watch_interval_ns)
         for name in ("disk_free_bytes", "broker_data_bytes"):
             row[name] = _int(self.watches.last(name, end_ns, 2 * self.watch_interval_ns))
-        for name in ("depth_msgs", "connected_consumers", "retained_msgs"):
+        for name in ("depth_msgs", "connected_consumers", "retained_msgs", "forgotten_msgs"):
             row[name] = _int(self.depths.last(name, end_ns, 3 * self.interval_ns))
         row["broker_memory_bytes"] = self._memory_bytes(end_ns)
         seen = bisect_right(self.alarms, end_ns, key=itemgetter(0))
@@ -266,18 +267,19 @@ class Observations:
         """What the broker says it uses: RabbitMQ by its own count, a JVM's heap as the last collection left it."""
         if self.pauses is None:
             return _int(self.memories.last("broker_memory_bytes", at_ns, 3 * self.interval_ns))
-        index = bisect_right(self._heaps, at_ns, key=attrgetter("ended_ns"))
-        return self._heaps[index - 1].heap_bytes if index else None
+        index = bisect_right(self._ordered, at_ns, key=attrgetter("ended_ns"))
+        before = (self._ordered[place].heap_bytes for place in range(index - 1, -1, -1))
+        return next((heap_bytes for heap_bytes in before if heap_bytes is not None), None)
 
     @cached_property
-    def _heaps(self) -> list[Pause]:
-        """The pauses that tell how much of the heap was in use after them, in order of time."""
-        told = [pause for pause in self.pauses or () if pause.heap_bytes is not None]
-        return sorted(told, key=attrgetter("ended_ns"))
+    def _ordered(self) -> list[Pause]:
+        """The pauses in order of time."""
+        return sorted(self.pauses or (), key=attrgetter("ended_ns"))
 
     def _add_pauses(self, rows: list[dict[str, Any]], first: int) -> None:
         """Each pause to the row in whose interval it ended."""
-        for pause in self.pauses or ():
+        begin = bisect_right(self._ordered, int(self.samples.at_ns[first]), key=attrgetter("ended_ns")) if rows else 0
+        for pause in self._ordered[begin:] if rows else ():
             index = int(np.searchsorted(self.samples.at_ns, pause.ended_ns, "left")) - 1 - first
             if 0 <= index < len(rows):
                 rows[index]["gc_pauses"] += 1

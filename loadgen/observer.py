@@ -177,11 +177,12 @@ class Observer:
         self._clock_source: str | None = None
         self._alarm_reader = AlarmReader(endpoint) if endpoint and endpoint.broker == "rabbitmq" else None
         self._memory_reader: MemoryReader | None = None
-        if endpoint and endpoint.broker == "rabbitmq" and endpoint.prometheus_url:
+        is_single = endpoint is not None and len(endpoint.hosts) == 1  # of a cluster they would be one node's
+        if endpoint and is_single and endpoint.broker == "rabbitmq" and endpoint.prometheus_url:
             self._memory_reader = MemoryReader(endpoint)
         self._connections = ConnectionCounter(endpoint, proc) if endpoint and endpoint.source != "memory" else None
         self._gc_logs: GcLogs | None = None
-        if endpoint and endpoint.broker == "kafka" and endpoint.log_dir and endpoint.log_dir.is_dir():
+        if endpoint and is_single and endpoint.broker == "kafka" and endpoint.log_dir and endpoint.log_dir.is_dir():
             self._gc_logs = GcLogs(endpoint.log_dir, _started_ns(endpoint.pids, proc))
         self._samples, self._watches, self._depths, self._memories = Columns(), Columns(), Columns(), Columns()
         self._others = _Others()
@@ -352,6 +353,7 @@ class Observer:
                 "stored": seen.stored_msgs,
                 "connected_consumers": seen.consumers,
                 "retained_msgs": seen.retained_msgs,
+                "forgotten_msgs": seen.forgotten_msgs,
             }
             self._depths.append(time.monotonic_ns(), row)
 

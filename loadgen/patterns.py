@@ -32,7 +32,7 @@ _ONE_WAY = {
         for knob in (
             "priorities", "max_length", "max_length_bytes", "overflow", "message_ttl_ms", "expires_ms", "dead_letter",
             "delivery_limit", "requeue_every", "fail_every", "reject_every", "channels_per_connection",
-            "connections_per_process", "reconnect_every_s",
+            "connections_per_process", "reconnect_every_s", "recover_within_s",
         )
     },
     "transaction_msgs": None,

@@ -11,16 +11,16 @@ import random
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadgen import stream_knobs
+from loadgen import cost
 from loadgen.backlog import PLACES, Backlog
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import NODES, Point, has_keys, points
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
-from loadgen.retention import kept_bytes_max
 from loadgen.scenario import Rate
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.think import Think
@@ -57,11 +57,6 @@ PROFILES = {
     )
 }
 
-# Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 0.9 to 3 s).
-OVERHEAD_S = 1.5
-# How fast a backlog is written, at the least that was seen on two shared cores with messages of 1 KiB.
-WRITTEN_MSGS_PER_S = {"rabbitmq": 15_000, "stream": 150_000, "kafka": 200_000}
-BINDING_S = 0.001  # each is one entry in RabbitMQ's log of metadata (measured)
 # A capacity search: about so many short trials before the one of full length (docs/method.md).
 SEARCH_PROBES = 7
 SEARCH_WARMUP_S = 1.0
@@ -71,13 +66,8 @@ SEARCH_CONFIRMS = 2  # trials of full length that its time budget has room for: 
 # measured apart.
 CEILING_S = 24.0
 CEILING_FILLED_S = 12.0
-# A closed loop's rate is not known beforehand; these are over what either broker did on any machine we tried, so that
-# the plan's bytes are an upper bound.
-MAX_RATE_MSGS_PER_S: dict[str, float] = {"rabbitmq": 150_000, "stream": 4_000_000, "kafka": 6_000_000}
-MAX_RATE_BYTES_PER_S: dict[str, float] = {"rabbitmq": 400e6, "stream": 800e6, "kafka": 800e6}
 INTERVALS_MAX = 720
 INTERVALS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200)
-FRAMING_BYTES = 40  # what either broker stores beside a message's own bytes, roughly
 
 
 Purpose = Literal["measure", "burst", "probe"]
@@ -146,20 +136,7 @@ class Trial:
     @property
     def stored_bytes_max(self) -> float:
         """Upper bound of what the broker keeps for this trial, in bytes: in RabbitMQ each subscriber's queue stores."""
-        size = self.message.mean_size_bytes + FRAMING_BYTES
-        kept = "stream" if self.driver in stream_knobs.DRIVERS else self.broker
-        copies = self.subscribers if kept == "rabbitmq" else 1
-        rate = self.rate.msgs_per_s
-        assert not isinstance(rate, list), "a plan's trials have one rate each"
-        if self.is_replay:
-            stored = 0.0
-        elif rate is None:
-            stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
-        else:
-            stored = copies * max(rate, self.rate.to_msgs_per_s or 0)
-        all_bytes = (stored * (self.warmup_s + self.duration_s) + copies * self.backlog.msgs) * size
-        limit_bytes = kept_bytes_max(kept, self.settings, copies, size, stored * size)
-        return self.nodes * (all_bytes if limit_bytes is None else min(all_bytes, limit_bytes))
+        return cost.stored_bytes_max(self)
 
     @property
     def nodes(self) -> int:
@@ -175,9 +152,7 @@ class Trial:
     @property
     def overhead_s(self) -> float:
         """Roughly how long it takes beside its warm-up and its window, in seconds."""
-        bindings: int = self.subscribers * self.settings.get("queues", 1) * self.settings.get("bindings", 1)
-        kept = "stream" if self.driver in stream_knobs.DRIVERS else self.broker
-        return OVERHEAD_S + BINDING_S * bindings + self.backlog.msgs / WRITTEN_MSGS_PER_S[kept]
+        return cost.overhead_s(self)
 
     @property
     def ceiling_s(self) -> float:
@@ -331,7 +306,7 @@ def make_plan(
         for scenario, pair in shuffled:
             order = pair if repeat % 2 else tuple(reversed(pair))
             trials += [_trial(scenario, point, profile, repeat, seed) for point in order]
-    trials = [*_searches(trials), *trials]
+    trials = sorted([*_searches(trials), *trials], key=attrgetter("nodes"))  # brokers of one size stand at a time
     _refuse_beyond_drivers(trials)
     names = [trial.id for trial in trials]
     assert len(set(names)) == len(names), "trial ids are unique"
@@ -364,6 +339,7 @@ def make_ab_plan(
         raise ScenarioError(f"A and B have {counts} points: expected the same number on the same brokers")
     if not found[0]:
         raise ScenarioError(f"nothing to run: no scenario here drives {' or '.join(brokers)}")
+    _refuse_sizes(*found)
     count = profile.repeats if repeats is None else repeats
     trials: list[Trial] = []
     for repeat in range(1, count + 1):
@@ -385,6 +361,16 @@ def make_ab_plan(
     if len(set(names)) < len(names):
         raise ScenarioError(f"{a.name}: its sweeps make two points that cannot be told apart; sweep fewer values")
     return Plan(tuple(trials), (a, b), profile, count, seed, tuple(brokers), effect_ratio)
+
+
+def _refuse_sizes(a: Sequence[Point], b: Sequence[Point]) -> None:
+    """Raise ScenarioError where a pair needs brokers of different sizes."""
+    for one, other in zip(a, b, strict=True):
+        if NODES.get(str(one.durability), 1) != NODES.get(str(other.durability), 1):
+            raise ScenarioError(
+                f"A has durability {one.durability} and B {other.durability}: brokers of one node and of three do not "
+                "stand side by side, so that such trials cannot be interleaved; expected classes of one size"
+            )
 
 
 def _seed(scenario: Scenario, repeat: int, seed: int) -> int:

@@ -19,6 +19,7 @@ from loadgen.writing import Writing
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from loadgen.agent import Report
     from loadgen.driver import Int64, Producer, Settled
     from loadgen.pacer import Pacer
 
@@ -104,6 +105,11 @@ class ProducerAgent(Agent):
             self.finish()
         finally:
             producer.close()
+
+    def hand_pages(self, report: Report) -> None:
+        """Nobody shares its messages with it: what is complete is closed here."""
+        del report
+        self.book.confirmed_bits.close_full()
 
     def connect(self) -> Producer:
         """The driver's producer."""
@@ -200,9 +206,9 @@ class ProducerAgent(Agent):
             self._late_orders.append(("late share", int(at_ns[0]), now_ns, text))
 
     def take_events(self) -> list[tuple[str, int, int, str]]:
-        """The orders that came late."""
+        """The orders that came late, too."""
         events, self._late_orders = self._late_orders, []
-        return events
+        return [*super().take_events(), *events]
 
     def _account_for_due(self, due: int, now_ns: int) -> None:
         """Note which messages were due in the window, and record those that were given up after it.

@@ -41,6 +41,7 @@ DEFAULTS: Settings = {
     "channels_per_connection": 1,
     "connections_per_process": 1,
     "reconnect_every_s": None,
+    "recover_within_s": None,
 }
 FAILING = ("requeue_every", "fail_every", "reject_every")
 
@@ -106,6 +107,11 @@ def _refuse_connections(settings: Settings) -> None:
         raise ScenarioError(
             f"rabbitmq.confirm_window = {settings['confirm_window']}: is shared by a producer's channels; expected at "
             f"least {channels}, as many as there are"
+        )
+    if settings["recover_within_s"] is not None and (channels > 1 or settings["reconnect_every_s"] is not None):
+        raise ScenarioError(
+            "rabbitmq.recover_within_s: a producer that recovers has one connection with one channel; expected "
+            "channels_per_connection = connections_per_process = 1 and no reconnect_every_s"
         )
     if settings["reconnect_every_s"] is not None and settings["ack"] != "manual":
         raise ScenarioError(

@@ -99,6 +99,9 @@ class RabbitMQ(Part):
     reconnect_every_s: _ReconnectSeconds | Sweep[_ReconnectSeconds] | None = None
     """Driver amqp: after how long each connection is closed, once nothing is unconfirmed or unacknowledged on it, and
     opened anew; None is never."""
+    recover_within_s: _ReconnectSeconds | Sweep[_ReconnectSeconds] | None = None
+    """Driver amqp: for how long another connection is looked for where one was lost; producers then send again what was
+    not confirmed. None: a lost connection ends the trial."""
     partitions: _StreamPartitions | Sweep[_StreamPartitions] | None = None
     """Driver stream, as all that follow (and `max_length_bytes`): partitions of a super stream; 1 is a plain stream."""
     credits: _Credits | Sweep[_Credits] | None = None

@@ -23,6 +23,7 @@ from loadgen.requests import OpenRequests
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from loadgen.agent import Report
     from loadgen.driver import Producer, Received, Requester, Settled
     from loadgen.payload import Parsed
 
@@ -53,6 +54,12 @@ class RequesterAgent(ProducerAgent):
             raise TrialError(f"driver {self.driver.name} cannot do request-reply")
         self.requester = self.driver.requester(self.spec.target, self.payloads)
         return self.requester
+
+    def hand_pages(self, report: Report) -> None:
+        """Replies come from several responders in any order, and are no other requester's."""
+        super().hand_pages(report)
+        for copies in self.replies.copies.values():
+            copies.close_full()
 
     def await_end(self, producer: Producer) -> None:
         """Hear the last replies, until the fleet says that it is over."""

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KAFKA_LOOKS_S = 300.0
-"""Kafka's log.retention.check.interval.ms, and …"""
-KAFKA_DELETES_S = 60.0
-"""… its file.delete.delay.ms, for which a deleted segment stays on disk."""
+"""Kafka's log.retention.check.interval.ms; the files of removed segments stay for another second."""
 KAFKA_SEGMENT_BYTES = 1 << 30
 STREAM_SEGMENT_BYTES = 500_000_000
 QUEUE_GARBAGE = 2
 """A classic queue's file is collected when half of it is garbage, so that it may be twice what it holds."""
+QUORUM_LOG_BYTES = 1 << 30
+"""What a node's quorum queues write ahead, two files of 512 MiB, whatever their limits."""
 AGE_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "D": 86_400.0, "M": 30 * 86_400.0, "Y": 365 * 86_400.0}
 
 
@@ -50,7 +50,7 @@ def _of_kafka(
 ) -> list[float | None]:
     del subscribers, size_bytes
     segments = settings["partitions"] * (settings.get("segment_bytes") or KAFKA_SEGMENT_BYTES)
-    late = (KAFKA_LOOKS_S + KAFKA_DELETES_S) * rate_bytes_per_s
+    late = (KAFKA_LOOKS_S + 1) * rate_bytes_per_s
     limit_bytes, limit_ms = (settings.get(name) for name in ("retention_bytes", "retention_ms"))
     return [
         None if limit_bytes in {None, -1} else settings["partitions"] * limit_bytes + segments + late,
@@ -74,10 +74,13 @@ def _of_stream(
 def _of_queue(
     settings: Mapping[str, Any], subscribers: int, size_bytes: float, rate_bytes_per_s: float
 ) -> list[float | None]:
+    if settings.get("dead_letter"):  # what a limit removes goes to a queue that has none
+        return []
     queues = subscribers * (settings.get("queues") or 1)
+    log_bytes = QUORUM_LOG_BYTES if settings.get("queue_type") == "quorum" else 0.0
     limits = (
         (settings.get("max_length"), queues * size_bytes),
         (settings.get("max_length_bytes"), float(queues)),
         (settings.get("message_ttl_ms"), rate_bytes_per_s / 1000),
     )
-    return [None if limit is None else QUEUE_GARBAGE * limit * each for limit, each in limits]
+    return [None if limit is None else log_bytes + QUEUE_GARBAGE * limit * each for limit, each in limits]

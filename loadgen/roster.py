@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loadgen.agent import AgentSpec
@@ -24,6 +25,8 @@ def roster(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[i
     specs: list[AgentSpec] = []
     for role, count, theirs in roles:
         for index in range(count):
+            # Each begins with another node, so that no node of a cluster serves all; Kafka's clients find leaders.
+            turned = replace(theirs, endpoint=theirs.endpoint.turned(index))
             specs.append(
                 AgentSpec(
                     role=role,
@@ -32,7 +35,7 @@ def roster(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[i
                     index=index,
                     count=count,
                     driver=trial.driver,
-                    target=theirs,
+                    target=turned,
                     message=trial.message,
                     rate=trial.rate,
                     seed=trial.seed,

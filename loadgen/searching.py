@@ -63,7 +63,12 @@ def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = tim
         bench.found(_answer(trial, unknown, tried, budget))
         raise
     answer = _answer(trial, found, tried, budget)
-    if found.rate_msgs_per_s is not None and budget.has_time_for_ceiling:
+    is_known = not bench.ceiling_s(trial)
+    if found.rate_msgs_per_s is not None and not (
+        is_known or budget.has_time_for_ceiling or found.ended_by != "budget"
+    ):
+        answer["reason"] += "; there was no time to see what the tool carries without a broker"
+    elif found.rate_msgs_per_s is not None:
         needed = CEILING_MARGIN * found.rate_msgs_per_s
         _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
     answer["elapsed_s"] = budget.elapsed_s

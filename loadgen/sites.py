@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from loadgen.brokers import open_brokers, status
 from loadgen.brokers.state import brokers_dir
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.errors import HostError
+from loadgen.errors import HostError, ScenarioError
 from loadgen.pinning import Pins, pinned
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Sites:
 
     def of(self, nodes: int, names: Sequence[BrokerName]) -> tuple[dict[BrokerName, Endpoint], Pins]:
         """Brokers of so many nodes, and the CPUs that they are held to; those that stand already are kept."""
+        if nodes > 1 and self._spec == "local" and _running(self._spec, 1):
+            self._listener.message("brokers of one node are up as well, and take part of the machine: `loadgen down`")
         if self._now is None or self._now[0] != nodes or not set(names) <= set(self._now[1]):
             self._held.close()
             self._now = None
@@ -52,6 +54,15 @@ class Sites:
             pins = self._held.enter_context(pinned(endpoints, self._wanted, self._listener.message))
             self._now = (nodes, endpoints, pins)
         return self._now[1], self._now[2]
+
+
+def refuse_sizes(spec: str, sizes: Sequence[int]) -> None:
+    """Raise ScenarioError, before anything is run, where brokers of this spec cannot have so many nodes."""
+    if spec == "docker" and max(sizes) > 1:
+        raise ScenarioError(
+            f"--brokers docker: has brokers of one node, and a durability class of this plan needs {max(sizes)}; "
+            "expected local, or URLs of a cluster"
+        )
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ MIN_FREE_BYTES = 1 << 30  # below this a trial is stopped, before the brokers ar
 PROGRESS_EVERY_S = 0.5
 TOLD_EVERY_S = 60.0  # how often what was observed goes to disk: a trial of hours may be killed
 TOLD_LATE_NS = 12 * SECOND_NS  # what is looked at every five seconds is known by then
+DRAINED_S = 60.0
 DRAIN_INTERVAL_S = 0.1  # how often the observer looks where a backlog is drained, which may take half a second only
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
@@ -104,8 +105,13 @@ class Live:
     def __post_init__(self) -> None:
         length_s = self.trial.warmup_s + self.trial.duration_s
         self.flow = Flow(self.trial.subscribers, self.trial.backlog.skipped(self.trial.producers), length_s)
-        self.gathered = Gathered(self.trial.interval_s)
+        self.gathered = Gathered(self.interval_s)
         self.suffix = "" if self.trial.rate.is_open_loop else "_service"
+
+    @property
+    def interval_s(self) -> int:
+        """How long an interval is on disk."""
+        return self.trial.interval_s
 
     def started(self, start_ns: int, pids: dict[str, tuple[int, ...]]) -> None:
         """All agents are connected: watch them and the broker from the start on."""
@@ -114,10 +120,11 @@ class Live:
         if self.writer is not None:
             begun = {**describe(self.trial), "window_s": self.trial.duration_s}
             self.hlog_start_s = self.writer.begin_trial(
-                begun, started_s=time.time() + window_in_s, interval_s=self.trial.interval_s
+                begun, started_s=time.time() + window_in_s, interval_s=self.interval_s
             )
         groups = {**pids, "broker": self.endpoint.pids}
-        interval_s = DRAIN_INTERVAL_S if self.trial.backlog.msgs else self.trial.interval_s
+        is_drain = self.trial.backlog.msgs > 0 and self.trial.duration_s <= DRAINED_S
+        interval_s = DRAIN_INTERVAL_S if is_drain else self.interval_s
         self.observer = Observer(
             groups, self.endpoint, interval_s, gauge=lambda: self.gauge(self.received), counts=self.counts
         )
@@ -211,7 +218,8 @@ class Live:
         self._demand_room()
         if self.observer is not None and now - self._told_s >= TOLD_EVERY_S:
             self._told_s = now
-            self.tell_observed(self.observer.seen(), time.monotonic_ns() - TOLD_LATE_NS)
+            late_ns = max(TOLD_LATE_NS, round((self.interval_s + 2) * SECOND_NS))  # of what an interval asks once
+            self.tell_observed(self.observer.seen(), time.monotonic_ns() - late_ns)
         if not self.start_ns:
             written = board.total(Cell.SENT)
             self.progress(f"{self.shown}{self.trial.id}: {written:,} of {self.trial.backlog.msgs:,} messages written")
@@ -438,7 +446,9 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
         consumed=trial.consumers > 0,
         is_open=trial.rate.is_open_loop and not has_gone,
     )
-    return found if found.cut_s <= CUT_MOST_S else replace(found, cut_s=0)
+    # Whole intervals of the log, so that the window still begins with one.
+    cut_s = -(-found.cut_s // trial.interval_s) * trial.interval_s
+    return replace(found, cut_s=cut_s if cut_s <= CUT_MOST_S else 0)
 
 
 def _flowed(record: Record, live: Live, settled: Settled) -> Record:

@@ -343,10 +343,14 @@ def test_only_brokers_that_start_now_are_sized_for_their_cpus(monkeypatch: pytes
         asked.update(dict.fromkeys(names, tuple(cpus)))
         yield {name: memory_endpoint(name) for name in names}
 
-    monkeypatch.setattr(engine, "open_brokers", opened)
-    monkeypatch.setattr(engine, "status", lambda _: [{"broker": "rabbitmq", "running": True}])
+    monkeypatch.setattr(sites, "open_brokers", opened)
+    rows = [
+        {"broker": "rabbitmq", "running": True, "nodes": [1]},
+        {"broker": "kafka", "running": True, "nodes": [1, 2, 3]},
+    ]
+    monkeypatch.setattr(sites, "status", lambda _: rows)
     quiet = Quiet()
-    with engine._opened("local", ("kafka", "rabbitmq"), Pins((0,), (1,)), quiet) as endpoints:
+    with sites._opened("local", ("kafka", "rabbitmq"), 1, Pins((0,), (1,)), quiet) as endpoints:
         assert list(endpoints) == ["kafka", "rabbitmq"]
     assert asked == {"rabbitmq": (), "kafka": (0,)}
     assert "rabbitmq: up already" in quiet.lines[0]

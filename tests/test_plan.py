@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario, plan
+from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, plan
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.errors import HostError, ScenarioError
 from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
-from loadgen.plan import PROFILES, make_plan
+from loadgen.plan import PROFILES, make_ab_plan, make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +61,17 @@ def test_a_plan_refuses_over_half_of_the_free_disk() -> None:
     made.refuse_over_half_of(int(made.peak_bytes_max * 2) + 1)
     with pytest.raises(HostError, match=r"big/kafka.*half.*shorten"):
         made.refuse_over_half_of(int(made.peak_bytes_max * 2) - 1)
+
+
+def test_trials_on_brokers_of_one_size_come_together() -> None:
+    """First those of one node, then those of three; variants of different sizes cannot be interleaved."""
+    mixed = BOTH.model_copy(update={"durability": [Durability.REPLICATED, Durability.BROKER]})
+    made = make_plan([mixed], PROFILES["quick"])
+    assert [trial.nodes for trial in made.trials] == [1] * 18 + [3] * 18
+    assert made.sizes == (1, 3)
+    assert made.brokers_of(3) == ("rabbitmq", "kafka")
+    with pytest.raises(ScenarioError, match="do not stand side by side"):
+        make_ab_plan(BOTH, BOTH.model_copy(update={"durability": Durability.REPLICATED}), PROFILES["quick"])
 
 
 def test_subscribers_are_in_a_trials_line_and_in_what_it_stores() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen import ceiling, engine, searching
+from loadgen import ceiling, searching, sites
 from loadgen import plan as plan_module
 from loadgen.analysis import curve
 from loadgen.drivers.memory import memory_endpoint
@@ -59,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "CEILING_S", 8.0)
         patch.setattr(ceiling, "OPEN_SECONDS", 0.5)  # what is measured without a broker is of no interest here
-        patch.setattr(engine, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
+        patch.setattr(sites, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
         return execute(plan, options, Silent())
 
 
@@ -114,7 +115,7 @@ def test_the_generators_ceiling_is_kept(run: Run) -> None:
 
 def test_the_run_keeps_its_schema_and_can_be_run_again(run: Run) -> None:
     """Searches and ceilings are documented fields; the plan is the same one again."""
-    schema = json.loads((engine.Path(engine.__file__).parent / "run.schema.json").read_text())
+    schema = json.loads((Path(sites.__file__).parent / "run.schema.json").read_text())
     jsonschema.validate({**run.header, "trials": run.trials}, schema)
     again = plan_of(run, ("rabbitmq", "kafka"))
     assert [trial.rate.kind for trial in again.trials] == ["search", "curve", "curve", "curve"]

@@ -157,6 +157,8 @@ TABLE = [
     ),
     ("schedule lag", {**SPREAD, "lag_p50_ns": 1_100_000, "lag_p99_ns": 2_900_000}, None),
     ("schedule lag", {**SPREAD, "lag_p50_ns": 11_000_000, "lag_p99_ns": 20_000_000}, False),
+    ("schedule lag", {**SPREAD, "lag_p50_ns": 11_000_000, "producers_held_back_share": 0.4}, False),
+    ("schedule lag", {**SPREAD, "lag_p50_ns": 11_000_000, "producers_held_back_share": 0.5}, True),
     ("schedule lag", {**SHORT, "lag_p99_ns": 2 * 10**9, "producers_held_back_share": 0.2}, True),
     ("schedule lag", {**SHORT, "lag_p99_ns": 2 * 10**9, "producers_held_back_share": 0.02}, False),
     ("schedule lag", {**SHORT, "lag_p99_ns": 10**10, "agent_core_share_max": 1.0}, False),

@@ -87,18 +87,16 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the broker kept: of `sent_msgs` at most `max_msgs` at once, `last_msgs` when the window ended."""
+    """What the broker kept: at most `max_msgs` at once, `last_msgs` when it was asked last.
 
-    sent_msgs: int
+    `forgotten_msgs` is how many a log's limit had removed by then, None of a queue, which keeps what waits in it.
+    """
+
     max_msgs: int
     last_msgs: int
+    forgotten_msgs: int | None
     max_bytes: int | None
     is_limited: bool
-
-    @property
-    def has_forgotten(self) -> bool:
-        """Whether something that was sent can no longer be read."""
-        return self.last_msgs < self.sent_msgs
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +121,8 @@ def long_trials(run: Run) -> list[Long]:
 def long_trial(run: Run, record: Record) -> Long:
     """How one trial went over its window."""
     intervals = seconds_of(run, record, end_to_end(record))
-    seen = {quantity.name: _series(run, record, quantity, intervals) for quantity in QUANTITIES}
-    told = [(quantity, *seen[quantity.name]) for quantity in QUANTITIES if len(seen[quantity.name][0]) >= POINTS_MIN]
+    seen = [(quantity, *_later(*_series(run, record, quantity, intervals))) for quantity in QUANTITIES]
+    told = [each for each in seen if len(each[1]) >= POINTS_MIN]
     confidence = 1 - MISSES / max(1, len(told))
     return Long(
         record["id"],
@@ -133,14 +131,18 @@ def long_trial(run: Run, record: Record) -> Long:
         record["driver"],
         record["window_s"],
         record["interval_s"] or 1.0,
-        tuple(_drift(quantity, at_s, values, record["window_s"], confidence) for quantity, at_s, values in told),
+        tuple(_drift(quantity, at_s, values, confidence) for quantity, at_s, values in told),
         _kept(run, record),
     )
 
 
-def _drift(quantity: Quantity, at_s: Float64, values: Float64, window_s: float, confidence: float) -> Drift:
-    later = at_s >= LEFT_OUT_SHARE * window_s
-    at_s, values = at_s[later], values[later]
+def _later(at_s: Float64, values: Float64) -> tuple[Float64, Float64]:
+    """A series without the first tenth of what there is of it: a run may have been killed."""
+    later = at_s >= LEFT_OUT_SHARE * at_s[-1] if len(at_s) else np.zeros(0, np.bool_)
+    return at_s[later], values[later]
+
+
+def _drift(quantity: Quantity, at_s: Float64, values: Float64, confidence: float) -> Drift:
     mean = float(values.mean())
     found = slope(at_s, values, confidence)
     shares: list[float | None] = [
@@ -171,14 +173,15 @@ def _observed(run: Run, record: Record, column: str) -> tuple[Float64, Float64]:
 
 def _kept(run: Run, record: Record) -> Kept | None:
     at_s, values = _observed(run, record, "retained_msgs")
-    if not len(at_s) or record["sent"] is None:
+    if not len(at_s):
         return None
+    _, forgotten = _observed(run, record, "forgotten_msgs")
     _, data_bytes = _observed(run, record, "broker_data_bytes")
     settings: Mapping[str, Any] = record["settings"]
     return Kept(
-        int(record["sent"]),
         int(values.max()),
         int(values[-1]),
+        int(forgotten[-1]) if len(forgotten) else None,
         int(data_bytes.max()) if len(data_bytes) else None,
         is_limited(settings),
     )

@@ -138,7 +138,14 @@ def in_words(row: dict[str, Any]) -> str:
     if not row["running"]:
         return f"{row['broker']}: not running"
     known = {"pid": row.get("pid"), **(row.get("ports") or {}), "log": row.get("log_dir")}
-    parts = ["running", *filter(None, [row.get("url")]), *(f"{name} {value}" for name, value in known.items() if value)]
+    nodes = len(row.get("nodes") or ())
+    size = [f"{nodes} nodes"] if nodes > 1 else []
+    parts = [
+        "running",
+        *size,
+        *filter(None, [row.get("url")]),
+        *(f"{name} {value}" for name, value in known.items() if value),
+    ]
     return " ".join(filter(None, [row["broker"], row["version"]])) + ": " + ", ".join(parts)
 
 

@@ -110,6 +110,9 @@ def endpoint(cluster: Cluster) -> Endpoint:
         management_url=management,
         prometheus_url=f"http://{ports.HOST}:{first.ports['prometheus']}/metrics",
         stream_port=first.ports["stream"],
+        stream_hosts=tuple((ports.HOST, node.ports["stream"]) for node in cluster.nodes)
+        if len(cluster.nodes) > 1
+        else (),
         stomp_port=first.ports["stomp"],
         mqtt_port=first.ports["mqtt"],
         version=configuration["status"]["rabbitmq_version"],

@@ -19,6 +19,8 @@ HELD_BACK_P99_SHARE = 0.01
 """A broker that left producers no room for 1 % of the time explains what a p99 shows."""
 HELD_BACK_LAG_SHARE = 0.5
 """... and in all for at least half as long as that p99: a second's lag does not come from a tenth of a second."""
+HELD_BACK_MEDIAN_SHARE = 0.5
+"""A median is explained by what holds half of the time only."""
 MISSING_SHARE = 0.01
 """With 1 % of the messages in no percentile not even the p99 can be told."""
 BUCKET_SHARE = 0.01
@@ -56,13 +58,15 @@ def check_schedule(facts: Facts) -> Check:
     median_ns, allowed_median_ns = facts.lag_p50_ns or 0, allowed_lag_ns(facts.e2e_p50_ns)
     allowed_ns = max(allowed_median_ns, LAG_SHARE * (facts.service_p99_ns or 0))
     text = f"p99 {facts.lag_p99_ns / 1e6:.2f} ms, allowed {allowed_ns / 1e6:.2f} ms"
-    if median_ns >= allowed_median_ns:
+    is_median_late = median_ns >= allowed_median_ns
+    if is_median_late:
         text += f"; median {median_ns / 1e6:.2f} ms, allowed {allowed_median_ns / 1e6:.2f} ms"
     elif facts.lag_p99_ns < allowed_ns:
         return Check(name, True, text)
     held_back = facts.producers_held_back_share or 0
     explains_ns = held_back * facts.window_s * 1e9 / HELD_BACK_LAG_SHARE
-    if held_back >= HELD_BACK_P99_SHARE and explains_ns >= facts.lag_p99_ns and not facts.is_generator_full:
+    needed = HELD_BACK_MEDIAN_SHARE if is_median_late else HELD_BACK_P99_SHARE
+    if held_back >= needed and explains_ns >= facts.lag_p99_ns and not facts.is_generator_full:
         return Check(name, True, f"{text}: the broker held producers back {percent(held_back)} of the time")
     is_hopeless = facts.lag_p99_ns > LAG_HOPELESS * allowed_ns or median_ns > LAG_HOPELESS * allowed_median_ns
     return Check(name, False if is_hopeless else None, text)

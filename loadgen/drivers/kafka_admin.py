@@ -182,10 +182,11 @@ class KafkaAdmin:
         """The depth, end offsets less first ones, and the members of all groups; few requests, as it is asked often."""
         ends = self._offsets(target, LATEST)
         stored_msgs = None if is_transactional(target.settings) else sum(ends.values()) - self._begin(target)
-        retained_msgs = sum(ends.values()) - (
-            sum(self._offsets(target, EARLIEST).values()) if is_limited(target.settings) else self._begin(target)
-        )
-        return Gauge(self._depth(target, ends, received), stored_msgs, self._members(target), retained_msgs)
+        begin = first = self._begin(target)
+        if is_limited(target.settings):
+            begin = sum(self._offsets(target, EARLIEST).values())
+        depth = self._depth(target, ends, received)
+        return Gauge(depth, stored_msgs, self._members(target), sum(ends.values()) - begin, begin - first)
 
     def _begin(self, target: Target) -> int:
         """The sum of the topic's first offsets when it was first asked for; one with retention forgets some later."""

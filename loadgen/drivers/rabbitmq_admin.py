@@ -187,7 +187,11 @@ class RabbitMQAdmin:
             raise
         wanted = target.settings.get("quorum_initial_group_size") or 1
         if wanted > 1:
-            demand_replicas(self._endpoint, topology.queues(), wanted)
+            try:
+                demand_replicas(self._endpoint, topology.queues(), wanted)
+            except BrokerError:
+                self.delete(target)
+                raise
 
     def delete(self, target: Target) -> None:
         """Delete queues, with what is in them, and exchange; that they are gone already is no error."""

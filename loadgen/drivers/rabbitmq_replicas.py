@@ -6,6 +6,7 @@ import time
 import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 
 from loadgen.drivers.rabbitmq_management import management_request
 from loadgen.errors import BrokerError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 WITHIN_S = 15.0  # the management API learns of a new queue late
 PAUSE_S = 0.2
+REFUSED = (401, 403)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,13 @@ def replicas_of(endpoint: Endpoint, queue: str) -> Replicas | None:
     vhost, name = (urllib.parse.quote(each, safe="") for each in (endpoint.virtual_host, queue))
     try:
         told = management_request(endpoint, f"{endpoint.management_url.rstrip('/')}/api/queues/{vhost}/{name}")
+    except HTTPError as error:
+        if error.code in REFUSED:
+            raise BrokerError(
+                f"rabbitmq at {endpoint.address}: its management API refuses this user ({error.code}), so that nobody "
+                "knows on which nodes a queue lies; the user needs the tag monitoring"
+            ) from None
+        return None
     except (OSError, ValueError):
         return None
     if not isinstance(told, dict) or "members" not in told or not told.get("leader"):

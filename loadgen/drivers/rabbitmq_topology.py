@@ -144,6 +144,8 @@ class Topology:
         settings = self.target.settings
         arguments: dict[str, Any] = {"x-queue-type": settings["queue_type"]}
         arguments |= {name: settings[knob] for name, knob in _ARGUMENTS.items() if settings.get(knob) is not None}
+        if settings.get("quorum_initial_group_size"):  # where a client is connected says nothing of who should lead
+            arguments["x-queue-leader-locator"] = "balanced"
         if self.dead_exchange:
             arguments["x-dead-letter-exchange"] = self.dead_exchange
             arguments["x-dead-letter-routing-key"] = self.dead_queue(subscriber)

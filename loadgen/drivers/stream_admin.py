@@ -71,7 +71,11 @@ class StreamAdmin:
             raise
         wanted = target.settings.get("initial_cluster_size") or 1
         if wanted > 1:
-            demand_replicas(self._endpoint, streams.names, wanted)
+            try:
+                demand_replicas(self._endpoint, streams.names, wanted)
+            except BrokerError:
+                self.delete(target)
+                raise
 
     def delete(self, target: Target) -> None:
         """Delete it; that it has gone already is no error."""
@@ -116,8 +120,10 @@ class StreamAdmin:
     def gauge(self, target: Target, received: int | None = None) -> Gauge:
         """The depth; the stream protocol tells nothing of who subscribes."""
         names = Streams(target).names
-        retained_msgs = self._call(lambda each: sum(end_of(each, name) - begin_of(each, name) for name in names))
-        return Gauge(self.depth(target, received), retained_msgs=retained_msgs)
+        begin, end = self._call(
+            lambda each: (sum(begin_of(each, name) for name in names), sum(end_of(each, name) for name in names))
+        )
+        return Gauge(self.depth(target, received), retained_msgs=end - begin, forgotten_msgs=begin)
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The (first) stream as the management API tells it, else as it was made."""

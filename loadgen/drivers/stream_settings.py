@@ -35,4 +35,7 @@ class Streams:
     def arguments(self) -> dict[str, str]:
         """As Create has them, in the broker's own names."""
         settings = self.target.settings
-        return {name: str(settings[knob]) for knob, name in _ARGUMENTS.items() if settings.get(knob) is not None}
+        leader = {"queue-leader-locator": "balanced"} if settings.get("initial_cluster_size") else {}
+        return leader | {
+            name: str(settings[knob]) for knob, name in _ARGUMENTS.items() if settings.get(knob) is not None
+        }

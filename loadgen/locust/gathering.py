@@ -42,6 +42,11 @@ class Gathering(Live):
     newest: dict[str, Histogram] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def interval_s(self) -> int:
+        """A second: nobody knows how long a test of Locust's lasts, nor where its window will begin."""
+        return 1
+
     def begin(self, origin_ns: int) -> None:
         """The load begins at `origin_ns`; no window is known yet."""
         self.started(origin_ns, {"producers": (), "consumers": (), OWN_GROUP: (os.getpid(),)})

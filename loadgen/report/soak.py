@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,26 +77,29 @@ def _line(drift: Drift) -> SoakLine:
 
 def _answer(drifts: Sequence[Drift]) -> str:
     """What drifts, in a sentence."""
+    if not drifts:
+        return "Too little was seen to tell."
     said = [
         f"{each.name} {each.direction} by {abs(each.share_per_hour or 0):.1%} an hour"
         for each in drifts
         if each.direction in {"rises", "falls"}
     ]
-    if said:
-        rest = len(drifts) - len(said)
-        return f"{'; '.join(said)}. Of {rest} other quantities no drift is shown."
-    return f"No drift is shown in any of {len(drifts)} quantities." if drifts else "Too little was seen to tell."
+    counted = Counter(each.direction for each in drifts)
+    still, unknown = counted["no drift shown"], counted["cannot tell"]
+    said += [f"no drift is shown in {still} of {len(drifts)} quantities"] if still else []
+    said += [f"of {unknown} it cannot be told"] if unknown else []
+    return f"{'; '.join(said)}."
 
 
 def _kept(kept: Kept | None) -> str:
     if kept is None:
         return "What was kept the broker does not tell."
-    text = (
-        f"Of {kept.sent_msgs:,} messages at most {kept.max_msgs:,} could be read at once, {kept.last_msgs:,} at the end"
-    )
+    text = f"At most {kept.max_msgs:,} messages could be read at once, {kept.last_msgs:,} when it was asked last"
     if kept.max_bytes is not None:
         text += f"; all of the broker’s data took at most {words.shown(kept.max_bytes, 'bytes')}"
+    if kept.forgotten_msgs is None:
+        return f"{text}: a queue keeps what waits in it, and nothing that was acknowledged."
     if kept.is_limited:
-        why = "the limit works" if kept.has_forgotten else "the limit was not reached"
-        return f"{text}: {why}."
-    return f"{text}: {'what was received is gone' if kept.has_forgotten else 'nothing is ever removed'}."
+        removed = f"the limit works, it has removed {kept.forgotten_msgs:,}"
+        return f"{text}: {removed if kept.forgotten_msgs else 'the limit was not reached'}."
+    return f"{text}: without a limit nothing is ever removed."

@@ -48,7 +48,10 @@ def draw(trials: Sequence[Long]) -> list[Chart]:
                 _panel(grid[row, column], trial, label if column == 0 else "", names)
             grid[0, column].set_title(f"{words.broker_name(trial.broker)} ({trial.driver})", fontsize=9)
             grid[-1, column].set_xlabel("minutes of the window")
-        note = f"Means of {shown[0].interval_s:g} s. Left out is the first tenth of each window, as in the table."
+        note = (
+            f"Rates and latencies of {shown[0].interval_s:g} s each; memory and data as they were read then. The first "
+            "tenth of each window is left out, as in the table."
+        )
         return [finish(figure, "soak", "Over time", note)]
 
 

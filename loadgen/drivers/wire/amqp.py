@@ -10,6 +10,7 @@ from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
 from loadgen.drivers.wire.amqp_consumer import AmqpConsumer
 from loadgen.drivers.wire.amqp_pool import ConsumerPool, ProducerPool, is_pooled
 from loadgen.drivers.wire.amqp_producer import AmqpProducer
+from loadgen.drivers.wire.amqp_recovery import RecoveringConsumer, RecoveringProducer
 from loadgen.drivers.wire.amqp_requests import AmqpRequester, AmqpResponder
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ class AmqpDriver(DriverInfo):
         """Connect the control plane."""
         return RabbitMQAdmin(endpoint)
 
-    def producer(self, target: Target, payloads: Payloads) -> AmqpProducer | ProducerPool:
+    def producer(self, target: Target, payloads: Payloads) -> AmqpProducer | ProducerPool | RecoveringProducer:
         """Connect a producer."""
+        if target.settings.get("recover_within_s") is not None:
+            return RecoveringProducer(target, payloads)
         return ProducerPool(target, payloads) if is_pooled(target) else AmqpProducer(target, payloads)
 
-    def consumer(self, target: Target, index: int, count: int) -> AmqpConsumer | ConsumerPool:
+    def consumer(self, target: Target, index: int, count: int) -> AmqpConsumer | ConsumerPool | RecoveringConsumer:
         """Connect a consumer; all `count` of them share the subscriber's queues."""
+        if target.settings.get("recover_within_s") is not None:
+            return RecoveringConsumer(target, index, count)
         return ConsumerPool(target, index, count) if is_pooled(target) else AmqpConsumer(target, index, count)
 
     def requester(self, target: Target, payloads: Payloads) -> AmqpRequester:

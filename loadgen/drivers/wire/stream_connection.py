@@ -299,7 +299,7 @@ def addresses(endpoint: Endpoint) -> list[tuple[str, int]]:
             f"rabbitmq at {endpoint.address}: the port of its stream listener is not known; enable rabbitmq_stream "
             "there and set LOADGEN_RABBITMQ_STREAM_PORT, or give a URL rabbitmq-stream://host:5552"
         )
-    return list(dict.fromkeys((host, endpoint.stream_port) for host, _ in endpoint.hosts))
+    return list(endpoint.stream_hosts or dict.fromkeys((host, endpoint.stream_port) for host, _ in endpoint.hosts))
 
 
 def open_any(endpoint: Endpoint, heartbeat_s: int = 0, buffer_bytes: int = FIRST_BUFFER_BYTES) -> StreamConnection:

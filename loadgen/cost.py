@@ -1,0 +1,47 @@
+"""What a trial costs before anybody has run it: bytes on the broker's disk, and time beside its window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loadgen import stream_knobs
+from loadgen.retention import kept_bytes_max
+
+if TYPE_CHECKING:
+    from loadgen.plan import Trial
+
+# Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 0.9 to 3 s).
+OVERHEAD_S = 1.5
+# How fast a backlog is written, at the least that was seen on two shared cores with messages of 1 KiB.
+WRITTEN_MSGS_PER_S = {"rabbitmq": 15_000, "stream": 150_000, "kafka": 200_000}
+BINDING_S = 0.001  # each is one entry in RabbitMQ's log of metadata (measured)
+# A closed loop's rate is not known beforehand; these are over what either broker did on any machine we tried, so that
+# the plan's bytes are an upper bound.
+MAX_RATE_MSGS_PER_S: dict[str, float] = {"rabbitmq": 150_000, "stream": 4_000_000, "kafka": 6_000_000}
+MAX_RATE_BYTES_PER_S: dict[str, float] = {"rabbitmq": 400e6, "stream": 800e6, "kafka": 800e6}
+FRAMING_BYTES = 40  # what either broker stores beside a message's own bytes, roughly
+
+
+def stored_bytes_max(trial: Trial) -> float:
+    """Upper bound of what the broker keeps for this trial, in bytes: in RabbitMQ each subscriber's queue stores."""
+    size = trial.message.mean_size_bytes + FRAMING_BYTES
+    kept = "stream" if trial.driver in stream_knobs.DRIVERS else trial.broker
+    copies = trial.subscribers if kept == "rabbitmq" else 1
+    rate = trial.rate.msgs_per_s
+    assert not isinstance(rate, list), "a plan's trials have one rate each"
+    if trial.is_replay:
+        stored = 0.0
+    elif rate is None:
+        stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
+    else:
+        stored = copies * max(rate, trial.rate.to_msgs_per_s or 0)
+    all_bytes = (stored * (trial.warmup_s + trial.duration_s) + copies * trial.backlog.msgs) * size
+    limit_bytes = kept_bytes_max(kept, trial.settings, copies, size, stored * size)
+    return trial.nodes * (all_bytes if limit_bytes is None else min(all_bytes, limit_bytes))
+
+
+def overhead_s(trial: Trial) -> float:
+    """Roughly how long it takes beside its warm-up and its window, in seconds."""
+    bindings: int = trial.subscribers * trial.settings.get("queues", 1) * trial.settings.get("bindings", 1)
+    kept = "stream" if trial.driver in stream_knobs.DRIVERS else trial.broker
+    return OVERHEAD_S + BINDING_S * bindings + trial.backlog.msgs / WRITTEN_MSGS_PER_S[kept]
