@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loadgen.runs import load as load_run
     from loadgen.scenario import (
+        At,
         Durability,
         FromFile,
         Kafka,
+        Kill,
         LogNormal,
         Message,
+        Pause,
         RabbitMQ,
         Rate,
+        Restart,
         Scenario,
         Uniform,
     )
 
 __all__ = [
-    "Durability", "FromFile", "Kafka", "LogNormal", "Message", "RabbitMQ", "Rate", "Scenario", "Uniform", "load_run",
+    "At", "Durability", "FromFile", "Kafka", "Kill", "LogNormal", "Message", "Pause", "RabbitMQ", "Rate", "Restart",
+    "Scenario", "Uniform", "load_run",
 ]  # fmt: skip
 
 

@@ -95,6 +95,8 @@ class AgentSpec:
     """When this consumer joins and leaves, and the moments around which all consumers note their deliveries."""
     comes_and_goes: bool = False
     """Whether that is this consumer."""
+    is_hurt: bool = False
+    """Whether the broker is hurt meanwhile: then messages may stay away for long and come all the same."""
     ramp_s: float | None = None
     """How long a ramp takes where that is not warm-up and window together."""
     pattern: Pattern = field(default_factory=Pattern)

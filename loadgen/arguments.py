@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loadgen.times import seconds_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -150,14 +152,12 @@ def _positive(text: str) -> int:
     return number
 
 
-TIMES_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_S = 7 * 86_400
 
 
 def _seconds(text: str) -> float:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in TIMES_S else (text, "s")
     try:
-        seconds = float(number) * TIMES_S[unit]
+        seconds = seconds_of(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= LONGEST_S:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen import host
-from loadgen.brokers import is_warmed, mark_warmed
+from loadgen.brokers import is_warmed, mark_warmed, renewed
 from loadgen.ceiling import measure_ceiling
 from loadgen.checks.repeats import versions_changed
 from loadgen.drivers import load_driver
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
+from loadgen.judging import describe
 from loadgen.pinning import Pins, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.probes import expected_s
@@ -25,9 +26,9 @@ from loadgen.record import end_to_end, enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
-from loadgen.sites import Sites, disk_dir, refuse_sizes
+from loadgen.sites import Sites, disk_dir, refuse_faults, refuse_sizes
 from loadgen.stats.power import EFFECT_RATIO
-from loadgen.trial import Setting, describe, run_trial
+from loadgen.trial import Setting, run_trial
 from loadgen.verdict import add_check
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Options:
 
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     """Carry out the plan and return the run as it stands on disk, also when it was interrupted or cut short."""
+    refuse_faults(options.brokers, plan.trials)
     refuse_sizes(options.brokers, plan.sizes)
     wanted = _wanted(options, listener)
     plan.refuse_over_half_of(host.disk_free(disk_dir(options.brokers)))
@@ -224,6 +226,8 @@ class _Bench:
             written = asdict(host.wait_until_written(progress=self.listener.progress))
         record, outcome = run_trial(trial, self.setting(trial))
         record["written"] = written
+        if trial.faults:  # nodes were started again: their processes are others now
+            self.endpoints[trial.broker] = renewed(endpoint)
         self._check_versions(record)
         self.keep(record)
         self.listener.message(self.shown + line_of(record))

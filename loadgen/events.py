@@ -1,7 +1,7 @@
 """What happened at a moment while a trial ran, on one timeline: pauses, alarms, rebalances.
 
 An event stands beside the latencies of its second (`loadgen.analysis.tail`). Kinds in use: `gc pause`, `alarm`,
-`rebalance`, `late share`.
+`rebalance`, `late share`, `fault`, `outage` (a client without a connection).
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits ove
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
 FIRST_S = 30.0  # … and of consumers that connect only now, when nothing has arrived for so long
 REGROUP_S = 10.0  # … or, where members of a group leave, until the group has shared out what they had
+HURT_S = 30.0  # … or, where the broker is hurt, until it has come back and given what it has
 BUILD_S = 900.0  # the longest that a backlog may take to be written
 DRAIN_S = 60.0  # … or after this in any case
 AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
@@ -190,6 +191,7 @@ class Fleet:
             target = self._wanted(board)
             patience_s = AGAIN_S if redelivers(where.settings) else 0.0
             quiet_s = REGROUP_S if self._specs[0].membership.changes else QUIET_S
+            quiet_s = HURT_S if self._specs[0].is_hurt else quiet_s
             waits_s = max(quiet_s, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)
             has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
             last, moved = (-1, 0), began

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from loadgen import backlog, kafka_knobs, membership, patterns, rabbitmq_knobs, stream_knobs
+from loadgen import backlog, faults, kafka_knobs, membership, patterns, rabbitmq_knobs, stream_knobs
 from loadgen.backlog import Backlog
 from loadgen.errors import ScenarioError
 from loadgen.membership import Membership
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loadgen.endpoint import BrokerName
+    from loadgen.faults import At
     from loadgen.scenario import Durability, Message, Rate, Scenario
 
 Settings = dict[str, Any]
@@ -93,6 +94,7 @@ class Point:
     think: Think = field(default_factory=Think)
     backlog: Backlog = field(default_factory=Backlog)
     membership: Membership = field(default_factory=Membership)
+    faults: tuple[At, ...] = ()
     pattern: Pattern = field(default_factory=Pattern)
 
 
@@ -132,6 +134,8 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         elif broker == "kafka":
             kafka_knobs.complete(settings, scenario.message)
         patterns.complete(settings, pattern)
+        if scenario.faults and settings.get("recover_within_s", 0) is None:
+            settings["recover_within_s"] = faults.RECOVER_WITHIN_S
         point = Point(
             broker=broker,
             driver=settings.pop("driver"),
@@ -145,6 +149,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             subscribers=chosen["subscribers"],
             think=Think(chosen["think"], chosen["think_ms"]),
             membership=membership.membership_of(chosen),
+            faults=tuple(scenario.faults),
             pattern=pattern,
         )
         point = replace(point, backlog=backlog.backlog_of(chosen, point.rate, point.message))
@@ -176,6 +181,7 @@ def _refuse_unfit(point: Point) -> None:
     backlog.refuse_unseekable(point.broker, point.driver, point.settings, point.backlog)
     membership.refuse_ungrouped(point.broker, point.driver, point.settings, point.membership)
     patterns.refuse_unfit(point)
+    faults.refuse_unfit(point.faults, point.broker, point.driver)
     if point.broker == "kafka":
         kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     elif point.driver in stream_knobs.DRIVERS:

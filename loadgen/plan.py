@@ -18,6 +18,7 @@ from loadgen import cost
 from loadgen.backlog import PLACES, Backlog
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
+from loadgen.faults import refuse_late
 from loadgen.knobs import NODES, Point, has_keys, points
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loadgen.endpoint import BrokerName
+    from loadgen.faults import At
     from loadgen.scenario import Durability, Message, Scenario
 
 
@@ -105,6 +107,8 @@ class Trial:
     """What is written before consumers begin and the window with them; there is no warm-up then."""
     membership: Membership = field(default_factory=Membership)
     """When the last consumer of each subscriber joins and leaves."""
+    faults: tuple[At, ...] = ()
+    """What is done to the broker meanwhile."""
     pattern: Pattern = field(default_factory=Pattern)
 
     @property
@@ -444,6 +448,7 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
     warmup_s = profile.warmup_s * share if scenario.warmup_s is None else scenario.warmup_s
     duration_s = profile.duration_s * share if scenario.duration_s is None else scenario.duration_s
     point.membership.refuse_unfit(duration_s)
+    refuse_late(point.faults, duration_s)
     if point.backlog.msgs:
         if scenario.warmup_s:
             raise ScenarioError(
@@ -466,6 +471,7 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
         think=point.think,
         backlog=point.backlog,
         membership=point.membership,
+        faults=point.faults,
         pattern=point.pattern,
         repeat=repeat,
         seed=_seed(scenario, repeat, seed),

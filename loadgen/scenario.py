@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from loadgen.backlog import MAX_MSGS, StartFrom
+from loadgen.faults import At, Kill, Pause, Restart
 from loadgen.kafka_part import Kafka
 from loadgen.knobs import MAX_PROCESSES, has_keys, points
 from loadgen.part import Millis, Part, Sweep, Whole
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from loadgen.driver import Int64
 
 __all__ = [
-    "CURVE_FRACTIONS", "MAX_MESSAGE_BYTES", "Durability", "FromFile", "Kafka", "Knobs", "LogNormal", "Message",
-    "RabbitMQ", "Rate", "Scenario", "SizeBytes", "Uniform",
+    "CURVE_FRACTIONS", "MAX_MESSAGE_BYTES", "At", "Durability", "FromFile", "Kafka", "Kill", "Knobs", "LogNormal",
+    "Message", "Pause", "RabbitMQ", "Rate", "Restart", "Scenario", "SizeBytes", "Uniform",
 ]  # fmt: skip
 
 MAX_MESSAGE_BYTES = 512 << 20
@@ -291,6 +292,8 @@ class Scenario(Part):
     """Of request_reply: how long a requester waits for each reply (ms) before it gives the request up; None is 30 s."""
     requests_in_flight: Whole | Sweep[Whole] | None = None
     """Of request_reply in a closed loop: how many requests of each requester wait for replies at once; None is 100."""
+    faults: list[At] = Field(default_factory=list, max_length=100)
+    """What is done to local brokers in each trial, and when, such as `[At("10s", Kill("leader"))]`."""
     durability: Durability | Sweep[Durability] = Durability.BROKER
     rabbitmq: RabbitMQ | None = None
     kafka: Kafka | None = None

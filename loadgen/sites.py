@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.plan import Trial
 
     class Listener(Protocol):
         """Who is told what is done."""
@@ -62,6 +63,15 @@ def refuse_sizes(spec: str, sizes: Sequence[int]) -> None:
         raise ScenarioError(
             f"--brokers docker: has brokers of one node, and a durability class of this plan needs {max(sizes)}; "
             "expected local, or URLs of a cluster"
+        )
+
+
+def refuse_faults(spec: str, trials: Sequence[Trial]) -> None:
+    """Raise ScenarioError where brokers would be hurt that this program did not start."""
+    hurt = next((trial for trial in trials if trial.faults), None)
+    if hurt is not None and spec != "local":
+        raise ScenarioError(
+            f"{hurt.scenario}: has faults, and only brokers that loadgen itself starts are hurt; use --brokers local"
         )
 
 

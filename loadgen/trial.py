@@ -6,30 +6,26 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from loadgen.agent import SECOND_NS, Report
 from loadgen.board import Board, Cell
-from loadgen.drain import begun_right, drained, mark
+from loadgen.drain import mark
 from loadgen.driver import confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, LoadgenError
-from loadgen.facts import facts_of
-from loadgen.figures import account_of, figures, offered_msgs_per_s
 from loadgen.fleet import Fleet, Outcome
-from loadgen.flow import Flow, Settled, is_growing
+from loadgen.flow import Flow
 from loadgen.histogram import Histogram
 from loadgen.host import disk_free
-from loadgen.legs import depth_of, gauge_of, target_of
-from loadgen.membership import rebalances
+from loadgen.hurting import Hurting
+from loadgen.judging import CUT_MOST_S, describe, judged
+from loadgen.legs import gauge_of, target_of
 from loadgen.observer import Observer
-from loadgen.payload import Payloads
-from loadgen.removals import Removals, removals_of, removed_msgs
 from loadgen.roster import roster
 from loadgen.series import Gathered
-from loadgen.verdict import judge
 from loadgen.versions import versions
 
 if TYPE_CHECKING:
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
     from loadgen.driver import Admin, Gauge, Target
     from loadgen.endpoint import Endpoint
     from loadgen.hands import Hands
-    from loadgen.ledger import Account
     from loadgen.observer import Observations
     from loadgen.plan import Trial
     from loadgen.recorder import IntervalDelta
@@ -50,7 +45,6 @@ TOLD_EVERY_S = 60.0  # how often what was observed goes to disk: a trial of hour
 TOLD_LATE_NS = 12 * SECOND_NS  # what is looked at every five seconds is known by then
 DRAINED_S = 60.0
 DRAIN_INTERVAL_S = 0.1  # how often the observer looks where a backlog is drained, which may take half a second only
-CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
 COUNTED = {
     "sent": Cell.SENT,
@@ -92,6 +86,8 @@ class Live:
     errors: dict[str, int] = field(default_factory=dict)
     second: Histogram = field(default_factory=Histogram)
     shown: str = ""
+    hurting: Hurting | None = None
+    """What is done to the broker meanwhile."""
     mark: Callable[[], Record | None] = lambda: None
     """Where consumers are to begin, once what they skip is written."""
     handled: int = 0
@@ -129,6 +125,8 @@ class Live:
             groups, self.endpoint, interval_s, gauge=lambda: self.gauge(self.received), counts=self.counts
         )
         self.observer.start(start_ns)
+        if self.hurting is not None:
+            self.hurting.begin(start_ns + round(self.trial.warmup_s * SECOND_NS), self.observer)
 
     def marked(self, board: Board) -> None:
         """Tell consumers where to begin."""
@@ -211,6 +209,8 @@ class Live:
         self.handled = board.total(Cell.HANDLED)
         if self.start_ns:
             self.flow.sample(board, time.monotonic_ns())
+            if self.hurting is not None:
+                self.hurting.sample(board, time.monotonic_ns())
         now = time.monotonic()
         if now - self._shown_s < PROGRESS_EVERY_S or not (self.start_ns or self.trial.backlog.msgs):
             return
@@ -267,34 +267,6 @@ class Setting:
     """What moves the agents where they are not processes of this machine."""
 
 
-def describe(trial: Trial) -> Record:
-    """The part of a trial's record that was known before it ran."""
-    return {
-        "id": trial.id,
-        "scenario": trial.scenario,
-        "broker": trial.broker,
-        "driver": trial.driver,
-        "driver_kind": load_driver(trial.driver).kind,
-        "durability": str(trial.durability),
-        "settings": trial.settings,
-        "point": {name: getattr(value, "value", value) for name, value in trial.point.items()},
-        "repeat": trial.repeat,
-        "seed": trial.seed,
-        "message": trial.message.model_dump(mode="json"),
-        "rate": (trial.asked or trial.rate).model_dump(mode="json"),
-        "purpose": trial.purpose,
-        "producers": trial.producers,
-        "consumers": trial.consumers,
-        "think": asdict(trial.think),
-        "membership": asdict(trial.membership) if trial.membership.changes else None,
-        "subscribers": trial.subscribers,
-        "pattern": trial.pattern.kind,
-        "processors": trial.pattern.processors or None,
-        "warmup_s": trial.warmup_s,
-        "offered_msgs_per_s": offered_msgs_per_s(trial),
-    }
-
-
 def run_trial(trial: Trial, setting: Setting) -> tuple[Record, Outcome]:
     """Run one trial; the record tells all, also of a trial that failed. Raises only what ends a whole run."""
     endpoint = setting.endpoint
@@ -349,6 +321,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         mark=lambda: mark(trial, admin, target),
         left_s=setting.left_s,
         shown=setting.shown,
+        hurting=Hurting(trial.faults, target) if trial.faults else None,
     )
     if setting.began is not None:
         setting.began(live)
@@ -360,6 +333,8 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
                 lambda board: roster(trial, target, token, board, setting.cpus), trial.agents
             )
         finally:
+            if live.hurting is not None:
+                live.hurting.stop()
             observations = live.observer.stop() if live.observer is not None else None
     finally:
         gauge.close()
@@ -368,130 +343,3 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         live.flow.overlay(outcome.flows)
     about = {"versions": told, "started_utc": f"{started:%Y-%m-%dT%H:%M:%SZ}", "broker_configuration": configuration}
     return judged(trial, live, outcome, observations, admin, target) | about, outcome
-
-
-def judged(
-    trial: Trial, live: Live, outcome: Outcome, observations: Observations | None, admin: Admin, target: Target
-) -> Record:
-    """What came of a trial that has ended: its figures, what was observed, what the broker holds, and the verdict."""
-    if observations is not None:
-        try:
-            live.tell_observed(observations)
-        except LoadgenError as error:  # a full disk ends the run, and does not take the record along
-            outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
-    held, removals = _told_by_broker(trial, live, outcome, admin, target)
-    account = account_of(outcome, trial.settings, removals)
-    settled = _settled(trial, live, outcome, has_gone=removals.unreceived_msgs > 0)
-    record = {**describe(trial), **figures(trial, live, outcome, account, removals, settled.cut_s)}
-    if outcome.start_ns:
-        record["backlog"] = drained(trial, live.flow, outcome, account)
-        record["rebalances"] = rebalances(trial, outcome)
-    if live.hlog_start_s is not None:
-        record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
-    if observations is not None and record["window_s"]:
-        record |= _observed(record, live, observations, outcome)
-    record |= _flowed(record, live, settled)
-    if held:
-        record["broker_counts"] = held
-    record["verdict"] = _verdict(record, outcome, account)
-    return record
-
-
-def _told_by_broker(
-    trial: Trial, live: Live, outcome: Outcome, admin: Admin, target: Target
-) -> tuple[Record, Removals]:
-    """What the broker still holds and has stored, and what it took out of its queues by itself.
-
-    Where it went after the last message the trial is lost, its record is not.
-    """
-    if outcome.error is not None:
-        return {}, Removals()
-    try:
-        # The depth first: what expires in between is counted twice, and not missed.
-        held = {"stored": admin.stored(target), "depth_at_end": depth_of(admin, target)}
-        return held, removals_of(admin, target, Payloads(trial.message, trial.seed, live.token))
-    except LoadgenError as error:
-        outcome.error = str(error)
-        return {}, Removals()
-
-
-def _observed(record: Record, live: Live, observations: Observations, outcome: Outcome) -> Record:
-    """What the observer adds to the figures, from the window as long as it really was."""
-    begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
-    summary = observations.summary(begin_ns, begin_ns + round(record["window_s"] * SECOND_NS))
-    cpu_s = {**record["cpu_s"], "broker": summary["cpu_s"].get("broker")}
-    return {
-        "observer": summary,
-        "cpu_s": cpu_s,
-        "rss_bytes": summary["rss_bytes"],
-        "clock": outcome.clock or summary["clock"],
-    }
-
-
-def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> Settled:
-    """Where the trial became steady; one that was cut short keeps its whole window.
-
-    Where messages have gone without being received, the number under way is not known, but the rate is.
-    """
-    if outcome.error is not None or outcome.interrupted:
-        return Settled(0, None, "the trial was cut short")
-    if trial.backlog.msgs:
-        return Settled(0, True, "a backlog is drained: its rate is told for as long as that took")
-    if trial.membership.changes:
-        return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
-    found = live.flow.settled(
-        live.start_ns,
-        trial.warmup_s,
-        trial.duration_s,
-        consumed=trial.consumers > 0,
-        is_open=trial.rate.is_open_loop and not has_gone,
-    )
-    # Whole intervals of the log, so that the window still begins with one.
-    cut_s = -(-found.cut_s // trial.interval_s) * trial.interval_s
-    return replace(found, cut_s=cut_s if cut_s <= CUT_MOST_S else 0)
-
-
-def _flowed(record: Record, live: Live, settled: Settled) -> Record:
-    """What the counters say of the window: steady or not, the number under way, Little's law."""
-    steady = {"steady": settled.steady, "reason": settled.reason, "cut_s": settled.cut_s}
-    if not record["window_s"] or not record["consumers"]:
-        return {"steady": steady}
-    if removed_msgs(record):
-        why = "messages that left the queue otherwise than to a consumer never leave the gauge"
-        return {"steady": steady, "little": {"agrees": None, "reason": why}}
-    begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
-    agrees, reason = live.flow.little(record, begin_ns)
-    if live.trial.backlog.msgs:
-        agrees, reason = None, "messages of a backlog have no service time"
-    return {
-        "steady": steady,
-        "under_way": live.flow.summary(begin_ns, record["window_s"]),
-        "little": {"agrees": agrees, "reason": reason},
-    }
-
-
-def _verdict(record: Record, outcome: Outcome, account: Account | None) -> Record:
-    if outcome.error is not None or outcome.interrupted:
-        why = outcome.error or "interrupted: what was measured is kept, and not judged"
-        status = "invalid" if outcome.error else "unknown"
-        return {"status": status, "bound_by": "unknown", "reasons": [why], "checks": []}
-    due = None if account is None else account.due
-    facts = facts_of(record, drained=outcome.drained, due=due)
-    begun = begun_right(record.get("backlog"), record["producers"], record["subscribers"])
-    return judge(replace(facts, **_flow_facts(record), begun=begun)).record()
-
-
-def _flow_facts(record: Record) -> Record:
-    """What the counters showed, as the verdict's flow checks take it: (finding, reason) each."""
-    steady, little = record["steady"], record.get("little")
-    under_way, offered = record.get("under_way"), record["offered_msgs_per_s"]
-    known: Record = {"steady": (steady["steady"], steady["reason"])}
-    if little is not None:
-        known["little"] = (little["agrees"], little["reason"])
-    if record.get("membership") is not None:
-        known["backlog"] = (True, "a consumer came or went: what piled up then is what is looked for")
-    elif under_way and offered:
-        is_grown = is_growing(under_way, offered * record["subscribers"])
-        grew = under_way["slope_msgs_per_s"]["estimate"]
-        known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")
-    return known

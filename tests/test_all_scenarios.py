@@ -92,7 +92,8 @@ def test_what_cast_doubt_on_points_is_counted() -> None:
 
 def test_all_scenarios_fit_into_25_minutes() -> None:
     """Each point is repeated as often as that allows, by the plans' own reckoning, and at least once."""
-    found = [each for path in scenario_files() for each in load_scenarios(path)]
+    loaded = [each for path in scenario_files() for each in load_scenarios(path)]
+    found = [each for each in loaded if not each.faults]
     count = repeats(found, all_scenarios.MINUTES)
     assert count >= 1
     assert sum(all_scenarios._planned_s(each, count) for each in found) <= 25 * 60

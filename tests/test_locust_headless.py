@@ -16,11 +16,11 @@ import locusts
 import pytest
 
 from loadgen.histogram import Histogram
+from loadgen.judging import describe
 from loadgen.load import load_scenarios, scenario_files
 from loadgen.locust.messages import unpack
 from loadgen.plan import PROFILES, make_plan
 from loadgen.record import completed
-from loadgen.trial import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

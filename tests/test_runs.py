@@ -108,6 +108,8 @@ def schema_rows(schema: dict[str, Any], prefix: str = "") -> dict[str, str]:
             rows |= schema_rows(field["items"], "trial." if name == "trials" else f"{name}.")
         elif name == "brokers":
             rows |= schema_rows(field["additionalProperties"], "brokers.<broker>.")
+        elif name == "faults":
+            rows |= schema_rows(field["items"], f"{path}.")
         elif name == "latency_ns":
             rows |= {f"{path}.{kind}": each["description"] for kind, each in field["properties"].items()}
             rows |= schema_rows(field["additionalProperties"], f"{path}.<kind>.")

@@ -32,6 +32,7 @@ __all__ = [
     "open_brokers",
     "private_brokers",
     "public_spec",
+    "renewed",
     "restart",
     "status",
     "up",
@@ -163,11 +164,18 @@ def kill(endpoint: Endpoint, node_index: int = 1) -> None:
     local.kill(endpoint, node_index)
 
 
-def restart(endpoint: Endpoint, node_index: int = 1, *, progress: Progress = _silent) -> Endpoint:
+def restart(endpoint: Endpoint, *node_indices: int, progress: Progress = _silent) -> Endpoint:
     """Starts a killed local broker again on the same data and ports; its new endpoint has its new pid."""
     from loadgen.brokers import local  # noqa: PLC0415
 
-    return local.restart(endpoint, node_index, progress=progress)
+    return local.restart(endpoint, *node_indices, progress=progress)
+
+
+def renewed(endpoint: Endpoint) -> Endpoint:
+    """A local broker's endpoint with the processes that it has now: nodes may have been started again."""
+    from loadgen.brokers import local  # noqa: PLC0415
+
+    return local.renewed(endpoint)
 
 
 def mark_warmed(endpoint: Endpoint) -> None:

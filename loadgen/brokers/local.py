@@ -7,7 +7,7 @@ import signal
 import time
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -165,18 +165,28 @@ def kill(endpoint: Endpoint, node_index: int = 1) -> None:
         process.end(server, timeout_s=process.KILL_WAIT_S, signal_number=signal.SIGKILL)
 
 
-def restart(endpoint: Endpoint, node_index: int = 1, *, progress: Progress) -> Endpoint:
-    """Starts a killed node again, on the same data and ports (a running one is ended first, in order)."""
+def restart(endpoint: Endpoint, *node_indices: int, progress: Progress) -> Endpoint:
+    """Starts killed nodes again, on the same data and ports (running ones are ended first, in order).
+
+    Several are started together, as each may wait for the others before it serves.
+    """
     with _lock(_root_of(endpoint), progress):
         cluster = cluster_of(endpoint)
-        node, kind = _node_of(cluster, node_index), kind_of(cluster.broker)
-        if node.server is not None:
-            process.end(node.server, timeout_s=kind.STOP_TIMEOUT_S)
+        nodes, kind = [_node_of(cluster, index) for index in node_indices or (1,)], kind_of(cluster.broker)
+        process.end_all([node.server for node in nodes if node.server is not None], timeout_s=kind.STOP_TIMEOUT_S)
         cluster.warmed = False
-        kind.launch(cluster, node)
-        kind.wait_ready(cluster, node)
+        for node in nodes:
+            kind.launch(cluster, node)
+        for node in nodes:
+            kind.wait_ready(cluster, node)
         cluster.save()
         return kind.endpoint(cluster)
+
+
+def renewed(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with the pids that its nodes have now."""
+    pids = tuple(node.server.pid for node in cluster_of(endpoint).nodes if node.server is not None)
+    return replace(endpoint, pids=pids)
 
 
 def mark_warmed(endpoint: Endpoint) -> None:

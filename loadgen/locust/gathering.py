@@ -16,8 +16,9 @@ import numpy as np
 
 from loadgen.agent import SECOND_NS
 from loadgen.histogram import Histogram
+from loadgen.judging import CUT_MOST_S
 from loadgen.observer import OWN_GROUP
-from loadgen.trial import CUT_MOST_S, Live, counted
+from loadgen.trial import Live, counted
 
 if TYPE_CHECKING:
     from loadgen.agent import Result

@@ -31,6 +31,7 @@ from loadgen.drivers.memory import memory_endpoint
 from loadgen.engine import WRITTEN_SOURCES, Options, exit_status, header_of, line_of
 from loadgen.errors import EXIT_OK, LoadgenError, TrialError
 from loadgen.fleet import Outcome
+from loadgen.judging import describe, judged
 from loadgen.locust.gathering import Gathering
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, unpack
@@ -40,7 +41,7 @@ from loadgen.plan import Plan, Profile, Trial, make_plan
 from loadgen.runs import RunWriter, load, refuse_unwritable
 from loadgen.scenario import Rate, Scenario
 from loadgen.tracking import together
-from loadgen.trial import MIN_FREE_BYTES, describe, judged
+from loadgen.trial import MIN_FREE_BYTES
 from loadgen.versions import versions
 
 if TYPE_CHECKING:

@@ -100,6 +100,8 @@ class Chosen:
                     f"{scenario.name}: durability class {clustered} has brokers of {NODES[clustered]} nodes, which "
                     "Locust's pages do not start; use `loadgen run`, or --fleet locust with it"
                 )
+            if scenario.faults:
+                raise ScenarioError(f"{scenario.name}: has faults, which only `loadgen run` carries out")
             if scenario.phased_by is not None:
                 raise ScenarioError(
                     f"{scenario.name}: {scenario.phased_by} has phases, which users who come and go cannot keep; "

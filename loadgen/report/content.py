@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
-from loadgen.report import ab, answer, capacity, curve, detail, slowest
+from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest
 from loadgen.report.soak import soak_blocks
 from loadgen.report.table import Table, make_table
 
@@ -73,7 +73,8 @@ def gather(run: Run) -> Content:
     variants = _variants(run)
     soaks, long = soak_blocks(run)
     said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)
-    said = [*said, *shapes.sentences(run), *(f"{each.title}: {each.answer} {each.kept}" for each in soaks)]
+    said = [*said, *shapes.sentences(run), *hurt.sentences(run)]
+    said += [f"{each.title}: {each.answer} {each.kept}" for each in soaks]
     return Content(
         table=table,
         sentences=tuple(said),

@@ -1,0 +1,96 @@
+"""What is done to a trial's broker, and when: a part of a scenario, such as `faults=[At("10s", Kill("leader"))]`.
+
+Who is hurt is a node by its number, all of them, or the leader: of a quorum queue, a stream or a topic's first
+partition, by the broker's own word at that moment; a broker of one node is its own leader.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from loadgen.errors import ScenarioError
+from loadgen.part import Part
+from loadgen.times import seconds_of
+
+_Node = Annotated[int, Field(ge=1, le=7)]
+Who = Literal["leader", "all"] | _Node
+_Seconds = Annotated[float, Field(ge=0, le=3_600)]
+RECOVER_WITHIN_S = 60.0
+"""How long clients look for another connection where nobody chose: longer than either broker takes to come back."""
+RECOVERING = {"rabbitmq": ("amqp",), "kafka": ("kafka", "confluent")}
+"""Drivers that outlive a connection."""
+
+
+class _Fault(Part):
+    who: Who = "leader"
+    """A node's number, `leader` or `all`."""
+
+    def described(self) -> str:
+        """For people: `kill of the leader`."""
+        whom = {"leader": "the leader", "all": "all nodes"}.get(str(self.who), f"node {self.who}")
+        return f"{type(self).__name__.lower()} of {whom}"
+
+
+class Kill(_Fault):
+    """As `kill -9` does: no flush, no goodbye. The node is started again on the same data."""
+
+    kind: Literal["kill"] = "kill"
+    back_after_s: _Seconds | None = 5.0
+    """After how long it is started again (s); None: when the trial has ended."""
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+
+class Restart(_Fault):
+    """The node ends in order, and is started again at once."""
+
+    kind: Literal["restart"] = "restart"
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+
+class Pause(_Fault):
+    """The node stands still (SIGSTOP), and goes on (SIGCONT): its connections stay open and answer nothing."""
+
+    kind: Literal["pause"] = "pause"
+    for_s: _Seconds = 5.0
+    """For how long (s)."""
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+
+class At(Part):
+    """A fault, and when it is carried out, since the measured window began."""
+
+    at_s: _Seconds
+    fault: Annotated[Kill | Restart | Pause, Field(discriminator="kind")]
+
+    def __init__(self, at_s: float | str, fault: Any, **values: Any) -> None:
+        try:
+            seconds = seconds_of(at_s) if isinstance(at_s, str) else at_s
+        except ValueError:
+            raise ScenarioError(f"At: at_s = {at_s!r}: expected a time such as 10s or 2.5") from None
+        super().__init__(at_s=seconds, fault=fault, **values)
+
+
+def refuse_unfit(faults: tuple[At, ...], broker: str, driver: str) -> None:
+    """Raise ScenarioError where clients would not outlive the faults."""
+    if faults and driver not in RECOVERING[broker]:
+        raise ScenarioError(
+            f"faults: driver {driver} does not open another connection where one is lost; expected {broker}.driver = "
+            f"{' or '.join(RECOVERING[broker])}"
+        )
+
+
+def refuse_late(faults: tuple[At, ...], duration_s: float) -> None:
+    """Raise ScenarioError where a fault is not inside the window."""
+    late = next((each for each in faults if each.at_s >= duration_s), None)
+    if late is not None:
+        raise ScenarioError(
+            f"faults: At({late.at_s:g}) is after the window of duration_s = {duration_s:g}; expected less"
+        )

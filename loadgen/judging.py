@@ -1,0 +1,193 @@
+"""What a trial was and what came of it, as its record tells it: its figures, what was observed, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from loadgen.agent import SECOND_NS
+from loadgen.drain import begun_right, drained
+from loadgen.drivers import load_driver
+from loadgen.errors import LoadgenError
+from loadgen.facts import facts_of
+from loadgen.figures import account_of, figures, offered_msgs_per_s
+from loadgen.flow import Settled, is_growing
+from loadgen.legs import depth_of
+from loadgen.membership import rebalances
+from loadgen.payload import Payloads
+from loadgen.removals import Removals, removals_of, removed_msgs
+from loadgen.verdict import judge
+
+if TYPE_CHECKING:
+    from loadgen.driver import Admin, Target
+    from loadgen.fleet import Outcome
+    from loadgen.ledger import Account
+    from loadgen.observer import Observations
+    from loadgen.plan import Trial
+    from loadgen.trial import Live
+
+CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
+
+Record = dict[str, Any]
+
+
+def describe(trial: Trial) -> Record:
+    """The part of a trial's record that was known before it ran."""
+    return {
+        "id": trial.id,
+        "scenario": trial.scenario,
+        "broker": trial.broker,
+        "driver": trial.driver,
+        "driver_kind": load_driver(trial.driver).kind,
+        "durability": str(trial.durability),
+        "settings": trial.settings,
+        "point": {name: getattr(value, "value", value) for name, value in trial.point.items()},
+        "repeat": trial.repeat,
+        "seed": trial.seed,
+        "message": trial.message.model_dump(mode="json"),
+        "rate": (trial.asked or trial.rate).model_dump(mode="json"),
+        "purpose": trial.purpose,
+        "producers": trial.producers,
+        "consumers": trial.consumers,
+        "think": asdict(trial.think),
+        "membership": asdict(trial.membership) if trial.membership.changes else None,
+        "subscribers": trial.subscribers,
+        "pattern": trial.pattern.kind,
+        "processors": trial.pattern.processors or None,
+        "warmup_s": trial.warmup_s,
+        "offered_msgs_per_s": offered_msgs_per_s(trial),
+    }
+
+
+def judged(
+    trial: Trial, live: Live, outcome: Outcome, observations: Observations | None, admin: Admin, target: Target
+) -> Record:
+    """What came of a trial that has ended: its figures, what was observed, what the broker holds, and the verdict."""
+    if observations is not None:
+        try:
+            live.tell_observed(observations)
+        except LoadgenError as error:  # a full disk ends the run, and does not take the record along
+            outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
+    held, removals = _told_by_broker(trial, live, outcome, admin, target)
+    account = account_of(outcome, trial.settings, removals)
+    settled = _settled(trial, live, outcome, has_gone=removals.unreceived_msgs > 0)
+    record = {**describe(trial), **figures(trial, live, outcome, account, removals, settled.cut_s)}
+    if live.hurting is not None:
+        end_ns = live.start_ns + round((trial.warmup_s + trial.duration_s) * SECOND_NS)
+        record["faults"] = live.hurting.record(live.flow, end_ns)
+    if outcome.start_ns:
+        record["backlog"] = drained(trial, live.flow, outcome, account)
+        record["rebalances"] = rebalances(trial, outcome)
+    if live.hlog_start_s is not None:
+        record["hlog_start_s"] = live.hlog_start_s + settled.cut_s
+    if observations is not None and record["window_s"]:
+        record |= _observed(record, live, observations, outcome)
+    record |= _flowed(record, live, settled)
+    if held:
+        record["broker_counts"] = held
+    record["verdict"] = _verdict(record, outcome, account)
+    return record
+
+
+def _told_by_broker(
+    trial: Trial, live: Live, outcome: Outcome, admin: Admin, target: Target
+) -> tuple[Record, Removals]:
+    """What the broker still holds and has stored, and what it took out of its queues by itself.
+
+    Where it went after the last message the trial is lost, its record is not.
+    """
+    if outcome.error is not None:
+        return {}, Removals()
+    try:
+        # The depth first: what expires in between is counted twice, and not missed.
+        held = {"stored": admin.stored(target), "depth_at_end": depth_of(admin, target)}
+        return held, removals_of(admin, target, Payloads(trial.message, trial.seed, live.token))
+    except LoadgenError as error:
+        outcome.error = str(error)
+        return {}, Removals()
+
+
+def _observed(record: Record, live: Live, observations: Observations, outcome: Outcome) -> Record:
+    """What the observer adds to the figures, from the window as long as it really was."""
+    begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
+    summary = observations.summary(begin_ns, begin_ns + round(record["window_s"] * SECOND_NS))
+    cpu_s = {**record["cpu_s"], "broker": summary["cpu_s"].get("broker")}
+    return {
+        "observer": summary,
+        "cpu_s": cpu_s,
+        "rss_bytes": summary["rss_bytes"],
+        "clock": outcome.clock or summary["clock"],
+    }
+
+
+def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> Settled:
+    """Where the trial became steady; one that was cut short keeps its whole window.
+
+    Where messages have gone without being received, the number under way is not known, but the rate is.
+    """
+    if outcome.error is not None or outcome.interrupted:
+        return Settled(0, None, "the trial was cut short")
+    if trial.backlog.msgs:
+        return Settled(0, True, "a backlog is drained: its rate is told for as long as that took")
+    if trial.membership.changes:
+        return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
+    if trial.faults:
+        return Settled(0, True, "the broker was hurt: what changed then is what is looked for")
+    found = live.flow.settled(
+        live.start_ns,
+        trial.warmup_s,
+        trial.duration_s,
+        consumed=trial.consumers > 0,
+        is_open=trial.rate.is_open_loop and not has_gone,
+    )
+    # Whole intervals of the log, so that the window still begins with one.
+    cut_s = -(-found.cut_s // trial.interval_s) * trial.interval_s
+    return replace(found, cut_s=cut_s if cut_s <= CUT_MOST_S else 0)
+
+
+def _flowed(record: Record, live: Live, settled: Settled) -> Record:
+    """What the counters say of the window: steady or not, the number under way, Little's law."""
+    steady = {"steady": settled.steady, "reason": settled.reason, "cut_s": settled.cut_s}
+    if not record["window_s"] or not record["consumers"]:
+        return {"steady": steady}
+    if removed_msgs(record):
+        why = "messages that left the queue otherwise than to a consumer never leave the gauge"
+        return {"steady": steady, "little": {"agrees": None, "reason": why}}
+    begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
+    agrees, reason = live.flow.little(record, begin_ns)
+    if live.trial.backlog.msgs:
+        agrees, reason = None, "messages of a backlog have no service time"
+    return {
+        "steady": steady,
+        "under_way": live.flow.summary(begin_ns, record["window_s"]),
+        "little": {"agrees": agrees, "reason": reason},
+    }
+
+
+def _verdict(record: Record, outcome: Outcome, account: Account | None) -> Record:
+    if outcome.error is not None or outcome.interrupted:
+        why = outcome.error or "interrupted: what was measured is kept, and not judged"
+        status = "invalid" if outcome.error else "unknown"
+        return {"status": status, "bound_by": "unknown", "reasons": [why], "checks": []}
+    due = None if account is None else account.due
+    facts = facts_of(record, drained=outcome.drained, due=due)
+    begun = begun_right(record.get("backlog"), record["producers"], record["subscribers"])
+    return judge(replace(facts, **_flow_facts(record), begun=begun)).record()
+
+
+def _flow_facts(record: Record) -> Record:
+    """What the counters showed, as the verdict's flow checks take it: (finding, reason) each."""
+    steady, little = record["steady"], record.get("little")
+    under_way, offered = record.get("under_way"), record["offered_msgs_per_s"]
+    known: Record = {"steady": (steady["steady"], steady["reason"])}
+    if little is not None:
+        known["little"] = (little["agrees"], little["reason"])
+    if record.get("membership") is not None:
+        known["backlog"] = (True, "a consumer came or went: what piled up then is what is looked for")
+    elif record.get("faults"):
+        known["backlog"] = (True, "the broker was hurt: what piled up then is what is looked for")
+    elif under_way and offered:
+        is_grown = is_growing(under_way, offered * record["subscribers"])
+        grew = under_way["slope_msgs_per_s"]["estimate"]
+        known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")
+    return known

@@ -1,0 +1,59 @@
+"""Trials whose broker was hurt, a sentence each: how long it stood still, and whether it kept what it confirmed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loadgen.report import words
+
+if TYPE_CHECKING:
+    from loadgen.record import Record
+    from loadgen.runs import Run
+
+SHORTEST_S = 0.1
+
+
+def sentences(run: Run) -> list[str]:
+    """One for each trial with faults, in their order."""
+    return [_told(record) for record in run.trials if record["faults"]]
+
+
+def _told(record: Record) -> str:
+    """Its faults, and the account of its messages."""
+    name = words.broker_name(record["broker"])
+    faults = "; ".join(_fault(each) for each in record["faults"])
+    return f"{name} ({record['driver']}), class {record['durability']}: {faults}. {_account(record)}"
+
+
+def _fault(fault: Record) -> str:
+    nodes = ", ".join(map(str, fault["nodes"])) or "none"
+    text = f"{fault['what']} (node {nodes}) at {fault['at_s']:.0f} s"
+    if fault["error"]:
+        return f"{text}: {fault['error']}"
+    gaps = [(f"was {verb} for", fault[f"{kind}_gap_s"]) for kind, verb in _GAPS]
+    text += ": " + " and ".join(f"nothing {what} {_gap(seconds)}" for what, seconds in gaps)
+    back = fault["back_after_s"]
+    text += ", the rate was not back before the end" if back is None else f", the rate was back after {back:.1f} s"
+    return f"{text}; mended after {fault['mended_after_s']:.1f} s"
+
+
+_GAPS = (("confirm", "confirmed"), ("delivery", "delivered"))
+
+
+def _gap(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= SHORTEST_S else f"under {SHORTEST_S:g} s"
+
+
+def _account(record: Record) -> str:
+    """Whether the broker kept its word."""
+    if record["confirmed_lost"] is None:
+        return "What was lost is not known: the trial was cut short."
+    confirmed = "nothing is confirmed in this class" if record["acked"] is None else f"{record['acked']:,} confirmed"
+    kept = "none of them lost" if not record["confirmed_lost"] else f"{record['confirmed_lost']:,} of them LOST"
+    lost = f"{confirmed}, {kept}" if record["acked"] is not None else confirmed
+    doubled = record["duplicated"] or 0
+    explained = (record["dup_resend"] or 0) + (record["dup_redelivery"] or 0)
+    return (
+        f"Of {record['sent']:,} messages {lost}; {record['unconfirmed_lost']:,} unconfirmed ones never came, "
+        f"{doubled:,} came more than once ({explained:,} of these copies sent again or redelivered)."
+    )

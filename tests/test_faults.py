@@ -1,0 +1,171 @@
+"""Faults in a scenario: refused where they cannot be, carried out on real brokers, and told with what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from loadgen import At, Durability, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Restart, Scenario
+from loadgen.brokers import open_brokers, private_brokers, renewed
+from loadgen.cli import main
+from loadgen.errors import ScenarioError
+from loadgen.gaps import Gaps
+from loadgen.plan import Profile, make_plan
+from loadgen.record import completed
+from loadgen.report import hurt
+from loadgen.trial import Setting, run_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadgen.endpoint import BrokerName, Endpoint
+
+MS_NS = 1_000_000
+
+
+def scenario(*faults: At, **given: Any) -> Scenario:
+    """A small load on both brokers, with faults."""
+    known: dict[str, Any] = {
+        "name": "hurt", "question": "What does it cost?", "message": Message(size_bytes=200), "rate": Rate.fixed(300),
+        "rabbitmq": RabbitMQ(), "kafka": Kafka(), "faults": list(faults),
+    }  # fmt: skip
+    return Scenario(**{**known, **given})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: At("soon", Kill()), "at_s = 'soon': expected a time such as 10s"),
+        (lambda: At("1s", Kill("everybody")), "who"),
+        (lambda: At("1s", Kill(0)), "who"),
+        (lambda: At("1s", Pause(for_s=-1)), "for_s"),
+        (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="pika")), "driver pika does not open another"),
+        (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="stream")), "expected rabbitmq.driver = amqp"),
+        (
+            lambda: make_plan([scenario(At("9s", Kill()))], Profile("x", 1.0, 5.0, 1)),
+            "At(9) is after the window of duration_s = 5",
+        ),
+    ],
+)
+def test_a_fault_that_cannot_be_is_one_line(make: Any, words: str) -> None:
+    """What was given, and what was expected."""
+    with pytest.raises(ScenarioError) as refused:
+        make()
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_brokers_of_others_are_never_hurt(capsys: pytest.CaptureFixture[str]) -> None:
+    """Queues in memory, Docker's containers and URLs: refused before anything is touched."""
+    for spec in ("memory", "docker", "amqp://127.0.0.1:1 kafka://127.0.0.1:1"):
+        assert main(["run", "scenarios/faults/failover.py", "--brokers", spec]) == 64
+        assert "use --brokers local" in capsys.readouterr().err
+
+
+def test_a_scenario_with_faults_can_be_written_down_and_read_again() -> None:
+    """As run.json keeps it, for `loadgen rerun`; a client that recovers is what AMQP has then."""
+    made = scenario(At("2s", Kill("leader", back_after_s=1.0)), At(3, Pause(2, for_s=0.5)), At(4, Restart("all")))
+    again = Scenario(**made.model_dump(mode="json", exclude_none=True))
+    assert again.faults == made.faults
+    (rabbitmq, kafka) = make_plan([again], Profile("x", 1.0, 5.0, 1)).trials
+    assert rabbitmq.settings["recover_within_s"] == 60
+    assert "recover_within_s" not in kafka.settings
+    described = [each.fault.described() for each in kafka.faults]
+    assert described == ["kill of the leader", "pause of node 2", "restart of all nodes"]
+
+
+def test_gaps_are_those_in_which_a_counter_stood_still() -> None:
+    """The longest that reaches into a span; one that has not ended counts until the last look; short ones are none."""
+    gaps = Gaps()
+    for at_ms, confirmed, received in [
+        (0, 1, 1), (50, 2, 1), (100, 2, 1), (400, 3, 1), (450, 4, 2), (500, 5, 3), (2_500, 6, 3), (2_550, 7, 3)
+    ]:  # fmt: skip
+        gaps.sample((1_000 + at_ms) * MS_NS, confirmed, received)
+    at = lambda begin, end: ((1_000 + begin) * MS_NS, (1_000 + end) * MS_NS)  # noqa: E731 - short, here only
+    assert gaps.longest("confirm", *at(0, 450)) == at(50, 400)
+    assert gaps.longest("confirm", *at(0, 3_000)) == at(500, 2_500)
+    assert gaps.longest("delivery", *at(460, 3_000)) == at(500, 2_550)
+    assert gaps.longest("delivery", *at(0, 440)) == at(0, 450)
+    assert gaps.longest("confirm", *at(401, 499)) is None
+
+
+def record_of(endpoint: Endpoint, made: Scenario, window_s: float) -> dict[str, Any]:
+    """One trial of a scenario on a broker of its own."""
+    (trial,) = make_plan([made], Profile("hurt", 1.0, window_s, 1), brokers=(endpoint.broker,)).trials
+    record, _ = run_trial(trial, Setting(endpoint, print))
+    return completed(record)
+
+
+def demand_kept(record: dict[str, Any]) -> None:
+    """The trial came to its end, every confirmed message was received, and each copy too many is explained."""
+    assert record["status"] == "complete", record["error"]
+    assert (record["confirmed_lost"], record["corrupted"], record["foreign"]) == (0, 0, 0)
+    assert record["duplicated"] == record["dup_resend"] + record["dup_redelivery"]
+    assert record["sent"] > 0
+
+
+@pytest.fixture(scope="module")
+def single() -> Iterator[Endpoint]:
+    """A RabbitMQ of one node that may be hurt."""
+    with private_brokers({"rabbitmq": {}}, progress=print) as endpoints:
+        yield endpoints["rabbitmq"]
+
+
+def test_a_single_node_is_killed_paused_and_restarted_under_load(single: Endpoint) -> None:
+    """Each fault has its gap, and is mended; the account names no loss of anything confirmed."""
+    faults = (
+        At(1.5, Kill("leader", back_after_s=0.5)), At(9, Pause(1, for_s=1.5)), At(13, Restart("all")),
+    )  # fmt: skip
+    record = record_of(single, scenario(*faults, kafka=None), 20.0)
+    demand_kept(record)
+    kill, pause, restart = record["faults"]
+    assert [each["error"] for each in record["faults"]] == [None, None, None]
+    assert [each["nodes"] for each in record["faults"]] == [[1], [1], [1]]
+    assert kill["confirm_gap_s"] > 0.5
+    assert 1.4 < pause["confirm_gap_s"] < 4
+    assert pause["mended_after_s"] == pytest.approx(1.5, abs=0.5)
+    assert restart["delivery_gap_s"] > 0.5
+    assert {each["kind"] for each in record["observer"]["events"]} >= {"fault", "outage"}
+    (told,) = hurt.sentences(type("Run", (), {"trials": [record]}))  # type: ignore[arg-type]
+    assert "kill of the leader (node 1)" in told
+    assert "none of them lost" in told
+    assert renewed(single).pids != single.pids
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Iterator[dict[BrokerName, Endpoint]]:
+    """Three nodes of each broker."""
+    with open_brokers("local", nodes=3, progress=print) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
+    clusters: dict[BrokerName, Endpoint], broker: BrokerName
+) -> None:
+    """By its own word at that moment; the others take over, and it comes back while load flows."""
+    other = {"rabbitmq": "kafka", "kafka": "rabbitmq"}[broker]
+    made = scenario(At(3, Kill("leader", back_after_s=2.0)), durability=Durability.REPLICATED, **{other: None})
+    record = record_of(renewed(clusters[broker]), made, 25.0)
+    demand_kept(record)
+    (fault,) = record["faults"]
+    assert fault["error"] is None
+    assert fault["nodes"][0] in {1, 2, 3}
+    assert fault["mended_after_s"] > 2.0
+    assert fault["confirm_gap_s"] < 25.0
+    assert dataclasses.replace(clusters[broker], pids=()) == dataclasses.replace(renewed(clusters[broker]), pids=())
+
+
+def test_a_run_with_faults_is_told_in_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`loadgen run` of a scenario file with a fault: what it cost is the answer, and the brokers stand afterwards."""
+    file = tmp_path / "pause.py"
+    file.write_text(
+        "from loadgen import *\n"
+        "scenario = Scenario(name='pause', question='?', rate=Rate.fixed(200), duration_s=6, warmup_s=1,\n"
+        "    faults=[At('2s', Pause('all', for_s=1.0))], rabbitmq=RabbitMQ())\n"
+    )
+    assert main(["run", str(file), "--repeats", "1", "--results", str(tmp_path)]) in {0, 2}
+    assert "pause of all nodes (node 1) at 2 s: nothing was confirmed for" in " ".join(capsys.readouterr().out.split())
