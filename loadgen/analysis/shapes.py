@@ -27,13 +27,17 @@ Rates = dict[Any, dict[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The rate at `value` over that at `base`, in messages/s, lies between `least` and `most` (None: no bound)."""
+    """The rate at `value` over that at `base` lies between `least` and `most` (None: no bound).
+
+    Rates are in messages/s; `scale` is how much larger the ratio is in the unit that the rule is about.
+    """
 
     says: str
     value: Any
     base: Any
     least: float | None = None
     most: float | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ SHAPES: Mapping[str, Shape] = {
         "size_bytes",
         (
             Rule("in messages small ones win", 65_536, 64, most=0.5),
-            Rule("in bytes large ones win", 65_536, 64, least=2 * 64 / 65_536),
+            Rule("in bytes large ones win", 65_536, 64, least=2.0, scale=65_536 / 64),
         ),
     ),
 }
@@ -138,8 +142,9 @@ def _ruled(rule: Rule, rates: Rates) -> tuple[Outcome, str]:
         return "cannot tell", f"{rule.says}: {rule.value} or {rule.base} has no usable repeat"
     if ratio.low is None or ratio.high is None:
         return "cannot tell", f"{rule.says}: {ratio.ratio:.3g}×, one repeat has no interval"
-    text = f"{rule.says}: {rule.value} is {ratio.ratio:.3g}× ({ratio.low:.3g} … {ratio.high:.3g}) of {rule.base}"
+    seen, low, high = (rule.scale * each for each in (ratio.ratio, ratio.low, ratio.high))
+    text = f"{rule.says}: {rule.value} is {seen:.3g}× ({low:.3g} … {high:.3g}) of {rule.base}"
     least, most = rule.least or 0.0, rule.most if rule.most is not None else float("inf")
-    if ratio.high < least or ratio.low > most:
+    if high < least or low > most:
         return "not reproduced", text
-    return ("reproduced" if ratio.low >= least and ratio.high <= most else "cannot tell"), text
+    return ("reproduced" if low >= least and high <= most else "cannot tell"), text

@@ -313,6 +313,7 @@ def _stomp(endpoint: Endpoint) -> Iterator[Speaker]:
         speaker = _Stomp(connection, f"/amq/queue/{name}")
         connection.set_listener("probe", Listener())
         connection.connect(*login_of(endpoint), wait=True)
+        _send_at_once(None, None, connection.transport.socket)
         connection.subscribe(f"/amq/queue/{name}", id="1", ack="client-individual", headers={"prefetch-count": "200"})
         try:
             yield speaker
