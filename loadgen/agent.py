@@ -96,7 +96,7 @@ class AgentSpec:
     comes_and_goes: bool = False
     """Whether that is this consumer."""
     is_hurt: bool = False
-    """Whether the broker is hurt meanwhile: then messages may stay away for long and come all the same."""
+    """Whether the broker may be hurt meanwhile: then messages may stay away for long and come all the same."""
     ramp_s: float | None = None
     """How long a ramp takes where that is not warm-up and window together."""
     pattern: Pattern = field(default_factory=Pattern)

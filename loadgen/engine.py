@@ -221,16 +221,18 @@ class _Bench:
     def run(self, trial: Trial) -> dict[str, Any]:
         """Run one trial and write its record; KeyboardInterrupt and what ends a run go on to the caller."""
         endpoint = self.endpoints[trial.broker]
+        if endpoint.source == "local":  # a node that was started again has compiled nothing yet
+            _warm({trial.broker: endpoint}, trial.nodes, self.listener, self.pins)
         written = None
         if endpoint.source in WRITTEN_SOURCES:
             written = asdict(host.wait_until_written(progress=self.listener.progress))
         record, outcome = run_trial(trial, self.setting(trial))
         record["written"] = written
-        if trial.faults:  # nodes were started again: their processes are others now
-            self.endpoints[trial.broker] = renewed(endpoint)
         self._check_versions(record)
         self.keep(record)
         self.listener.message(self.shown + line_of(record))
+        if trial.faults:  # nodes were started again: their processes are others now
+            endpoint = self.endpoints[trial.broker] = renewed(endpoint)
         if left := record.get("left_behind"):
             self.listener.message(f"{self.shown}left behind on {trial.broker}: {left['name']}: {left['reason']}")
         if outcome.cause is not None:

@@ -1,18 +1,21 @@
 """What is done to a trial's broker, and when: a part of a scenario, such as `faults=[At("10s", Kill("leader"))]`.
 
-Who is hurt is a node by its number, all of them, or the leader: of a quorum queue, a stream or a topic's first
+Who is hurt is a node by its number, all of them, or the leader: of the (first) quorum queue or the topic's first
 partition, by the broker's own word at that moment; a broker of one node is its own leader.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from loadgen.errors import ScenarioError
 from loadgen.part import Part
 from loadgen.times import seconds_of
+
+if TYPE_CHECKING:
+    from loadgen.knobs import Point
 
 _Node = Annotated[int, Field(ge=1, le=7)]
 Who = Literal["leader", "all"] | _Node
@@ -37,8 +40,8 @@ class Kill(_Fault):
     """As `kill -9` does: no flush, no goodbye. The node is started again on the same data."""
 
     kind: Literal["kill"] = "kill"
-    back_after_s: _Seconds | None = 5.0
-    """After how long it is started again (s); None: when the trial has ended."""
+    back_after_s: _Seconds | Literal["never"] = 5.0
+    """After how long it is started again (s); never: only when the trial has ended."""
 
     def __init__(self, who: Who = "leader", **values: Any) -> None:
         super().__init__(who=who, **values)
@@ -78,9 +81,21 @@ class At(Part):
         super().__init__(at_s=seconds, fault=fault, **values)
 
 
-def refuse_unfit(faults: tuple[At, ...], broker: str, driver: str) -> None:
-    """Raise ScenarioError where clients would not outlive the faults."""
-    if faults and driver not in RECOVERING[broker]:
+def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:
+    """Raise ScenarioError for faults the point's brokers of so many nodes cannot have, or its clients not outlive."""
+    if not faults:
+        return
+    broker, driver, kind = point.broker, point.driver, point.rate.kind
+    if point.pattern.kind != "one_way":
+        raise ScenarioError(f"faults: clients of pattern {point.pattern.kind} do not outlive them; expected one_way")
+    if kind in {"search", "curve"}:
+        raise ScenarioError(f"faults: Rate.{kind} has trials of its own lengths; expected a fixed rate or saturate")
+    absent = next(
+        (each.fault.who for each in faults if isinstance(each.fault.who, int) and each.fault.who > nodes), None
+    )
+    if absent is not None:
+        raise ScenarioError(f"faults: there is no node {absent}: expected 1 to {nodes} in class {point.durability}")
+    if driver not in RECOVERING[broker]:
         raise ScenarioError(
             f"faults: driver {driver} does not open another connection where one is lost; expected {broker}.driver = "
             f"{' or '.join(RECOVERING[broker])}"

@@ -189,7 +189,8 @@ class Fleet:
         if any(SIDES[spec.role] == "consumers" for spec in self._specs):
             where, pattern = self._specs[0].target, self._specs[0].pattern
             target = self._wanted(board)
-            patience_s = AGAIN_S if redelivers(where.settings) else 0.0
+            # Copies may have come in place of messages that are still to come.
+            patience_s = QUIET_S if self._specs[0].is_hurt else AGAIN_S if redelivers(where.settings) else 0.0
             quiet_s = REGROUP_S if self._specs[0].membership.changes else QUIET_S
             quiet_s = HURT_S if self._specs[0].is_hurt else quiet_s
             waits_s = max(quiet_s, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)

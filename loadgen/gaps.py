@@ -42,8 +42,12 @@ class Gaps:
         self._counters["delivery"].sample(now_ns, received)
 
     def longest(self, kind: Kind, begin_ns: int, end_ns: int) -> tuple[int, int] | None:
-        """The longest gap that reaches into this span (begin and end); one that never ended ends with the last look."""
+        """The longest gap that reaches into this span (begin and end); one that never ended, as far as the span's end.
+
+        After the window's end nothing comes any more: that is no gap.
+        """
         counter = self._counters[kind]
-        open_gap = [(counter.grew_ns, self._seen_ns)] if self._seen_ns - counter.grew_ns >= SHORTEST_NS else []
+        open_ns = min(self._seen_ns, end_ns)
+        open_gap = [(counter.grew_ns, open_ns)] if open_ns - counter.grew_ns >= SHORTEST_NS else []
         found = [each for each in (*counter.gaps, *open_gap) if each[0] < end_ns and each[1] > begin_ns]
         return max(found, key=lambda each: each[1] - each[0], default=None)

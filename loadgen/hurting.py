@@ -9,6 +9,7 @@ import numpy as np
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.brokers.faults import Injector
+from loadgen.driver import confirms
 from loadgen.drivers.leaders import leader_of
 from loadgen.gaps import Gaps
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from loadgen.driver import Target
     from loadgen.faults import At
     from loadgen.flow import Flow
+    from loadgen.gaps import Kind
     from loadgen.observer import Observer
 
 Record = dict[str, Any]
@@ -33,20 +35,22 @@ BACK_OVER_S = 0.5
 class Hurting:
     """The faults of one trial, from its begin to their account."""
 
-    def __init__(self, faults: Sequence[At], target: Target) -> None:
+    def __init__(self, faults: Sequence[At], target: Target, *, consumes: bool) -> None:
         self._faults, self._target = faults, target
+        self._confirms, self._consumes = confirms(target.settings), consumes
         self._injector: Injector | None = None
         self._window_ns = 0
         self.gaps = Gaps()
         self._done: list[Done] = []
 
-    def begin(self, window_ns: int, observer: Observer) -> None:
-        """The window begins at this moment (monotonic ns); nodes that are started again are observed, too."""
+    def begin(self, window_ns: int, end_ns: int, observer: Observer) -> None:
+        """The window is between these moments (monotonic ns); nodes that are started again are observed, too."""
         self._window_ns, self._observer = window_ns, observer
         self._injector = Injector(
             self._target.endpoint, lambda: leader_of(self._target), lambda pid: observer.add("broker", pid)
         )
-        self._injector.start([(window_ns + round(each.at_s * SECOND_NS), each.fault) for each in self._faults])
+        schedule = [(window_ns + round(each.at_s * SECOND_NS), each.fault) for each in self._faults]
+        self._injector.start(schedule, until_ns=end_ns)
 
     def sample(self, board: Board, now_ns: int) -> None:
         """Look at the counters."""
@@ -69,28 +73,36 @@ class Hurting:
         return [self._told(each, next_ns, flow) for each, next_ns in spans]
 
     def _told(self, done: Done, next_ns: int, flow: Flow) -> Record:
-        confirm, delivery = (self.gaps.longest(kind, done.began_ns, next_ns) for kind in ("confirm", "delivery"))
+        confirm, delivery = (self._gap(kind, done.began_ns, next_ns) for kind in ("confirm", "delivery"))
         return {
             "what": done.fault.described(),
             "kind": done.fault.kind,
             "nodes": list(done.nodes),
             "at_s": (done.began_ns - self._window_ns) / SECOND_NS,
             "mended_after_s": (done.mended_ns - done.began_ns) / SECOND_NS,
-            "confirm_gap_s": 0.0 if confirm is None else (confirm[1] - confirm[0]) / SECOND_NS,
-            "delivery_gap_s": 0.0 if delivery is None else (delivery[1] - delivery[0]) / SECOND_NS,
-            "back_after_s": self._back_s(done, delivery, next_ns, flow),
+            "confirm_gap_s": None if confirm is None else (confirm[1] - confirm[0]) / SECOND_NS,
+            "delivery_gap_s": None if delivery is None else (delivery[1] - delivery[0]) / SECOND_NS,
+            "back_after_s": None if delivery is None else self._back_s(done, delivery, next_ns, flow),
             "error": done.error,
         }
 
-    def _back_s(self, done: Done, gap: tuple[int, int] | None, next_ns: int, flow: Flow) -> float | None:
+    def _gap(self, kind: Kind, begin_ns: int, end_ns: int) -> tuple[int, int] | None:
+        """The longest gap, of no length where none was seen; None where nothing of its kind happens in this trial."""
+        if not (self._confirms if kind == "confirm" else self._consumes):
+            return None
+        return self.gaps.longest(kind, begin_ns, end_ns) or (begin_ns, begin_ns)
+
+    def _back_s(self, done: Done, gap: tuple[int, int], next_ns: int, flow: Flow) -> float | None:
         """After how long the rate of deliveries was back; None where it was not before the next fault or the end."""
         before_s, _, before = flow.between(self._window_ns, self._done[0].began_ns)
         if len(before_s) < 2 or before_s[-1] <= before_s[0]:
             return None
         usual = (before[-1] - before[0]) / (before_s[-1] - before_s[0])
         at_s, _, received = flow.between(done.began_ns, next_ns)
-        from_s = max(0.0, (gap[1] - done.began_ns) / SECOND_NS) if gap else 0.0
-        begins = at_s[(at_s >= from_s) & (at_s + BACK_OVER_S <= (at_s[-1] if len(at_s) else 0.0))]
+        if len(at_s) < 2:
+            return None
+        from_s = max(0.0, (gap[1] - done.began_ns) / SECOND_NS)
+        begins = at_s[(at_s >= from_s) & (at_s + BACK_OVER_S <= at_s[-1])]
         rates = (np.interp(begins + BACK_OVER_S, at_s, received) - np.interp(begins, at_s, received)) / BACK_OVER_S
         back = np.flatnonzero(rates >= BACK_SHARE * usual)
         return float(begins[back[0]]) if len(back) else None

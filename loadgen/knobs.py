@@ -127,6 +127,8 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         chosen = dict(zip(axes, values, strict=True))
         knobs = {name.partition(".")[2]: value for name, value in chosen.items() if name.startswith(f"{broker}.")}
         durability = chosen["durability"]
+        if scenario.faults and knobs["driver"] == "amqp":
+            knobs.setdefault("recover_within_s", faults.RECOVER_WITHIN_S)
         settings = resolve(broker, knobs, str(durability), scenario.preset)
         pattern = patterns.pattern_of(scenario, chosen)
         if "exchange" in settings:
@@ -134,8 +136,6 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         elif broker == "kafka":
             kafka_knobs.complete(settings, scenario.message)
         patterns.complete(settings, pattern)
-        if scenario.faults and settings.get("recover_within_s", 0) is None:
-            settings["recover_within_s"] = faults.RECOVER_WITHIN_S
         point = Point(
             broker=broker,
             driver=settings.pop("driver"),
@@ -180,8 +180,8 @@ def _refuse_unfit(point: Point) -> None:
         )
     backlog.refuse_unseekable(point.broker, point.driver, point.settings, point.backlog)
     membership.refuse_ungrouped(point.broker, point.driver, point.settings, point.membership)
+    faults.refuse_unfit(point.faults, point, NODES.get(str(point.durability), 1))
     patterns.refuse_unfit(point)
-    faults.refuse_unfit(point.faults, point.broker, point.driver)
     if point.broker == "kafka":
         kafka_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     elif point.driver in stream_knobs.DRIVERS:

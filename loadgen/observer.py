@@ -66,6 +66,11 @@ class _Group:
         self._busiest_s: dict[int, float] = defaultdict(float)
         self._waited_s = 0.0
 
+    def add(self, pid: int) -> None:
+        """One more process, all of whose time counts."""
+        self._first_s[pid] = 0.0
+        self.pids.append(pid)
+
     def read(self) -> dict[str, float | None]:
         """Counters since each process was first seen, and the memory held now."""
         rss_bytes = 0
@@ -198,8 +203,8 @@ class Observer:
         self._defects: dict[str, int] = defaultdict(int)
 
     def add(self, group: str, pid: int) -> None:
-        """Count one more process into a group: a broker that was restarted."""
-        self._groups[group].pids.append(pid)
+        """Count one more process into a group, from its start on: a broker that was started again."""
+        self._groups[group].add(pid)
 
     def note(self, kind: str, began_ns: int, ended_ns: int, text: str) -> None:
         """Put an event on the timeline that somebody else saw; times are CLOCK_MONOTONIC."""

@@ -46,7 +46,7 @@ def roster(trial: Trial, target: Target, token: int, board: Board, cpus: tuple[i
                     think=trial.think,
                     backlog=trial.backlog,
                     membership=trial.membership,
-                    is_hurt=bool(trial.faults),
+                    is_hurt=bool(trial.faults) or trial.settings.get("recover_within_s") is not None,
                     comes_and_goes=role == "consumer" and index == count - 1 and bool(trial.membership.changes),
                     pattern=trial.pattern,
                     board=board.path,

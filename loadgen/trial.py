@@ -126,7 +126,8 @@ class Live:
         )
         self.observer.start(start_ns)
         if self.hurting is not None:
-            self.hurting.begin(start_ns + round(self.trial.warmup_s * SECOND_NS), self.observer)
+            window_ns = start_ns + round(self.trial.warmup_s * SECOND_NS)
+            self.hurting.begin(window_ns, window_ns + round(self.trial.duration_s * SECOND_NS), self.observer)
 
     def marked(self, board: Board) -> None:
         """Tell consumers where to begin."""
@@ -321,7 +322,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         mark=lambda: mark(trial, admin, target),
         left_s=setting.left_s,
         shown=setting.shown,
-        hurting=Hurting(trial.faults, target) if trial.faults else None,
+        hurting=Hurting(trial.faults, target, consumes=trial.consumers > 0) if trial.faults else None,
     )
     if setting.began is not None:
         setting.began(live)
@@ -333,9 +334,11 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
                 lambda board: roster(trial, target, token, board, setting.cpus), trial.agents
             )
         finally:
-            if live.hurting is not None:
-                live.hurting.stop()
-            observations = live.observer.stop() if live.observer is not None else None
+            try:
+                if live.hurting is not None:
+                    live.hurting.stop()
+            finally:
+                observations = live.observer.stop() if live.observer is not None else None
     finally:
         gauge.close()
     if outcome.flows is not None:  # what each worker read of its own board, in place of this one's late copy

@@ -143,6 +143,7 @@ def test_what_was_confirmed_outlives_a_node(
     endpoint = clusters[broker]
     target = target_in(endpoint, driver=driver_name)
     admin = load_driver(driver_name).admin(endpoint)
+    leader = 0
     try:
         admin.create(target)
         time.sleep(AGED_S)
@@ -160,7 +161,8 @@ def test_what_was_confirmed_outlives_a_node(
                 time.sleep(1)
         assert found == COUNT
     finally:
-        clusters[broker] = restart(endpoint, leader)
+        if leader:
+            clusters[broker] = restart(clusters[broker], leader)
         admin.close()
     assert len(set(clusters[broker].pids)) == 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,6 +42,13 @@ def scenario(*faults: At, **given: Any) -> Scenario:
         (lambda: At("1s", Kill(0)), "who"),
         (lambda: At("1s", Pause(for_s=-1)), "for_s"),
         (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="pika")), "driver pika does not open another"),
+        (lambda: scenario(At("1s", Kill(2))), "there is no node 2: expected 1 to 1 in class broker"),
+        (lambda: scenario(At("1s", Kill()), rate=Rate.search()), "Rate.search has trials of its own lengths"),
+        (
+            lambda: scenario(At("1s", Kill()), pattern="request_reply"),
+            "clients of pattern request_reply do not outlive",
+        ),
+        (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(channels_per_connection=2)), "one connection with one"),
         (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="stream")), "expected rabbitmq.driver = amqp"),
         (
             lambda: make_plan([scenario(At("9s", Kill()))], Profile("x", 1.0, 5.0, 1)),
@@ -67,9 +73,10 @@ def test_brokers_of_others_are_never_hurt(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_scenario_with_faults_can_be_written_down_and_read_again() -> None:
     """As run.json keeps it, for `loadgen rerun`; a client that recovers is what AMQP has then."""
-    made = scenario(At("2s", Kill("leader", back_after_s=1.0)), At(3, Pause(2, for_s=0.5)), At(4, Restart("all")))
+    faults = (At("2s", Kill("leader", back_after_s="never")), At(3, Pause(2, for_s=0.5)), At(4, Restart("all")))
+    made = scenario(*faults, durability=Durability.REPLICATED)
     again = Scenario(**made.model_dump(mode="json", exclude_none=True))
-    assert again.faults == made.faults
+    assert again.faults == made.faults == list(faults)
     (rabbitmq, kafka) = make_plan([again], Profile("x", 1.0, 5.0, 1)).trials
     assert rabbitmq.settings["recover_within_s"] == 60
     assert "recover_within_s" not in kafka.settings
@@ -87,7 +94,7 @@ def test_gaps_are_those_in_which_a_counter_stood_still() -> None:
     at = lambda begin, end: ((1_000 + begin) * MS_NS, (1_000 + end) * MS_NS)  # noqa: E731 - short, here only
     assert gaps.longest("confirm", *at(0, 450)) == at(50, 400)
     assert gaps.longest("confirm", *at(0, 3_000)) == at(500, 2_500)
-    assert gaps.longest("delivery", *at(460, 3_000)) == at(500, 2_550)
+    assert gaps.longest("delivery", *at(460, 2_000)) == at(500, 2_000), "the span's end is the window's: no more comes"
     assert gaps.longest("delivery", *at(0, 440)) == at(0, 450)
     assert gaps.longest("confirm", *at(401, 499)) is None
 
@@ -116,18 +123,19 @@ def single() -> Iterator[Endpoint]:
 
 def test_a_single_node_is_killed_paused_and_restarted_under_load(single: Endpoint) -> None:
     """Each fault has its gap, and is mended; the account names no loss of anything confirmed."""
-    faults = (
-        At(1.5, Kill("leader", back_after_s=0.5)), At(9, Pause(1, for_s=1.5)), At(13, Restart("all")),
-    )  # fmt: skip
-    record = record_of(single, scenario(*faults, kafka=None), 20.0)
+    faults = (At(1.5, Kill("leader", back_after_s=0.5)), At(17, Pause(1, for_s=1.5)))
+    record = record_of(single, scenario(*faults, kafka=None), 22.0)
     demand_kept(record)
-    kill, pause, restart = record["faults"]
-    assert [each["error"] for each in record["faults"]] == [None, None, None]
-    assert [each["nodes"] for each in record["faults"]] == [[1], [1], [1]]
+    kill, pause = record["faults"]
+    assert (kill["error"], pause["error"]) == (None, None)
+    assert kill["nodes"] == pause["nodes"] == [1]
     assert kill["confirm_gap_s"] > 0.5
-    assert 1.4 < pause["confirm_gap_s"] < 4
-    assert pause["mended_after_s"] == pytest.approx(1.5, abs=0.5)
-    assert restart["delivery_gap_s"] > 0.5
+    assert kill["mended_after_s"] > 0.5
+    assert pause["confirm_gap_s"] > 1.0
+    assert pause["mended_after_s"] > 1.4
+    (restarted,) = record_of(renewed(single), scenario(At(1, Restart("all")), kafka=None), 12.0)["faults"]
+    assert restarted["error"] is None
+    assert restarted["delivery_gap_s"] > 0.2
     assert {each["kind"] for each in record["observer"]["events"]} >= {"fault", "outage"}
     (told,) = hurt.sentences(type("Run", (), {"trials": [record]}))  # type: ignore[arg-type]
     assert "kill of the leader (node 1)" in told
@@ -153,10 +161,11 @@ def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
     demand_kept(record)
     (fault,) = record["faults"]
     assert fault["error"] is None
-    assert fault["nodes"][0] in {1, 2, 3}
     assert fault["mended_after_s"] > 2.0
-    assert fault["confirm_gap_s"] < 25.0
-    assert dataclasses.replace(clusters[broker], pids=()) == dataclasses.replace(renewed(clusters[broker]), pids=())
+    assert fault["confirm_gap_s"] > 0, "of a leader it shows; the others would have gone on"
+    assert record["acked"] == record["sent"], "what was not confirmed by the one was by another"
+    before, after = clusters[broker].pids, renewed(clusters[broker]).pids
+    assert [each != other for each, other in zip(before, after, strict=True)].count(True) == 1
 
 
 def test_a_run_with_faults_is_told_in_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

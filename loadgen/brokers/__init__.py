@@ -157,11 +157,11 @@ def public_spec(spec: str) -> str:
     return external.public_spec(spec)
 
 
-def kill(endpoint: Endpoint, node_index: int = 1) -> None:
+def kill(endpoint: Endpoint, *node_indices: int) -> None:
     """Kills a local broker's process as `kill -9` does; its data stays for `restart`."""
     from loadgen.brokers import local  # noqa: PLC0415
 
-    local.kill(endpoint, node_index)
+    local.kill(endpoint, *node_indices)
 
 
 def restart(endpoint: Endpoint, *node_indices: int, progress: Progress = _silent) -> Endpoint:

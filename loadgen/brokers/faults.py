@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import os
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-from loadgen.brokers import local
-from loadgen.errors import LoadgenError
+from loadgen.brokers import local, process
+from loadgen.errors import BrokerError
 from loadgen.faults import Kill, Pause
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Fault = Kill | Restart | Pause
 
 MENDED_S = 180.0  # for all that is under way to come to its end: a start takes up to two minutes
+TOGETHER_NS = 1_000_000_000  # nodes that are to be back within a second are started together
+_NEVER_NS = 1 << 62
 
 
 @dataclass(slots=True)
@@ -44,38 +46,44 @@ class _Due:
 
 
 class Injector:
-    """Carries out faults at their moments (monotonic ns) and what mends them; `stop` leaves a whole cluster behind.
+    """Carries out faults at their moments (monotonic ns) and what mends them; `stop` leaves a whole broker behind.
+
+    Signals are sent by one thread; nodes are started again by another, since that takes as long as it takes.
 
     Args:
         endpoint: the local broker.
         leader: the number of the node that leads now, by the broker's own word.
-        started: told the pid of each node that was started again.
+        launched: told the pid of each node that is started again.
     """
 
-    def __init__(self, endpoint: Endpoint, leader: Callable[[], int], started: Callable[[int], None]) -> None:
-        self._endpoint, self._leader, self._started = endpoint, leader, started
+    def __init__(self, endpoint: Endpoint, leader: Callable[[], int], launched: Callable[[int], None]) -> None:
+        self._endpoint, self._leader, self._launched = endpoint, leader, launched
         self._due: list[_Due] = []
         self._orders = 0
-        self._broken: set[int] = set()
+        self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
         self._paused: set[int] = set()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._carry_out, name="faults", daemon=True)
+        self._threads = [threading.Thread(target=self._carry_out, name="faults", daemon=True)]
         self.done: list[Done] = []
 
-    def start(self, schedule: Sequence[tuple[int, Fault]]) -> None:
-        """Begin with the schedule."""
+    def start(self, schedule: Sequence[tuple[int, Fault]], until_ns: int) -> None:
+        """Begin with the schedule; what could not be begun by a moment is not carried out, and told so."""
         for at_ns, fault in schedule:
-            self._plan(at_ns, lambda fault=fault: self._hurt(fault))  # type: ignore[misc]
-        self._thread.start()
+            self._plan(at_ns, partial(self._hurt, fault, until_ns))
+        self._threads[0].start()
 
     def stop(self) -> list[Done]:
         """Carry out no more; wait for what is under way, mend what is broken; all that was done."""
         self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join(MENDED_S)
-        self._resume(sorted(self._paused))
-        if self._broken:
-            self._start_again(sorted(self._broken))
+        try:
+            self._tolerating(None, lambda: self._resume(sorted(self._paused)))  # first: whatever comes, nobody stays so
+            for thread in self._threads:
+                if thread.ident is not None:
+                    thread.join(MENDED_S)
+        finally:
+            last = self.done[-1] if self.done else None
+            self._tolerating(last, lambda: self._resume(sorted(self._paused)))
+            self._tolerating(last, lambda: self._start_again(sorted(self._down)))
         now_ns = time.monotonic_ns()
         for each in self.done:
             each.mended_ns = each.mended_ns or now_ns
@@ -92,54 +100,79 @@ class Injector:
                 return
             heapq.heappop(self._due).act()
 
-    def _hurt(self, fault: Fault) -> None:
+    def _hurt(self, fault: Fault, until_ns: int) -> None:
         done = Done(fault, time.monotonic_ns())
         self.done.append(done)
-        try:
-            done.nodes = self._nodes_of(fault)
-            done.began_ns = time.monotonic_ns()
-            if isinstance(fault, Kill):
-                self._broken.update(done.nodes)
-                for node in done.nodes:
-                    local.kill(self._endpoint, node)
-                if fault.back_after_s is not None:
-                    back_ns = time.monotonic_ns() + round(fault.back_after_s * 1e9)
-                    self._plan(back_ns, lambda: self._mend(done, self._start_again))
-            elif isinstance(fault, Pause):
-                self._signal(done.nodes, signal.SIGSTOP)
-                self._paused.update(done.nodes)
-                go_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
-                self._plan(go_ns, lambda: self._mend(done, self._resume))
-            else:
-                self._mend(done, self._start_again)
-        except LoadgenError as error:  # told with the fault; the trial goes on
-            done.error = str(error)
+        if done.began_ns >= until_ns:
+            done.error, done.mended_ns = "not carried out: the window had ended", done.began_ns
+            return
+        self._tolerating(done, lambda: self._carry(done))
 
-    def _mend(self, done: Done, how: Callable[[Sequence[int]], None]) -> None:
-        try:
-            how(done.nodes)
-        except LoadgenError as error:
-            done.error = str(error)
+    def _carry(self, done: Done) -> None:
+        """Hurt, and plan what mends it."""
+        fault, done.nodes = done.fault, self._nodes_of(done.fault)
+        done.began_ns = time.monotonic_ns()
+        if isinstance(fault, Kill):
+            local.kill(self._endpoint, *done.nodes)
+            back_ns = _NEVER_NS
+            if not isinstance(fault.back_after_s, str):
+                back_ns = time.monotonic_ns() + round(fault.back_after_s * 1e9)
+                self._plan(back_ns, lambda: self._mend(done, self._start_due))
+            self._down.update(dict.fromkeys(done.nodes, back_ns))
+        elif isinstance(fault, Pause):
+            self._paused.update(done.nodes)
+            self._signal(done.nodes, signal.SIGSTOP)
+            go_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
+            self._plan(go_ns, lambda: self._resumed(done))
+        else:
+            self._mend(done, lambda: self._start_again(done.nodes))
+
+    def _mend(self, done: Done, how: Callable[[], None]) -> None:
+        """Start nodes again, in a thread of its own."""
+
+        def work() -> None:
+            self._tolerating(done, how)
+            done.mended_ns = time.monotonic_ns()
+
+        thread = threading.Thread(target=work, name="mends", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _resumed(self, done: Done) -> None:
+        self._tolerating(done, lambda: self._resume(done.nodes))
         done.mended_ns = time.monotonic_ns()
+
+    def _tolerating(self, done: Done | None, act: Callable[[], None]) -> None:
+        """What goes wrong is told with the fault, and the trial goes on."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever it is, nodes that are down must be mended all the same
+            if done is not None:
+                done.error = done.error or " ".join(str(error).split()) or type(error).__name__
 
     def _nodes_of(self, fault: Fault) -> tuple[int, ...]:
         every = tuple(node.index for node in local.cluster_of(self._endpoint).nodes)
         if fault.who == "all":
             return every
-        return (self._leader() if fault.who == "leader" else fault.who,)
+        node = self._leader() if fault.who == "leader" else int(fault.who)
+        if node not in every:
+            raise BrokerError(f"{self._endpoint.broker}: nobody leads, or there is no node {node}")
+        return (node,)
+
+    def _start_due(self) -> None:
+        """All nodes whose time has come, together: each may wait for the others."""
+        now_ns = time.monotonic_ns()
+        self._start_again([node for node, back_ns in sorted(self._down.items()) if back_ns <= now_ns + TOGETHER_NS])
 
     def _start_again(self, nodes: Sequence[int]) -> None:
-        """Together, since a node may wait for the others."""
-        local.restart(self._endpoint, *nodes, progress=lambda _: None)
-        self._broken.difference_update(nodes)
-        for node in local.cluster_of(self._endpoint).nodes:
-            if node.index in nodes and node.server is not None:
-                self._started(node.server.pid)
+        for node in nodes:
+            self._down.pop(node, None)  # before: a mend of the same node that comes meanwhile has nothing to do
+        if nodes:
+            local.start_again(self._endpoint, *nodes, launched=self._launched, progress=lambda _: None)
 
     def _signal(self, nodes: Sequence[int], number: signal.Signals) -> None:
-        for node in local.cluster_of(self._endpoint).nodes:
-            if node.index in nodes and node.server is not None and node.server.is_alive():
-                os.kill(node.server.pid, number)
+        servers = [node.server for node in local.cluster_of(self._endpoint).nodes if node.index in nodes]
+        process.signal_all([server for server in servers if server is not None], number)
 
     def _resume(self, nodes: Sequence[int]) -> None:
         self._signal(nodes, signal.SIGCONT)

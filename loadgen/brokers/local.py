@@ -17,7 +17,7 @@ from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
 from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from loadgen.brokers.install import Installation
@@ -158,29 +158,43 @@ def status(*, progress: Progress) -> list[dict[str, Any]]:
     return found or [_describe(broker, None) for broker in BROKER_NAMES]
 
 
-def kill(endpoint: Endpoint, node_index: int = 1) -> None:
-    """Kills a node's server as `kill -9` does: no flush, no goodbye. Its data stays."""
-    server = _node_of(cluster_of(endpoint), node_index).server
-    if server is not None:
-        process.end(server, timeout_s=process.KILL_WAIT_S, signal_number=signal.SIGKILL)
+def kill(endpoint: Endpoint, *node_indices: int) -> None:
+    """Kills nodes' servers as `kill -9` does, all at once: no flush, no goodbye. Their data stays."""
+    cluster = cluster_of(endpoint)
+    servers = [_node_of(cluster, index).server for index in node_indices or (1,)]
+    known = [server for server in servers if server is not None]
+    process.signal_all(known, signal.SIGKILL)
+    process.end_all(known, timeout_s=0)
 
 
 def restart(endpoint: Endpoint, *node_indices: int, progress: Progress) -> Endpoint:
-    """Starts killed nodes again, on the same data and ports (running ones are ended first, in order).
+    """Starts killed nodes again, on the same data and ports (running ones are ended first, in order)."""
+    start_again(endpoint, *node_indices, progress=progress)
+    cluster = cluster_of(endpoint)
+    return kind_of(cluster.broker).endpoint(cluster)
 
-    Several are started together, as each may wait for the others before it serves.
+
+def start_again(
+    endpoint: Endpoint, *node_indices: int, launched: Callable[[int], None] = lambda _: None, progress: Progress
+) -> None:
+    """The same without asking the broker for its settings, which takes programs; `launched` is told each pid.
+
+    Several nodes are ended and started together: each may wait for the others before it serves.
     """
     with _lock(_root_of(endpoint), progress):
         cluster = cluster_of(endpoint)
         nodes, kind = [_node_of(cluster, index) for index in node_indices or (1,)], kind_of(cluster.broker)
-        process.end_all([node.server for node in nodes if node.server is not None], timeout_s=kind.STOP_TIMEOUT_S)
+        running = [node.server for node in nodes if node.server is not None and node.server.is_alive()]
+        process.signal_all(running)
+        process.end_all(running, timeout_s=kind.STOP_TIMEOUT_S)
         cluster.warmed = False
         for node in nodes:
             kind.launch(cluster, node)
+            if node.server is not None:
+                launched(node.server.pid)
         for node in nodes:
             kind.wait_ready(cluster, node)
         cluster.save()
-        return kind.endpoint(cluster)
 
 
 def renewed(endpoint: Endpoint) -> Endpoint:

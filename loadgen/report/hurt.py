@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 SHORTEST_S = 0.1
+BEFORE_S = 1.0  # with less before the fault there is no rate to compare with
 
 
 def sentences(run: Run) -> list[str]:
@@ -30,10 +31,13 @@ def _fault(fault: Record) -> str:
     text = f"{fault['what']} (node {nodes}) at {fault['at_s']:.0f} s"
     if fault["error"]:
         return f"{text}: {fault['error']}"
-    gaps = [(f"was {verb} for", fault[f"{kind}_gap_s"]) for kind, verb in _GAPS]
-    text += ": " + " and ".join(f"nothing {what} {_gap(seconds)}" for what, seconds in gaps)
+    gaps = [(verb, fault[f"{kind}_gap_s"]) for kind, verb in _GAPS if fault[f"{kind}_gap_s"] is not None]
+    text += ": " + " and ".join(f"nothing was {verb} for {_gap(seconds)}" for verb, seconds in gaps) if gaps else ""
     back = fault["back_after_s"]
-    text += ", the rate was not back before the end" if back is None else f", the rate was back after {back:.1f} s"
+    if back is not None:
+        text += f", the rate was back after {back:.1f} s"
+    elif fault["delivery_gap_s"] is not None and fault["at_s"] >= BEFORE_S:
+        text += ", the rate was not back before the end"
     return f"{text}; mended after {fault['mended_after_s']:.1f} s"
 
 
@@ -47,7 +51,7 @@ def _gap(seconds: float) -> str:
 def _account(record: Record) -> str:
     """Whether the broker kept its word."""
     if record["confirmed_lost"] is None:
-        return "What was lost is not known: the trial was cut short."
+        return "What was lost is not known: nobody consumed, or the trial was cut short."
     confirmed = "nothing is confirmed in this class" if record["acked"] is None else f"{record['acked']:,} confirmed"
     kept = "none of them lost" if not record["confirmed_lost"] else f"{record['confirmed_lost']:,} of them LOST"
     lost = f"{confirmed}, {kept}" if record["acked"] is not None else confirmed
