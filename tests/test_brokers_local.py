@@ -197,6 +197,21 @@ def test_nested_users_share_a_broker_and_the_last_one_ends_it(tmp_path: Path) ->
     assert not list(process.find_marked(tmp_path))
 
 
+def test_a_broker_that_a_killed_run_left_standing_still_goes_on(pair: dict[BrokerName, Endpoint]) -> None:
+    """A run killed amid a pause cannot mend it: whoever uses the broker next does."""
+    for endpoint in pair.values():
+        for pid in endpoint.pids:
+            os.kill(pid, signal.SIGSTOP)
+    with brokers.open_brokers() as opened:
+        states = [
+            Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            for each in opened.values()
+            for pid in each.pids
+        ]
+    assert len(states) >= 2
+    assert not {"T", "t"} & set(states)
+
+
 def test_warmth_is_remembered_until_the_broker_is_started_anew(pair: dict[BrokerName, Endpoint]) -> None:
     """`mark_warmed` holds for other commands too."""
     assert not brokers.is_warmed(pair["rabbitmq"])

@@ -338,6 +338,8 @@ def _running(broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int],
         raise BrokerError(f"{broker} is up with other nodes or CPUs than asked for: run `loadgen down` first")
     if owners:
         progress(f"{broker}: also used by pid {', '.join(map(str, owners))}; the two disturb each other's figures")
+    else:  # a run that was killed amid a fault may have left one standing still
+        process.signal_all([node.server for node in cluster.nodes if node.server is not None], signal.SIGCONT)
     return cluster
 
 
