@@ -70,12 +70,11 @@ def record_of(endpoint: Endpoint, hurt: Callable[[], None], **knobs: Any) -> dic
 
 def cut_all(endpoint: Endpoint) -> None:
     """Have RabbitMQ close every connection, again and again for a second."""
-    url = f"{str(endpoint.management_url).rstrip('/')}/api/connections"
     until_s = time.monotonic() + 6.0  # its management learns of a connection up to five seconds late
     while time.monotonic() < until_s:
-        for each in management_request(endpoint, url) or []:
+        for each in management_request(endpoint, "connections") or []:
             try:
-                management_request(endpoint, f"{url}/{quote(each['name'], safe='')}", "DELETE")
+                management_request(endpoint, f"connections/{quote(each['name'], safe='')}", "DELETE")
             except OSError:  # it has gone by itself
                 continue
         time.sleep(0.2)

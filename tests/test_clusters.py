@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from loadgen import Message
 from loadgen.brokers import kill, open_brokers, process, restart, state, status
 from loadgen.cli import main
 from loadgen.driver import Target
 from loadgen.drivers import load_driver, rabbitmq_replicas
+from loadgen.drivers.leaders import leader_of
 from loadgen.drivers.rabbitmq_replicas import replicas_of
 from loadgen.errors import BrokerError
 from loadgen.knobs import resolve
@@ -47,16 +47,6 @@ def target_in(endpoint: Endpoint, durability: str = "replicated", **knobs: Any) 
     if endpoint.broker == "kafka":
         settings |= {"partitioner": "sticky", "group_protocol": "static"}
     return Target(endpoint, f"clusters-{time.monotonic_ns():x}", settings, group="clusters")
-
-
-def leader_of(endpoint: Endpoint, name: str) -> int:
-    """The number of the node that leads a queue, a stream or a topic, by the broker's own word."""
-    if endpoint.broker == "rabbitmq":
-        found = replicas_of(endpoint, name)
-        assert found is not None
-        return int(found.leader.partition("@")[0].removeprefix("rabbit"))
-    client = AdminClient({"bootstrap.servers": endpoint.address})
-    return int(client.list_topics(name, timeout=10).topics[name].partitions[0].leader)
 
 
 def confirmed(target: Target, driver_name: str) -> None:
@@ -150,7 +140,7 @@ def test_what_was_confirmed_outlives_a_node(
     try:
         time.sleep(AGED_S)
         confirmed(target, driver_name)
-        leader = leader_of(endpoint, target.name)
+        leader = leader_of(target)
         kill(endpoint, leader)
         until_s = time.monotonic() + NODES_MISSED_S
         found = 0

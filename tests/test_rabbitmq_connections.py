@@ -61,7 +61,7 @@ def close_all() -> Iterator[contextlib.ExitStack]:
 
 def told(endpoint: Endpoint, path: str) -> Any:
     """What the management API answers."""
-    return management_request(endpoint, f"{str(endpoint.management_url).rstrip('/')}/api/{path}")
+    return management_request(endpoint, path)
 
 
 def until(condition: Callable[[], bool]) -> bool:

@@ -341,12 +341,11 @@ def test_a_consumer_of_no_queue_is_told(rabbitmq_endpoint: Endpoint, driver: str
 
 def kill_connections(endpoint: Endpoint, ports: set[int]) -> None:
     """Have the broker close these connections (known by our port), by its management API."""
-    url = str(endpoint.management_url).rstrip("/") + "/api/connections"
     deadline = time.monotonic() + 15
     while ports and time.monotonic() < deadline:  # the API learns of connections late
-        for each in management_request(endpoint, url) or []:
+        for each in management_request(endpoint, "connections") or []:
             if each.get("peer_port") in ports:
-                management_request(endpoint, f"{url}/{quote(each['name'], safe='')}", "DELETE")
+                management_request(endpoint, f"connections/{quote(each['name'], safe='')}", "DELETE")
                 ports = ports - {each["peer_port"]}
         time.sleep(0.2)
     assert not ports

@@ -132,7 +132,7 @@ class Reader:
 def told(endpoint: Endpoint, path: str) -> Any:
     """What the management API answers for something in our virtual host."""
     vhost = quote(endpoint.virtual_host, safe="")
-    return management_request(endpoint, f"{str(endpoint.management_url).rstrip('/')}/api/{path.format(vhost)}")
+    return management_request(endpoint, path.format(vhost))
 
 
 def demand_perfect(sent: list[SentBook], reader: Reader, subscribers: int) -> None:

@@ -7,7 +7,6 @@ import logging
 import ssl
 import threading
 import time
-import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -17,7 +16,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException, AMQP
 from loadgen.driver import Gauge
 from loadgen.drivers.rabbitmq_dead_letters import drain, removed_counts
 from loadgen.drivers.rabbitmq_deadline import NoAnswerError, within
-from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.drivers.rabbitmq_management import in_path, management_request
 from loadgen.drivers.rabbitmq_replicas import demand_replicas
 from loadgen.drivers.rabbitmq_topology import HASH_PLUGIN, Topology
 from loadgen.errors import BrokerError
@@ -246,7 +245,7 @@ class RabbitMQAdmin:
         bound = {} if not topology.exchange else topology.describe()
         if self._endpoint.management_url is None:
             return declared | bound
-        found = self._from_management(f"queues/{{vhost}}/{_quoted(topology.queue(0, 0))}", "arguments")
+        found = self._from_management(f"queues/{{vhost}}/{in_path(topology.queue(0, 0))}", "arguments")
         if found is None:
             return declared | bound
         if bound:
@@ -265,7 +264,7 @@ class RabbitMQAdmin:
 
     def _bound_by_management(self, topology: Topology) -> dict[str, Any]:
         """The exchange, and how many bindings it has; nothing where the management API does not tell."""
-        path = f"exchanges/{{vhost}}/{_quoted(topology.exchange)}"
+        path = f"exchanges/{{vhost}}/{in_path(topology.exchange)}"
         exchange, bindings = self._from_management(path, "type"), self._from_management(f"{path}/bindings/source")
         if exchange is None or bindings is None:
             return {}
@@ -338,11 +337,10 @@ class RabbitMQAdmin:
 
     def _from_management(self, path: str, demanded: str | None = None) -> Any:
         """An answer of the management API, which learns of new things late (`demanded`: a field); None if it fails."""
-        vhost = _quoted(self._endpoint.virtual_host)
-        url = f"{str(self._endpoint.management_url).rstrip('/')}/api/{path.format(vhost=vhost)}"
+        path = path.format(vhost=in_path(self._endpoint.virtual_host))
         for _ in range(_MANAGEMENT_ATTEMPTS):
             try:
-                answer = management_request(self._endpoint, url)
+                answer = management_request(self._endpoint, path)
             except (OSError, ValueError):
                 time.sleep(_MANAGEMENT_PAUSE_S)
                 continue
@@ -353,10 +351,6 @@ class RabbitMQAdmin:
 
 class _NoQueueError(BrokerError):
     """The queue does not exist."""
-
-
-def _quoted(name: str) -> str:
-    return urllib.parse.quote(name, safe="")
 
 
 def _declare(channel: Any, topology: Topology) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 TIMEOUT_S = 5.0
 
 
-def management_request(endpoint: Endpoint, url: str, method: str = "GET", body: Mapping[str, Any] | None = None) -> Any:
-    """One request to the management API, by no proxy; None where the answer has no body."""
+def in_path(name: str) -> str:
+    """A name, such as a queue's or a virtual host's, as one part of a path."""
+    return urllib.parse.quote(name, safe="")
+
+
+def management_request(
+    endpoint: Endpoint, path: str, method: str = "GET", body: Mapping[str, Any] | None = None
+) -> Any:
+    """One request for a path of the management API, by no proxy; None where the answer has no body."""
+    url = f"{str(endpoint.management_url).rstrip('/').removesuffix('/api')}/api/{path}"
     given = endpoint.credentials or Credentials("guest", "guest")  # the broker's own default user
     login = base64.b64encode(f"{given.username}:{given.password}".encode()).decode()
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 
-from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.drivers.rabbitmq_management import in_path, management_request
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -34,9 +33,8 @@ def replicas_of(endpoint: Endpoint, queue: str) -> Replicas | None:
     """Where a queue lies now; None where the management API does not tell (yet)."""
     if endpoint.management_url is None:
         return None
-    vhost, name = (urllib.parse.quote(each, safe="") for each in (endpoint.virtual_host, queue))
     try:
-        told = management_request(endpoint, f"{endpoint.management_url.rstrip('/')}/api/queues/{vhost}/{name}")
+        told = management_request(endpoint, f"queues/{in_path(endpoint.virtual_host)}/{in_path(queue)}")
     except HTTPError as error:
         if error.code in REFUSED:
             raise BrokerError(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 import time
-import urllib.parse
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loadgen.driver import Gauge
-from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.drivers.rabbitmq_management import in_path, management_request
 from loadgen.drivers.rabbitmq_replicas import demand_replicas
 from loadgen.drivers.stream_settings import Streams
 from loadgen.drivers.wire.stream_chunks import chunk_end
@@ -162,11 +161,10 @@ class StreamAdmin:
         """What the management API knows of a queue, which it learns late; None where it does not tell."""
         if self._endpoint.management_url is None:
             return None
-        vhost, name = (urllib.parse.quote(each, safe="") for each in (self._endpoint.virtual_host, stream))
-        url = f"{self._endpoint.management_url.rstrip('/')}/api/queues/{vhost}/{name}"
+        path = f"queues/{in_path(self._endpoint.virtual_host)}/{in_path(stream)}"
         for _ in range(_MANAGEMENT_ATTEMPTS):
             try:
-                found = management_request(self._endpoint, url)
+                found = management_request(self._endpoint, path)
             except (OSError, ValueError):
                 time.sleep(_PAUSE_S)
                 continue

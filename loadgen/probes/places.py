@@ -6,7 +6,6 @@ import re
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pika
 import pika.exceptions
@@ -17,7 +16,7 @@ from loadgen.driver import Target
 from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.drivers.kafka_config import client_settings
 from loadgen.drivers.rabbitmq_admin import credentials_of, describe, parameters_of
-from loadgen.drivers.rabbitmq_management import management_request
+from loadgen.drivers.rabbitmq_management import in_path, management_request
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ def noting(failed: list[Any]) -> Callable[[Any, Any], None]:
 @contextmanager
 def policy(endpoint: Endpoint, queue: str, name: str, value: Any) -> Iterator[None]:
     """A policy of one definition on one queue, for as long as the block lasts; BrokerError where it cannot be set."""
-    url = f"{_management(endpoint)}/policies/{vhost_of(endpoint)}/{queue}"
+    path = f"policies/{in_path(endpoint.virtual_host)}/{queue}"
     definition = {
         "pattern": f"^{re.escape(queue)}$",
         "definition": {name: value},
@@ -166,20 +165,11 @@ def policy(endpoint: Endpoint, queue: str, name: str, value: Any) -> Iterator[No
         "priority": 100,
     }
     try:
-        management_request(endpoint, url, "PUT", definition)
+        management_request(endpoint, path, "PUT", definition)
         yield
-        management_request(endpoint, url, "DELETE")
+        management_request(endpoint, path, "DELETE")
     except (OSError, ValueError) as error:
         raise BrokerError(f"rabbitmq at {endpoint.address}: policy {name} cannot be set: {error}") from None
-
-
-def vhost_of(endpoint: Endpoint) -> str:
-    """The virtual host as a part of a path."""
-    return quote(endpoint.virtual_host, safe="")
-
-
-def _management(endpoint: Endpoint) -> str:
-    return f"{str(endpoint.management_url).rstrip('/').removesuffix('/api')}/api"
 
 
 def asked_of_management(endpoint: Endpoint, path: str) -> Any:
@@ -191,7 +181,7 @@ def asked_of_management(endpoint: Endpoint, path: str) -> Any:
     if endpoint.management_url is None:
         return None
     try:
-        return management_request(endpoint, f"{_management(endpoint)}/{path}")
+        return management_request(endpoint, path)
     except (OSError, ValueError) as error:
         raise BrokerError(f"rabbitmq's management at {endpoint.management_url} does not answer: {error}") from None
 

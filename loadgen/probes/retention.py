@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
+from loadgen.drivers.rabbitmq_management import in_path
 from loadgen.errors import BrokerError
 from loadgen.probes import Probe
 from loadgen.probes.finding import Finding
@@ -29,7 +30,6 @@ from loadgen.probes.places import (
     publish,
     publish_to,
     reading,
-    vhost_of,
 )
 
 if TYPE_CHECKING:
@@ -154,14 +154,19 @@ def _stream_limited(connection: Any) -> Finding:
     bodies = [b"%08d" % number + bytes(LARGE_BYTES - 8) for number in range(LOG_BYTES // LARGE_BYTES)]
     with fresh_queue(connection, {"x-queue-type": "stream", **limits}) as queue:
         _filled(connection, queue, bodies)
-        _until_steady(lambda: _first(connection, queue)[0])
-        first, body = _first(connection, queue)
-        left = _read(connection, queue, len(bodies), {"x-stream-offset": "first"})
-    gone, number = len(bodies) - left, int(body[:8])
+        first, number, left = _limited(connection, queue, len(bodies))
+    gone = len(bodies) - left
     said = f"the stream begins at offset {first:,} with message {number:,} of {len(bodies):,}"
     point = f"stream, x-max-length-bytes {LOG_LIMIT_BYTES:,}"
     # What a stream notes about its writers takes offsets, too.
     return Finding("rabbitmq", point, SIZED, "percent", _percent(gone, len(bodies)), said, first >= gone == number)
+
+
+def _limited(connection: Any, queue: str, count: int) -> tuple[int, int, int]:
+    """Once a stream's limit has worked: its first offset, the number of the message there, and how many are left."""
+    _until_steady(lambda: _first(connection, queue)[0])
+    first, body = _first(connection, queue)
+    return first, int(body[:8]), _read(connection, queue, count, {"x-stream-offset": "first"})
 
 
 def _stream_aged(connection: Any) -> Finding:
@@ -173,10 +178,8 @@ def _stream_aged(connection: Any) -> Finding:
         _filled(connection, queue, bodies[:half])
         time.sleep(AGE_MS / 1000 + 0.5)
         _filled(connection, queue, bodies[half:])
-        _until_steady(lambda: _first(connection, queue)[0])
-        first, body = _first(connection, queue)
-        left = _read(connection, queue, len(bodies), {"x-stream-offset": "first"})
-    gone, number = len(bodies) - left, int(body[:8])
+        first, number, left = _limited(connection, queue, len(bodies))
+    gone = len(bodies) - left
     said = f"the stream begins at offset {first:,} with message {number:,} of {len(bodies):,}, {half:,} of them too old"
     point = f"stream, x-max-age {limits['x-max-age']}"
     return Finding("rabbitmq", point, AGED, "percent", _percent(gone, len(bodies)), said, first >= gone == number)
@@ -211,7 +214,7 @@ def _until_shown(endpoint: Endpoint, queue: str) -> Any:
     """The queue's effective policy as the management API tells it, which learns of it late; None: it never does."""
     until_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until_s:
-        told = asked_of_management(endpoint, f"queues/{vhost_of(endpoint)}/{queue}")
+        told = asked_of_management(endpoint, f"queues/{in_path(endpoint.virtual_host)}/{queue}")
         if shown := told.get("effective_policy_definition"):
             return shown
         time.sleep(PAUSE_S)
