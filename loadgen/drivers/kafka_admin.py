@@ -72,7 +72,10 @@ class KafkaAdmin:
         try:
             return future.result(CALL_S)
         except KafkaException as error:
-            raise BrokerError(f"kafka at {self._address}: {what}: {_text(error)}") from None
+            inner = error.args[0]
+            is_unknown = isinstance(inner, KafkaError) and inner.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+            kind = _UnknownTopicError if is_unknown else BrokerError
+            raise kind(f"kafka at {self._address}: {what}: {_text(error)}") from None
         except TimeoutError:
             raise BrokerError(f"kafka at {self._address}: {what}: no answer within {CALL_S:g} s") from None
 
@@ -253,7 +256,20 @@ class KafkaAdmin:
         return sum(self._offsets(target, LATEST).values()) - self._begin(target)
 
     def effective(self, target: Target) -> dict[str, Any]:
-        """The topic's configuration as the broker tells it, and how many partitions and replicas it has."""
+        """The topic's configuration as the broker tells it, and how many partitions and replicas it has.
+
+        Each node of a cluster learns of a new topic by itself, and which of them answers is not ours to choose.
+        """
+        deadline_s = time.monotonic() + CREATED_S
+        while True:
+            try:
+                return self._effective(target)
+            except _UnknownTopicError:
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_PAUSE_S)
+
+    def _effective(self, target: Target) -> dict[str, Any]:
         resource = ConfigResource(ResourceType.TOPIC, target.name)
         future = self._client.describe_configs([resource], request_timeout=CALL_S)[resource]
         entries = self._result(f"topic {target.name} tells no configuration", future)
@@ -267,6 +283,10 @@ class KafkaAdmin:
 
     def close(self) -> None:
         """Nothing to do: the client goes with the object, after its futures."""
+
+
+class _UnknownTopicError(BrokerError):
+    """The node that was asked knows no such topic, or not yet."""
 
 
 def _text(error: KafkaException) -> str:
