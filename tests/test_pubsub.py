@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, ceiling, engine, search, verdict
+from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, ceiling, engine, search, sites, verdict
 from loadgen.analysis.capacity import capacities
 from loadgen.board import Board, Cell
 from loadgen.ceiling import measure_ceiling
@@ -157,7 +157,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
     options = Options("fan-out", ["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     listener = Silent()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
+        patch.setattr(sites, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
         # How finely it looks, and a machine that is busy with something else, are looked at in other tests.
         patch.setattr(search, "SPREAD", 1.5)
         patch.setattr(verdict, "CHECKERS", (accounting.check_traffic, accounting.check_loss))
