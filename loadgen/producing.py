@@ -173,8 +173,10 @@ class ProducerAgent(Agent):
 
     def _is_over(self, now_ns: int) -> bool:
         """Whether to end: because all do, or because this one is asked to and others have its share by now."""
-        if self.shared is None or not self.row[Cell.RETIRE]:
+        if self.shared is None:
             return self.must_end(Cell.STOP_PRODUCING)
+        if not self.row[Cell.RETIRE]:  # looked at once: asked for again it may be set by now
+            return self.board.ordered(Cell.STOP_PRODUCING) != 0
         self.retired_ns = self.retired_ns or now_ns
         elapsed_ns = now_ns - self.clock.start_ns
         if self.board.ordered(Cell.STOP_PRODUCING) or self.shared.is_silent(elapsed_ns):
