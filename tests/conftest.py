@@ -24,6 +24,20 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("LOADGEN_CACHE_DIR", str(cache_dir()))
     os.environ["LOADGEN_BROKERS_DIR"] = str(brokers_dir() / worker)
 
+# Files that take the longest, in turn: whoever shares the tests by files begins with these, and ends together.
+LONGEST = (
+    "test_probes", "test_faults", "test_clusters", "test_locust_failures", "test_cli", "test_secure_brokers",
+    "test_distributed", "test_engine", "test_searching", "test_prove_aa", "test_amqp_recovery", "test_driver_contract",
+    "test_brokers_local", "test_locust_users", "test_rabbitmq_connections", "test_kafka_drivers", "test_ceiling",
+    "test_all_scenarios", "test_pubsub", "test_rabbitmq_removals",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, each in its own order."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def endpoints() -> Iterator[dict[BrokerName, Endpoint]]:

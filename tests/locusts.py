@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import os
@@ -81,8 +82,9 @@ def end(process: subprocess.Popen[str], folder: Path, said: str = "") -> Ended:
     try:
         rest, _ = process.communicate(timeout=STOP_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        rest, _ = process.communicate()
+        with contextlib.suppress(ProcessLookupError):  # all of it: a child of it that lives on keeps the pipe open
+            os.killpg(process.pid, signal.SIGKILL)
+        rest, _ = process.communicate(timeout=STOP_S)
         raise AssertionError(f"it did not end within {STOP_S:.0f} s:\n{said}{rest}") from None
     rows: dict[tuple[str, str], dict[str, str]] = {}
     path = folder / "stats_stats.csv"

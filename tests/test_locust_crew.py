@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from loadgen.knobs import resolve
 from loadgen.locust.crew import Crew
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, unpack
+from loadgen.producing import ProducerAgent
 from loadgen.scenario import Message, Rate
 from loadgen.think import Think
 
@@ -123,3 +125,20 @@ def test_who_leaves_goes_on_until_others_have_its_share(driven: Driven) -> None:
     assert "misshared" not in result.per_second
     assert result.sent_book is not None
     assert result.sent_book.sent_count == at_ms - 1, "one in each millisecond from the first on"
+
+
+def test_an_order_to_leave_that_comes_between_two_looks_ends_nobody_at_once() -> None:
+    """Whoever is asked to leave while it looks whether it is asked goes on until its share is somebody else's."""
+    looks = iter([0, 1, 1])
+
+    class Row:
+        def __getitem__(self, _: object) -> int:
+            return next(looks)
+
+    silent = SimpleNamespace(is_silent=lambda _: False)
+    agent = SimpleNamespace(
+        shared=silent, row=Row(), board=SimpleNamespace(ordered=lambda _: 0), retired_ns=0,
+        clock=SimpleNamespace(start_ns=0), must_end=lambda _: bool(next(looks)),
+    )  # fmt: skip
+    assert not ProducerAgent._is_over(agent, 1)  # type: ignore[arg-type]
+    assert not ProducerAgent._is_over(agent, 2)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import (
-    Consumer,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -22,19 +21,17 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from loadgen.driver import Gauge
 from loadgen.drivers.kafka_config import client_settings, is_transactional
+from loadgen.drivers.kafka_groups import Groups
 from loadgen.drivers.kafka_share_admin import ShareGroups
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
 from loadgen.retention import is_limited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
 
 CALL_S = 10.0
-COORDINATOR_S = 30.0  # the first question for a group makes the topic of all groups, on each node of a cluster
 CREATED_S = 15.0
 FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
 TOPIC_KNOBS = {
@@ -46,9 +43,6 @@ TOPIC_KNOBS = {
     "flush_messages": "flush.messages",
 }
 _PAUSE_S = 0.05
-_NO_COORDINATOR_YET = frozenset(
-    {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
-)
 EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -63,7 +57,7 @@ class KafkaAdmin:
         self._endpoint = endpoint
         self._address = endpoint.address
         self._client = AdminClient(client_settings(endpoint))
-        self._share_groups = ShareGroups(endpoint)
+        self._groups, self._share_groups = Groups(endpoint), ShareGroups(endpoint)
         # What never changes of a topic while it lives, so that a gauge that asks each second asks for little.
         self._known: dict[str, list[TopicPartition]] = {}
         self._begins: dict[str, int] = {}
@@ -150,7 +144,7 @@ class KafkaAdmin:
         future = self._client.delete_topics([target.name], operation_timeout=CALL_S)[target.name]
         self._unless(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {target.name} cannot be deleted", future)
         for group in () if is_shared else target.groups:
-            self._delete_group(group)
+            self._groups.delete(group)
 
     def _unless(self, harmless: int, what: str, future: Any) -> None:
         try:
@@ -160,19 +154,6 @@ class KafkaAdmin:
         if isinstance(error, KafkaException) and error.args[0].code() == harmless:
             return
         self._result(what, future)
-
-    def _delete_group(self, group: str) -> None:
-        def ask() -> None:
-            self._client.delete_consumer_groups([group], request_timeout=COORDINATOR_S)[group].result(COORDINATOR_S)
-
-        what = f"kafka at {self._address}: group {group} cannot be deleted"
-        try:
-            self._coordinated(ask)
-        except KafkaException as error:
-            if error.args[0].code() not in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.NON_EMPTY_GROUP}:
-                raise BrokerError(f"{what}: {_text(error)}") from None
-        except TimeoutError:
-            raise BrokerError(f"{what}: no answer within {COORDINATOR_S:g} s") from None
 
     def depth(self, target: Target, received: int | None = None) -> int:
         """How many messages consumers have not been handed yet or, without `received`, not committed yet.
@@ -202,9 +183,7 @@ class KafkaAdmin:
         settings = target.settings
         if settings.get("group") == "share" or settings.get("group_protocol") == "static" or not target.groups:
             return None
-        futures = self._client.describe_consumer_groups(list(target.groups), request_timeout=CALL_S)
-        told = [self._result(f"group {group} cannot be described", each) for group, each in futures.items()]
-        return sum(len(each.members) for each in told)
+        return sum(self._groups.members(group, settings["group_protocol"]) for group in target.groups)
 
     def _depth(self, target: Target, ends: dict[int, int], received: int | None) -> int:
         if received is not None and not is_transactional(target.settings):
@@ -221,29 +200,7 @@ class KafkaAdmin:
 
     def committed(self, target: Target, group: str, partitions: list[int]) -> dict[int, int]:
         """The offsets that a group has committed, by partition; none of a partition of which it has not."""
-        # Asked as a member that never joins: where the group's coordinator is not ready yet, as on a broker that has
-        # just started, the admin client's ListConsumerGroupOffsets ends the whole process (librdkafka 2.16: it hands
-        # the retry to a consumer group that an admin client does not have).
-        wanted = [TopicPartition(target.name, each) for each in partitions]
-        asking = Consumer({**client_settings(target.endpoint), "group.id": group})
-        try:
-            found = self._coordinated(lambda: asking.committed(wanted, timeout=CALL_S))
-        except KafkaException as error:
-            raise BrokerError(f"kafka at {self._address}: group {group} tells no offsets: {_text(error)}") from None
-        finally:
-            asking.close()
-        return {each.partition: each.offset for each in found if each.offset >= 0}
-
-    def _coordinated(self, ask: Callable[[], Any]) -> Any:
-        """What a group's coordinator says; one that a broker is only just making is waited for."""
-        deadline_s = time.monotonic() + CALL_S
-        while True:
-            try:
-                return ask()
-            except KafkaException as error:
-                if error.args[0].code() not in _NO_COORDINATOR_YET or time.monotonic() > deadline_s:
-                    raise
-            time.sleep(_PAUSE_S)
+        return self._groups.committed(target.name, group, partitions)
 
     def ends(self, target: Target) -> dict[int, int]:
         """The offset behind the last message of each partition (see `loadgen.driver.Seekable`)."""

@@ -8,8 +8,7 @@ broker makes its state, is over before a trial begins (`begin`).
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from kio.schema.api_versions.v3.request import ApiVersionsRequest
 from kio.schema.delete_groups.v0.request import DeleteGroupsRequest
@@ -20,7 +19,6 @@ from kio.schema.describe_share_group_offsets.v1.request import (
     DescribeShareGroupOffsetsRequestTopic,
 )
 from kio.schema.errors import ErrorCode
-from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
 from kio.schema.incremental_alter_configs.v0.request import (
     AlterableConfig,
     AlterConfigsResource,
@@ -29,21 +27,17 @@ from kio.schema.incremental_alter_configs.v0.request import (
 from kio.schema.types import GroupId, TopicName
 from kio.static.primitive import i8, i32
 
+from loadgen.drivers.kafka_asking import Asking
 from loadgen.drivers.kafka_config import CLIENT_ID
-from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_cluster import Cluster
-from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable, open_any
 from loadgen.drivers.wire.kafka_share_member import ShareMember
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from kio.static.protocol import RequestPayload
+    from collections.abc import Mapping, Sequence
 
     from loadgen.endpoint import Endpoint
 
-T = TypeVar("T")
 FEATURE = "share.version"
 GROUP_KNOBS = {
     "isolation_level": "share.isolation.level",
@@ -53,7 +47,6 @@ GROUP_KNOBS = {
 }
 ALWAYS: dict[str, Any] = {"share.auto.offset.reset": "earliest", "share.assignment.interval.ms": 0}
 _GROUP, _SET, _DELETE = i8(32), i8(0), i8(1)  # a kind of resource; what to do with a value
-_PATIENCE_S, _PAUSE_S = 10.0, 0.05
 
 
 class ShareGroups:
@@ -61,11 +54,12 @@ class ShareGroups:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._asking = Asking(endpoint)
 
     def features(self) -> dict[str, int]:
         """The cluster's feature levels, as a broker tells them."""
         request = ApiVersionsRequest(client_software_name=CLIENT_ID, client_software_version="1")
-        answer = self._until("no features are told", lambda: self._call(request))
+        answer = self._asking.until("no features are told", lambda: self._asking.any_node(request))
         return {each.name: int(each.max_version_level) for each in answer.finalized_features}
 
     def check(self) -> None:
@@ -91,11 +85,11 @@ class ShareGroups:
         what = f"share group {group} cannot be deleted"
 
         def ask() -> None:
-            (result,) = self._coordinator(group, DeleteGroupsRequest(groups_names=(GroupId(group),))).results
+            (result,) = self._asking.coordinator(group, DeleteGroupsRequest(groups_names=(GroupId(group),))).results
             if result.error_code not in {ErrorCode.group_id_not_found, ErrorCode.non_empty_group}:
-                self._demand(what, result.error_code)
+                self._asking.demand(what, result.error_code)
 
-        self._until(what, ask)
+        self._asking.until(what, ask)
         self._alter(group, dict.fromkeys([*ALWAYS, *GROUP_KNOBS.values()]))
 
     def _alter(self, group: str, values: Mapping[str, str | None]) -> None:
@@ -107,10 +101,10 @@ class ShareGroups:
         what = f"share group {group} cannot be configured"
 
         def ask() -> None:
-            answer = self._call(IncrementalAlterConfigsRequest(resources=(resource,), validate_only=False))
-            self._demand(what, answer.responses[0].error_code, answer.responses[0].error_message)
+            answer = self._asking.any_node(IncrementalAlterConfigsRequest(resources=(resource,), validate_only=False))
+            self._asking.demand(what, answer.responses[0].error_code, answer.responses[0].error_message)
 
-        self._until(what, ask)
+        self._asking.until(what, ask)
 
     def configuration(self, group: str) -> dict[str, str]:
         """The group's configuration as the broker tells it."""
@@ -118,11 +112,11 @@ class ShareGroups:
         what = f"share group {group} tells no configuration"
 
         def ask() -> dict[str, str]:
-            (result,) = self._call(DescribeConfigsRequest(resources=(resource,))).results
-            self._demand(what, result.error_code, result.error_message)
+            (result,) = self._asking.any_node(DescribeConfigsRequest(resources=(resource,))).results
+            self._asking.demand(what, result.error_code, result.error_message)
             return {each.name: each.value for each in result.configs if not each.is_sensitive}
 
-        return self._until(what, ask)
+        return self._asking.until(what, ask)
 
     def lags(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int]:
         """How many records of each partition the group is not done with; none of one that it has not begun with."""
@@ -133,46 +127,11 @@ class ShareGroups:
         what = f"share group {group} tells no offsets"
 
         def ask() -> dict[int, int]:
-            (told,) = self._coordinator(group, DescribeShareGroupOffsetsRequest(groups=(asked,))).groups
+            (told,) = self._asking.coordinator(group, DescribeShareGroupOffsetsRequest(groups=(asked,))).groups
             if told.error_code == ErrorCode.group_id_not_found:
                 return {}
-            self._demand(what, told.error_code, told.error_message)
+            self._asking.demand(what, told.error_code, told.error_message)
             parts = [each for each_topic in told.topics for each in each_topic.partitions]
             return {int(each.partition_index): int(each.lag) for each in parts if each.lag >= 0}
 
-        return self._until(what, ask)
-
-    def _coordinator(self, group: str, request: RequestPayload) -> Any:
-        """What the group's coordinator says."""
-        found = self._call(FindCoordinatorRequest(key=group))
-        self._demand(f"no coordinator for group {group}", found.error_code)
-        connection = Connection(self._endpoint, found.host, int(found.port))
-        try:
-            return connection.call(request)
-        finally:
-            connection.close()
-
-    def _call(self, request: RequestPayload) -> Any:
-        connection = open_any(self._endpoint, self._endpoint.hosts)
-        try:
-            return connection.call(request)
-        finally:
-            connection.close()
-
-    def _demand(self, what: str, code: int, text: str | None = None) -> None:
-        if code and is_retriable(code):
-            raise LinkError(error_name(code))
-        if code:
-            because = f": {text}" if text else ""
-            raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error_name(code)}{because}")
-
-    def _until(self, what: str, ask: Callable[[], T]) -> T:
-        """Ask again while that may help: a coordinator that a broker is only just making is waited for."""
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return ask()
-            except LinkError as error:
-                if time.monotonic() > deadline_s:
-                    raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error}") from None
-            time.sleep(_PAUSE_S)
+        return self._asking.until(what, ask)

@@ -187,20 +187,8 @@ class Cluster:
 
     def committed(self, connection: Connection, group: str, partitions: Iterable[int]) -> dict[int, int]:
         """The group's committed offsets, of those partitions that have one."""
-        topic = OffsetFetchRequestTopic(
-            name=TopicName(self.topic), partition_indexes=tuple(i32(each) for each in partitions)
-        )
-
-        def attempt() -> dict[int, int]:
-            answer = connection.call(OffsetFetchRequest(group_id=GroupId(group), topics=(topic,)))
-            found = {}
-            for each in answer.topics[0].partitions:
-                self.demand(f"no committed offsets of group {group}", each.error_code)
-                if each.committed_offset >= 0:
-                    found[int(each.partition_index)] = int(each.committed_offset)
-            return found
-
-        return self.until(f"no committed offsets of group {group}", attempt)
+        request, what = offset_fetch(self.topic, group, partitions), f"no committed offsets of group {group}"
+        return self.until(what, lambda: committed_in(connection.call(request), lambda code: self.demand(what, code)))
 
     def earliest(self, partitions: Iterable[int]) -> dict[int, int]:
         """The first offset there is in each of these partitions."""
@@ -252,6 +240,22 @@ def _list_offsets(topic: str, partitions: Iterable[int], at: i64) -> ListOffsets
     return ListOffsetsRequest(
         replica_id=BrokerId(-1), topics=(ListOffsetsTopic(name=TopicName(topic), partitions=wanted),)
     )
+
+
+def offset_fetch(topic: str, group: str, partitions: Iterable[int]) -> OffsetFetchRequest:
+    """A question for what a group has committed."""
+    wanted = OffsetFetchRequestTopic(name=TopicName(topic), partition_indexes=tuple(i32(each) for each in partitions))
+    return OffsetFetchRequest(group_id=GroupId(group), topics=(wanted,))
+
+
+def committed_in(answer: Any, demand: Callable[[int], None]) -> dict[int, int]:
+    """The offsets in the answer to it, by partition; `demand` is shown each partition's error code."""
+    found = {}
+    for each in answer.topics[0].partitions:
+        demand(each.error_code)
+        if each.committed_offset >= 0:
+            found[int(each.partition_index)] = int(each.committed_offset)
+    return found
 
 
 def offset_commit(topic: str, group: str, offsets: Mapping[int, int]) -> OffsetCommitRequest:

@@ -1,0 +1,74 @@
+"""One question to Kafka, each over a connection of its own: to any node, or to the node that coordinates a group."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
+
+from loadgen.drivers.wire.framed import LinkError
+from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kio.static.protocol import RequestPayload
+
+    from loadgen.endpoint import Endpoint
+
+T = TypeVar("T")
+_PATIENCE_S, _PAUSE_S = 10.0, 0.05
+
+
+class Asking:
+    """Rare requests through kio. A node that does not answer is asked last from then on."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._hosts = deque(endpoint.hosts)
+
+    def any_node(self, request: RequestPayload) -> Any:
+        """What the first node says that answers; LinkError with the last one's reason where none does."""
+        failure = LinkError("no address")
+        for _ in range(len(self._hosts)):
+            try:
+                return self._node(*self._hosts[0], request)
+            except LinkError as error:
+                failure = error
+                self._hosts.rotate(-1)
+        raise failure
+
+    def coordinator(self, group: str, request: RequestPayload) -> Any:
+        """What the group's coordinator says; LinkError where there is none now."""
+        found = self.any_node(FindCoordinatorRequest(key=group))
+        self.demand(f"no coordinator for group {group}", found.error_code)
+        return self._node(found.host, int(found.port), request)
+
+    def _node(self, host: str, port: int, request: RequestPayload) -> Any:
+        connection = Connection(self._endpoint, host, port)
+        try:
+            return connection.call(request)
+        finally:
+            connection.close()
+
+    def demand(self, what: str, code: int, text: str | None = None) -> None:
+        """Raise LinkError for an error that may pass, BrokerError for one that will not."""
+        if code and is_retriable(code):
+            raise LinkError(error_name(code))
+        if code:
+            because = f": {text}" if text else ""
+            raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error_name(code)}{because}")
+
+    def until(self, what: str, ask: Callable[[], T], patience_s: float = _PATIENCE_S) -> T:
+        """Ask again while that may help: a coordinator that a broker is only just making is waited for."""
+        deadline_s = time.monotonic() + patience_s
+        while True:
+            try:
+                return ask()
+            except LinkError as error:
+                if time.monotonic() > deadline_s:
+                    raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error}") from None
+            time.sleep(_PAUSE_S)

@@ -1,0 +1,74 @@
+"""A consumer group's control plane: its members, what it has committed, its end. Through kio, rare frames.
+
+Not through librdkafka, which ends the whole process where the node goes that it asked for a group (an assertion in
+`rd_kafka_enq_once_del_source_return`, its issue 4605), or is not ready to coordinate yet (it hands the retry of
+ListConsumerGroupOffsets to a consumer group that an admin client does not have; 2.16).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeRequest
+from kio.schema.delete_groups.v1.request import DeleteGroupsRequest
+from kio.schema.describe_groups.v1.request import DescribeGroupsRequest
+from kio.schema.errors import ErrorCode
+from kio.schema.types import GroupId
+
+from loadgen.drivers.kafka_asking import Asking
+from loadgen.drivers.wire.kafka_cluster import committed_in, offset_fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from loadgen.endpoint import Endpoint
+
+FIRST_S = 30.0  # the first question for a group makes the topic of all groups, on each node of a cluster
+_NOTHING_TO_DELETE = frozenset({ErrorCode.none, ErrorCode.group_id_not_found, ErrorCode.non_empty_group})
+
+
+class Groups:
+    """Watches and deletes consumer groups of one cluster, of the classic protocol and of the one of KIP-848."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._asking = Asking(endpoint)
+
+    def members(self, group: str, protocol: str) -> int:
+        """How many members the group has, 0 where nobody ever joined; `protocol` as the knob `group_protocol`."""
+        what = f"group {group} cannot be described"
+
+        def ask() -> int:
+            if protocol == "consumer":
+                request = ConsumerGroupDescribeRequest(group_ids=(GroupId(group),), include_authorized_operations=False)
+                (told,) = self._asking.coordinator(group, request).groups
+                if told.error_code == ErrorCode.group_id_not_found:
+                    return 0
+                self._asking.demand(what, told.error_code, told.error_message)
+            else:
+                (told,) = self._asking.coordinator(group, DescribeGroupsRequest(groups=(GroupId(group),))).groups
+                self._asking.demand(what, told.error_code)
+            return len(told.members)
+
+        return self._asking.until(what, ask)
+
+    def committed(self, topic: str, group: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The offsets that the group has committed, by partition; none of a partition of which it has not."""
+        what = f"group {group} tells no offsets"
+        request = offset_fetch(topic, group, partitions)
+        return self._asking.until(
+            what,
+            lambda: committed_in(
+                self._asking.coordinator(group, request), lambda code: self._asking.demand(what, code)
+            ),
+        )
+
+    def delete(self, group: str) -> None:
+        """Remove the group with what it has committed; one that is gone already, or has members, is no error."""
+        what = f"group {group} cannot be deleted"
+
+        def ask() -> None:
+            (result,) = self._asking.coordinator(group, DeleteGroupsRequest(groups_names=(GroupId(group),))).results
+            if result.error_code not in _NOTHING_TO_DELETE:
+                self._asking.demand(what, result.error_code)
+
+        self._asking.until(what, ask, FIRST_S)
