@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from loadgen.runs import load as load_run
     from loadgen.scenario import (
         At,
+        Crash,
         Durability,
         FromFile,
         Kafka,
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "At", "Durability", "FromFile", "Kafka", "Kill", "LogNormal", "Message", "Pause", "RabbitMQ", "Rate", "Restart",
-    "Scenario", "Uniform", "load_run",
+    "At", "Crash", "Durability", "FromFile", "Kafka", "Kill", "LogNormal", "Message", "Pause", "RabbitMQ", "Rate",
+    "Restart", "Scenario", "Uniform", "load_run",
 ]  # fmt: skip
 
 

@@ -37,10 +37,12 @@ class Cell(IntEnum):
     HANDLED = 15  # received by a role in the middle
     GIVEN_UP = 16  # requests whose time is over
     AHEAD_NS = 17  # in row 0: how far the clock that stamps are told by is ahead of this host's now
-    FIRST_SHARE = 18  # … of which (`SHARES`) the last are in this cell and those after it, in turn
+    CRASH_PRODUCERS = 18  # in row 0: how many crashes were ordered of them
+    CRASH_CONSUMERS = 19  # in row 0: twice that, and one more where the last is to come before the work
+    FIRST_SHARE = 20  # … of which (`SHARES`) the last are in this cell and those after it, in turn
 
 
-ROW_CELLS = 24  # three cache lines a row: writers do not slow each other down
+ROW_CELLS = 32  # four cache lines a row: writers do not slow each other down
 SHARES_KEPT = ROW_CELLS - Cell.FIRST_SHARE
 FLEET_ROW = 0
 PREFIX = "loadgen-"  # of the files' names; the pid of their owner follows

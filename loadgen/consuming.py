@@ -27,7 +27,7 @@ from loadgen.agent import (
     Drained,
 )
 from loadgen.board import Cell
-from loadgen.driver import Failing, Rebalancing, redelivers, start_of
+from loadgen.driver import Crashing, Failing, Rebalancing, redelivers, start_of
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
 from loadgen.membership import Deliveries
@@ -102,6 +102,9 @@ class ConsumerAgent(Agent):
         self._spans: list[tuple[int, int]] = []
         self._booked_ns = 0
         self._rated_ns, self._rated = 0, 0
+        self._crashes = 0
+        self._passed: dict[int, int] = {}  # of each source with positions, the one behind the last that was taken …
+        self._again_below: dict[int, int] = {}  # … before the last crash: what lies below comes again
         try:
             service = (f"{self.KIND}_service", "resolution")
             by_priority = ("e2e_high_priority", "e2e_low_priority") if self.priorities else ()
@@ -186,6 +189,11 @@ class ConsumerAgent(Agent):
         while not self.must_end(Cell.STOP_CONSUMING) and time.monotonic_ns() < leaves_ns:
             before = self.received
             batches = consumer.receive(POLL_S)
+            crash = self.board.ordered(Cell.CRASH_CONSUMERS)
+            if crash != self._crashes and batches:
+                self._crashes = crash
+                consumer = self._succeed(consumer, () if crash & 1 else batches)
+                continue
             if self.worker is not None:
                 if not self._work(self.worker, consumer, batches):
                     return
@@ -201,6 +209,18 @@ class ConsumerAgent(Agent):
             if not self.open_loop:
                 self._set_nap(now)
             self._look_up(now)
+
+    def _succeed(self, consumer: Consumer, done: Sequence[Received]) -> Consumer:
+        """Crash with these batches worked on and nothing settled; the consumer that takes this one's place."""
+        assert isinstance(consumer, Crashing), "other drivers are refused"
+        for batch in done:
+            self.take(batch)
+        self.keep_books()
+        self._show_counts()
+        consumer.crash()
+        self._again_below = dict(self._passed)
+        self.consumer = self.client = self.connect(self.spec.target)
+        return self.consumer
 
     def _look_up(self, now_ns: int) -> None:
         """Keep the books where enough has gathered, and tell the fleet that the loop turns."""
@@ -252,6 +272,8 @@ class ConsumerAgent(Agent):
         """Count a batch; check it now, or keep a copy for the next bulk."""
         number = len(batch.starts)
         self._spans.append((batch.parsed_ns, batch.parsed_ns - batch.read_ns))
+        if self.spec.is_hurt and batch.first_position is not None:
+            self._note_position(batch, batch.first_position)
         if self.drained is not None and batch.source not in self.positions:
             self.positions[batch.source] = batch.first_position
         if number < LARGE_MSGS:
@@ -261,6 +283,13 @@ class ConsumerAgent(Agent):
         self._show_counts()  # before what takes longer: the gauge of what is under way is read meanwhile
         self.keep_books()  # in the order of arrival
         self._check(batch.buffer, batch.starts, batch.sizes, batch.source, batch.parsed_ns, batch.redelivered)
+
+    def _note_position(self, batch: Received, first: int) -> None:
+        """What was taken before a crash is marked where it comes again: a log's broker marks nothing."""
+        again_below = self._again_below.get(batch.source, 0)
+        if batch.redelivered is None and first < again_below:
+            batch.redelivered = np.arange(first, first + len(batch.starts)) < again_below
+        self._passed[batch.source] = max(self._passed.get(batch.source, 0), first + len(batch.starts))
 
     def _keep(self, batch: Received, begin: int, end: int, at_ns: Int64 | int) -> None:
         """Count messages begin … end of a batch, and keep a copy of them for the next bulk."""

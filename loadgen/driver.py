@@ -299,6 +299,15 @@ class Retrying(Protocol):
         ...
 
 
+@runtime_checkable
+class Crashing(Protocol):
+    """What a producer or consumer has beside its role if it can leave as a killed process does."""
+
+    def crash(self) -> None:
+        """Close the sockets with nothing said, sent or settled; never raises. It is not used after that."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Gauge:
     """A trial's queues or topic at one moment, as the broker itself tells it.

@@ -24,6 +24,8 @@ RECOVER_WITHIN_S = 60.0
 """How long clients look for another connection where nobody chose: longer than either broker takes to come back."""
 RECOVERING = {"rabbitmq": ("amqp",), "kafka": ("kafka", "confluent")}
 """Drivers that outlive a connection."""
+CRASHING = {"rabbitmq": "amqp", "kafka": "kafka"}
+"""Drivers that can leave as a killed process does."""
 
 
 class _Fault(Part):
@@ -67,11 +69,32 @@ class Pause(_Fault):
         super().__init__(who=who, **values)
 
 
+class Crash(Part):
+    """All clients of a role leave as processes do that are killed, and others take their place at once.
+
+    Their sockets are closed with nothing said, sent or settled, and what was in them is gone with them: a consumer's
+    successor begins where the broker (or the group's last commit) says, a producer's knows of no message that was not
+    confirmed. What the messages' ledger holds outlives it, as a database that the work went to would.
+    """
+
+    kind: Literal["crash"] = "crash"
+    role: Literal["consumers", "producers"] = "consumers"
+    when: Literal["before", "after"] = "after"
+    """Consumers, at the next batch that comes: before they have worked on it, or after, with nothing of it settled."""
+
+    def __init__(self, role: str = "consumers", **values: Any) -> None:
+        super().__init__(role=role, **values)
+
+    def described(self) -> str:
+        """For people."""
+        return f"crash of the {self.role}" + (f" {self.when} the work" if self.role == "consumers" else "")
+
+
 class At(Part):
     """A fault, and when it is carried out, since the measured window began."""
 
     at_s: _Seconds
-    fault: Annotated[Kill | Restart | Pause, Field(discriminator="kind")]
+    fault: Annotated[Kill | Restart | Pause | Crash, Field(discriminator="kind")]
 
     def __init__(self, at_s: float | str, fault: Any, **values: Any) -> None:
         try:
@@ -90,11 +113,16 @@ def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:
         raise ScenarioError(f"faults: clients of pattern {point.pattern.kind} do not outlive them; expected one_way")
     if kind in {"search", "curve"}:
         raise ScenarioError(f"faults: Rate.{kind} has trials of its own lengths; expected a fixed rate or saturate")
-    absent = next(
-        (each.fault.who for each in faults if isinstance(each.fault.who, int) and each.fault.who > nodes), None
-    )
+    whom = [each.fault.who for each in faults if not isinstance(each.fault, Crash)]
+    absent = next((each for each in whom if isinstance(each, int) and each > nodes), None)
     if absent is not None:
         raise ScenarioError(f"faults: there is no node {absent}: expected 1 to {nodes} in class {point.durability}")
+    crashes = any(isinstance(each.fault, Crash) for each in faults)
+    if crashes and (driver != CRASHING[broker] or point.settings.get("group") == "share"):
+        raise ScenarioError(
+            f"faults: clients of driver {driver} cannot crash in the midst of a process; expected {broker}.driver = "
+            f"{CRASHING[broker]}, and no share group"
+        )
     if driver not in RECOVERING[broker]:
         raise ScenarioError(
             f"faults: driver {driver} does not open another connection where one is lost; expected {broker}.driver = "

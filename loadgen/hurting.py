@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loadgen.board import Board
     from loadgen.brokers.faults import Done
     from loadgen.driver import Target
-    from loadgen.faults import At
+    from loadgen.faults import At, Crash
     from loadgen.flow import Flow
     from loadgen.gaps import Kind
     from loadgen.observer import Observer
@@ -40,6 +40,8 @@ class Hurting:
         self._confirms, self._consumes = confirms(target.settings), consumes
         self._injector: Injector | None = None
         self._window_ns = 0
+        self._board: Board | None = None
+        self._crashes = {"consumers": 0, "producers": 0}
         self.gaps = Gaps()
         self._done: list[Done] = []
 
@@ -47,15 +49,28 @@ class Hurting:
         """The window is between these moments (monotonic ns); nodes that are started again are observed, too."""
         self._window_ns, self._observer = window_ns, observer
         self._injector = Injector(
-            self._target.endpoint, lambda: leader_of(self._target), lambda pid: observer.add("broker", pid)
+            self._target.endpoint,
+            lambda: leader_of(self._target),
+            lambda pid: observer.add("broker", pid),
+            self._crash,
         )
         schedule = [(window_ns + round(each.at_s * SECOND_NS), each.fault) for each in self._faults]
         self._injector.start(schedule, until_ns=end_ns)
 
     def sample(self, board: Board, now_ns: int) -> None:
         """Look at the counters."""
+        self._board = board
         if now_ns >= self._window_ns > 0:
             self.gaps.sample(now_ns, board.total(Cell.ACKED), board.total(Cell.RECEIVED))
+
+    def _crash(self, fault: Crash) -> None:
+        """Tell all clients of a role."""
+        assert self._board is not None, "sampled from the start on"
+        self._crashes[fault.role] += 1
+        if fault.role == "producers":
+            self._board.order(Cell.CRASH_PRODUCERS, self._crashes[fault.role])
+        else:
+            self._board.order(Cell.CRASH_CONSUMERS, 2 * self._crashes[fault.role] + (fault.when == "before"))
 
     def stop(self) -> None:
         """Mend what is broken, and put what was done on the timeline."""
@@ -63,8 +78,8 @@ class Hurting:
             return
         self._done, self._injector = self._injector.stop(), None
         for each in self._done:
-            nodes = ", ".join(map(str, each.nodes))
-            self._observer.note("fault", each.began_ns, each.mended_ns, f"{each.fault.described()} (node {nodes})")
+            nodes = f" (node {', '.join(map(str, each.nodes))})" if each.nodes else ""
+            self._observer.note("fault", each.began_ns, each.mended_ns, f"{each.fault.described()}{nodes}")
 
     def record(self, flow: Flow, end_ns: int) -> list[Record]:
         """Each fault with what it cost; times are seconds, of the window or of their own."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from loadgen.agent import BOOK_MSGS, BOOK_NS, POLL_S, SECOND_NS, Agent, AgentSpec
 from loadgen.board import Cell
-from loadgen.driver import Resending, confirms
+from loadgen.driver import Crashing, Resending, confirms
 from loadgen.drivers import load_driver
 from loadgen.ledger import SentBook
 from loadgen.pacer import make_pacer
@@ -51,6 +51,8 @@ class ProducerAgent(Agent):
         self.pacer: Pacer = self.shared or make_pacer(spec.rate, spec.index, spec.count, self.ramp_s, spec.seed)
         self.orders_taken = 0
         self.retired_ns = 0
+        self._crashes = 0
+        self._resent: list[Int64 | None] = []  # by producers that have crashed
         self._late_orders: list[tuple[str, int, int, str]] = []
         self.sent = 0
         self.base = 0  # how many of them were written before the trial began: a backlog
@@ -94,13 +96,13 @@ class ProducerAgent(Agent):
             if self.base and not self.open_loop:  # a replay: all is written
                 self.result.due = self.sent
             else:
-                self._send_all(producer)
+                producer = self._send_all(producer)
             self._flush(producer)
             self.row[Cell.FINISHED_PRODUCING] = 1
             self.await_end(producer)
             self.keep_books()
-            if isinstance(producer, Resending):
-                self.book.resent(producer.resent_seqs())
+            for seqs in [*self._resent, *([producer.resent_seqs()] if isinstance(producer, Resending) else [])]:
+                self.book.resent(seqs)
             self.result.sent_book = self.book
             self.finish()
         finally:
@@ -135,7 +137,8 @@ class ProducerAgent(Agent):
             self.heartbeat(now_ns)
             self.complete_report()
 
-    def _send_all(self, producer: Producer) -> None:
+    def _send_all(self, producer: Producer) -> Producer:
+        """Send until it is over; the producer that is there at the end."""
         start_ns, end_ns = self.clock.start_ns, self.clock.window_end_ns
         while (now := time.monotonic_ns()) < start_ns:
             self.row[Cell.HEARTBEAT_NS] = now
@@ -144,6 +147,8 @@ class ProducerAgent(Agent):
         while not self._is_over(now):
             if self.shared is not None and self.row[Cell.SHARES] != self.orders_taken:
                 self._take_shares(self.shared, now)
+            if self.board.ordered(Cell.CRASH_PRODUCERS) != self._crashes:
+                producer = self._succeed(producer)
             due = self._due(now)
             if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_S * SECOND_NS):
                 break
@@ -170,6 +175,17 @@ class ProducerAgent(Agent):
         if self.open_loop:
             self._account_for_due(due, now)
         self.result.blocked_share = blocked_ns / max(1, min(now, end_ns) - start_ns)
+        return producer
+
+    def _succeed(self, producer: Producer) -> Producer:
+        """Crash; the producer that takes this one's place, and knows of nothing that was not confirmed."""
+        assert isinstance(producer, Crashing), "other drivers are refused"
+        self._crashes = self.board.ordered(Cell.CRASH_PRODUCERS)
+        if isinstance(producer, Resending):
+            self._resent.append(producer.resent_seqs())
+        producer.crash()
+        self.client = self.connect()
+        return self.client
 
     def _is_over(self, now_ns: int) -> bool:
         """Whether to end: because all do, or because this one is asked to and others have its share by now."""

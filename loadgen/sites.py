@@ -11,6 +11,7 @@ from loadgen.brokers import open_brokers, status
 from loadgen.brokers.state import brokers_dir
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import HostError, ScenarioError
+from loadgen.faults import Crash
 from loadgen.pinning import Pins, pinned
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def refuse_sizes(spec: str, sizes: Sequence[int]) -> None:
 
 def refuse_faults(spec: str, trials: Sequence[Trial]) -> None:
     """Raise ScenarioError where brokers would be hurt that this program did not start."""
-    hurt = next((trial for trial in trials if trial.faults), None)
+    hurt = next((trial for trial in trials if any(not isinstance(each.fault, Crash) for each in trial.faults)), None)
     if hurt is not None and spec != "local":
         raise ScenarioError(
             f"{hurt.scenario}: has faults, and only brokers that loadgen itself starts are hurt; use --brokers local"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.brokers import local, process
 from loadgen.errors import BrokerError
-from loadgen.faults import Kill, Pause
+from loadgen.faults import Crash, Kill, Pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
     from loadgen.faults import Restart
 
-    Fault = Kill | Restart | Pause
+    Fault = Kill | Restart | Pause | Crash
 
 MENDED_S = 180.0  # for all that is under way to come to its end: a start takes up to two minutes
 TOGETHER_NS = 1_000_000_000  # nodes that are to be back within a second are started together
@@ -54,10 +54,17 @@ class Injector:
         endpoint: the local broker.
         leader: the number of the node that leads now, by the broker's own word.
         launched: told the pid of each node that is started again.
+        crash: has the trial's clients crash.
     """
 
-    def __init__(self, endpoint: Endpoint, leader: Callable[[], int], launched: Callable[[int], None]) -> None:
-        self._endpoint, self._leader, self._launched = endpoint, leader, launched
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        leader: Callable[[], int],
+        launched: Callable[[int], None],
+        crash: Callable[[Crash], None],
+    ) -> None:
+        self._endpoint, self._leader, self._launched, self._crash = endpoint, leader, launched, crash
         self._due: list[_Due] = []
         self._orders = 0
         self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
@@ -110,6 +117,10 @@ class Injector:
 
     def _carry(self, done: Done) -> None:
         """Hurt, and plan what mends it."""
+        if isinstance(done.fault, Crash):
+            self._crash(done.fault)
+            done.mended_ns = time.monotonic_ns()
+            return
         fault, done.nodes = done.fault, self._nodes_of(done.fault)
         done.began_ns = time.monotonic_ns()
         if isinstance(fault, Kill):
@@ -150,7 +161,7 @@ class Injector:
             if done is not None:
                 done.error = done.error or " ".join(str(error).split()) or type(error).__name__
 
-    def _nodes_of(self, fault: Fault) -> tuple[int, ...]:
+    def _nodes_of(self, fault: Kill | Restart | Pause) -> tuple[int, ...]:
         every = tuple(node.index for node in local.cluster_of(self._endpoint).nodes)
         if fault.who == "all":
             return every

@@ -27,8 +27,8 @@ def _told(record: Record) -> str:
 
 
 def _fault(fault: Record) -> str:
-    nodes = ", ".join(map(str, fault["nodes"])) or "none"
-    text = f"{fault['what']} (node {nodes}) at {fault['at_s']:.0f} s"
+    nodes = "" if fault["kind"] == "crash" else f" (node {', '.join(map(str, fault['nodes'])) or 'none'})"
+    text = f"{fault['what']}{nodes} at {fault['at_s']:.0f} s"
     if fault["error"]:
         return f"{text}: {fault['error']}"
     gaps = [(verb, fault[f"{kind}_gap_s"]) for kind, verb in _GAPS if fault[f"{kind}_gap_s"] is not None]
@@ -38,7 +38,7 @@ def _fault(fault: Record) -> str:
         text += f", the rate was back after {back:.1f} s"
     elif fault["delivery_gap_s"] is not None and fault["at_s"] >= BEFORE_S:
         text += ", the rate was not back before the end"
-    return f"{text}; mended after {fault['mended_after_s']:.1f} s"
+    return text if fault["kind"] == "crash" else f"{text}; mended after {fault['mended_after_s']:.1f} s"
 
 
 _GAPS = (("confirm", "confirmed"), ("delivery", "delivered"))

@@ -189,6 +189,10 @@ class AmqpConsumer:
         for lane in self._lanes.values():
             self._say(lane, lane.acks.settle())
 
+    def crash(self) -> None:
+        """See `loadgen.driver.Crashing`."""
+        self._connection.crash()
+
     def close(self) -> None:
         """Acknowledge what was settled and close: what was not goes back to the queue; never raises."""
         with contextlib.suppress(LoadgenError):

@@ -211,6 +211,10 @@ class AmqpProducer:
         """Wait until all is written and, with confirms, settled, at most `timeout_s`."""
         return poll_while(lambda: self.owes, self.poll, timeout_s)
 
+    def crash(self) -> None:
+        """See `loadgen.driver.Crashing`."""
+        self._connection.crash()
+
     def close(self) -> None:
         """Write what is unsent and close; never raises."""
         self._connection.close()

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 
 
-class _Closable(Protocol):
+class _Client(Protocol):
     def close(self) -> None: ...
 
+    def crash(self) -> None: ...
 
-_M = TypeVar("_M", bound=_Closable)
+
+_M = TypeVar("_M", bound=_Client)
 
 
 class _Link(Generic[_M]):
@@ -76,6 +78,12 @@ class _Link(Generic[_M]):
         """Those that have ended since the last call: when the connection was lost, and when another could be used."""
         taken, self._outages = self._outages, []
         return taken
+
+    def crash(self) -> None:
+        """Leave it, if there is one, as a killed process does."""
+        if self.now is not None:
+            self.now.crash()
+            self.now = None
 
     def close(self) -> None:
         """Close it, if there is one."""
@@ -147,6 +155,10 @@ class RecoveringProducer:
     def take_outages(self) -> list[tuple[int, int]]:
         """See `loadgen.driver.Recovering`."""
         return self._link.take_outages()
+
+    def crash(self) -> None:
+        """See `loadgen.driver.Crashing`."""
+        self._link.crash()
 
     def close(self) -> None:
         """Close the connection; never raises."""
@@ -223,6 +235,10 @@ class RecoveringConsumer:
     def take_outages(self) -> list[tuple[int, int]]:
         """See `loadgen.driver.Recovering`."""
         return self._link.take_outages()
+
+    def crash(self) -> None:
+        """See `loadgen.driver.Crashing`."""
+        self._link.crash()
 
     def close(self) -> None:
         """Close the connection, which gives back what was not settled; never raises."""

@@ -106,6 +106,11 @@ class Commits:
             raise LinkError(f"offsets were refused: {error_name(each.error_code)}")
         self._committed |= changed
 
+    def crash(self) -> None:
+        """Commit nothing more; never raises."""
+        if self._connection is not None:
+            self._connection.close()
+
     def close(self) -> None:
         """Commit what was processed and close; never raises."""
         deadline_s = time.monotonic() + _CLOSE_S

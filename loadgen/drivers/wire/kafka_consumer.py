@@ -192,6 +192,14 @@ class KafkaConsumer:
         if self._commits is not None:
             self._commits.processed(self._progress.handed)
 
+    def crash(self) -> None:
+        """See `loadgen.driver.Crashing`."""
+        if self._commits is not None:
+            self._commits.crash()
+        for link in self._links.values():
+            link.connection.close()
+        self._links.clear()
+
     def close(self) -> None:
         """Commit what was processed and close; never raises."""
         if self._commits is not None:

@@ -250,6 +250,10 @@ class KafkaProducer:
         """Messages of batches sent again that the broker could not tell from new ones (`loadgen.driver.Resending`)."""
         return np.concatenate([np.zeros(0, np.int64), *(np.asarray(each) for each in self._sender.resent)])
 
+    def crash(self) -> None:
+        """See `loadgen.driver.Crashing`."""
+        self._sender.crash()
+
     def close(self) -> None:
         """Close the connections."""
         self._sender.close()

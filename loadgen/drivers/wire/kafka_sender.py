@@ -432,6 +432,14 @@ class Sender:
                 times.append(due_ns)
         return min(times, default=None)
 
+    def crash(self) -> None:
+        """Close the connections with whatever is under way; an open transaction stays open until it times out."""
+        if self.transactions is not None:
+            self.transactions.crash()
+        for link in self._links.values():
+            link.connection.close()
+        self._links.clear()
+
     def close(self) -> None:
         """Close the connections; without acknowledgements, after the broker has read what was written."""
         if self.transactions is not None:

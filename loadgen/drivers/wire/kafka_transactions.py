@@ -270,6 +270,13 @@ class Transactions:
         self._cluster.demand(f"transactional id {self.transactional_id}", answer.error_code)
         return int(answer.producer_id), int(answer.producer_epoch)
 
+    def crash(self) -> None:
+        """Leave what is open as it is: the broker aborts it when its time is over, or for who begins next."""
+        for each in (self._group_connection, self._connection):
+            if each is not None:
+                each.close()
+        self._connection = None
+
     def close(self) -> None:
         """Abort what is open, so that nobody waits for its timeout; never raises."""
         connection, self._connection = self._connection, None

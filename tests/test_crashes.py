@@ -1,0 +1,107 @@
+"""Clients that crash in mid-trial, on real brokers: each class keeps its word, and the ledger explains every copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from loadgen import At, Crash, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario
+from loadgen.errors import ScenarioError
+from loadgen.plan import Profile, make_plan
+from loadgen.record import completed
+from loadgen.report import hurt
+from loadgen.trial import Setting, run_trial
+
+if TYPE_CHECKING:
+    from loadgen.endpoint import BrokerName, Endpoint
+
+BOTH = pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+
+
+def record_of(endpoint: Endpoint, *faults: At, **given: Any) -> dict[str, Any]:
+    """One trial of 5 s on a shared broker, which crashes of clients do not hurt."""
+    known: dict[str, Any] = {
+        "name": "crashes", "question": "?", "message": Message(size_bytes=200), "rate": Rate.fixed(400),
+        "rabbitmq": RabbitMQ(), "kafka": Kafka(), "faults": list(faults),
+    }  # fmt: skip
+    made = Scenario(**{**known, **given})
+    (trial,) = make_plan([made], Profile("crashes", 0.5, 5.0, 1), brokers=(endpoint.broker,)).trials
+    record, _ = run_trial(trial, Setting(endpoint, print))
+    record = completed(record)
+    assert record["status"] == "complete", record["error"]
+    assert [each["error"] for each in record["faults"]] == [None] * len(faults)
+    assert (record["corrupted"], record["foreign"]) == (0, 0)
+    return record
+
+
+@BOTH
+def test_who_crashes_after_the_work_has_it_done_twice(
+    endpoints: dict[BrokerName, Endpoint], broker: BrokerName
+) -> None:
+    """Nothing was settled: all of it comes again to the successor, marked, and nothing is lost."""
+    record = record_of(endpoints[broker], At(1.5, Crash()), At(3, Crash()))
+    assert record["lost"] == 0
+    assert record["duplicated"] == record["dup_redelivery"] > 0
+    assert record["verdict"]["status"] != "invalid", record["verdict"]["reasons"]
+    (told,) = hurt.sentences(type("Run", (), {"trials": [record]}))  # type: ignore[arg-type]
+    assert (
+        "crash of the consumers after the work at 1 s" in told or "crash of the consumers after the work at 2 s" in told
+    )
+    assert "mended" not in told
+
+
+@BOTH
+def test_who_crashes_before_the_work_loses_none_of_it(
+    endpoints: dict[BrokerName, Endpoint], broker: BrokerName
+) -> None:
+    """What the dead consumer held comes to its successor."""
+    record = record_of(endpoints[broker], At(2, Crash(when="before")))
+    assert record["lost"] == 0
+    assert record["duplicated"] == record["dup_redelivery"]
+
+
+def test_without_acknowledgements_what_a_dead_consumer_held_is_gone(endpoints: dict[BrokerName, Endpoint]) -> None:
+    """Class none: sent and never worked on, since the broker counts as received what it has written to the socket."""
+    faults = [At(1 + 0.5 * number, Crash(when="before")) for number in range(7)]
+    record = record_of(endpoints["rabbitmq"], *faults, durability=Durability.NONE)
+    assert record["lost"] > 0
+    assert record["duplicated"] == 0
+
+
+@BOTH
+def test_producers_that_crash_lose_nothing_that_was_confirmed(
+    endpoints: dict[BrokerName, Endpoint], broker: BrokerName
+) -> None:
+    """Their successors go on with the schedule, and know of nothing that was not confirmed."""
+    record = record_of(endpoints[broker], At(1.5, Crash("producers")), At(3, Crash("producers")))
+    assert record["confirmed_lost"] == record["duplicated"] == 0
+    assert record["sent"] >= 2_000, "the schedule is kept"
+    assert record["received"] >= record["acked"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rabbitmq": RabbitMQ(driver="pika")}, "driver pika cannot crash in the midst of a process"),
+        ({"kafka": Kafka(driver="confluent")}, "driver confluent cannot crash"),
+        ({"faults": lambda: [At("1s", Crash("brokers"))]}, "role = 'brokers'"),
+    ],
+)
+def test_a_crash_that_cannot_be_is_one_line(given: dict[str, Any], words: str) -> None:
+    """What was given, and what was expected."""
+    with pytest.raises(ScenarioError) as refused:
+        given = {name: value() if callable(value) else value for name, value in given.items()}
+        Scenario(**{"name": "a", "question": "?", "rate": Rate.fixed(10), "rabbitmq": RabbitMQ(), "kafka": Kafka(),
+                    "faults": [At("1s", Crash())], **given})  # fmt: skip
+    assert words in str(refused.value)
+
+
+def test_crashes_alone_need_no_brokers_of_ones_own() -> None:
+    """A scenario remembers them; beside a kill of the broker they are described by their role."""
+    faults = [At(1, Crash("producers")), At(2, Crash(when="before")), At(3, Kill())]
+    made = Scenario(name="a", question="?", rate=Rate.fixed(10), rabbitmq=RabbitMQ(), faults=faults)
+    assert Scenario(**made.model_dump(mode="json", exclude_none=True)).faults == faults
+    assert [each.fault.described() for each in faults] == [
+        "crash of the producers", "crash of the consumers before the work", "kill of the leader"
+    ]  # fmt: skip
