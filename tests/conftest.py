@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from loadgen.brokers import open_brokers
@@ -14,15 +17,41 @@ from loadgen.brokers.state import brokers_dir, cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from loadgen.endpoint import BrokerName, Endpoint
+
+
+ROOM_BYTES = 12 << 30
+
+
+def _room() -> Path:
+    """Where the session's brokers keep their data: in memory where there is much of it, else in the checkout.
+
+    A virtual disk may stand still for ten seconds after many flushes; what a broker then does is not what is tested.
+    """
+    shared = Path("/dev/shm")  # noqa: S108 - a folder of this user alone is made in it
+    if not shared.is_dir() or min(psutil.virtual_memory().available, shutil.disk_usage(shared).free) < ROOM_BYTES:
+        return brokers_dir()
+    checkout = hashlib.sha256(str(brokers_dir().resolve()).encode()).hexdigest()[:12]
+    return shared / f"loadgen-tests-{os.getuid()}-{checkout}"
 
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Each of the processes that share the tests has brokers of its own, of the one installation.
     os.environ.setdefault("LOADGEN_CACHE_DIR", str(cache_dir()))
-    os.environ["LOADGEN_BROKERS_DIR"] = str(brokers_dir() / worker)
+    ROOM = Path(os.environ["LOADGEN_TESTS_DIR"]) / worker
+    ROOM.mkdir(parents=True, mode=0o700, exist_ok=True)
+    os.environ["LOADGEN_BROKERS_DIR"] = str(ROOM)
+else:  # who starts the others: they see one room, whatever memory is left when each begins
+    os.environ["LOADGEN_TESTS_DIR"] = str(_room())
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing in memory."""
+    room = Path(os.environ["LOADGEN_TESTS_DIR"])
+    if not worker and room.name.startswith("loadgen-tests-"):
+        shutil.rmtree(room, ignore_errors=True)
+
 
 # Files that take the longest, in turn: whoever shares the tests by files begins with these, and ends together.
 LONGEST = (
