@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help compare test scenarios prove lint format bench up down clean
+.PHONY: help compare test scenarios faults prove prove-faults lint format bench up down clean
 help:
 	@echo "make compare   measure RabbitMQ against Kafka on this machine, and write the report"
 	@echo "make test      run every test, on real brokers"
 	@echo "make scenarios run every scenario in short on both brokers, and look at the verdicts (at most 25 minutes)"
+	@echo "make faults    break brokers and clients under load in every class, and look at what was promised (at most 30 minutes)"
+	@echo "make prove-faults  kill the leader of each broker fifty times (at most 90 minutes)"
 	@echo "make prove     measure what is known from elsewhere, and write docs/method.md (at most 30 minutes)"
 	@echo "make lint      ruff and mypy        make bench    the speed bars of docs/performance.md"
 	@echo "make up|down   start or stop the brokers        make clean    remove what was installed"
@@ -44,6 +46,12 @@ endif
 
 scenarios: $(STAMP)
 	@$(BIN)/python bench/all_scenarios.py
+
+faults: $(STAMP)
+	@$(BIN)/python bench/faults.py
+
+prove-faults: $(STAMP)
+	@$(BIN)/python bench/faults.py --kills 50
 
 prove: $(STAMP)
 	@PYTHONPATH=bench $(BIN)/python -m prove

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
 from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest
+from loadgen.report.promises import promises
 from loadgen.report.soak import soak_blocks
 from loadgen.report.table import Table, make_table
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from loadgen.report.capacity import CapacityBlock
     from loadgen.report.curve import CurveSheet
     from loadgen.report.detail import Block
+    from loadgen.report.promises import Promise
     from loadgen.report.soak import SoakBlock
     from loadgen.runs import Run
 
@@ -59,6 +61,8 @@ class Content:
     soaks: tuple[SoakBlock, ...] = ()
     long: tuple[Long, ...] = ()
     """The trials behind `soaks`."""
+    promises: tuple[Promise, ...] = ()
+    """Of trials with faults."""
 
     @property
     def has_single_runs(self) -> bool:
@@ -87,6 +91,7 @@ def gather(run: Run) -> Content:
         variants=variants,
         soaks=tuple(soaks),
         long=tuple(long),
+        promises=tuple(promises(run)),
     )
 
 

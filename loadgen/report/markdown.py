@@ -9,6 +9,7 @@ from loadgen.record import enters
 from loadgen.report import ab, detail, slowest, words
 from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
 from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
+from loadgen.report.promises import PROMISE_HEADS, PROMISE_NOTE
 from loadgen.report.soak import SOAK_HEADS, SOAK_NOTE
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def render_text(run: Run, content: Content) -> str:
         lines += ["", *_capacity_text(capacities)]
     for sheet in content.curves:
         lines += ["", *_curve_text(sheet)]
-    for soaked in content.soaks:
-        lines += ["", f"Over time: {soaked.title}", *_columns([SOAK_HEADS, *(line.cells for line in soaked.lines)])]
+    lines += _tables_text(content)
     for block in content.blocks:
         lines += ["", *_block_text(block)]
     lines += _slowest_text(run, content)
@@ -95,6 +95,16 @@ def render_text(run: Run, content: Content) -> str:
         lines += ["", f"Struck out ({len(table.struck)} of {words.plural(len(table.trials), 'trial')}):"]
         lines += [_wrapped(f"{record['id']}: {_why(record)}", "    ") for record in table.struck]
     return "\n".join(lines)
+
+
+def _tables_text(content: Content) -> list[str]:
+    """What faults showed, and what hours did."""
+    lines: list[str] = []
+    if content.promises:
+        lines += ["", "Promises under faults", *_columns([PROMISE_HEADS, *(line.cells for line in content.promises)])]
+    for soaked in content.soaks:
+        lines += ["", f"Over time: {soaked.title}", *_columns([SOAK_HEADS, *(line.cells for line in soaked.lines)])]
+    return lines
 
 
 def _capacity_text(block: CapacityBlock) -> list[str]:
@@ -197,6 +207,7 @@ def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
     for title, path in charts:
         lines += [f"![{_escaped(title)}]({path})", ""]
     lines += ["## Caveats", "", *(f"- {_escaped(each)}" for each in content.caveats), ""]
+    lines += _promises_markdown(content)
     lines += _soak_markdown(content)
     lines += _slowest_markdown(content)
     lines += ["## In detail", ""]
@@ -257,6 +268,13 @@ def _row(cells: Iterable[str]) -> str:
 def _quantity_markdown(quantity: Quantity) -> str:
     text, interval = _escaped(quantity.text), _escaped(quantity.interval)
     return f"{text}<br><sub>{interval}</sub>" if interval else text
+
+
+def _promises_markdown(content: Content) -> list[str]:
+    if not content.promises:
+        return []
+    lines = ["## Promises under faults", "", PROMISE_NOTE, "", _row(PROMISE_HEADS), _row("---" for _ in PROMISE_HEADS)]
+    return [*lines, *(_row(map(_escaped, line.cells)) for line in content.promises), ""]
 
 
 def _soak_markdown(content: Content) -> list[str]:

@@ -22,6 +22,7 @@ from loadgen.report import (
     detail,
     drawing,
     load_chart,
+    promises,
     slowest,
     soak,
     soak_chart,
@@ -123,10 +124,16 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             "overload": curve.OVERLOAD_NOTE,
             "one_run": detail.ONE_RUN_NOTE,
             "soak": soak.SOAK_NOTE,
+            "promises": promises.PROMISE_NOTE,
             "slowest": slowest.SLOWEST_NOTE,
             "slow_lead": slowest.lead(content.table.tails, content.table.short),
         },
-        columns={"capacity": capacity.CAPACITY_COLUMNS, "curve": curve.CURVE_COLUMNS, "soak": soak.SOAK_HEADS},
+        columns={
+            "capacity": capacity.CAPACITY_COLUMNS,
+            "curve": curve.CURVE_COLUMNS,
+            "soak": soak.SOAK_HEADS,
+            "promises": promises.PROMISE_HEADS,
+        },
         variants=_variants(content, drawn),
         charts={
             name: [_shown(chart) for chart in getattr(drawn, name)] for name in ("load", "long", "seconds", "others")

@@ -1,0 +1,128 @@
+"""Is what each durability class promises kept when something breaks? The whole matrix, or many kills of leaders.
+
+    python bench/faults.py                  every class under every fault of scenarios/faults/delivery.py (make faults)
+    python bench/faults.py --kills 50       so many kills of the leader on each broker, half of them in class
+                                            replicated, half in replicated_flushed (make prove-faults)
+
+One line a trial: the fault, the class, the promise and whether it was held, with the counts of every category. The
+ledger is held against the broker's own word: a RabbitMQ queue ends empty, a Kafka topic's offsets cover all that was
+confirmed. The exit status is 1 where a promise is broken, a trial did not come to its end, or counts disagree.
+
+Intervals between kills are longer than the brokers' own time-outs, which stay as they are shipped: Kafka's session of
+a broker ends after 9 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadgen import At, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario
+from loadgen.cli import main as loadgen
+from loadgen.errors import EXIT_INVALID, EXIT_OK
+from loadgen.report.promises import PROMISE_HEADS, PROMISE_NOTE, promises
+from loadgen.runs import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from loadgen.runs import Run
+
+MATRIX = Path("scenarios/faults/delivery.py")
+KILLS_A_TRIAL = 5
+FIRST_S, EVERY_S = 5.0, 25.0  # Kafka: 9 s until it is noticed, some seconds until the node is back and in step
+AGES_S = 5.0  # a quorum queue killed within a second of its declaration may lose what it confirmed (RabbitMQ 4.3)
+CLASSES = (Durability.REPLICATED, Durability.REPLICATED_FLUSHED)
+
+
+def kills() -> Scenario:
+    """Leaders killed one after another under load, in both classes of replicas."""
+    faults = [At(FIRST_S + EVERY_S * each, Kill("leader", back_after_s=3)) for each in range(KILLS_A_TRIAL)]
+    return Scenario(
+        name="kills",
+        question="Does a cluster of three keep what it confirmed, however often its leader is killed?",
+        message=Message(size_bytes=512),
+        rate=Rate.fixed(300),
+        warmup_s=AGES_S,
+        duration_s=FIRST_S + EVERY_S * KILLS_A_TRIAL,
+        faults=faults,
+        durability=list(CLASSES),
+        rabbitmq=RabbitMQ(),
+        kafka=Kafka(),
+    )
+
+
+def disagreements(run: Run) -> list[str]:
+    """Trials whose ledger and whose broker's own count do not fit each other, a line each."""
+    return [line for record in run.trials if (line := _disagreement(record))]
+
+
+def _disagreement(record: dict[str, Any]) -> str:
+    counts, name = record["broker_counts"] or {}, record["id"]
+    if record["broker"] == "rabbitmq" and counts.get("depth_at_end"):
+        return f"{name}: {counts['depth_at_end']:,} messages left in a queue that was to be drained"
+    stored, acked = counts.get("stored"), record["acked"]
+    if record["broker"] == "kafka" and stored is not None and acked is not None and stored < acked:
+        return f"{name}: the topic's offsets tell {stored:,} messages, {acked:,} were confirmed"
+    return ""
+
+
+def told(run: Run) -> Iterable[str]:
+    """The table, and what is wrong."""
+    lines = [PROMISE_HEADS, *(each.cells for each in promises(run))]
+    widths = [max(len(cells[column]) for cells in lines) for column in range(len(PROMISE_HEADS))]
+    for cells in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    yield PROMISE_NOTE
+    for record in run.trials:
+        if record["status"] != "complete":
+            yield f"{record['id']}: {record['error'] or record['status']}"
+        for each in record["faults"] or ():
+            if each["error"]:
+                yield f"{record['id']}: {each['what']}: {each['error']}"
+    yield from disagreements(run)
+
+
+def is_good(run: Run) -> bool:
+    """Whether everything came to its end, every promise was held, every fault carried out, and the counts agree."""
+    whole = all(record["status"] == "complete" for record in run.trials)
+    carried_out = not any(each["error"] for record in run.trials for each in record["faults"] or ())
+    held = all(each.state == "held" for each in promises(run))
+    return whole and carried_out and held and not disagreements(run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; the value is the exit status."""
+    parser = argparse.ArgumentParser(description="Break brokers and clients under load, and look at what was promised.")
+    parser.add_argument("--kills", type=int, help="kill the leader so often on each broker, in place of the matrix")
+    parser.add_argument("--broker", choices=("rabbitmq", "kafka"), help="one of them alone")
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
+    arguments = parser.parse_args(argv)
+    began_s = time.monotonic()
+    words = ["--repeats", "1", "--results", str(arguments.results)]
+    words += [word for text in arguments.sets for word in ("--set", text)]
+    words += ["--broker", arguments.broker] if arguments.broker else []
+    with tempfile.TemporaryDirectory() as folder:
+        path = MATRIX
+        if arguments.kills:
+            path = Path(folder) / "kills.py"
+            words[1] = str(-(-arguments.kills // (KILLS_A_TRIAL * len(CLASSES))))
+            said = kills().model_dump(mode="json", exclude_none=True)
+            path.write_text(f"from loadgen import Scenario\nscenario = Scenario(**{said!r})\n")
+        status = loadgen(["run", str(path), *words])
+    if status not in {EXIT_OK, EXIT_INVALID}:
+        return status
+    run = load("latest", arguments.results)
+    print("\n".join(told(run)))
+    hurt = sum(len(record["faults"] or ()) for record in run.trials)
+    print(f"{len(run.trials)} trials, {hurt} faults, {(time.monotonic() - began_s) / 60:.1f} minutes")
+    return 0 if is_good(run) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

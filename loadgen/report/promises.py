@@ -1,0 +1,108 @@
+"""What each durability class promised under faults, and whether the broker kept it: data for all three formats.
+
+Of a class with confirmations the promise is that no confirmed message is lost; of class `none` it is that none comes
+twice. Kafka's committed transactions promise both. What a trial cannot show is said: `kill -9` leaves the system's page
+cache whole, so that no promise about a power cut is tested by it, and a promise about the loss of a node is not tested
+where all nodes fall at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from loadgen.report import words
+
+if TYPE_CHECKING:
+    from loadgen.record import Record
+    from loadgen.runs import Run
+
+State = Literal["held", "broken", "not known"]
+PROMISE_HEADS = (
+    "fault", "class", "broker", "promise", "", "sent", "confirmed", "confirmed and lost", "unconfirmed, never came",
+    "sent again", "redelivered", "longest gap",
+)  # fmt: skip
+PROMISE_NOTE = (
+    "A promise is held where the ledger of every message shows no exception. Not testable here: a power cut, of which "
+    "the flushed classes speak, since a killed process leaves the system’s page cache whole. Messages sent again or "
+    "redelivered came more than once; nobody promised otherwise, but for class none and for committed transactions."
+)
+ONCE, KEPT, EXACTLY = "none comes twice", "no confirmed one is lost", "each confirmed one once"
+PROMISES_OF = {
+    "broker": "one broker killed",
+    "flushed": "one broker killed",
+    "replicated": "a node lost",
+    "replicated_flushed": "a node lost",
+}
+"""What a class with confirmations promises to outlive, as far as it can be tried."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One trial's line."""
+
+    trial_id: str
+    state: State
+    cells: tuple[str, ...]
+    """As `PROMISE_HEADS` has them."""
+
+
+def promises(run: Run) -> list[Promise]:
+    """One for each trial with faults, by fault, then class, then broker; several repeats stay apart."""
+    hurt = [record for record in run.trials if record["faults"]]
+    return [_line(record) for record in sorted(hurt, key=_place)]
+
+
+def _place(record: Record) -> tuple[str, int, str]:
+    order = ("none", *PROMISES_OF)
+    return (_faults(record), order.index(record["durability"]), record["broker"])
+
+
+def judged(record: Record) -> tuple[str, State]:
+    """What was promised, and whether it was kept."""
+    is_exact = record["point"].get("isolation_level") == "read_committed" and _is_transactional(record)
+    promise = EXACTLY if is_exact else ONCE if record["durability"] == "none" else KEPT
+    lost, twice = record["confirmed_lost"], record["duplicated"]
+    if record["status"] != "complete" or lost is None or twice is None:
+        return promise, "not known"
+    broken = {ONCE: twice > 0, KEPT: lost > 0, EXACTLY: lost > 0 or twice > 0}[promise]
+    return promise, "broken" if broken else "held"
+
+
+def _is_transactional(record: Record) -> bool:
+    point = record["point"]
+    return bool(point.get("transaction_ms") or point.get("transaction_msgs"))
+
+
+def _line(record: Record) -> Promise:
+    promise, state = judged(record)
+    outlived = PROMISES_OF.get(record["durability"])
+    if outlived is not None and _fell_together(record):
+        promise += ", which this class does not promise here" if state == "broken" else " (all nodes at once)"
+    gaps = [each["confirm_gap_s"] or each["delivery_gap_s"] or 0.0 for each in record["faults"]]
+    cells = (
+        _faults(record),
+        record["durability"] + (f", {record['point']['isolation_level']}" if _is_transactional(record) else ""),
+        words.broker_name(record["broker"]),
+        promise,
+        state,
+        *(_count(record[name]) for name in ("sent", "acked", "confirmed_lost", "unconfirmed_lost", "dup_resend")),
+        _count(record["dup_redelivery"]),
+        f"{max(gaps):.1f} s",
+    )
+    return Promise(record["id"], state, cells)
+
+
+def _fell_together(record: Record) -> bool:
+    """Whether more was broken than a class of replicas speaks of."""
+    return record["durability"].startswith("replicated") and any(len(each["nodes"]) > 1 for each in record["faults"])
+
+
+def _faults(record: Record) -> str:
+    """The faults of a trial, each once with its number."""
+    told = [each["what"] for each in record["faults"]]
+    return ", ".join(f"{told.count(what)} × {what}" if told.count(what) > 1 else what for what in dict.fromkeys(told))
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"

@@ -1,0 +1,36 @@
+"""Does each durability class keep its word when a broker, its leader or a client breaks in mid-load?"""
+
+from typing import Any
+
+from loadgen import At, Crash, Durability, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Scenario
+
+
+def delivery(name: str, *faults: At, **given: Any) -> Scenario:
+    """One column of the matrix: the same load, classes and brokers under other faults."""
+    known: dict[str, Any] = {
+        "question": "Is what each durability class promises kept, and what comes twice?",
+        "message": Message(size_bytes=512),
+        "rate": Rate.fixed(500),
+        "warmup_s": 2,
+        "duration_s": 25,  # Kafka notices a dead broker when its session has ended, after 9 s
+        "durability": [Durability.NONE, Durability.BROKER, Durability.FLUSHED, Durability.REPLICATED],
+        "rabbitmq": RabbitMQ(),
+        "kafka": Kafka(),
+    }
+    return Scenario(name=f"delivery-{name}", faults=list(faults), **(known | given))
+
+
+kill_leader = delivery("kill-leader", At("4s", Kill("leader")))
+kill_all = delivery("kill-all", At("4s", Kill("all", back_after_s=1)))
+pause_leader = delivery("pause-leader", At("4s", Pause("leader", for_s=3)))
+crash_consumers = delivery(
+    "crash-consumers", At("2s", Crash()), At("4s", Crash(when="before")), At("6s", Crash()), duration_s=10
+)
+crash_producers = delivery("crash-producers", At("2s", Crash("producers")), At("4s", Crash("producers")), duration_s=8)
+transactions = delivery(
+    "transactions",
+    At("4s", Kill("leader")),
+    durability=[Durability.BROKER, Durability.REPLICATED],
+    rabbitmq=None,
+    kafka=Kafka(transaction_ms=20, isolation_level=["read_committed", "read_uncommitted"]),
+)

@@ -1,0 +1,85 @@
+"""What each class promised under faults, by the ledger: held, broken or not known, and never more than was tried."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import faults as bench_faults
+import pytest
+
+from loadgen.load import load_scenarios
+from loadgen.plan import PROFILES, make_plan
+from loadgen.report.promises import EXACTLY, KEPT, ONCE, PROMISE_HEADS, judged, promises
+
+if TYPE_CHECKING:
+    from loadgen.runs import Run
+
+KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "confirm_gap_s": 9.5, "delivery_gap_s": 9.6,
+        "error": None}  # fmt: skip
+
+
+def record(**given: Any) -> dict[str, Any]:
+    """A trial under one kill in which all went well."""
+    return {
+        "id": "t1", "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "point": {},
+        "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0, "unconfirmed_lost": 3, "dup_resend": 7,
+        "dup_redelivery": 0, "duplicated": 7, "broker_counts": {"stored": 997, "depth_at_end": 0},
+    } | given  # fmt: skip
+
+
+def run_of(*records: dict[str, Any]) -> Run:
+    """A run of these trials."""
+    return type("Run", (), {"trials": list(records)})  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("given", "promise", "state"),
+    [
+        ({}, KEPT, "held"),
+        ({"confirmed_lost": 1}, KEPT, "broken"),
+        ({"durability": "none", "confirmed_lost": 0, "duplicated": 0}, ONCE, "held"),
+        ({"durability": "none", "duplicated": 1}, ONCE, "broken"),
+        ({"status": "failed"}, KEPT, "not known"),
+        ({"confirmed_lost": None}, KEPT, "not known"),
+        ({"point": {"transaction_ms": 20, "isolation_level": "read_committed"}}, EXACTLY, "broken"),
+        ({"point": {"transaction_ms": 20, "isolation_level": "read_committed"}, "duplicated": 0}, EXACTLY, "held"),
+        ({"point": {"transaction_ms": 20, "isolation_level": "read_uncommitted"}}, KEPT, "held"),
+    ],
+)
+def test_a_promise_is_held_where_the_ledger_shows_no_exception(given: Any, promise: str, state: str) -> None:
+    """By class: nothing confirmed lost, none twice, or both."""
+    assert judged(record(**given)) == (promise, state)
+
+
+def test_the_table_names_fault_class_and_every_category() -> None:
+    """A cell for each head; trials without faults have none; all nodes at once are more than replicas promise."""
+    fell = {**KILL, "what": "kill of all nodes", "nodes": [1, 2, 3]}
+    found = promises(run_of(record(), record(faults=None), record(id="t2", faults=[fell, fell])))
+    assert [each.trial_id for each in found] == ["t2", "t1"]
+    assert all(len(each.cells) == len(PROMISE_HEADS) for each in found)
+    assert found[0].cells[0] == "2 × kill of all nodes"
+    assert found[0].cells[3] == f"{KEPT} (all nodes at once)"
+    assert found[1].cells[5:] == ("1,000", "990", "0", "3", "7", "0", "9.5 s")
+
+
+def test_the_ledger_is_held_against_the_brokers_own_count() -> None:
+    """A queue that is not empty, or offsets that do not cover what was confirmed, are told and fail the bench."""
+    assert bench_faults.is_good(run_of(record()))
+    short = record(broker_counts={"stored": 900, "depth_at_end": 0})
+    assert not bench_faults.is_good(run_of(short))
+    assert "offsets tell 900 messages, 990 were confirmed" in "\n".join(bench_faults.told(run_of(short)))
+    assert not bench_faults.is_good(run_of(record(broker="rabbitmq", broker_counts={"depth_at_end": 4})))
+    assert not bench_faults.is_good(run_of(record(faults=[{**KILL, "error": "it did not come back"}])))
+
+
+def test_the_matrix_and_the_kills_can_be_planned() -> None:
+    """Every class the issue of delivery names, under every fault; fifty kills fit into ninety minutes."""
+    matrix = load_scenarios(bench_faults.MATRIX)
+    plan = make_plan(matrix, PROFILES["quick"], repeats=1)
+    assert {trial.scenario for trial in plan.trials} >= {
+        "delivery-kill-leader", "delivery-kill-all", "delivery-pause-leader", "delivery-crash-consumers",
+        "delivery-crash-producers", "delivery-transactions",
+    }  # fmt: skip
+    assert {str(trial.durability) for trial in plan.trials} == {"none", "broker", "flushed", "replicated"}
+    assert plan.expected_s < 30 * 60
+    assert make_plan([bench_faults.kills()], PROFILES["quick"], repeats=5).expected_s < 90 * 60
