@@ -158,6 +158,19 @@ def test_a_frozen_broker_and_a_killed_one_fail_their_trials_and_hold_nobody_up(
         together.close()
 
 
+def test_ctrl_c_ends_locust_whoever_runs_at_that_moment() -> None:
+    """Some of its greenlets take an interrupt that comes while they run for themselves: the main one gets it."""
+    code = (
+        "import os, signal, gevent\nfrom loadgen.locust.listeners import heed_interrupts\nheed_interrupts()\n"
+        "def prints():\n    try:\n        gevent.sleep(0.1)\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        [None for _ in range(100_000)]\n        gevent.sleep(9)\n"
+        "    except KeyboardInterrupt:\n        print('taken', flush=True)\n"
+        "gevent.spawn(prints)\ntry:\n    gevent.sleep(5)\nexcept KeyboardInterrupt:\n    print('ended')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "ended\n", done.stdout + done.stderr
+
+
 def test_a_keeper_that_does_not_answer_is_told_and_ended() -> None:
     """A call of a process that is stuck fails in its time, the next at once, and closing it waits no longer either."""
     code = (

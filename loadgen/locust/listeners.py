@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
@@ -42,10 +43,22 @@ def listen() -> None:
 def _begin_process(environment: Environment) -> None:
     # gevent's clock stood still while all was imported, and timers start from it: a slow start would eat the run time.
     gevent.get_hub().loop.update_now()
+    heed_interrupts()
     show_sub_milliseconds()
     known = (environment.available_user_classes or environment.user_classes_by_name).values()
     if any(issubclass(cast("type", each), ScenarioUser) for each in known):
         attach(environment)
+
+
+def heed_interrupts() -> None:
+    """Have Ctrl-C end Locust whatever runs at that moment.
+
+    Python raises KeyboardInterrupt in the greenlet that runs, and three of Locust's own (which print tables, write CSV
+    files and keep the history; 2.47) take it for their own end: they go, and Locust stays.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who ignores it goes on doing so
+        hub = gevent.get_hub()
+        gevent.signal_handler(signal.SIGINT, lambda: hub.handle_system_error(KeyboardInterrupt, KeyboardInterrupt()))
 
 
 def attach(environment: Environment) -> None:
