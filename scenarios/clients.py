@@ -11,5 +11,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(driver="pika"),
     kafka=Kafka(driver="confluent"),
     preset="throughput",
+    profile_share=0.5,
 )
 globals().update(scenario.locust_users())

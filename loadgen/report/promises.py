@@ -1,9 +1,9 @@
 """What each durability class promised under faults, and whether the broker kept it: data for all three formats.
 
-Of a class with confirmations the promise is that no confirmed message is lost; of class `none` it is that none comes
-twice. Kafka's committed transactions promise both. What a trial cannot show is said: `kill -9` leaves the system's page
-cache whole, so that no promise about a power cut is tested by it, and a promise about the loss of a node is not tested
-where all nodes fall at once.
+Of a class with confirmations the promise is that no confirmed message is lost; class `none` promises nothing, and shows
+what that costs. Kafka's committed transactions promise each confirmed message once. What a trial cannot show is said:
+`kill -9` leaves the system's page cache whole, so that no promise about a power cut is tested by it, and a promise
+about the loss of a node is not tested where all nodes fall at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loadgen.record import Record
     from loadgen.runs import Run
 
-State = Literal["held", "broken", "not known"]
+State = Literal["held", "broken", "nothing promised", "not known"]
 PROMISE_HEADS = (
     "fault", "class", "broker", "promise", "", "sent", "confirmed", "confirmed and lost", "unconfirmed, never came",
     "sent again", "redelivered", "longest gap",
@@ -25,16 +25,11 @@ PROMISE_HEADS = (
 PROMISE_NOTE = (
     "A promise is held where the ledger of every message shows no exception. Not testable here: a power cut, of which "
     "the flushed classes speak, since a killed process leaves the system’s page cache whole. Messages sent again or "
-    "redelivered came more than once; nobody promised otherwise, but for class none and for committed transactions."
+    "redelivered came more than once; nobody promised otherwise, but for committed transactions. In class none "
+    "whatever was sent and never came stands as unconfirmed."
 )
-ONCE, KEPT, EXACTLY = "none comes twice", "no confirmed one is lost", "each confirmed one once"
-PROMISES_OF = {
-    "broker": "one broker killed",
-    "flushed": "one broker killed",
-    "replicated": "a node lost",
-    "replicated_flushed": "a node lost",
-}
-"""What a class with confirmations promises to outlive, as far as it can be tried."""
+NOTHING, KEPT, EXACTLY = "nothing", "no confirmed one is lost", "each confirmed one once"
+CLASSES = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,19 @@ def promises(run: Run) -> list[Promise]:
 
 
 def _place(record: Record) -> tuple[str, int, str]:
-    order = ("none", *PROMISES_OF)
-    return (_faults(record), order.index(record["durability"]), record["broker"])
+    return (_faults(record), CLASSES.index(record["durability"]), record["broker"])
 
 
 def judged(record: Record) -> tuple[str, State]:
     """What was promised, and whether it was kept."""
     is_exact = record["point"].get("isolation_level") == "read_committed" and _is_transactional(record)
-    promise = EXACTLY if is_exact else ONCE if record["durability"] == "none" else KEPT
+    promise = EXACTLY if is_exact else NOTHING if record["durability"] == "none" else KEPT
     lost, twice = record["confirmed_lost"], record["duplicated"]
     if record["status"] != "complete" or lost is None or twice is None:
         return promise, "not known"
-    broken = {ONCE: twice > 0, KEPT: lost > 0, EXACTLY: lost > 0 or twice > 0}[promise]
-    return promise, "broken" if broken else "held"
+    if promise == NOTHING:
+        return promise, "nothing promised"
+    return promise, "broken" if lost > 0 or (is_exact and twice > 0) else "held"
 
 
 def _is_transactional(record: Record) -> bool:
@@ -76,8 +71,7 @@ def _is_transactional(record: Record) -> bool:
 
 def _line(record: Record) -> Promise:
     promise, state = judged(record)
-    outlived = PROMISES_OF.get(record["durability"])
-    if outlived is not None and _fell_together(record):
+    if _fell_together(record):
         promise += ", which this class does not promise here" if state == "broken" else " (all nodes at once)"
     gaps = [each["confirm_gap_s"] or each["delivery_gap_s"] or 0.0 for each in record["faults"]]
     cells = (
