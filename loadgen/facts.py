@@ -56,7 +56,8 @@ class Facts:
     `frequency_fall_share` is by how much the fastest CPU's lowest reading is below its highest, `throttles` how often
     a CPU was slowed down for its heat. `little`, `steady` and `backlog` are findings of the flow over the window:
     what was found (None: cannot tell) and the reason. `drains` is whether a backlog was written first, and `begun`
-    the finding on where consumers began in it; `rebalanced` is whether one of them joined or left in mid-trial.
+    the finding on where consumers began in it; `rebalanced` is whether one of them joined or left in mid-trial,
+    `hurt` whether something was broken on purpose.
     """
 
     durability: str
@@ -127,6 +128,7 @@ class Facts:
     drains: bool = False
     begun: tuple[bool | None, str] | None = None
     rebalanced: bool = False
+    hurt: bool = False
 
     @property
     def removed(self) -> int:
@@ -218,6 +220,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         producers_held_back_share=record["blocked_share"],
         drains=record.get("backlog") is not None,
         rebalanced=record.get("membership") is not None,
+        hurt=bool(record.get("faults")),
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
         **_busiest_elsewhere(record, {} if not observer else observed_facts(observer)),
     )

@@ -172,6 +172,7 @@ TABLE = [
     ("latency complete", {**OPEN, "missing": 1}, None),
     ("latency complete", {**OPEN, "missing": 1_000}, None),
     ("latency complete", {**OPEN, "missing": 1_001}, False),
+    ("latency complete", {**OPEN, "missing": 50_000, "hurt": True}, None),
     ("shares of the schedule", {}, True),  # a closed loop
     ("shares of the schedule", OPEN, True),
     ("shares of the schedule", {**OPEN, "misshared": 1}, None),
