@@ -21,7 +21,7 @@ KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "confirm_gap
 def record(**given: Any) -> dict[str, Any]:
     """A trial under one kill in which all went well."""
     return {
-        "id": "t1", "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "point": {},
+        "id": "t1", "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "settings": {},
         "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0, "unconfirmed_lost": 3, "dup_resend": 7,
         "dup_redelivery": 0, "duplicated": 7, "broker_counts": {"stored": 997, "depth_at_end": 0},
     } | given  # fmt: skip
@@ -41,9 +41,9 @@ def run_of(*records: dict[str, Any]) -> Run:
         ({"durability": "none", "status": "failed"}, NOTHING, "not known"),
         ({"status": "failed"}, KEPT, "not known"),
         ({"confirmed_lost": None}, KEPT, "not known"),
-        ({"point": {"transaction_ms": 20, "isolation_level": "read_committed"}}, EXACTLY, "broken"),
-        ({"point": {"transaction_ms": 20, "isolation_level": "read_committed"}, "duplicated": 0}, EXACTLY, "held"),
-        ({"point": {"transaction_ms": 20, "isolation_level": "read_uncommitted"}}, KEPT, "held"),
+        ({"settings": {"transaction_ms": 20, "isolation_level": "read_committed"}}, EXACTLY, "broken"),
+        ({"settings": {"transaction_ms": 20, "isolation_level": "read_committed"}, "duplicated": 0}, EXACTLY, "held"),
+        ({"settings": {"transaction_ms": 20, "isolation_level": "read_uncommitted"}}, KEPT, "held"),
     ],
 )
 def test_a_promise_is_held_where_the_ledger_shows_no_exception(given: Any, promise: str, state: str) -> None:

@@ -54,7 +54,7 @@ def _place(record: Record) -> tuple[str, int, str]:
 
 def judged(record: Record) -> tuple[str, State]:
     """What was promised, and whether it was kept."""
-    is_exact = record["point"].get("isolation_level") == "read_committed" and _is_transactional(record)
+    is_exact = record["settings"].get("isolation_level") == "read_committed" and _is_transactional(record)
     promise = EXACTLY if is_exact else NOTHING if record["durability"] == "none" else KEPT
     lost, twice = record["confirmed_lost"], record["duplicated"]
     if record["status"] != "complete" or lost is None or twice is None:
@@ -65,8 +65,8 @@ def judged(record: Record) -> tuple[str, State]:
 
 
 def _is_transactional(record: Record) -> bool:
-    point = record["point"]
-    return bool(point.get("transaction_ms") or point.get("transaction_msgs"))
+    settings = record["settings"]
+    return bool(settings.get("transaction_ms") or settings.get("transaction_msgs"))
 
 
 def _line(record: Record) -> Promise:
@@ -76,7 +76,7 @@ def _line(record: Record) -> Promise:
     gaps = [each["confirm_gap_s"] or each["delivery_gap_s"] or 0.0 for each in record["faults"]]
     cells = (
         _faults(record),
-        record["durability"] + (f", {record['point']['isolation_level']}" if _is_transactional(record) else ""),
+        record["durability"] + (f", {record['settings']['isolation_level']}" if _is_transactional(record) else ""),
         words.broker_name(record["broker"]),
         promise,
         state,
