@@ -34,3 +34,5 @@ transactions = delivery(
     rabbitmq=None,
     kafka=Kafka(transaction_ms=20, isolation_level=["read_committed", "read_uncommitted"]),
 )
+for each in (kill_leader, kill_all, pause_leader, crash_consumers, crash_producers, transactions):
+    globals().update(each.locust_users())
