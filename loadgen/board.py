@@ -37,8 +37,8 @@ class Cell(IntEnum):
     HANDLED = 15  # received by a role in the middle
     GIVEN_UP = 16  # requests whose time is over
     AHEAD_NS = 17  # in row 0: how far the clock that stamps are told by is ahead of this host's now
-    CRASH_PRODUCERS = 18  # in row 0: how many crashes were ordered of them
-    CRASH_CONSUMERS = 19  # in row 0: twice that, and one more where the last is to come before the work
+    CRASH_PRODUCERS = 18  # in row 0: twice the number of crashes that were ordered of them …
+    CRASH_CONSUMERS = 19  # … and one more where the last is to come before the work
     FIRST_SHARE = 20  # … of which (`SHARES`) the last are in this cell and those after it, in turn
 
 

@@ -41,7 +41,6 @@ class Hurting:
         self._injector: Injector | None = None
         self._window_ns = 0
         self._board: Board | None = None
-        self._crashes = {"consumers": 0, "producers": 0}
         self.gaps = Gaps()
         self._done: list[Done] = []
 
@@ -66,11 +65,9 @@ class Hurting:
     def _crash(self, fault: Crash) -> None:
         """Tell all clients of a role."""
         assert self._board is not None, "sampled from the start on"
-        self._crashes[fault.role] += 1
-        if fault.role == "producers":
-            self._board.order(Cell.CRASH_PRODUCERS, self._crashes[fault.role])
-        else:
-            self._board.order(Cell.CRASH_CONSUMERS, 2 * self._crashes[fault.role] + (fault.when == "before"))
+        cell = Cell.CRASH_PRODUCERS if fault.role == "producers" else Cell.CRASH_CONSUMERS
+        number = self._board.ordered(cell) // 2 + 1
+        self._board.order(cell, 2 * number + (fault.when == "before"))
 
     def stop(self) -> None:
         """Mend what is broken, and put what was done on the timeline."""

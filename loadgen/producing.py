@@ -52,7 +52,6 @@ class ProducerAgent(Agent):
         self.orders_taken = 0
         self.retired_ns = 0
         self._crashes = 0
-        self._resent: list[Int64 | None] = []  # by producers that have crashed
         self._late_orders: list[tuple[str, int, int, str]] = []
         self.sent = 0
         self.base = 0  # how many of them were written before the trial began: a backlog
@@ -101,8 +100,7 @@ class ProducerAgent(Agent):
             self.row[Cell.FINISHED_PRODUCING] = 1
             self.await_end(producer)
             self.keep_books()
-            for seqs in [*self._resent, *([producer.resent_seqs()] if isinstance(producer, Resending) else [])]:
-                self.book.resent(seqs)
+            self._note_resent(producer)
             self.result.sent_book = self.book
             self.finish()
         finally:
@@ -181,21 +179,26 @@ class ProducerAgent(Agent):
         """Crash; the producer that takes this one's place, and knows of nothing that was not confirmed."""
         assert isinstance(producer, Crashing), "other drivers are refused"
         self._crashes = self.board.ordered(Cell.CRASH_PRODUCERS)
-        if isinstance(producer, Resending):
-            self._resent.append(producer.resent_seqs())
+        self._note_resent(producer)
         producer.crash()
         self.client = self.connect()
         return self.client
+
+    def _note_resent(self, producer: Producer) -> None:
+        if isinstance(producer, Resending):
+            self.book.resent(producer.resent_seqs())
 
     def _is_over(self, now_ns: int) -> bool:
         """Whether to end: because all do, or because this one is asked to and others have its share by now."""
         if self.shared is None:
             return self.must_end(Cell.STOP_PRODUCING)
+        if self.board.ordered(Cell.STOP_PRODUCING):
+            return True
         if not self.row[Cell.RETIRE]:  # looked at once: asked for again it may be set by now
-            return self.board.ordered(Cell.STOP_PRODUCING) != 0
+            return False
         self.retired_ns = self.retired_ns or now_ns
         elapsed_ns = now_ns - self.clock.start_ns
-        if self.board.ordered(Cell.STOP_PRODUCING) or self.shared.is_silent(elapsed_ns):
+        if self.shared.is_silent(elapsed_ns):
             return True
         if now_ns - self.retired_ns < HANDOVER_S * SECOND_NS:
             return False

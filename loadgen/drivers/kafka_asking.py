@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kio.schema.delete_groups.v1.request import DeleteGroupsRequest
+from kio.schema.errors import ErrorCode
 from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
+from kio.schema.types import GroupId
 
 from loadgen.drivers.wire.framed import LinkError
-from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable
+from loadgen.drivers.wire.kafka_protocol import Connection, demand, patiently
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PATIENCE_S, _PAUSE_S = 10.0, 0.05
+_NOTHING_TO_DELETE = frozenset({ErrorCode.none, ErrorCode.group_id_not_found, ErrorCode.non_empty_group})
 
 
 class Asking:
@@ -47,6 +50,16 @@ class Asking:
         self.demand(f"no coordinator for group {group}", found.error_code)
         return self._node(found.host, int(found.port), request)
 
+    def delete_group(self, group: str, what: str, patience_s: float = _PATIENCE_S) -> None:
+        """Remove a group of any kind with its offsets; one that is gone already, or has members, is no error."""
+
+        def ask() -> None:
+            (result,) = self.coordinator(group, DeleteGroupsRequest(groups_names=(GroupId(group),))).results
+            if result.error_code not in _NOTHING_TO_DELETE:
+                self.demand(what, result.error_code)
+
+        self.until(what, ask, patience_s)
+
     def _node(self, host: str, port: int, request: RequestPayload) -> Any:
         connection = Connection(self._endpoint, host, port)
         try:
@@ -55,20 +68,12 @@ class Asking:
             connection.close()
 
     def demand(self, what: str, code: int, text: str | None = None) -> None:
-        """Raise LinkError for an error that may pass, BrokerError for one that will not."""
-        if code and is_retriable(code):
-            raise LinkError(error_name(code))
-        if code:
-            because = f": {text}" if text else ""
-            raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error_name(code)}{because}")
+        """See `kafka_protocol.demand`."""
+        demand(self._endpoint.address, what, code, text)
 
     def until(self, what: str, ask: Callable[[], T], patience_s: float = _PATIENCE_S) -> T:
         """Ask again while that may help: a coordinator that a broker is only just making is waited for."""
-        deadline_s = time.monotonic() + patience_s
-        while True:
-            try:
-                return ask()
-            except LinkError as error:
-                if time.monotonic() > deadline_s:
-                    raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error}") from None
-            time.sleep(_PAUSE_S)
+        try:
+            return patiently(ask, patience_s, _PAUSE_S)
+        except LinkError as error:
+            raise BrokerError(f"kafka at {self._endpoint.address}: {what}: {error}") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeRequest
-from kio.schema.delete_groups.v1.request import DeleteGroupsRequest
 from kio.schema.describe_groups.v1.request import DescribeGroupsRequest
 from kio.schema.errors import ErrorCode
 from kio.schema.types import GroupId
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 FIRST_S = 30.0  # the first question for a group makes the topic of all groups, on each node of a cluster
-_NOTHING_TO_DELETE = frozenset({ErrorCode.none, ErrorCode.group_id_not_found, ErrorCode.non_empty_group})
 
 
 class Groups:
@@ -64,11 +62,4 @@ class Groups:
 
     def delete(self, group: str) -> None:
         """Remove the group with what it has committed; one that is gone already, or has members, is no error."""
-        what = f"group {group} cannot be deleted"
-
-        def ask() -> None:
-            (result,) = self._asking.coordinator(group, DeleteGroupsRequest(groups_names=(GroupId(group),))).results
-            if result.error_code not in _NOTHING_TO_DELETE:
-                self._asking.demand(what, result.error_code)
-
-        self._asking.until(what, ask, FIRST_S)
+        self._asking.delete_group(group, f"group {group} cannot be deleted", FIRST_S)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kio.schema.api_versions.v3.request import ApiVersionsRequest
-from kio.schema.delete_groups.v0.request import DeleteGroupsRequest
 from kio.schema.describe_configs.v1.request import DescribeConfigsRequest, DescribeConfigsResource
 from kio.schema.describe_share_group_offsets.v1.request import (
     DescribeShareGroupOffsetsRequest,
@@ -82,14 +81,7 @@ class ShareGroups:
 
     def delete(self, group: str) -> None:
         """Remove the group and its configuration; what is gone already is no error."""
-        what = f"share group {group} cannot be deleted"
-
-        def ask() -> None:
-            (result,) = self._asking.coordinator(group, DeleteGroupsRequest(groups_names=(GroupId(group),))).results
-            if result.error_code not in {ErrorCode.group_id_not_found, ErrorCode.non_empty_group}:
-                self._asking.demand(what, result.error_code)
-
-        self._asking.until(what, ask)
+        self._asking.delete_group(group, f"share group {group} cannot be deleted")
         self._alter(group, dict.fromkeys([*ALWAYS, *GROUP_KNOBS.values()]))
 
     def _alter(self, group: str, values: Mapping[str, str | None]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from loadgen.report import words
+from loadgen.report.points import broker_rank, class_rank
 
 if TYPE_CHECKING:
     from loadgen.record import Record
@@ -28,8 +29,8 @@ PROMISE_NOTE = (
     "redelivered came more than once; nobody promised otherwise, but for committed transactions. In class none "
     "whatever was sent and never came stands as unconfirmed."
 )
+COUNTED = ("sent", "acked", "confirmed_lost", "unconfirmed_lost", "dup_resend", "dup_redelivery")
 NOTHING, KEPT, EXACTLY = "nothing", "no confirmed one is lost", "each confirmed one once"
-CLASSES = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def promises(run: Run) -> list[Promise]:
     return [_line(record) for record in sorted(hurt, key=_place)]
 
 
-def _place(record: Record) -> tuple[str, int, str]:
-    return (_faults(record), CLASSES.index(record["durability"]), record["broker"])
+def _place(record: Record) -> tuple[str, int, int]:
+    return (_faults(record), class_rank(record["durability"]), broker_rank(record["broker"]))
 
 
 def judged(record: Record) -> tuple[str, State]:
@@ -80,8 +81,7 @@ def _line(record: Record) -> Promise:
         words.broker_name(record["broker"]),
         promise,
         state,
-        *(_count(record[name]) for name in ("sent", "acked", "confirmed_lost", "unconfirmed_lost", "dup_resend")),
-        _count(record["dup_redelivery"]),
+        *(words.number(record[name]) for name in COUNTED),
         f"{max(gaps):.1f} s",
     )
     return Promise(record["id"], state, cells)
@@ -96,7 +96,3 @@ def _faults(record: Record) -> str:
     """The faults of a trial, each once with its number."""
     told = [each["what"] for each in record["faults"]]
     return ", ".join(f"{told.count(what)} × {what}" if told.count(what) > 1 else what for what in dict.fromkeys(told))
-
-
-def _count(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"

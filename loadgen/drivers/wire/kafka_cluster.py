@@ -23,9 +23,10 @@ from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_protocol import (
     Connection,
     check_versions,
+    demand,
     error_name,
-    is_retriable,
     open_any,
+    patiently,
 )
 from loadgen.errors import BrokerError, TrialError
 
@@ -137,21 +138,14 @@ class Cluster:
 
     def until(self, what: str, attempt: Callable[[], T]) -> T:
         """Repeat `attempt` while it fails by LinkError, but not for ever."""
-        deadline = time.monotonic() + GIVE_UP_S
-        while True:
-            try:
-                return attempt()
-            except LinkError as error:
-                if time.monotonic() > deadline:
-                    raise TrialError(f"kafka at {self.endpoint.address}: {what}: {error}") from None
-            time.sleep(BACKOFF_S)
+        try:
+            return patiently(attempt, GIVE_UP_S, BACKOFF_S)
+        except LinkError as error:
+            raise TrialError(f"kafka at {self.endpoint.address}: {what}: {error}") from None
 
     def demand(self, what: str, code: int) -> None:
-        """Raise LinkError for an error that may pass, BrokerError for one that will not."""
-        if code and is_retriable(code):
-            raise LinkError(error_name(code))
-        if code:
-            raise BrokerError(f"kafka at {self.endpoint.address}: {what}: {error_name(code)}")
+        """See `kafka_protocol.demand`."""
+        demand(self.endpoint.address, what, code)
 
     def producer_id(self) -> tuple[int, int]:
         """A fresh producer id and epoch."""

@@ -196,14 +196,15 @@ class KafkaConsumer:
         """See `loadgen.driver.Crashing`."""
         if self._commits is not None:
             self._commits.crash()
-        for link in self._links.values():
-            link.connection.close()
-        self._links.clear()
+        self._hang_up()
 
     def close(self) -> None:
         """Commit what was processed and close; never raises."""
         if self._commits is not None:
             self._commits.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         for link in self._links.values():
             link.connection.close()
         self._links.clear()

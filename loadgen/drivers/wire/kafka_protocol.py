@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kio.index import load_response_from_request
 from kio.schema.api_versions.v0.request import ApiVersionsRequest
@@ -24,12 +24,13 @@ from loadgen.drivers.wire.framed import FramedConnection, LinkError, wait
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kio.static.protocol import RequestPayload
 
     from loadgen.endpoint import Endpoint
 
+T = TypeVar("T")
 # The last layouts that need no parsing of optional parts; both brought zstd, and Kafka 2.1 to 4.x speak them.
 API_PRODUCE, PRODUCE_VERSION = 0, 7
 API_FETCH, FETCH_VERSION = 1, 10
@@ -50,6 +51,34 @@ def is_retriable(code: int) -> bool:
         return ErrorCode(code).retriable
     except ValueError:
         return False
+
+
+def demand(where: str, what: str, code: int, text: str | None = None) -> None:
+    """Raise LinkError for an error that may pass, BrokerError for one that will not.
+
+    Args:
+        where: the broker's address.
+        what: in words, what cannot be done.
+        code: Kafka's error code; 0 is none.
+        text: what the broker adds to it.
+    """
+    if code and is_retriable(code):
+        raise LinkError(error_name(code))
+    if code:
+        because = f": {text}" if text else ""
+        raise BrokerError(f"kafka at {where}: {what}: {error_name(code)}{because}")
+
+
+def patiently(attempt: Callable[[], T], within_s: float, pause_s: float) -> T:
+    """Repeat `attempt` while it fails by LinkError; raises the last one when it has failed for so long."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            return attempt()
+        except LinkError:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(pause_s)
 
 
 class Connection(FramedConnection):

@@ -436,16 +436,17 @@ class Sender:
         """Close the connections with whatever is under way; an open transaction stays open until it times out."""
         if self.transactions is not None:
             self.transactions.crash()
-        for link in self._links.values():
-            link.connection.close()
-        self._links.clear()
+        self._hang_up()
 
     def close(self) -> None:
         """Close the connections; without acknowledgements, after the broker has read what was written."""
         if self.transactions is not None:
             self.transactions.close()
+        for link in self._links.values() if self.acks == 0 else ():
+            link.connection.finish(timeout_s=2.0)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         for link in self._links.values():
-            if self.acks == 0:
-                link.connection.finish(timeout_s=2.0)
             link.connection.close()
         self._links.clear()
