@@ -161,7 +161,10 @@ def prove(scale: Scale) -> Proof:
 
 
 def measure(endpoint: Endpoint, comparisons: int) -> Live:
-    """So many A/A comparisons, and one of full speed with a pacer at 0.9 of the median rate that they found.
+    """So many A/A comparisons, and one of full speed with a pacer at 0.9 of the mean rate that they found.
+
+    It is the geometric mean, since that is what a comparison of log ratios is of: a median is not where a broker now
+    and then is slow, and nine tenths of it are then more than nine tenths of what A comes to.
 
     That one has the repeats that are recommended for the spread of this day's pairs. Where it shows nothing, it is made
     again as `loadgen ab` then says: with the repeats that its own spread calls for (in bounded time), and paced by what
@@ -174,12 +177,12 @@ def measure(endpoint: Endpoint, comparisons: int) -> Live:
     began_s = time.monotonic()
     live = Live(broker, tuple(_rates(pairs.carry_out(plan, endpoint)) for plan in plans), ())
     pair_s = (time.monotonic() - began_s) / (comparisons * SHORT.repeats)
-    found = statistics.median(chain.from_iterable(live.recorded.pairs))
+    found = statistics.geometric_mean(chain.from_iterable(live.recorded.pairs))
     paced = _paced(endpoint, found, _in_time(_repeats(live.recorded), pair_s))
     if _ratio(paced).direction != NOTHING_SHOWN:
         return replace(live, paced=paced)
     repeats = again_repeats(paced, pair_s)
-    return replace(live, first=paced, paced=_paced(endpoint, statistics.median(a for a, _ in paced), repeats))
+    return replace(live, first=paced, paced=_paced(endpoint, statistics.geometric_mean([a for a, _ in paced]), repeats))
 
 
 def again_repeats(paced: Halves, pair_s: float) -> int:
@@ -314,7 +317,7 @@ def _paced_note(live: Live) -> str:
     if ratio.ratio is None or ratio.low is None or ratio.high is None:
         return f"{name}, B paced: nothing to compare."
     seen = f"{ratio.ratio:.3f} ({ratio.low:.3f} … {ratio.high:.3f}), {ratio.pairs} pairs"
-    text = f"{name}, A as fast as it goes, B paced at 0.9 of the median that the comparisons before found: B/A {seen}."
+    text = f"{name}, A as fast as it goes, B paced at 0.9 of the geometric mean of the comparisons before: B/A {seen}."
     if live.first:
         before = _ratio(live.first)
         text += (
