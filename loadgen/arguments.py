@@ -32,6 +32,9 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=f"brokers: {text}")
         _add_brokers(command, sources)
         command.add_argument("--json", action="store_true", help="for machines")
+        if name == "up":
+            nodes = "of each broker: 3 is a cluster, for classes that survive the loss of a node (default: 1)"
+            command.add_argument("--nodes", type=int, choices=(1, 3), default=1, help=nodes)
     command = commands.add_parser("list", help="scenarios and probes, with the question that each one asks")
     command.add_argument("--json", action="store_true", help="for machines")
     for name, text in (

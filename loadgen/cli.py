@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _up(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen import brokers
 
-    brokers.up(arguments.brokers, _names(arguments), progress=console.message)
+    brokers.up(arguments.brokers, _names(arguments), nodes=arguments.nodes, progress=console.message)
     return _status(arguments, console)
 
 

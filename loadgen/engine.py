@@ -26,7 +26,7 @@ from loadgen.record import end_to_end, enters, is_required
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
-from loadgen.sites import Sites, disk_dir, refuse_faults, refuse_sizes
+from loadgen.sites import Sites, disk_dir, refuse_faults
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, run_trial
 from loadgen.verdict import add_check
@@ -73,7 +73,6 @@ class Options:
 def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     """Carry out the plan and return the run as it stands on disk, also when it was interrupted or cut short."""
     refuse_faults(options.brokers, plan.trials)
-    refuse_sizes(options.brokers, plan.sizes)
     wanted = _wanted(options, listener)
     plan.refuse_over_half_of(host.disk_free(disk_dir(options.brokers)))
     refuse_unwritable(options.results)

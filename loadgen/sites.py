@@ -58,15 +58,6 @@ class Sites:
         return self._now[1], self._now[2]
 
 
-def refuse_sizes(spec: str, sizes: Sequence[int]) -> None:
-    """Raise ScenarioError, before anything is run, where brokers of this spec cannot have so many nodes."""
-    if spec == "docker" and max(sizes) > 1:
-        raise ScenarioError(
-            f"--brokers docker: has brokers of one node, and a durability class of this plan needs {max(sizes)}; "
-            "expected local, or URLs of a cluster"
-        )
-
-
 def refuse_faults(spec: str, trials: Sequence[Trial]) -> None:
     """Raise ScenarioError where brokers would be hurt that this program did not start."""
     hurt = next((trial for trial in trials if any(not isinstance(each.fault, Crash) for each in trial.faults)), None)

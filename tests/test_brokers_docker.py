@@ -11,7 +11,7 @@ import pytest
 from loadgen import brokers
 from loadgen.brokers import state
 from loadgen.brokers.process import ProcessId
-from loadgen.errors import HostError
+from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ if arguments[0] == "version" and (folder / "no-engine").exists():
 if arguments[0] == "inspect":
     print(0)
 if arguments[:1] == ["compose"] and "--file" in arguments:
-    verb, *rest = arguments[3:]
+    verb, *rest = arguments[5:]
     services = [word for word in rest if word in ports]
     if verb == "ps":
         for name in names:
@@ -57,6 +57,9 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kafka_endpoint: Endp
         "rabbitmq": {5672: 1001, 5552: 1002, 15672: 1003, 15692: 1004, 61613: 1005, 1883: 1006},
         "kafka": {9092: kafka_endpoint.hosts[0][1]},
     }
+    for index in (1, 2, 3):
+        ports[f"rabbitmq{index}"] = {inner: outer + 100 * index for inner, outer in ports["rabbitmq"].items()}
+        ports[f"kafka{index}"] = ports["kafka"]
     program = tmp_path / "bin/docker"
     program.parent.mkdir()
     program.write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path), ports=ports))
@@ -69,7 +72,9 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kafka_endpoint: Endp
 def calls(docker: Path) -> list[str]:
     """What was asked of docker compose, without the ever-same beginning."""
     lines = (docker / "calls").read_text().splitlines()
-    return [line.partition("docker-compose.yml ")[2] for line in lines if "docker-compose.yml " in line]
+    return [
+        line.partition("docker-compose.yml --profile cluster ")[2] for line in lines if "docker-compose.yml " in line
+    ]
 
 
 def test_containers_are_started_waited_for_and_ended(docker: Path) -> None:
@@ -87,6 +92,20 @@ def test_containers_are_started_waited_for_and_ended(docker: Path) -> None:
     assert any(line.startswith("up --detach --wait") and line.endswith("rabbitmq kafka") for line in calls(docker))
     assert calls(docker)[-1] == "down --volumes"
     assert not any(record["running"] for record in brokers.status("docker"))
+
+
+def test_a_cluster_is_three_services_of_each(docker: Path) -> None:
+    """Classes that survive a node's loss get the profile's nodes, each by its own port; `down` ends them, too."""
+    with brokers.open_brokers("docker", ["rabbitmq"], nodes=3) as opened:
+        assert opened["rabbitmq"].hosts == tuple(("127.0.0.1", 1001 + 100 * index) for index in (1, 2, 3))
+        assert opened["rabbitmq"].stream_hosts == tuple(("127.0.0.1", 1002 + 100 * index) for index in (1, 2, 3))
+        assert opened["rabbitmq"].management_url == "http://127.0.0.1:1103"
+        assert [each["running"] for each in brokers.status("docker")] == [False, False, True]
+    assert any(line.endswith("rabbitmq1 rabbitmq2 rabbitmq3") for line in calls(docker) if line.startswith("up "))
+    assert len(brokers.up("docker", ["kafka"], nodes=3)["kafka"].hosts) == 3
+    assert [each["broker"] for each in brokers.down("docker")] == ["kafka"]
+    with pytest.raises(BrokerError, match="have 1 or 3 nodes, 2 were asked for"):
+        brokers.up("docker", nodes=2)
 
 
 def test_containers_that_are_up_are_left_up(docker: Path) -> None:

@@ -66,6 +66,7 @@ USAGE_ERRORS = [
     (["run", "scenarios/latency.py", "--cpus-client", "77"], "--cpus 77"),
     (["status", "--brokers", "http://127.0.0.1"], "http"),
     (["up", "--brokers", "memory"], "expected local"),
+    (["up", "--nodes", "2"], "choose from 1, 3"),
     (["down", "--brokers", "amqp://127.0.0.1"], "--brokers local or docker"),
 ]
 

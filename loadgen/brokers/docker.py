@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName
 
 FILE = "docker-compose.yml"
+PROFILE = "cluster"  # of the services that are clusters of three
+SIZES = (1, 3)
 PULL_TIMEOUT_S = 1200.0
 COMMAND_TIMEOUT_S = 120.0
 RABBITMQ_DEVIATIONS = (
@@ -36,7 +38,7 @@ def up(brokers: Sequence[BrokerName], *, nodes: int = 1, progress: Progress) -> 
     """Starts containers that stay up, or finds them up."""
     with _lock(progress):
         _start(brokers, owner=None, nodes=nodes, progress=progress)
-    return _endpoints(brokers)
+    return _endpoints(brokers, nodes)
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def opened(
     with _lock(progress):
         started = _start(brokers, owner=ProcessId.current(), nodes=nodes, progress=progress)
     try:
-        yield _endpoints(brokers)
+        yield _endpoints(brokers, nodes)
     finally:
         if started:
             with _lock(progress):
@@ -55,28 +57,43 @@ def opened(
 
 
 def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
-    """Ends and removes containers with their data."""
+    """Ends and removes containers with their data, of single brokers and of clusters."""
     with _lock(progress):
-        running = [broker for broker in brokers if broker in _running()]
+        containers = _running()
+        every = {broker: [name for nodes in SIZES for name in services(broker, nodes)] for broker in brokers}
+        running = [broker for broker, names in every.items() if any(name in containers for name in names)]
         if running:
             progress(f"docker: ending {' and '.join(running)}")
-        _remove(brokers)
+        _remove([name for names in every.values() for name in names])
     return [{"broker": broker, "source": "docker", "how": "ended"} for broker in running]
 
 
 def status(*, progress: Progress) -> list[dict[str, Any]]:
-    """What runs in containers, as plain data."""
+    """What runs in containers, as plain data; of clusters only those that are there."""
     with _lock(progress):
         containers = _running()
-    return [
-        {"broker": broker, "source": "docker", "running": broker in containers}
-        | (
-            {"ports": _published(containers[broker]), "image": containers[broker].get("Image")}
-            if broker in containers
-            else {}
-        )
+    return [_described(broker, 1, containers) for broker in state.BROKER_NAMES] + [
+        _described(broker, nodes, containers)
+        for nodes in SIZES[1:]
         for broker in state.BROKER_NAMES
+        if any(name in containers for name in services(broker, nodes))
     ]
+
+
+def _described(broker: BrokerName, nodes: int, containers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    found = [containers[name] for name in services(broker, nodes) if name in containers]
+    record = {"broker": broker, "source": "docker", "running": len(found) == nodes}
+    if not found:
+        return record
+    ports = {inner: outer for each in found for inner, outer in _published(each).items()}
+    return record | {"ports": ports, "image": found[0].get("Image")} | ({"nodes": len(found)} if nodes > 1 else {})
+
+
+def services(broker: BrokerName, nodes: int) -> tuple[str, ...]:
+    """The names of the services that are a broker of so many nodes."""
+    if nodes not in SIZES:
+        raise BrokerError(f"brokers in Docker have {' or '.join(map(str, SIZES))} nodes, {nodes} were asked for")
+    return (broker,) if nodes == 1 else tuple(f"{broker}{index + 1}" for index in range(nodes))
 
 
 @contextmanager
@@ -85,23 +102,20 @@ def _lock(progress: Progress) -> Iterator[None]:
     _check_docker()
     folder = state.make_dir(state.brokers_dir())
     with state.locked(folder / "docker.lock", what="starting or ending containers", progress=progress):
-        abandoned = [broker for broker, owner in _owners().items() if not owner.is_alive()]
+        abandoned = [name for name, owner in _owners().items() if not owner.is_alive()]
         if abandoned:
             progress(f"docker: ending {' and '.join(abandoned)}, left by a loadgen that was killed")
             _remove(abandoned)
         yield
 
 
-def _start(
-    brokers: Sequence[BrokerName], *, owner: ProcessId | None, nodes: int, progress: Progress
-) -> list[BrokerName]:
-    if nodes != 1:
-        raise BrokerError(f"brokers in Docker have one node for now, {nodes} were asked for: three nodes come later")
+def _start(brokers: Sequence[BrokerName], *, owner: ProcessId | None, nodes: int, progress: Progress) -> list[str]:
     running = _running()
-    missing: list[BrokerName] = [broker for broker in brokers if broker not in running]
+    wanted = [name for broker in brokers for name in services(broker, nodes)]
+    missing = [name for name in wanted if name not in running]
     owners = _owners()
     if owner is None:
-        owners = {broker: held for broker, held in owners.items() if broker not in brokers}
+        owners = {name: held for name, held in owners.items() if name not in wanted}
     else:
         owners |= dict.fromkeys(missing, owner)
     _save_owners(owners)  # before the start: whatever happens then, the containers have an owner
@@ -115,64 +129,68 @@ def _start(
     return missing
 
 
-def _remove(brokers: Sequence[BrokerName]) -> None:
-    _compose("rm", "--stop", "--force", "--volumes", *brokers)
-    left = {broker: owner for broker, owner in _owners().items() if broker not in brokers}
+def _remove(names: Sequence[str]) -> None:
+    _compose("rm", "--stop", "--force", "--volumes", *names)
+    left = {name: owner for name, owner in _owners().items() if name not in names}
     _save_owners(left)
     if not _running():
         _compose("down", "--volumes")  # the named volumes and the network too
 
 
-def _endpoints(brokers: Sequence[BrokerName]) -> dict[BrokerName, Endpoint]:
+def _endpoints(brokers: Sequence[BrokerName], nodes: int) -> dict[BrokerName, Endpoint]:
     containers = _running()
-    return {broker: (_rabbitmq if broker == "rabbitmq" else _kafka)(containers[broker]) for broker in brokers}
+    return {
+        broker: (_rabbitmq if broker == "rabbitmq" else _kafka)([containers[name] for name in services(broker, nodes)])
+        for broker in brokers
+    }
 
 
-def _rabbitmq(container: dict[str, Any]) -> Endpoint:
-    published = _published(container)
+def _rabbitmq(containers: list[dict[str, Any]]) -> Endpoint:
+    published = _published(containers[0])
 
     def ask(*command: str) -> dict[str, Any]:
-        printed = _compose("exec", "-T", "rabbitmq", *command, "--quiet", "--formatter", "json")
+        printed = _compose("exec", "-T", containers[0]["Service"], *command, "--quiet", "--formatter", "json")
         answer: dict[str, Any] = json.loads(printed)
         return answer
 
-    pid = _pid(container)
+    pids = _pids(containers)
     configuration = rabbitmq.described(
         environment=ask("rabbitmqctl", "environment"),
         status=ask("rabbitmq-diagnostics", "status"),
-        command_lines=[process.command_line(pid)] if pid else [],
+        command_lines=[process.command_line(pid) for pid in pids],
     )
     return Endpoint(
         broker="rabbitmq",
-        hosts=((ports.HOST, published[5672]),),
+        hosts=tuple((ports.HOST, _published(each)[5672]) for each in containers),
         credentials=rabbitmq.CREDENTIALS,
         management_url=f"http://{ports.HOST}:{published[15672]}",
         prometheus_url=f"http://{ports.HOST}:{published[15692]}/metrics",
         stream_port=published[5552],
-        stomp_port=published[61613],
-        mqtt_port=published[1883],
+        stream_hosts=tuple((ports.HOST, _published(each)[5552]) for each in containers) if len(containers) > 1 else (),
+        stomp_port=published.get(61613),
+        mqtt_port=published.get(1883),
         version=configuration["status"]["rabbitmq_version"],
-        pids=(pid,) if pid else (),
-        configuration={**configuration, "image": container.get("Image")},
+        pids=pids,
+        configuration={**configuration, "image": containers[0].get("Image")},
         deviations=(*RABBITMQ_DEVIATIONS, SAME_LIMITS),
         source="docker",
     )
 
 
-def _kafka(container: dict[str, Any]) -> Endpoint:
-    port = next(iter(_published(container).values()))
-    described = describe_broker({"bootstrap.servers": f"{ports.HOST}:{port}"}, 1)
-    image, pid = str(container.get("Image")), _pid(container)
+def _kafka(containers: list[dict[str, Any]]) -> Endpoint:
+    hosts = tuple((ports.HOST, next(iter(_published(each).values()))) for each in containers)
+    described = describe_broker({"bootstrap.servers": ",".join(f"{name}:{port}" for name, port in hosts)}, 1)
+    image, pids = str(containers[0].get("Image")), _pids(containers)
     changed = [f"{key} = {value} (see docker-compose.yml)" for key, value in described.changed.items()]
     return Endpoint(
         broker="kafka",
-        hosts=((ports.HOST, port),),
+        hosts=hosts,
         version=image.partition(":")[2] or "unknown",
-        pids=(pid,) if pid else (),
+        pids=pids,
         configuration={
             "broker": described.values,
             "broker_not_default": described.changed,
-            "command_line": process.command_line(pid) if pid else [],
+            "command_line": process.command_line(pids[0]) if pids else [],
             "image": image,
         },
         deviations=(*changed, SAME_LIMITS),
@@ -180,7 +198,7 @@ def _kafka(container: dict[str, Any]) -> Endpoint:
     )
 
 
-def _running() -> dict[BrokerName, dict[str, Any]]:
+def _running() -> dict[str, dict[str, Any]]:
     # Compose prints one JSON object a line; before 2.21 it was one list.
     printed = _compose("ps", "--format", "json").strip()
     records = json.loads(printed) if printed.startswith("[") else [json.loads(line) for line in printed.splitlines()]
@@ -195,15 +213,14 @@ def _published(container: dict[str, Any]) -> dict[int, int]:
     }
 
 
-def _pid(container: dict[str, Any]) -> int | None:
-    """The container's process as this machine sees it; None where the engine runs in a virtual machine."""
+def _pids(containers: list[dict[str, Any]]) -> tuple[int, ...]:
+    """The containers' processes as this machine sees them; none where the engine runs in a virtual machine."""
     printed = process.run(
-        ["docker", "inspect", "--format", "{{.State.Pid}}", container["ID"]],
+        ["docker", "inspect", "--format", "{{.State.Pid}}", *(each["ID"] for each in containers)],
         what="docker inspect",
         timeout_s=COMMAND_TIMEOUT_S,
     )
-    pid = int(printed)
-    return pid if pid > 0 and process.command_line(pid) else None
+    return tuple(pid for pid in map(int, printed.split()) if pid > 0 and process.command_line(pid))
 
 
 def _check_docker() -> None:
@@ -227,7 +244,7 @@ def _check_docker() -> None:
 
 def _compose(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     return process.run(
-        ["docker", "compose", "--file", compose_file(), *arguments],
+        ["docker", "compose", "--file", compose_file(), "--profile", PROFILE, *arguments],
         what=f"docker compose {arguments[0]}",
         timeout_s=timeout_s,
     )
@@ -245,13 +262,13 @@ def _owners_path() -> Path:
     return state.brokers_dir() / "docker.json"
 
 
-def _owners() -> dict[BrokerName, ProcessId]:
+def _owners() -> dict[str, ProcessId]:
     try:
         record = json.loads(_owners_path().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return {broker: ProcessId(**owner) for broker, owner in record.items()}
+    return {name: ProcessId(**owner) for name, owner in record.items()}
 
 
-def _save_owners(owners: dict[BrokerName, ProcessId]) -> None:
-    state.write_json(_owners_path(), {broker: asdict(owner) for broker, owner in owners.items()})
+def _save_owners(owners: dict[str, ProcessId]) -> None:
+    state.write_json(_owners_path(), {name: asdict(owner) for name, owner in owners.items()})
