@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median as median_of
 from typing import TYPE_CHECKING, Literal
 
@@ -82,13 +83,19 @@ def _t_interval(logs: Sequence[float], confidence: float) -> tuple[float, float]
     """The t interval of the mean of logs, taken back to the natural scale; None for fewer than two."""
     if len(logs) < 2:
         return None
-    from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
-
     mean = math.fsum(logs) / len(logs)
     variance = math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
-    reach = float(t.ppf((1 + confidence) / 2, len(logs) - 1)) * math.sqrt(variance / len(logs))
+    reach = t_quantile((1 + confidence) / 2, len(logs) - 1) * math.sqrt(variance / len(logs))
     # Two repeats far apart reach beyond what a float can hold; an infinite end is the honest one then.
     return _exp(mean - reach), _exp(mean + reach)
+
+
+@lru_cache(maxsize=1_024)
+def t_quantile(share: float, freedom: int) -> float:
+    """Student's t below which this share lies; kept, since scipy takes longer for it than all else of an interval."""
+    from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
+
+    return float(t.ppf(share, freedom))
 
 
 def _exp(value: float) -> float:
