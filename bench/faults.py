@@ -5,9 +5,9 @@
                                             replicated, half in replicated_flushed (make prove-faults)
 
 The run prints one line a trial: the fault, the class, the promise and whether it was held, with the counts of every
-category. The ledger is held against the broker's own word: a RabbitMQ queue ends empty, a Kafka topic's offsets cover
-all that was confirmed. The exit status is 1 where a promise is broken, a trial did not come to its end, or counts
-disagree.
+category. The ledger is held against the broker's own word: a RabbitMQ queue ends empty; a Kafka topic's offsets cover
+all that was confirmed, and a fresh consumer that reads it all finds each message that came, and no other. The exit
+status is 1 where a promise is broken, a trial did not come to its end, or counts disagree.
 
 Intervals between kills are longer than the brokers' own time-outs, which stay as they are shipped: Kafka's session of
 a broker ends after 9 s.
@@ -62,6 +62,9 @@ def _disagreement(record: dict[str, Any]) -> str:
     counts, name = record["broker_counts"] or {}, record["id"]
     if record["broker"] == "rabbitmq" and counts.get("depth_at_end"):
         return f"{name}: {counts['depth_at_end']:,} messages left in a queue that was to be drained"
+    read, lost = counts.get("read_again"), record["lost"]
+    if record["broker"] == "kafka" and (read is None or lost is None or read != record["sent"] - lost):
+        return f"{name}: a fresh consumer found {read} messages, {record['sent']:,} were sent and {lost} never came"
     stored, acked = counts.get("stored"), record["acked"]
     if record["broker"] == "kafka" and stored is not None and acked is not None and stored < acked:
         return f"{name}: the topic's offsets tell {stored:,} messages, {acked:,} were confirmed"
@@ -70,6 +73,8 @@ def _disagreement(record: dict[str, Any]) -> str:
 
 def told(run: Run) -> Iterable[str]:
     """What is wrong, a line each: trials, faults, promises and counts."""
+    if run.status != "complete":
+        yield f"{run.id}: the run was cut short: {run.reason or run.status}"
     for record in run.trials:
         if record["status"] != "complete":
             yield f"{record['id']}: {record['error'] or record['status']}"

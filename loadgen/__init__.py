@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         Crash,
         Durability,
         FromFile,
+        Full,
         Kafka,
         Kill,
         LogNormal,
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "At", "Crash", "Durability", "FromFile", "Kafka", "Kill", "LogNormal", "Message", "Pause", "RabbitMQ", "Rate",
-    "Restart", "Scenario", "Uniform", "load_run",
+    "At", "Crash", "Durability", "FromFile", "Full", "Kafka", "Kill", "LogNormal", "Message", "Pause", "RabbitMQ",
+    "Rate", "Restart", "Scenario", "Uniform", "load_run",
 ]  # fmt: skip
 
 

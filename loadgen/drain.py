@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from loadgen.abilities import Seekable
 from loadgen.agent import SECOND_NS
 from loadgen.backlog import PLACES
-from loadgen.driver import Seekable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.payload import Payloads
@@ -363,44 +363,6 @@ class Admin(Protocol):
 
     def close(self) -> None:
         """Close; never raises."""
-        ...
-
-
-@runtime_checkable
-class Seekable(Protocol):
-    """What an admin has beside `Admin` if consumers may begin anywhere: topics and streams."""
-
-    def ends(self, target: Target) -> dict[int, int]:
-        """The offset behind the last message of each partition."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that left a subscriber's queue for a reason of `REMOVALS`, and came to its dead-letter queue."""
-
-    subscriber: int
-    reason: str
-    body: bytes
-
-
-REMOVALS = ("maxlen", "expired", "rejected", "delivery_limit")
-"""Why a broker takes messages out of a queue, other than to a consumer, in RabbitMQ's own words."""
-
-
-@runtime_checkable
-class Removing(Protocol):
-    """What an admin has beside `Admin` if its broker may take messages out of queues by itself."""
-
-    def removed(self, target: Target) -> dict[str, int] | None:
-        """How many since the target was created, for each reason of `REMOVALS`; None where the broker does not tell.
-
-        The count is of all that the broker has, so that nobody else should use it meanwhile.
-        """
-        ...
-
-    def dead_letters(self, target: Target) -> Iterator[DeadLetter]:
-        """Empty the target's dead-letter queues, if it has any, once its own queues are not used any more."""
         ...
 
 

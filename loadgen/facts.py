@@ -119,6 +119,8 @@ class Facts:
     swapped_bytes: int | None = None
     alarms: tuple[str, ...] | None = None
     blocked_connections: int | None = None
+    short_by_order: bool = False
+    """Whether the scenario itself had a node run out of disk or memory."""
     disk_full: bool | None = None
     samples: int | None = None
     observer_defects: tuple[str, ...] = ()
@@ -221,6 +223,7 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         drains=record.get("backlog") is not None,
         rebalanced=record.get("membership") is not None,
         hurt=bool(record.get("faults")),
+        short_by_order=any(each["kind"] == "full" for each in record.get("faults") or ()),
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
         **_busiest_elsewhere(record, {} if not observer else observed_facts(observer)),
     )

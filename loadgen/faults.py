@@ -69,6 +69,26 @@ class Pause(_Fault):
         super().__init__(who=who, **values)
 
 
+class Full(_Fault):
+    """A node runs out of disk or memory for a time: RabbitMQ raises its alarm; Kafka, which has none, loses its disk.
+
+    A Kafka whose log directory cannot be written ends by itself, and is started again when there is space.
+    """
+
+    kind: Literal["full"] = "full"
+    resource: Literal["disk", "memory"] = "disk"
+    """What it has no more of."""
+    for_s: _Seconds = 5.0
+    """For how long (s)."""
+
+    def __init__(self, resource: str = "disk", **values: Any) -> None:
+        super().__init__(**{"resource": resource, **values})
+
+    def described(self) -> str:
+        """For people: `full disk of the leader`."""
+        return super().described().replace("full", f"full {self.resource}", 1)
+
+
 class Crash(Part):
     """All clients of a role leave as processes do that are killed, and others take their place at once.
 
@@ -94,7 +114,7 @@ class At(Part):
     """A fault, and when it is carried out, since the measured window began."""
 
     at_s: _Seconds
-    fault: Annotated[Kill | Restart | Pause | Crash, Field(discriminator="kind")]
+    fault: Annotated[Kill | Restart | Pause | Full | Crash, Field(discriminator="kind")]
 
     def __init__(self, at_s: float | str, fault: Any, **values: Any) -> None:
         try:
@@ -117,6 +137,8 @@ def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:
     absent = next((each for each in whom if isinstance(each, int) and each > nodes), None)
     if absent is not None:
         raise ScenarioError(f"faults: there is no node {absent}: expected 1 to {nodes} in class {point.durability}")
+    if broker == "kafka" and any(isinstance(each.fault, Full) and each.fault.resource != "disk" for each in faults):
+        raise ScenarioError("faults: Kafka has no alarm for memory; expected Full('disk'), or RabbitMQ alone")
     crashes = any(isinstance(each.fault, Crash) for each in faults)
     if crashes and (driver != CRASHING[broker] or point.settings.get("group") == "share"):
         raise ScenarioError(

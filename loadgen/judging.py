@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from loadgen.abilities import Rereadable
 from loadgen.agent import SECOND_NS
 from loadgen.drain import begun_right, drained
 from loadgen.drivers import load_driver
@@ -19,6 +22,8 @@ from loadgen.removals import Removals, removals_of, removed_msgs
 from loadgen.verdict import judge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from loadgen.driver import Admin, Target
     from loadgen.fleet import Outcome
     from loadgen.ledger import Account
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from loadgen.plan import Trial
     from loadgen.trial import Live
 
+REREAD_MOST_MSGS = 1_000_000  # more would take longer than a trial
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
 
 Record = dict[str, Any]
@@ -101,10 +107,24 @@ def _told_by_broker(
     try:
         # The depth first: what expires in between is counted twice, and not missed.
         held = {"stored": admin.stored(target), "depth_at_end": depth_of(admin, target)}
-        return held, removals_of(admin, target, Payloads(trial.message, trial.seed, live.token))
+        payloads = Payloads(trial.message, trial.seed, live.token)
+        if trial.faults and isinstance(admin, Rereadable) and (held["stored"] or 0) <= REREAD_MOST_MSGS:
+            held["read_again"] = _read_again(admin.reread(target), payloads)
+        return held, removals_of(admin, target, payloads)
     except LoadgenError as error:
         outcome.error = str(error)
         return {}, Removals()
+
+
+def _read_again(bodies: Iterable[bytes], payloads: Payloads) -> int:
+    """How many different messages of this trial these are."""
+    found: set[tuple[int, int]] = set()
+    start = np.zeros(1, np.int64)
+    for body in bodies:
+        parsed = payloads.parse(np.frombuffer(body, np.uint8), start, len(body))
+        if parsed.intact[0]:
+            found.add((int(parsed.producer[0]), int(parsed.seq[0])))
+    return len(found)
 
 
 def _observed(record: Record, live: Live, observations: Observations, outcome: Outcome) -> Record:

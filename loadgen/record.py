@@ -31,7 +31,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "cpu_s": ("producers", "consumers", "broker"),
     "rss_bytes": ("producers", "consumers", "broker"),
     "resolution_ns": ("p50", "p99"),
-    "broker_counts": ("stored", "depth_at_end"),
+    "broker_counts": ("stored", "depth_at_end", "read_again"),
     "written": ("waited_s", "reached", "left_bytes"),
     "dead_lettered": ("maxlen", "expired", "rejected", "delivery_limit"),
     "failed_deliveries": ("requeued", "failed", "rejected"),

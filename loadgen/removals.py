@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.driver import REMOVALS, Removing
+from loadgen.abilities import REMOVALS, Removing
 from loadgen.ledger import ReceivedBook
 
 if TYPE_CHECKING:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadgen import At, Durability, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Restart, Scenario
-from loadgen.brokers import open_brokers, private_brokers, renewed
+from loadgen import At, Durability, Full, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Restart, Scenario
+from loadgen.brokers import local, open_brokers, private_brokers, renewed, shortage
+from loadgen.brokers.rabbitmq import control
 from loadgen.cli import main
 from loadgen.errors import ScenarioError
 from loadgen.gaps import Gaps
@@ -41,6 +43,8 @@ def scenario(*faults: At, **given: Any) -> Scenario:
         (lambda: At("1s", Kill("everybody")), "who"),
         (lambda: At("1s", Kill(0)), "who"),
         (lambda: At("1s", Pause(for_s=-1)), "for_s"),
+        (lambda: At("1s", Full("tape")), "resource"),
+        (lambda: scenario(At("1s", Full("memory"))), "Kafka has no alarm for memory; expected Full('disk')"),
         (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="pika")), "driver pika does not open another"),
         (lambda: scenario(At("1s", Kill(2))), "there is no node 2: expected 1 to 1 in class broker"),
         (lambda: scenario(At("1s", Kill()), rate=Rate.search()), "Rate.search has trials of its own lengths"),
@@ -73,7 +77,12 @@ def test_brokers_of_others_are_never_hurt(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_scenario_with_faults_can_be_written_down_and_read_again() -> None:
     """As run.json keeps it, for `loadgen rerun`; a client that recovers is what AMQP has then."""
-    faults = (At("2s", Kill("leader", back_after_s="never")), At(3, Pause(2, for_s=0.5)), At(4, Restart("all")))
+    faults = (
+        At("2s", Kill("leader", back_after_s="never")),
+        At(3, Pause(2, for_s=0.5)),
+        At(4, Restart("all")),
+        At(4.5, Full("disk", who=1)),
+    )
     made = scenario(*faults, durability=Durability.REPLICATED)
     again = Scenario(**made.model_dump(mode="json", exclude_none=True))
     assert again.faults == made.faults == list(faults)
@@ -81,7 +90,7 @@ def test_a_scenario_with_faults_can_be_written_down_and_read_again() -> None:
     assert rabbitmq.settings["recover_within_s"] == 60
     assert "recover_within_s" not in kafka.settings
     described = [each.fault.described() for each in kafka.faults]
-    assert described == ["kill of the leader", "pause of node 2", "restart of all nodes"]
+    assert described == ["kill of the leader", "pause of node 2", "restart of all nodes", "full disk of node 1"]
 
 
 def test_gaps_are_those_in_which_a_counter_stood_still() -> None:
@@ -121,7 +130,7 @@ def single() -> Iterator[Endpoint]:
         yield endpoints["rabbitmq"]
 
 
-def test_a_single_node_is_killed_paused_and_restarted_under_load(single: Endpoint) -> None:
+def test_a_single_node_is_killed_and_paused_under_load(single: Endpoint) -> None:
     """Each fault has its gap, and is mended; the account names no loss of anything confirmed."""
     faults = (At(1.5, Kill("leader", back_after_s=0.5)), At(17, Pause(1, for_s=1.5)))
     record = record_of(single, scenario(*faults, kafka=None), 22.0)
@@ -133,14 +142,38 @@ def test_a_single_node_is_killed_paused_and_restarted_under_load(single: Endpoin
     assert kill["mended_after_s"] > 0.5
     assert pause["confirm_gap_s"] > 1.0
     assert pause["mended_after_s"] > 1.4
-    (restarted,) = record_of(renewed(single), scenario(At(1, Restart("all")), kafka=None), 12.0)["faults"]
-    assert restarted["error"] is None
-    assert restarted["delivery_gap_s"] > 0.2
     assert {each["kind"] for each in record["observer"]["events"]} >= {"fault", "outage"}
     (told,) = hurt.sentences(type("Run", (), {"trials": [record]}))  # type: ignore[arg-type]
     assert "kill of the leader (node 1)" in told
     assert "none of them lost" in told
     assert renewed(single).pids != single.pids
+
+
+def test_rabbitmq_runs_out_of_memory_and_disk_and_is_restarted(single: Endpoint) -> None:
+    """Each alarm stops confirms until it is taken back; the limits are those of before, and nothing is lost."""
+    faults = (At(1, Full("memory", for_s=1.0)), At(6, Full("disk", for_s=1.0)), At(11, Restart("all")))
+    record = record_of(renewed(single), scenario(*faults, kafka=None), 22.0)
+    demand_kept(record)
+    assert [(each["error"], each["nodes"]) for each in record["faults"]] == [(None, [1])] * 3
+    assert all(each["confirm_gap_s"] > 0.5 for each in record["faults"][:2]), record["faults"]
+    assert record["faults"][2]["delivery_gap_s"] > 0.2
+    assert not [each for each in record["verdict"]["checks"] if each["name"] == "alarms" and not each["passed"]]
+
+
+def test_limits_are_what_they_were_before(single: Endpoint) -> None:
+    """A shortage that was begun and ended leaves RabbitMQ's own limits, and no alarm."""
+    for what in ("memory", "disk"):
+        shortage.begin(single, 1, what)
+        assert shortage.end(single, 1, what)
+    cluster = local.cluster_of(single)
+    said = json.loads(
+        control(cluster, cluster.nodes[0], "rabbitmq-diagnostics", "status", "--quiet", "--formatter", "json")
+    )
+    before = single.configuration["status"]
+    assert [said[name] for name in ("disk_free_limit", "vm_memory_high_watermark_setting")] == [
+        before[name] for name in ("disk_free_limit", "vm_memory_high_watermark_setting")
+    ]
+    assert not said["alarms"]
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +196,25 @@ def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
     assert fault["error"] is None
     assert fault["mended_after_s"] > 2.0
     assert fault["confirm_gap_s"] > 0, "of a leader it shows; the others would have gone on"
+    if broker == "kafka":
+        assert record["broker_counts"]["read_again"] == record["sent"], "a client that knows nothing finds the same"
     assert record["acked"] == record["sent"], "what was not confirmed by the one was by another"
     before, after = clusters[broker].pids, renewed(clusters[broker]).pids
     assert [each != other for each, other in zip(before, after, strict=True)].count(True) == 1
+
+
+def test_a_kafka_without_disk_ends_and_the_others_take_over(clusters: dict[BrokerName, Endpoint]) -> None:
+    """It has no alarm: it gives up its only log directory; nothing confirmed is lost, and it comes back with space."""
+    made = scenario(At(1, Full("disk", for_s=1.0)), durability=Durability.REPLICATED, rabbitmq=None)
+    before = renewed(clusters["kafka"])
+    record = record_of(before, made, 16.0)
+    demand_kept(record)
+    (fault,) = record["faults"]
+    assert fault["error"] is None
+    assert fault["nodes"] == [
+        1 + [old != new for old, new in zip(before.pids, renewed(before).pids, strict=True)].index(True)
+    ]
+    assert record["acked"] == record["sent"]
 
 
 def test_a_run_with_faults_is_told_in_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,13 +23,14 @@ def record(**given: Any) -> dict[str, Any]:
     return {
         "id": "t1", "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "settings": {},
         "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0, "unconfirmed_lost": 3, "dup_resend": 7,
-        "dup_redelivery": 0, "duplicated": 7, "broker_counts": {"stored": 997, "depth_at_end": 0},
+        "dup_redelivery": 0, "duplicated": 7, "lost": 3,
+        "broker_counts": {"stored": 997, "depth_at_end": 0, "read_again": 997},
     } | given  # fmt: skip
 
 
 def run_of(*records: dict[str, Any]) -> Run:
     """A run of these trials."""
-    return type("Run", (), {"trials": list(records)})  # type: ignore[return-value]
+    return type("Run", (), {"id": "r", "status": "complete", "reason": None, "trials": list(records)})  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,14 @@ def test_the_table_names_fault_class_and_every_category() -> None:
 def test_the_ledger_is_held_against_the_brokers_own_count() -> None:
     """A queue that is not empty, or offsets that do not cover what was confirmed, are told and fail the bench."""
     assert bench_faults.is_good(run_of(record()))
-    short = record(broker_counts={"stored": 900, "depth_at_end": 0})
+    short = record(broker_counts={"stored": 900, "depth_at_end": 0, "read_again": 997})
     assert not bench_faults.is_good(run_of(short))
     assert "offsets tell 900 messages, 990 were confirmed" in "\n".join(bench_faults.told(run_of(short)))
+    unread = record(broker_counts={"stored": 997, "depth_at_end": 0, "read_again": 996})
+    assert "a fresh consumer found 996 messages" in "\n".join(bench_faults.told(run_of(unread)))
+    cut = run_of()
+    cut.status = "partial"
+    assert not bench_faults.is_good(cut), "a run without a trial proves nothing"
     assert not bench_faults.is_good(run_of(record(broker="rabbitmq", broker_counts={"depth_at_end": 4})))
     assert not bench_faults.is_good(run_of(record(faults=[{**KILL, "error": "it did not come back"}])))
 

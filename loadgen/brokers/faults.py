@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from loadgen.brokers import local, process
+from loadgen.brokers import local, process, shortage
 from loadgen.errors import BrokerError
-from loadgen.faults import Crash, Kill, Pause
+from loadgen.faults import Crash, Full, Kill, Pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
     from loadgen.faults import Restart
 
-    Fault = Kill | Restart | Pause | Crash
+    Fault = Kill | Restart | Pause | Full | Crash
+    Named = Kill | Restart | Pause | Full
 
 MENDED_S = 180.0  # for all that is under way to come to its end: a start takes up to two minutes
 TOGETHER_NS = 1_000_000_000  # nodes that are to be back within a second are started together
@@ -69,6 +70,7 @@ class Injector:
         self._orders = 0
         self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
         self._paused: set[int] = set()
+        self._short: set[tuple[int, shortage.Resource]] = set()  # nodes that have no more of something
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._carry_out, name="faults", daemon=True)]
         self.done: list[Done] = []
@@ -90,6 +92,7 @@ class Injector:
         finally:
             last = self.done[-1] if self.done else None
             self._tolerating(last, lambda: self._resume(sorted(self._paused)))
+            self._tolerating(last, lambda: self._relieve(sorted(self._short)))
             self._tolerating(last, lambda: self._start_again(sorted(self._down)))
         now_ns = time.monotonic_ns()
         for each in self.done:
@@ -135,6 +138,13 @@ class Injector:
             self._signal(done.nodes, signal.SIGSTOP)
             go_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
             self._plan(go_ns, lambda: self._resumed(done))
+        elif isinstance(fault, Full):
+            short: list[tuple[int, shortage.Resource]] = [(node, fault.resource) for node in done.nodes]
+            self._short.update(short)  # before: what was begun in part is given back, too
+            for node, what in short:
+                shortage.begin(self._endpoint, node, what)
+            relief_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
+            self._plan(relief_ns, lambda: self._mend(done, lambda: self._relieve(short)))
         else:
             self._mend(done, lambda: self._start_again(done.nodes))
 
@@ -161,7 +171,7 @@ class Injector:
             if done is not None:
                 done.error = done.error or " ".join(str(error).split()) or type(error).__name__
 
-    def _nodes_of(self, fault: Kill | Restart | Pause) -> tuple[int, ...]:
+    def _nodes_of(self, fault: Named) -> tuple[int, ...]:
         every = tuple(node.index for node in local.cluster_of(self._endpoint).nodes)
         if fault.who == "all":
             return every
@@ -180,6 +190,15 @@ class Injector:
             self._down.pop(node, None)  # before: a mend of the same node that comes meanwhile has nothing to do
         if nodes:
             local.start_again(self._endpoint, *nodes, launched=self._launched, progress=lambda _: None)
+
+    def _relieve(self, short: Sequence[tuple[int, shortage.Resource]]) -> None:
+        """Give nodes back what they had no more of; those that ended for want of it are started again."""
+        ended = []
+        for node, what in short:
+            if not shortage.end(self._endpoint, node, what) and node not in self._down:
+                ended.append(node)
+            self._short.discard((node, what))
+        self._start_again(ended)
 
     def _signal(self, nodes: Sequence[int], number: signal.Signals) -> None:
         servers = [node.server for node in local.cluster_of(self._endpoint).nodes if node.index in nodes]

@@ -22,12 +22,15 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from loadgen.driver import Gauge
 from loadgen.drivers.kafka_config import client_settings, is_transactional
 from loadgen.drivers.kafka_groups import Groups
+from loadgen.drivers.kafka_reread import reread
 from loadgen.drivers.kafka_share_admin import ShareGroups
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
 from loadgen.retention import is_limited
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
 
@@ -203,7 +206,7 @@ class KafkaAdmin:
         return self._groups.committed(target.name, group, partitions)
 
     def ends(self, target: Target) -> dict[int, int]:
-        """The offset behind the last message of each partition (see `loadgen.driver.Seekable`)."""
+        """The offset behind the last message of each partition (see `loadgen.abilities.Seekable`)."""
         return self._offsets(target, LATEST)
 
     def stored(self, target: Target) -> int | None:
@@ -211,6 +214,10 @@ class KafkaAdmin:
         if is_transactional(target.settings):
             return None
         return sum(self._offsets(target, LATEST).values()) - self._begin(target)
+
+    def reread(self, target: Target) -> Iterator[bytes]:
+        """Every message of the topic, by a fresh consumer (see `loadgen.abilities.Rereadable`)."""
+        return reread(self._endpoint, target, self._offsets(target, EARLIEST))
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The topic's configuration as the broker tells it, and how many partitions and replicas it has.

@@ -25,7 +25,8 @@ from loadgen.tls import client_context, failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from loadgen.driver import DeadLetter, Target
+    from loadgen.abilities import DeadLetter
+    from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
 
 CONNECT_TIMEOUT_S = 5.0

@@ -7,7 +7,7 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from loadgen.driver import REMOVALS, DeadLetter
+from loadgen.abilities import REMOVALS, DeadLetter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

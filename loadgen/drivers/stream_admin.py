@@ -107,7 +107,7 @@ class StreamAdmin:
         return self._call(look)
 
     def ends(self, target: Target) -> dict[int, int]:
-        """The offset behind the last message of each partition (see `loadgen.driver.Seekable`)."""
+        """The offset behind the last message of each partition (see `loadgen.abilities.Seekable`)."""
         names = Streams(target).names
         return self._call(lambda each: {number: end_of(each, stream) for number, stream in enumerate(names)})
 

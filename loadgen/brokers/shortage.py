@@ -1,0 +1,77 @@
+"""A node of ours runs out of disk or memory, and has it again, without the machine running out of either.
+
+RabbitMQ is told that less is free than it wants, through its own limits: its alarm blocks who publishes, in the whole
+cluster. Kafka has no alarm. The system lets its process make no file longer (RLIMIT_FSIZE), so that each write fails as
+on a full disk; Kafka gives a log directory up that it cannot write to, and with the last one it ends.
+"""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+from loadgen.brokers import local
+from loadgen.errors import BrokerError
+
+if TYPE_CHECKING:
+    from loadgen.brokers.state import Cluster, Node
+    from loadgen.endpoint import Endpoint
+
+Resource = Literal["disk", "memory"]
+
+FREE_WANTED_BYTES = 1 << 60
+"""More than any disk has free."""
+MEMORY_ALLOWED_BYTES = 1 << 20
+"""Less than an Erlang needs to exist."""
+
+
+def begin(endpoint: Endpoint, node_index: int, what: Resource) -> None:
+    """Have a node run out of it; BrokerError where that cannot be."""
+    cluster, node = _found(endpoint, node_index)
+    if endpoint.broker == "kafka":
+        assert what == "disk", "a scenario with anything else is refused"
+        _limit_files(node, 0)
+        return
+    if what == "disk":
+        _control(cluster, node, "set_disk_free_limit", str(FREE_WANTED_BYTES))
+    else:
+        _control(cluster, node, "set_vm_memory_high_watermark", "absolute", str(MEMORY_ALLOWED_BYTES))
+
+
+def end(endpoint: Endpoint, node_index: int, what: Resource) -> bool:
+    """Give it back; whether the node is still there, or ended meanwhile."""
+    cluster, node = _found(endpoint, node_index)
+    if node.server is None or not node.server.is_alive():
+        return False
+    if endpoint.broker == "kafka":
+        _limit_files(node, resource.RLIM_INFINITY)
+        return True
+    status: dict[str, Any] = endpoint.configuration["status"]
+    if what == "disk":
+        _control(cluster, node, "set_disk_free_limit", str(int(status["disk_free_limit"])))
+        return True
+    ((kind, value),) = dict(status["vm_memory_high_watermark_setting"]).items()
+    _control(cluster, node, "set_vm_memory_high_watermark", *(("absolute",) if kind == "absolute" else ()), str(value))
+    return True
+
+
+def _found(endpoint: Endpoint, node_index: int) -> tuple[Cluster, Node]:
+    cluster = local.cluster_of(endpoint)
+    return cluster, next(node for node in cluster.nodes if node.index == node_index)
+
+
+def _control(cluster: Cluster, node: Node, *words: str) -> None:
+    from loadgen.brokers import rabbitmq  # noqa: PLC0415  # imported when needed: `import loadgen` stays cheap
+
+    rabbitmq.control(cluster, node, "rabbitmqctl", *words)
+
+
+def _limit_files(node: Node, size_bytes: int) -> None:
+    """How long files may become that a node's process writes; the hard limit stays, so that it can be taken back."""
+    if node.server is None or not node.server.is_alive():
+        raise BrokerError(f"kafka: node {node.index} does not run")
+    with suppress(ProcessLookupError):  # it may end at any moment: that is what it is done for
+        _, hard_bytes = resource.prlimit(node.server.pid, resource.RLIMIT_FSIZE)
+        soft_bytes = hard_bytes if size_bytes == resource.RLIM_INFINITY else size_bytes
+        resource.prlimit(node.server.pid, resource.RLIMIT_FSIZE, (soft_bytes, hard_bytes))
