@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from loadgen.brokers import open_brokers
+from loadgen.brokers import kafka, open_brokers
 from loadgen.brokers.state import brokers_dir, cache_dir
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["LOADGEN_BROKERS_DIR"] = str(ROOM)
 else:  # who starts the others: they see one room, whatever memory is left when each begins
     os.environ["LOADGEN_TESTS_DIR"] = str(_room())
+
+
+# No test asks how fast Kafka is: its JVM is spared the compiler that pays only on a broker that runs for long. As in
+# Kafka's own scripts, the variable stands in place of what is shipped.
+os.environ.setdefault(kafka.JVM_VARIABLE, " ".join((*kafka.JVM_FLAGS, "-XX:TieredStopAtLevel=1")))
 
 
 def pytest_sessionfinish() -> None:

@@ -129,6 +129,9 @@ def test_the_configuration_is_read_back_and_every_deviation_holds_in_it(
     assert kafka["broker"]["group.initial.rebalance.delay.ms"] == "0"
     assert any(line.startswith("group.initial.rebalance.delay.ms = 0 (") for line in pair["kafka"].deviations)
     assert {"-Xmx1g", "-Xms1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"} <= set(kafka["command_line"])
+    asked = next(line for line in pair["kafka"].deviations if line.startswith("KAFKA_JVM_PERFORMANCE_OPTS"))
+    assert "-XX:TieredStopAtLevel=1" in asked
+    assert "-XX:TieredStopAtLevel=1" in kafka["command_line"], "what was asked for is what runs, and is told"
     rabbitmq = pair["rabbitmq"].configuration
     ceiling = host.memory_ceiling_bytes()
     assert rabbitmq["environment"]["rabbit"]["total_memory_available_override_value"] == ceiling

@@ -70,7 +70,7 @@ class Injector:
         self._orders = 0
         self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
         self._paused: set[int] = set()
-        self._short: set[tuple[int, shortage.Resource]] = set()  # nodes that have no more of something
+        self._short: dict[tuple[int, shortage.Resource], process.ProcessId | None] = {}  # who has no more of what
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._carry_out, name="faults", daemon=True)]
         self.done: list[Done] = []
@@ -140,8 +140,8 @@ class Injector:
             self._plan(go_ns, lambda: self._resumed(done))
         elif isinstance(fault, Full):
             short: list[tuple[int, shortage.Resource]] = [(node, fault.resource) for node in done.nodes]
-            self._short.update(short)  # before: what was begun in part is given back, too
             for node, what in short:
+                self._short[node, what] = _server_of(self._endpoint, node)  # before: begun in part, it is given back
                 shortage.begin(self._endpoint, node, what)
             relief_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
             self._plan(relief_ns, lambda: self._mend(done, lambda: self._relieve(short)))
@@ -195,9 +195,9 @@ class Injector:
         """Give nodes back what they had no more of; those that ended for want of it are started again."""
         ended = []
         for node, what in short:
-            if not shortage.end(self._endpoint, node, what) and node not in self._down:
+            if not shortage.end(self._endpoint, node, what, self._short.get((node, what))) and node not in self._down:
                 ended.append(node)
-            self._short.discard((node, what))
+            self._short.pop((node, what), None)
         self._start_again(ended)
 
     def _signal(self, nodes: Sequence[int], number: signal.Signals) -> None:
@@ -207,3 +207,7 @@ class Injector:
     def _resume(self, nodes: Sequence[int]) -> None:
         self._signal(nodes, signal.SIGCONT)
         self._paused.difference_update(nodes)
+
+
+def _server_of(endpoint: Endpoint, node_index: int) -> process.ProcessId | None:
+    return next(node.server for node in local.cluster_of(endpoint).nodes if node.index == node_index)

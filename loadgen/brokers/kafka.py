@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import shlex
 import time
 import uuid
 from pathlib import Path
@@ -14,6 +16,8 @@ from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadgen.brokers.install import Installation
     from loadgen.brokers.state import Cluster, Node, Progress
 
@@ -35,6 +39,8 @@ JVM_FLAGS = (
     "-XX:+ExplicitGCInvokesConcurrent",
     "-Djava.awt.headless=true",
 )
+
+JVM_VARIABLE = "KAFKA_JVM_PERFORMANCE_OPTS"
 
 # The levels of the shipped config/log4j2.yaml, in one file.
 LOG4J = """\
@@ -101,7 +107,7 @@ def launch(cluster: Cluster, node: Node) -> None:
         f"-Xlog:gc*:file={folder / 'log'}/kafkaServer-gc.log:time,tags:filecount=10,filesize=100M",
         f"-Dkafka.logs.dir={folder / 'log'}",
     )
-    flags = (*HEAP_FLAGS, *JVM_FLAGS, *logs)
+    flags = (*HEAP_FLAGS, *_jvm_flags(), *logs)
     cluster.commands.append("kafka-server-start")
     node.server = process.spawn(
         [cluster.java, *flags, *common, "kafka.Kafka", folder / "server.properties"],
@@ -111,6 +117,11 @@ def launch(cluster: Cluster, node: Node) -> None:
         cpus=frozenset(cluster.cpus),
     )
     cluster.save()
+
+
+def _jvm_flags() -> Sequence[str]:
+    """As Kafka's own scripts: what its variable asks for in place of what it ships."""
+    return shlex.split(os.environ.get(JVM_VARIABLE, "")) or JVM_FLAGS
 
 
 def _fresh_id() -> str:
@@ -210,6 +221,8 @@ def _deviations(cluster: Cluster, node: Node, changed: dict[str, str]) -> list[s
         "com.sun.management.jmxremote = unset (true as shipped: its local agent listens on all interfaces)",
         "log4j2 = one rolling file at the shipped levels (several files as shipped)",
     ]
+    if _jvm_flags() is not JVM_FLAGS:
+        lines.append(f"{JVM_VARIABLE} = {' '.join(_jvm_flags())} (found in the environment)")
     if cluster.cpus:
         lines.append(f"cpus = {host.cpu_list(cluster.cpus)} (kept apart from the clients)")
     return lines

@@ -15,6 +15,7 @@ from loadgen.brokers import local
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
+    from loadgen.brokers.process import ProcessId
     from loadgen.brokers.state import Cluster, Node
     from loadgen.endpoint import Endpoint
 
@@ -32,18 +33,22 @@ def begin(endpoint: Endpoint, node_index: int, what: Resource) -> None:
     if endpoint.broker == "kafka":
         assert what == "disk", "a scenario with anything else is refused"
         _limit_files(node, 0)
-        return
-    if what == "disk":
+    elif what == "disk":
         _control(cluster, node, "set_disk_free_limit", str(FREE_WANTED_BYTES))
     else:
         _control(cluster, node, "set_vm_memory_high_watermark", "absolute", str(MEMORY_ALLOWED_BYTES))
 
 
-def end(endpoint: Endpoint, node_index: int, what: Resource) -> bool:
-    """Give it back; whether the node is still there, or ended meanwhile."""
+def end(endpoint: Endpoint, node_index: int, what: Resource, of: ProcessId | None) -> bool:
+    """Give it back to the process that ran out of it; whether the node runs, or ended and is to be started again.
+
+    A process that was started since has all it wants.
+    """
     cluster, node = _found(endpoint, node_index)
     if node.server is None or not node.server.is_alive():
         return False
+    if of is None or node.server != of:
+        return True
     if endpoint.broker == "kafka":
         _limit_files(node, resource.RLIM_INFINITY)
         return True
