@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from loadgen.scenario import (
         At,
         Crash,
+        Cut,
+        Delay,
         Durability,
         FromFile,
         Full,
@@ -19,14 +21,16 @@ if TYPE_CHECKING:
         Pause,
         RabbitMQ,
         Rate,
+        Reset,
         Restart,
         Scenario,
+        Throttle,
         Uniform,
     )
 
 __all__ = [
-    "At", "Crash", "Durability", "FromFile", "Full", "Kafka", "Kill", "LogNormal", "Message", "Pause", "RabbitMQ",
-    "Rate", "Restart", "Scenario", "Uniform", "load_run",
+    "At", "Crash", "Cut", "Delay", "Durability", "FromFile", "Full", "Kafka", "Kill", "LogNormal", "Message", "Pause",
+    "RabbitMQ", "Rate", "Reset", "Restart", "Scenario", "Throttle", "Uniform", "load_run",
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class ConnectionCounter:
         self._paths = [proc / "net" / table for table in TABLES]
         self._is_local = endpoint.source == "local"
         ports = {port for _, port in (*endpoint.hosts, *endpoint.stream_hosts)} | ({endpoint.stream_port} - {None})
+        ports |= set(endpoint.through_ports)
         self._ports = {b"%04X" % port for port in ports if port is not None}
         self._addresses: set[bytes] = set()
         if not self._is_local:

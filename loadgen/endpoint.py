@@ -48,6 +48,8 @@ class Endpoint:
     stream_port: int | None = None
     stream_hosts: tuple[tuple[str, int], ...] = ()
     """Where each node of a cluster speaks streams, where that is not the one port on all hosts."""
+    through_ports: tuple[int, ...] = ()
+    """Where nodes listen for clients that come through a proxy, where those are other ports than the hosts'."""
     stomp_port: int | None = None
     mqtt_port: int | None = None
     version: str = "unknown"

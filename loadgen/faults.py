@@ -2,6 +2,9 @@
 
 Who is hurt is a node by its number, all of them, or the leader: of the (first) quorum queue or the topic's first
 partition, by the broker's own word at that moment; a broker of one node is its own leader.
+
+Faults of the network are between clients and nodes: clients then reach the broker through a proxy
+(`loadgen.brokers.through`). What is broken is called a cut and not a partition, since a partition is a part of a topic.
 """
 
 from __future__ import annotations
@@ -34,8 +37,11 @@ class _Fault(Part):
 
     def described(self) -> str:
         """For people: `kill of the leader`."""
-        whom = {"leader": "the leader", "all": "all nodes"}.get(str(self.who), f"node {self.who}")
-        return f"{type(self).__name__.lower()} of {whom}"
+        return f"{type(self).__name__.lower()} of {self._whom}"
+
+    @property
+    def _whom(self) -> str:
+        return {"leader": "the leader", "all": "all nodes"}.get(str(self.who), f"node {self.who}")
 
 
 class Kill(_Fault):
@@ -89,6 +95,73 @@ class Full(_Fault):
         return super().described().replace("full", f"full {self.resource}", 1)
 
 
+class Cut(_Fault):
+    """Nothing passes between clients and the node, in either direction: connections stay open, new ones time out."""
+
+    kind: Literal["cut"] = "cut"
+    for_s: _Seconds = 5.0
+    """For how long (s)."""
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+    def described(self) -> str:
+        """For people."""
+        return f"cut of {self._whom} from the clients"
+
+
+class Delay(_Fault):
+    """The way between clients and the node takes longer; its bytes stay in order, and no fewer of them pass."""
+
+    kind: Literal["delay"] = "delay"
+    delay_ms: Annotated[float, Field(gt=0, le=60_000)]
+    """By how much a round trip is longer (ms): half of it in each direction."""
+    for_s: _Seconds = 5.0
+    """For how long (s)."""
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+    def described(self) -> str:
+        """For people."""
+        return f"delay of {self.delay_ms:g} ms to {self._whom}"
+
+
+class Throttle(_Fault):
+    """So many bytes a second pass between clients and the node: a token bucket for each direction."""
+
+    kind: Literal["throttle"] = "throttle"
+    rate_bytes_per_s: Annotated[int, Field(ge=1_000, le=10_000_000_000)]
+    """In each direction, of all connections to the node together (bytes/s)."""
+    for_s: _Seconds = 5.0
+    """For how long (s)."""
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+    def described(self) -> str:
+        """For people."""
+        return f"throttle of {self._whom} to {self.rate_bytes_per_s:,} bytes/s"
+
+
+class Reset(_Fault):
+    """Every connection between clients and the node is closed by RST, at that moment; new ones are served."""
+
+    kind: Literal["reset"] = "reset"
+
+    def __init__(self, who: Who = "leader", **values: Any) -> None:
+        super().__init__(who=who, **values)
+
+    def described(self) -> str:
+        """For people."""
+        return f"reset of the connections to {self._whom}"
+
+
+NetworkFault = Cut | Delay | Throttle | Reset
+NETWORK_KINDS = frozenset({"cut", "delay", "throttle", "reset"})
+"""What is done to the network and not to a node: nodes stay whole."""
+
+
 class Crash(Part):
     """All clients of a role leave as processes do that are killed, and others take their place at once.
 
@@ -114,7 +187,9 @@ class At(Part):
     """A fault, and when it is carried out, since the measured window began."""
 
     at_s: _Seconds
-    fault: Annotated[Kill | Restart | Pause | Full | Crash, Field(discriminator="kind")]
+    fault: Annotated[
+        Kill | Restart | Pause | Full | Cut | Delay | Throttle | Reset | Crash, Field(discriminator="kind")
+    ]
 
     def __init__(self, at_s: float | str, fault: Any, **values: Any) -> None:
         try:
@@ -122,6 +197,11 @@ class At(Part):
         except ValueError:
             raise ScenarioError(f"At: at_s = {at_s!r}: expected a time such as 10s or 2.5") from None
         super().__init__(at_s=seconds, fault=fault, **values)
+
+
+def needs_proxy(faults: tuple[At, ...]) -> bool:
+    """Whether clients must reach the broker through a proxy: the network between them is hurt."""
+    return any(each.fault.kind in NETWORK_KINDS for each in faults)
 
 
 def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from loadgen.hands import Hands
     from loadgen.ledger import ReceivedBook
 
+HURT_STUCK_S = 45.0  # where a broker is hurt, a client may try each of its nodes and wait 5 s for it, twice
 READY_S = 60.0  # spawning, importing and connecting take about 1 s on an idle machine
 STUCK_S = 15.0  # a loop that has not turned for so long is dead; none waits over 50 ms by itself, a flush 1 s
 QUIET_S = 2.0  # a drain ends when nothing arrived for so long …
@@ -229,15 +230,16 @@ class Fleet:
             while True:
                 self._hear(*self._inbox.get_nowait())
         now = time.monotonic_ns()
+        stuck_s = HURT_STUCK_S if any(spec.is_hurt for spec in self._specs) else STUCK_S
         stuck: list[str] = []
         for spec in self._specs:
             # While it connects an agent has no heartbeat yet, and what follows its end is bounded by itself.
             heartbeat = int(board.cells[spec.row, Cell.HEARTBEAT_NS])
             finished = spec.name in self._done or bool(board.cells[spec.row, Cell.FINISHED_PRODUCING])
-            if heartbeat and not finished and now - heartbeat > STUCK_S * SECOND_NS:
+            if heartbeat and not finished and now - heartbeat > stuck_s * SECOND_NS:
                 stuck.append(spec.name)
         if stuck:
-            self._give_up(stuck, f"is stuck: its loop has not turned for {STUCK_S:.0f} s", board)
+            self._give_up(stuck, f"is stuck: its loop has not turned for {stuck_s:.0f} s", board)
         self.watcher.turned(board)
 
     def _give_up(self, names: list[str], failing: str, board: Board) -> None:

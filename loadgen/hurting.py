@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,15 +10,19 @@ import numpy as np
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.brokers.faults import Injector
+from loadgen.brokers.through import through
 from loadgen.driver import confirms
 from loadgen.drivers.leaders import leader_of
+from loadgen.faults import needs_proxy
 from loadgen.gaps import Gaps
+from loadgen.observer import OWN_GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
     from loadgen.board import Board
     from loadgen.brokers.faults import Done
+    from loadgen.brokers.through import Through
     from loadgen.driver import Target
     from loadgen.faults import At, Crash
     from loadgen.flow import Flow
@@ -35,14 +40,24 @@ BACK_OVER_S = 0.5
 class Hurting:
     """The faults of one trial, from its begin to their account."""
 
-    def __init__(self, faults: Sequence[At], target: Target, *, consumes: bool) -> None:
-        self._faults, self._target = faults, target
+    def __init__(self, faults: tuple[At, ...], target: Target, *, consumes: bool, cpus: Collection[int] = ()) -> None:
+        self._faults, self._target, self._cpus = faults, target, cpus
+        self._through: Through | None = None
+        self.proxy: Record | None = None
+        """What passed through the proxy by which clients reached the broker, where there was one; told at the end."""
         self._confirms, self._consumes = confirms(target.settings), consumes
         self._injector: Injector | None = None
         self._window_ns = 0
         self._board: Board | None = None
         self.gaps = Gaps()
         self._done: list[Done] = []
+
+    def reached(self) -> Target:
+        """The target as the trial's clients reach it: where the network is hurt, by a proxy that is started now."""
+        if not needs_proxy(self._faults):
+            return self._target
+        self._through = through(self._target.endpoint, self._cpus)
+        return replace(self._target, endpoint=self._through.endpoint)
 
     def begin(self, window_ns: int, end_ns: int, observer: Observer) -> None:
         """The window is between these moments (monotonic ns); nodes that are started again are observed, too."""
@@ -52,7 +67,10 @@ class Hurting:
             lambda: leader_of(self._target),
             lambda pid: observer.add("broker", pid),
             self._crash,
+            self._through,
         )
+        if self._through is not None:
+            observer.add(OWN_GROUP, self._through.pid)
         schedule = [(window_ns + round(each.at_s * SECOND_NS), each.fault) for each in self._faults]
         self._injector.start(schedule, until_ns=end_ns)
 
@@ -71,9 +89,15 @@ class Hurting:
 
     def stop(self) -> None:
         """Mend what is broken, and put what was done on the timeline."""
-        if self._injector is None:
-            return
-        self._done, self._injector = self._injector.stop(), None
+        try:
+            if self._injector is not None:
+                self._done, self._injector = self._injector.stop(), None
+            if self._through is not None:
+                self.proxy = self._through.account()
+        finally:
+            if self._through is not None:
+                self._through.close()
+                self._through = None
         for each in self._done:
             nodes = f" (node {', '.join(map(str, each.nodes))})" if each.nodes else ""
             self._observer.note("fault", each.began_ns, each.mended_ns, f"{each.fault.described()}{nodes}")

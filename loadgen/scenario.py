@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from loadgen.backlog import MAX_MSGS, StartFrom
-from loadgen.faults import At, Crash, Full, Kill, Pause, Restart
+from loadgen.faults import At, Crash, Cut, Delay, Full, Kill, Pause, Reset, Restart, Throttle
 from loadgen.kafka_part import Kafka
 from loadgen.knobs import MAX_PROCESSES, has_keys, points
 from loadgen.part import Millis, Part, Sweep, Whole
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from loadgen.driver import Int64
 
 __all__ = [
-    "CURVE_FRACTIONS", "MAX_MESSAGE_BYTES", "At", "Crash", "Durability", "FromFile", "Full", "Kafka", "Kill",
-    "Knobs", "LogNormal", "Message", "Pause", "RabbitMQ", "Rate", "Restart", "Scenario", "SizeBytes", "Uniform",
+    "CURVE_FRACTIONS", "MAX_MESSAGE_BYTES", "At", "Crash", "Cut", "Delay", "Durability", "FromFile", "Full", "Kafka",
+    "Kill", "Knobs", "LogNormal", "Message", "Pause", "RabbitMQ", "Rate", "Reset", "Restart", "Scenario", "SizeBytes",
+    "Throttle", "Uniform",
 ]  # fmt: skip
 
 MAX_MESSAGE_BYTES = 512 << 20

@@ -322,7 +322,9 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         mark=lambda: mark(trial, admin, target),
         left_s=setting.left_s,
         shown=setting.shown,
-        hurting=Hurting(trial.faults, target, consumes=trial.consumers > 0) if trial.faults else None,
+        hurting=Hurting(trial.faults, target, consumes=trial.consumers > 0, cpus=setting.cpus)
+        if trial.faults
+        else None,
     )
     if setting.began is not None:
         setting.began(live)
@@ -331,7 +333,10 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
     try:
         try:
             outcome = Fleet(live, None if setting.hands is None else setting.hands()).run(
-                lambda board: roster(trial, target, token, board, setting.cpus), trial.agents
+                lambda board: roster(
+                    trial, target if live.hurting is None else live.hurting.reached(), token, board, setting.cpus
+                ),
+                trial.agents,
             )
         finally:
             try:

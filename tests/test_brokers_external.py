@@ -47,7 +47,7 @@ def sasl_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             for key in ("listeners", "advertised.listeners"):
                 settings[key] = (f"{settings[key][0]},{listener}", "a test's")
             jaas = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_u="{PASSWORD}";'
-            protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
+            protocols = f"{settings['listener.security.protocol.map'][0]},SASL_PLAINTEXT:SASL_PLAINTEXT"
             settings["listener.security.protocol.map"] = (protocols, "a test's")
             settings["sasl.enabled.mechanisms"] = ("PLAIN", "a test's")
             settings["listener.name.sasl_plaintext.plain.sasl.jaas.config"] = (jaas, "a test's")

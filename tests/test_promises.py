@@ -60,6 +60,9 @@ def test_the_table_names_fault_class_and_every_category() -> None:
     assert all(len(each.cells) == len(PROMISE_HEADS) for each in found)
     assert found[0].cells[0] == "2 × kill of all nodes"
     assert found[0].cells[3] == f"{KEPT} (all nodes at once)"
+    cut = {**fell, "what": "cut of all nodes from the clients", "kind": "cut"}
+    (whole,) = promises(run_of(record(faults=[cut])))
+    assert whole.cells[3] == KEPT, "no node has fallen"
     assert found[1].cells[5:] == ("1,000", "990", "0", "3", "7", "0", "9.5 s")
 
 

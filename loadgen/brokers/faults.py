@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 from loadgen.brokers import local, process, shortage
 from loadgen.errors import BrokerError
-from loadgen.faults import Crash, Full, Kill, Pause
+from loadgen.faults import Crash, Cut, Delay, Full, Kill, Pause, Reset, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadgen.brokers.through import Through
     from loadgen.endpoint import Endpoint
-    from loadgen.faults import Restart
+    from loadgen.faults import NetworkFault, Restart
 
-    Fault = Kill | Restart | Pause | Full | Crash
-    Named = Kill | Restart | Pause | Full
+    NodeFault = Kill | Restart | Pause | Full | NetworkFault
+    Fault = NodeFault | Crash
 
 MENDED_S = 180.0  # for all that is under way to come to its end: a start takes up to two minutes
 TOGETHER_NS = 1_000_000_000  # nodes that are to be back within a second are started together
@@ -56,6 +57,7 @@ class Injector:
         leader: the number of the node that leads now, by the broker's own word.
         launched: told the pid of each node that is started again.
         crash: has the trial's clients crash.
+        through: the proxy that clients reach the broker through, where the network is hurt.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Injector:
         leader: Callable[[], int],
         launched: Callable[[int], None],
         crash: Callable[[Crash], None],
+        through: Through | None = None,
     ) -> None:
         self._endpoint, self._leader, self._launched, self._crash = endpoint, leader, launched, crash
+        self._through = through
         self._due: list[_Due] = []
         self._orders = 0
         self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
@@ -93,6 +97,8 @@ class Injector:
             last = self.done[-1] if self.done else None
             self._tolerating(last, lambda: self._resume(sorted(self._paused)))
             self._tolerating(last, lambda: self._relieve(sorted(self._short)))
+            if self._through is not None:
+                self._tolerating(last, self._through.mend)
             self._tolerating(last, lambda: self._start_again(sorted(self._down)))
         now_ns = time.monotonic_ns()
         for each in self.done:
@@ -137,7 +143,7 @@ class Injector:
             self._paused.update(done.nodes)
             self._signal(done.nodes, signal.SIGSTOP)
             go_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
-            self._plan(go_ns, lambda: self._resumed(done))
+            self._plan(go_ns, lambda: self._mended(done, lambda: self._resume(done.nodes)))
         elif isinstance(fault, Full):
             short: list[tuple[int, shortage.Resource]] = [(node, fault.resource) for node in done.nodes]
             for node, what in short:
@@ -145,8 +151,21 @@ class Injector:
                 shortage.begin(self._endpoint, node, what)
             relief_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
             self._plan(relief_ns, lambda: self._mend(done, lambda: self._relieve(short)))
+        elif isinstance(fault, Cut | Delay | Throttle | Reset):
+            self._hurt_network(done, fault)
         else:
             self._mend(done, lambda: self._start_again(done.nodes))
+
+    def _hurt_network(self, done: Done, fault: NetworkFault) -> None:
+        through = self._through
+        assert through is not None, "clients go through a proxy where a fault needs it"
+        if isinstance(fault, Reset):
+            through.reset(done.nodes)
+            done.mended_ns = time.monotonic_ns()
+            return
+        through.begin(fault, done.nodes)
+        mended_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
+        self._plan(mended_ns, lambda: self._mended(done, lambda: through.end(fault, done.nodes)))
 
     def _mend(self, done: Done, how: Callable[[], None]) -> None:
         """Start nodes again, in a thread of its own."""
@@ -159,8 +178,9 @@ class Injector:
         self._threads.append(thread)
         thread.start()
 
-    def _resumed(self, done: Done) -> None:
-        self._tolerating(done, lambda: self._resume(done.nodes))
+    def _mended(self, done: Done, how: Callable[[], None]) -> None:
+        """Mend at once, in this thread."""
+        self._tolerating(done, how)
         done.mended_ns = time.monotonic_ns()
 
     def _tolerating(self, done: Done | None, act: Callable[[], None]) -> None:
@@ -171,7 +191,7 @@ class Injector:
             if done is not None:
                 done.error = done.error or " ".join(str(error).split()) or type(error).__name__
 
-    def _nodes_of(self, fault: Named) -> tuple[int, ...]:
+    def _nodes_of(self, fault: NodeFault) -> tuple[int, ...]:
         every = tuple(node.index for node in local.cluster_of(self._endpoint).nodes)
         if fault.who == "all":
             return every

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loadgen.brokers.install import Installation
     from loadgen.brokers.state import Cluster, Node, Progress
 
-NODE_PORTS = ("kafka", "controller")
+NODE_PORTS = ("kafka", "controller", "through", "proxy")  # on the last a trial's proxy listens, while there is one
 CLUSTER_PORTS: tuple[str, ...] = ()
 FORMAT_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 120.0
@@ -64,8 +64,11 @@ logger.channel.name = kafka.network.RequestChannel$
 logger.channel.level = WARN
 """
 
+# Clients follow the addresses that the listener advertises by which they came in: this one's are the proxy's.
+THROUGH = "THROUGH"
 LOOPBACK = "on the loopback interface only, on ports of its own"
 AS_SHIPPED = "the shipped server.properties has it so"
+FOR_FAULTS = f"listener {THROUGH} is for clients that reach this node through a proxy, where the network is hurt"
 ONE_NODE = "a single node cannot hold more replicas"
 
 
@@ -124,6 +127,11 @@ def _jvm_flags() -> Sequence[str]:
     return shlex.split(os.environ.get(JVM_VARIABLE, "")) or JVM_FLAGS
 
 
+def way_in(node: Node) -> tuple[int, int]:
+    """Where a proxy for clients has to listen, since the node advertises that, and where it leads."""
+    return node.ports["proxy"], node.ports["through"]
+
+
 def _fresh_id() -> str:
     """A cluster's id as Kafka makes them: one that began with a dash would be taken for an option."""
     while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
@@ -154,6 +162,7 @@ def endpoint(cluster: Cluster) -> Endpoint:
     return Endpoint(
         broker="kafka",
         hosts=hosts,
+        through_ports=tuple(node.ports["through"] for node in cluster.nodes),
         version=cluster.version,
         pids=tuple(node.server.pid for node in cluster.nodes if node.server is not None),
         data_dir=cluster.node_dir(first) / "data",
@@ -175,7 +184,10 @@ SYSTEM_BUFFERS = "102400 as shipped: both brokers' socket buffers are left to th
 
 def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
     # Everything else, among it all of log.flush.*, is left as it comes.
-    listeners = f"PLAINTEXT://{ports.HOST}:{node.ports['kafka']},CONTROLLER://{ports.HOST}:{node.ports['controller']}"
+    plain = f"PLAINTEXT://{ports.HOST}:{node.ports['kafka']}"
+    through = f"{THROUGH}://{ports.HOST}:{node.ports['through']}"
+    listeners = f"{plain},{through},CONTROLLER://{ports.HOST}:{node.ports['controller']}"
+    advertised = f"{plain},{THROUGH}://{ports.HOST}:{node.ports['proxy']}"
     voters = ",".join(f"{other.index}@{ports.HOST}:{other.ports['controller']}" for other in cluster.nodes)
     replicas = str(min(3, len(cluster.nodes)))
     in_sync = str(max(1, int(replicas) - 1))
@@ -183,8 +195,9 @@ def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
         "process.roles": ("broker,controller", AS_SHIPPED),
         "node.id": (str(node.index), AS_SHIPPED),
         "controller.quorum.voters": (voters, LOOPBACK),
-        "listeners": (listeners, LOOPBACK),
-        "advertised.listeners": (listeners.partition(",")[0], LOOPBACK),
+        "listeners": (listeners, f"{LOOPBACK}; {FOR_FAULTS}"),
+        "advertised.listeners": (advertised, f"{LOOPBACK}; {FOR_FAULTS}"),
+        "listener.security.protocol.map": (f"PLAINTEXT:PLAINTEXT,{THROUGH}:PLAINTEXT,CONTROLLER:PLAINTEXT", FOR_FAULTS),
         "controller.listener.names": ("CONTROLLER", AS_SHIPPED),
         "inter.broker.listener.name": ("PLAINTEXT", AS_SHIPPED),
         "log.dirs": (str(cluster.node_dir(node) / "data"), "the project's own folder"),

@@ -63,6 +63,9 @@ class Kind(Protocol):
     def install(self, cache: Path, progress: Progress) -> Installation:
         """Finds or installs it."""
 
+    def way_in(self, node: Node) -> tuple[int, int]:
+        """For clients that come through a proxy: the port that it listens on (0: any), and the one it leads to."""
+
     def launch(self, cluster: Cluster, node: Node) -> None:
         """Starts one node."""
 

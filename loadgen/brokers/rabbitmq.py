@@ -83,6 +83,11 @@ def launch(cluster: Cluster, node: Node) -> None:
     cluster.save()
 
 
+def way_in(node: Node) -> tuple[int, int]:
+    """Where a proxy for clients listens (0: anywhere, as clients stay with the address they are given), and leads."""
+    return 0, node.ports["amqp"]
+
+
 def wait_ready(cluster: Cluster, node: Node) -> None:
     """Waits until the node has finished booting: its listeners answer a little before."""
     log = cluster.node_dir(node) / "log/server.out"

@@ -23,7 +23,16 @@ def _told(record: Record) -> str:
     """Its faults, and the account of its messages."""
     name = words.broker_name(record["broker"])
     faults = "; ".join(_fault(each) for each in record["faults"])
-    return f"{name} ({record['driver']}), class {record['durability']}: {faults}. {_account(record)}"
+    proxy = record["proxy"]
+    passed = "" if proxy is None else f" {_passed(proxy)}"
+    return f"{name} ({record['driver']}), class {record['durability']}: {faults}. {_account(record)}{passed}"
+
+
+def _passed(proxy: Record) -> str:
+    return (
+        f"Clients reached it through a proxy ({proxy['bytes']:,} bytes, {proxy['cpu_s']:.1f} s of CPU): its own time "
+        "is in every latency."
+    )
 
 
 def _fault(fault: Record) -> str:
@@ -38,9 +47,10 @@ def _fault(fault: Record) -> str:
         text += f", the rate was back after {back:.1f} s"
     elif fault["delivery_gap_s"] is not None and fault["at_s"] >= BEFORE_S:
         text += ", the rate was not back before the end"
-    return text if fault["kind"] == "crash" else f"{text}; mended after {fault['mended_after_s']:.1f} s"
+    return text if fault["kind"] in _MOMENTS else f"{text}; mended after {fault['mended_after_s']:.1f} s"
 
 
+_MOMENTS = frozenset({"crash", "reset"})  # over as soon as they are done
 _GAPS = (("confirm", "confirmed"), ("delivery", "delivered"))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from loadgen.faults import NETWORK_KINDS
 from loadgen.report import words
 from loadgen.report.points import broker_rank, class_rank
 
@@ -88,8 +89,10 @@ def _line(record: Record) -> Promise:
 
 
 def _fell_together(record: Record) -> bool:
-    """Whether more was broken than a class of replicas speaks of."""
-    return record["durability"].startswith("replicated") and any(len(each["nodes"]) > 1 for each in record["faults"])
+    """Whether more was broken than a class of replicas speaks of; where the network is hurt, nodes are whole."""
+    return record["durability"].startswith("replicated") and any(
+        len(each["nodes"]) > 1 and each["kind"] not in NETWORK_KINDS for each in record["faults"]
+    )
 
 
 def _faults(record: Record) -> str:
