@@ -92,10 +92,9 @@ class Hurting:
         try:
             if self._injector is not None:
                 self._done, self._injector = self._injector.stop(), None
-            if self._through is not None:
-                self.proxy = self._through.account()
         finally:
             if self._through is not None:
+                self.proxy = self._through.account()
                 self._through.close()
                 self._through = None
         for each in self._done:

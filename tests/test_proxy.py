@@ -271,8 +271,16 @@ def test_a_node_that_is_not_there_refuses_by_a_reset() -> None:
         told = proxy.account()
         assert (told["connections"], told["bytes"]) == (1, 0)
         assert told["cpu_s"] > 0
-    with pytest.raises(BrokerError, match="the proxy in front of rabbitmq does not answer"):
-        proxy.account()
+
+
+def test_a_proxy_that_died_is_told(echo: Echo) -> None:
+    """Whoever orders something hears of it, in one line; what had passed nobody knows."""
+    proxy = Through(Endpoint("rabbitmq", (("127.0.0.1", echo.port),)), [(1, 0, echo.port)])
+    with closing(proxy):
+        os.kill(proxy.pid, signal.SIGKILL)
+        with pytest.raises(BrokerError, match="the proxy in front of rabbitmq does not answer"):
+            proxy.reset([1])
+        assert proxy.account() == {"connections": None, "bytes": None, "cpu_s": None}
 
 
 def test_a_port_that_is_taken_is_one_line(echo: Echo) -> None:

@@ -60,13 +60,16 @@ class Through:
                 listener = held.enter_context(_listener(port, endpoint))
                 listeners.append(listener)
                 gates.append((node, listener.fileno(), upstream))
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "loadgen.brokers.proxy", json.dumps(gates)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for its maker
-                pass_fds=[each.fileno() for each in listeners],
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "loadgen.brokers.proxy", json.dumps(gates)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is for its maker
+                    pass_fds=[each.fileno() for each in listeners],
+                )
+            except OSError as error:
+                raise HostError(f"no proxy can be started: {error.strerror}; end what takes memory") from None
             hosts = tuple((ports.HOST, int(each.getsockname()[1])) for each in listeners)
         if cpus:
             os.sched_setaffinity(self._process.pid, cpus)
@@ -96,8 +99,11 @@ class Through:
         self._ask({"reset": list(nodes)})
 
     def account(self) -> dict[str, Any]:
-        """What has passed so far: connections, bytes of both directions, and the proxy's CPU time in seconds."""
-        return self._ask({})
+        """What has passed so far: connections, bytes of both directions, its CPU time in seconds; null if it died."""
+        try:
+            return self._ask({})
+        except BrokerError:
+            return dict.fromkeys(("connections", "bytes", "cpu_s"))
 
     def close(self) -> None:
         """End it; never raises."""

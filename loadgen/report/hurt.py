@@ -29,6 +29,8 @@ def _told(record: Record) -> str:
 
 
 def _passed(proxy: Record) -> str:
+    if proxy["bytes"] is None:
+        return "Clients reached it through a proxy, which died."
     return (
         f"Clients reached it through a proxy ({proxy['bytes']:,} bytes, {proxy['cpu_s']:.1f} s of CPU): its own time "
         "is in every latency."
