@@ -65,6 +65,7 @@ class Through:
                     [sys.executable, "-m", "loadgen.brokers.proxy", json.dumps(gates)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
+                    bufsize=0,  # an order that a dead proxy did not take is not tried again when its pipe is closed
                     start_new_session=True,  # Ctrl-C is for its maker
                     pass_fds=[each.fileno() for each in listeners],
                 )
@@ -110,7 +111,7 @@ class Through:
         with self._lock:
             for pipe in (self._process.stdin, self._process.stdout):
                 assert pipe is not None, "both were asked for"
-                pipe.close()  # nothing is buffered: each order was written out
+                pipe.close()
             try:
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -128,8 +129,7 @@ class Through:
             assert orders is not None, "it was asked for"
             assert answers is not None, "it was asked for"
             try:
-                orders.write(json.dumps(order).encode() + b"\n")
-                orders.flush()
+                orders.write(json.dumps(order).encode() + b"\n")  # at once: it is less than a pipe takes
                 answer = _line_of(answers.fileno())
             except (OSError, ValueError):  # the latter where it was closed
                 answer = b""
