@@ -44,6 +44,8 @@ class Endpoint:
     tls: Tls | None = None
     virtual_host: str = "/"
     management_url: str | None = None
+    management_urls: tuple[str, ...] = ()
+    """Those of the other nodes of a cluster: each of them tells of all."""
     prometheus_url: str | None = None
     stream_port: int | None = None
     stream_hosts: tuple[tuple[str, int], ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -130,16 +129,20 @@ def test_a_replicated_topic_has_three_replicas_and_two_in_step(clusters: dict[Br
 def test_what_was_confirmed_outlives_a_node(
     clusters: dict[BrokerName, Endpoint], broker: BrokerName, driver_name: str
 ) -> None:
-    """Its leader is killed as `kill -9` does: what was confirmed is received from the others; then it comes back."""
+    """Its leader is killed as `kill -9` does: what was confirmed is received from the others; then it comes back.
+
+    While it is away the others say who leads now and, to whoever had asked before, how full the topic is.
+    """
     endpoint = clusters[broker]
     target = target_in(endpoint, driver=driver_name)
-    with contextlib.closing(load_driver(driver_name).admin(endpoint)) as admin:
-        admin.create(target)
+    admin = load_driver(driver_name).admin(endpoint)
     leader = 0
     try:
+        admin.create(target)
         time.sleep(AGED_S)
         confirmed(target, driver_name)
         leader = leader_of(target)
+        before = admin.gauge(target, 0) if broker == "kafka" else None
         kill(endpoint, leader)
         until_s = time.monotonic() + NODES_MISSED_S
         found = 0
@@ -151,7 +154,12 @@ def test_what_was_confirmed_outlives_a_node(
             except BrokerError:  # the leader is not elected yet
                 time.sleep(1)
         assert found == COUNT
+        assert leader_of(replace(target, endpoint=clusters[broker])) != leader
+        if before is not None:
+            assert before.depth_msgs == COUNT
+            assert admin.gauge(target, 0) == before, "at once, by what the others know"
     finally:
+        admin.close()
         if leader:
             clusters[broker] = restart(clusters[broker], leader)
     assert len(set(clusters[broker].pids)) == 3

@@ -164,6 +164,7 @@ def _rabbitmq(containers: list[dict[str, Any]]) -> Endpoint:
         hosts=tuple((ports.HOST, _published(each)[5672]) for each in containers),
         credentials=rabbitmq.CREDENTIALS,
         management_url=f"http://{ports.HOST}:{published[15672]}",
+        management_urls=tuple(f"http://{ports.HOST}:{_published(each)[15672]}" for each in containers[1:]),
         prometheus_url=f"http://{ports.HOST}:{published[15692]}/metrics",
         stream_port=published[5552],
         stream_hosts=tuple((ports.HOST, _published(each)[5552]) for each in containers) if len(containers) > 1 else (),

@@ -106,13 +106,14 @@ def wait_ready(cluster: Cluster, node: Node) -> None:
 def endpoint(cluster: Cluster) -> Endpoint:
     """The running cluster as drivers and observer see it, its configuration read back from it."""
     first = cluster.nodes[0]
-    management = f"http://{ports.HOST}:{first.ports['management']}"
+    management = tuple(f"http://{ports.HOST}:{node.ports['management']}" for node in cluster.nodes)
     configuration = _configuration(cluster)
     return Endpoint(
         broker="rabbitmq",
         hosts=tuple((ports.HOST, node.ports["amqp"]) for node in cluster.nodes),
         credentials=CREDENTIALS,
-        management_url=management,
+        management_url=management[0],
+        management_urls=management[1:],
         prometheus_url=f"http://{ports.HOST}:{first.ports['prometheus']}/metrics",
         stream_port=first.ports["stream"],
         stream_hosts=tuple((ports.HOST, node.ports["stream"]) for node in cluster.nodes)

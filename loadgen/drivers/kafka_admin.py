@@ -1,4 +1,7 @@
-"""Kafka's control plane through librdkafka's admin client, shared by both drivers: make, watch and delete a topic."""
+"""Kafka's control plane, shared by both drivers: a topic made and deleted by librdkafka's admin client, and watched.
+
+What is asked while load flows, and brokers may be hurt, goes by frames of our own (`kafka_topics`, `kafka_groups`).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,22 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     TopicCollection,
-    TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
     NewTopic,
-    OffsetSpec,
     ResourceType,
 )
 
 from loadgen.driver import Gauge
+from loadgen.drivers.kafka_asking import PATIENCE_S
 from loadgen.drivers.kafka_config import client_settings, is_transactional
 from loadgen.drivers.kafka_groups import Groups
 from loadgen.drivers.kafka_reread import reread
 from loadgen.drivers.kafka_share_admin import ShareGroups
+from loadgen.drivers.kafka_topics import Topics, UnknownTopicError
+from loadgen.drivers.wire.kafka_cluster import EARLIEST, LATEST
 from loadgen.drivers.wire.kafka_protocol import check
 from loadgen.errors import BrokerError
 from loadgen.retention import is_limited
@@ -46,7 +50,6 @@ TOPIC_KNOBS = {
     "flush_messages": "flush.messages",
 }
 _PAUSE_S = 0.05
-EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class KafkaAdmin:
@@ -60,9 +63,8 @@ class KafkaAdmin:
         self._endpoint = endpoint
         self._address = endpoint.address
         self._client = AdminClient(client_settings(endpoint))
-        self._groups, self._share_groups = Groups(endpoint), ShareGroups(endpoint)
+        self._topics, self._groups, self._share_groups = Topics(endpoint), Groups(endpoint), ShareGroups(endpoint)
         # What never changes of a topic while it lives, so that a gauge that asks each second asks for little.
-        self._known: dict[str, list[TopicPartition]] = {}
         self._begins: dict[str, int] = {}
 
     def _result(self, what: str, future: Any) -> Any:
@@ -71,7 +73,7 @@ class KafkaAdmin:
         except KafkaException as error:
             inner = error.args[0]
             is_unknown = isinstance(inner, KafkaError) and inner.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
-            kind = _UnknownTopicError if is_unknown else BrokerError
+            kind = UnknownTopicError if is_unknown else BrokerError
             raise kind(f"kafka at {self._address}: {what}: {_text(error)}") from None
         except TimeoutError:
             raise BrokerError(f"kafka at {self._address}: {what}: no answer within {CALL_S:g} s") from None
@@ -97,8 +99,7 @@ class KafkaAdmin:
         deadline_s = time.monotonic() + CREATED_S
         while True:
             try:
-                if len(self._partitions(target)) == target.settings["partitions"]:
-                    self._offsets(target, LATEST)
+                if len(self._topics.offsets(target.name, LATEST, patience_s=0)) == target.settings["partitions"]:
                     return
             except BrokerError:
                 if time.monotonic() > deadline_s:
@@ -112,33 +113,9 @@ class KafkaAdmin:
         future = self._client.describe_topics(TopicCollection([target.name]), request_timeout=CALL_S)[target.name]
         return self._result(f"topic {target.name} cannot be described", future)
 
-    def _partitions(self, target: Target) -> list[TopicPartition]:
-        """The topic's partitions that have a leader; asked for until all of them have one."""
-        if target.name not in self._known:
-            led = [each.id for each in self._describe(target).partitions if each.leader is not None]
-            found = [TopicPartition(target.name, each) for each in led]
-            if len(found) < target.settings["partitions"]:
-                return found
-            self._known[target.name] = found
-        return self._known[target.name]
-
-    def _offsets(self, target: Target, which: OffsetSpec) -> dict[int, int]:
-        try:
-            return self._list_offsets(target, which)
-        except BrokerError:
-            # Where a broker went and came back, librdkafka looks for the leaders when the topic is described.
-            if self._known.pop(target.name, None) is None:
-                raise
-        return self._list_offsets(target, which)
-
-    def _list_offsets(self, target: Target, which: OffsetSpec) -> dict[int, int]:
-        futures = self._client.list_offsets(dict.fromkeys(self._partitions(target), which), request_timeout=CALL_S)
-        what = f"topic {target.name} tells no offsets"
-        return {each.partition: self._result(what, future).offset for each, future in futures.items()}
-
     def delete(self, target: Target) -> None:
         """Delete the topic and what its groups have committed; what is gone already is no error."""
-        self._known.pop(target.name, None)
+        self._topics.forget(target.name)
         self._begins.pop(target.name, None)
         check(self._endpoint)  # librdkafka waits in silence for a broker that has gone
         is_shared = target.settings.get("group") == "share"
@@ -163,40 +140,46 @@ class KafkaAdmin:
 
         The latter too where a transaction's end takes up an offset.
         """
-        return self._depth(target, self._offsets(target, LATEST), received)
+        return self._depth(target, self.ends(target), received)
 
     def gauge(self, target: Target, received: int | None = None) -> Gauge:
-        """The depth, end offsets less first ones, and the members of all groups; few requests, as it is asked often."""
-        ends = self._offsets(target, LATEST)
+        """The depth, end offsets less first ones, and the members of all groups; few requests, as it is asked often.
+
+        BrokerError at once where a partition's leader does not answer: who asks each second asks again.
+        """
+        ends = self._topics.offsets(target.name, LATEST, patience_s=0)
         stored_msgs = None if is_transactional(target.settings) else sum(ends.values()) - self._begin(target)
         begin = first = self._begin(target)
         if is_limited(target.settings):
-            begin = sum(self._offsets(target, EARLIEST).values())
-        depth = self._depth(target, ends, received)
+            begin = sum(self._topics.offsets(target.name, EARLIEST, patience_s=0).values())
+        depth = self._depth(target, ends, received, patience_s=0)
         return Gauge(depth, stored_msgs, self._members(target), sum(ends.values()) - begin, begin - first)
 
     def _begin(self, target: Target) -> int:
         """The sum of the topic's first offsets when it was first asked for; one with retention forgets some later."""
         if target.name not in self._begins:
-            self._begins[target.name] = sum(self._offsets(target, EARLIEST).values())
+            self._begins[target.name] = sum(self._topics.offsets(target.name, EARLIEST).values())
         return self._begins[target.name]
 
     def _members(self, target: Target) -> int | None:
-        """How many members the groups have; None where consumers join none, or none that can be described."""
+        """How many members the groups have; None where consumers join none, or none that can be described now."""
         settings = target.settings
         if settings.get("group") == "share" or settings.get("group_protocol") == "static" or not target.groups:
             return None
-        return sum(self._groups.members(group, settings["group_protocol"]) for group in target.groups)
+        try:
+            return sum(self._groups.members(each, settings["group_protocol"], patience_s=0) for each in target.groups)
+        except BrokerError:  # a group has no coordinator now: how full the topic is can be told all the same
+            return None
 
-    def _depth(self, target: Target, ends: dict[int, int], received: int | None) -> int:
+    def _depth(self, target: Target, ends: dict[int, int], received: int | None, patience_s: float = PATIENCE_S) -> int:
         if received is not None and not is_transactional(target.settings):
             # What is handed out a second time without being marked so counts twice in `received`.
             return max(0, target.subscribers * (sum(ends.values()) - self._begin(target)) - received)
-        begins = self._offsets(target, EARLIEST)
+        begins = self._topics.offsets(target.name, EARLIEST, patience_s)
         if target.settings.get("group") == "share":
             lags = [self._share_groups.lags(group, target.name, list(ends)) for group in target.groups]
             return sum(each.get(partition, end - begins[partition]) for each in lags for partition, end in ends.items())
-        committed = [self.committed(target, group, list(ends)) for group in target.groups] or [{}]
+        committed = [self._groups.committed(target.name, each, ends, patience_s) for each in target.groups] or [{}]
         return sum(
             end - int(each.get(partition, begins[partition])) for each in committed for partition, end in ends.items()
         )
@@ -207,17 +190,17 @@ class KafkaAdmin:
 
     def ends(self, target: Target) -> dict[int, int]:
         """The offset behind the last message of each partition (see `loadgen.abilities.Seekable`)."""
-        return self._offsets(target, LATEST)
+        return self._topics.offsets(target.name, LATEST)
 
     def stored(self, target: Target) -> int | None:
         """How many messages the topic ever took by its own offsets; None where these count ends of transactions too."""
         if is_transactional(target.settings):
             return None
-        return sum(self._offsets(target, LATEST).values()) - self._begin(target)
+        return sum(self.ends(target).values()) - self._begin(target)
 
     def reread(self, target: Target) -> Iterator[bytes]:
         """Every message of the topic, by a fresh consumer (see `loadgen.abilities.Rereadable`)."""
-        return reread(self._endpoint, target, self._offsets(target, EARLIEST))
+        return reread(self._endpoint, target, self._topics.offsets(target.name, EARLIEST))
 
     def effective(self, target: Target) -> dict[str, Any]:
         """The topic's configuration as the broker tells it, and how many partitions and replicas it has.
@@ -228,7 +211,7 @@ class KafkaAdmin:
         while True:
             try:
                 return self._effective(target)
-            except _UnknownTopicError:
+            except UnknownTopicError:
                 if time.monotonic() > deadline_s:
                     raise
             time.sleep(_PAUSE_S)
@@ -247,10 +230,6 @@ class KafkaAdmin:
 
     def close(self) -> None:
         """Nothing to do: the client goes with the object, after its futures."""
-
-
-class _UnknownTopicError(BrokerError):
-    """The node that was asked knows no such topic, or not yet."""
 
 
 def _text(error: KafkaException) -> str:

@@ -1,4 +1,4 @@
-"""One question to Kafka, each over a connection of its own: to any node, or to the node that coordinates a group."""
+"""One question to Kafka, each over a connection of its own: to any node, to one, or to a group's coordinator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
 from kio.schema.types import GroupId
 
 from loadgen.drivers.wire.framed import LinkError
-from loadgen.drivers.wire.kafka_protocol import Connection, demand, patiently
+from loadgen.drivers.wire.kafka_protocol import CALL_TIMEOUT_S, Connection, demand, patiently
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 T = TypeVar("T")
-_PATIENCE_S, _PAUSE_S = 10.0, 0.05
+PATIENCE_S, _PAUSE_S = 10.0, 0.05
 _NOTHING_TO_DELETE = frozenset({ErrorCode.none, ErrorCode.group_id_not_found, ErrorCode.non_empty_group})
 
 
 class Asking:
-    """Rare requests through kio. A node that does not answer is asked last from then on."""
+    """Rare requests through kio, each answered within `timeout_s`.
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    A node that does not answer is asked last from then on.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self._endpoint = endpoint
+        self._timeout_s = timeout_s
         self._hosts = deque(endpoint.hosts)
 
     def any_node(self, request: RequestPayload) -> Any:
@@ -38,7 +42,7 @@ class Asking:
         failure = LinkError("no address")
         for _ in range(len(self._hosts)):
             try:
-                return self._node(*self._hosts[0], request)
+                return self.node(*self._hosts[0], request)
             except LinkError as error:
                 failure = error
                 self._hosts.rotate(-1)
@@ -48,9 +52,9 @@ class Asking:
         """What the group's coordinator says; LinkError where there is none now."""
         found = self.any_node(FindCoordinatorRequest(key=group))
         self.demand(f"no coordinator for group {group}", found.error_code)
-        return self._node(found.host, int(found.port), request)
+        return self.node(found.host, int(found.port), request)
 
-    def delete_group(self, group: str, what: str, patience_s: float = _PATIENCE_S) -> None:
+    def delete_group(self, group: str, what: str, patience_s: float = PATIENCE_S) -> None:
         """Remove a group of any kind with its offsets; one that is gone already, or has members, is no error."""
 
         def ask() -> None:
@@ -60,10 +64,11 @@ class Asking:
 
         self.until(what, ask, patience_s)
 
-    def _node(self, host: str, port: int, request: RequestPayload) -> Any:
+    def node(self, host: str, port: int, request: RequestPayload) -> Any:
+        """What this node says; LinkError where it does not answer."""
         connection = Connection(self._endpoint, host, port)
         try:
-            return connection.call(request)
+            return connection.call(request, self._timeout_s)
         finally:
             connection.close()
 
@@ -71,7 +76,7 @@ class Asking:
         """See `kafka_protocol.demand`."""
         demand(self._endpoint.address, what, code, text)
 
-    def until(self, what: str, ask: Callable[[], T], patience_s: float = _PATIENCE_S) -> T:
+    def until(self, what: str, ask: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         """Ask again while that may help: a coordinator that a broker is only just making is waited for."""
         try:
             return patiently(ask, patience_s, _PAUSE_S)

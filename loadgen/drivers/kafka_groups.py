@@ -14,7 +14,7 @@ from kio.schema.describe_groups.v1.request import DescribeGroupsRequest
 from kio.schema.errors import ErrorCode
 from kio.schema.types import GroupId
 
-from loadgen.drivers.kafka_asking import Asking
+from loadgen.drivers.kafka_asking import PATIENCE_S, Asking
 from loadgen.drivers.wire.kafka_cluster import committed_in, offset_fetch
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Groups:
     def __init__(self, endpoint: Endpoint) -> None:
         self._asking = Asking(endpoint)
 
-    def members(self, group: str, protocol: str) -> int:
+    def members(self, group: str, protocol: str, patience_s: float = PATIENCE_S) -> int:
         """How many members the group has, 0 where nobody ever joined; `protocol` as the knob `group_protocol`."""
         what = f"group {group} cannot be described"
 
@@ -47,9 +47,11 @@ class Groups:
                 self._asking.demand(what, told.error_code)
             return len(told.members)
 
-        return self._asking.until(what, ask)
+        return self._asking.until(what, ask, patience_s)
 
-    def committed(self, topic: str, group: str, partitions: Iterable[int]) -> dict[int, int]:
+    def committed(
+        self, topic: str, group: str, partitions: Iterable[int], patience_s: float = PATIENCE_S
+    ) -> dict[int, int]:
         """The offsets that the group has committed, by partition; none of a partition of which it has not."""
         what = f"group {group} tells no offsets"
         request = offset_fetch(topic, group, partitions)
@@ -58,6 +60,7 @@ class Groups:
             lambda: committed_in(
                 self._asking.coordinator(group, request), lambda code: self._asking.demand(what, code)
             ),
+            patience_s,
         )
 
     def delete(self, group: str) -> None:

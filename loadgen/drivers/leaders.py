@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-
-from loadgen.drivers.kafka_config import client_settings
+from loadgen.drivers.kafka_topics import Topics
 from loadgen.drivers.rabbitmq_replicas import replicas_of
 from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.errors import BrokerError
@@ -16,11 +13,9 @@ from loadgen.errors import BrokerError
 if TYPE_CHECKING:
     from loadgen.driver import Target
 
-CALL_S = 10.0
-
 
 def leader_of(target: Target) -> int:
-    """The leader's number, of the first queue or partition; BrokerError where the broker does not tell.
+    """The leader's number, of the first queue or partition; BrokerError where no node of the broker tells.
 
     Local nodes are named by their numbers: `rabbit2@localhost`, and `node.id` 2.
     """
@@ -28,11 +23,7 @@ def leader_of(target: Target) -> int:
     if len(endpoint.hosts) == 1:
         return 1
     if endpoint.broker == "kafka":
-        try:
-            told = AdminClient(client_settings(endpoint)).list_topics(target.name, timeout=CALL_S)
-            return int(told.topics[target.name].partitions[0].leader)
-        except (KafkaException, KeyError) as error:
-            raise BrokerError(f"kafka at {endpoint.address}: who leads {target.name} is not told: {error}") from None
+        return Topics(endpoint).leaders(target.name)[0]
     queue = Topology(target).queue(0, 0) if "queues" in target.settings else target.name
     found = replicas_of(endpoint, queue)
     number = None if found is None else re.fullmatch(r"rabbit(\d+)@.*", found.leader)

@@ -7,6 +7,7 @@ import json
 import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 
 from loadgen.endpoint import Credentials
 from loadgen.tls import client_context
@@ -27,8 +28,23 @@ def in_path(name: str) -> str:
 def management_request(
     endpoint: Endpoint, path: str, method: str = "GET", body: Mapping[str, Any] | None = None
 ) -> Any:
-    """One request for a path of the management API, by no proxy; None where the answer has no body."""
-    url = f"{str(endpoint.management_url).rstrip('/').removesuffix('/api')}/api/{path}"
+    """One request for a path of the management API, by no proxy; None where the answer has no body.
+
+    A cluster's nodes are asked in turn until one answers, be it by an error of HTTP; OSError where none does.
+    """
+    failure: OSError = ConnectionError("no address")
+    for url in (str(endpoint.management_url), *endpoint.management_urls):
+        try:
+            return _asked(endpoint, f"{url.rstrip('/').removesuffix('/api')}/api/{path}", method, body)
+        except HTTPError:
+            raise
+        except OSError as error:  # this node has gone, or stands still
+            failure = error
+    raise failure
+
+
+def _asked(endpoint: Endpoint, url: str, method: str, body: Mapping[str, Any] | None) -> Any:
+    """One request to one node."""
     given = endpoint.credentials or Credentials("guest", "guest")  # the broker's own default user
     login = base64.b64encode(f"{given.username}:{given.password}".encode()).decode()
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]

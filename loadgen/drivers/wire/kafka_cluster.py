@@ -83,15 +83,12 @@ class Cluster:
 
     def _ask_leaders(self, connection: Connection) -> str | None:
         """Read the metadata; what is not as it should be, or None."""
-        topics = (MetadataRequestTopic(name=TopicName(self.topic)),)
-        answer = connection.call(MetadataRequest(topics=topics, allow_auto_topic_creation=False))
-        self.addresses = {int(each.node_id): (each.host, int(each.port)) for each in answer.brokers}
-        (topic,) = answer.topics
-        if topic.error_code:
-            return error_name(topic.error_code)
-        led = {int(each.partition_index): int(each.leader_id) for each in topic.partitions}
-        self.leaders = {partition: leader for partition, leader in led.items() if leader in self.addresses}
-        lost = sorted(led.keys() - self.leaders.keys())
+        answer = connection.call(topic_metadata(self.topic))
+        self.addresses = addresses_in(answer)
+        code = int(answer.topics[0].error_code)
+        if code:
+            return error_name(code)
+        self.leaders, lost = leaders_in(answer)
         return f"no leader for partition {lost[0]}" if lost else None
 
     @property
@@ -211,12 +208,10 @@ class Cluster:
             for node, led in by_leader.items():
                 connection = self.connect(node)
                 try:
-                    answer = connection.call(_list_offsets(self.topic, led, at))
+                    answer = connection.call(list_offsets(self.topic, led, at))
                 finally:
                     connection.close()
-                for each in answer.topics[0].partitions:
-                    self.demand("no offsets", each.error_code)
-                    found[int(each.partition_index)] = int(each.offset)
+                found |= offsets_in(answer, lambda code: self.demand("no offsets", code))
             return found
 
         def attempt_anew() -> dict[int, int]:
@@ -229,11 +224,40 @@ class Cluster:
         return self.until("no offsets", attempt_anew)
 
 
-def _list_offsets(topic: str, partitions: Iterable[int], at: i64) -> ListOffsetsRequest:
+def topic_metadata(topic: str) -> MetadataRequest:
+    """A question for the brokers there are and the leaders of one topic, which is not made by it."""
+    return MetadataRequest(topics=(MetadataRequestTopic(name=TopicName(topic)),), allow_auto_topic_creation=False)
+
+
+def addresses_in(answer: Any) -> dict[int, tuple[str, int]]:
+    """The brokers in the answer to it, by number."""
+    return {int(each.node_id): (each.host, int(each.port)) for each in answer.brokers}
+
+
+def leaders_in(answer: Any) -> tuple[dict[int, int], list[int]]:
+    """The leaders' numbers in the answer to it, by partition, and the partitions that have none now."""
+    (topic,) = answer.topics
+    there = addresses_in(answer)
+    led = {int(each.partition_index): int(each.leader_id) for each in topic.partitions}
+    leaders = {partition: leader for partition, leader in led.items() if leader in there}
+    return leaders, sorted(led.keys() - leaders.keys())
+
+
+def list_offsets(topic: str, partitions: Iterable[int], at: i64) -> ListOffsetsRequest:
+    """A question to their leader for the offsets of partitions at a time (ms since the epoch), or at an end."""
     wanted = tuple(ListOffsetsPartition(partition_index=i32(each), timestamp=at) for each in partitions)
     return ListOffsetsRequest(
         replica_id=BrokerId(-1), topics=(ListOffsetsTopic(name=TopicName(topic), partitions=wanted),)
     )
+
+
+def offsets_in(answer: Any, demand: Callable[[int], None]) -> dict[int, int]:
+    """The offsets in the answer to it, by partition; `demand` is shown each partition's error code."""
+    found = {}
+    for each in answer.topics[0].partitions:
+        demand(each.error_code)
+        found[int(each.partition_index)] = int(each.offset)
+    return found
 
 
 def offset_fetch(topic: str, group: str, partitions: Iterable[int]) -> OffsetFetchRequest:
