@@ -116,7 +116,9 @@ class Hurting:
             "at_s": (done.began_ns - self._window_ns) / SECOND_NS,
             "mended_after_s": (done.mended_ns - done.began_ns) / SECOND_NS,
             "confirm_gap_s": None if confirm is None else (confirm[1] - confirm[0]) / SECOND_NS,
+            "confirm_gap_at_s": None if confirm is None else (confirm[0] - self._window_ns) / SECOND_NS,
             "delivery_gap_s": None if delivery is None else (delivery[1] - delivery[0]) / SECOND_NS,
+            "delivery_gap_at_s": None if delivery is None else (delivery[0] - self._window_ns) / SECOND_NS,
             "back_after_s": None if delivery is None else self._back_s(done, delivery, next_ns, flow),
             "error": done.error,
         }

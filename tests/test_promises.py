@@ -9,28 +9,29 @@ import pytest
 
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, make_plan
-from loadgen.report.promises import EXACTLY, KEPT, NOTHING, PROMISE_HEADS, judged, promises
+from loadgen.report.promises import COST_HEADS, EXACTLY, KEPT, NOTHING, PROMISE_HEADS, judged, promises
 
 if TYPE_CHECKING:
     from loadgen.runs import Run
 
-KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "confirm_gap_s": 9.5, "delivery_gap_s": 9.6,
-        "error": None}  # fmt: skip
+KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "at_s": 4.0, "mended_after_s": 7.0,
+        "confirm_gap_s": 9.5, "delivery_gap_s": 9.6, "back_after_s": 9.7, "error": None}  # fmt: skip
 
 
 def record(**given: Any) -> dict[str, Any]:
     """A trial under one kill in which all went well."""
     return {
         "id": "t1", "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "settings": {},
-        "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0, "unconfirmed_lost": 3, "dup_resend": 7,
-        "dup_redelivery": 0, "duplicated": 7, "lost": 3,
+        "window_s": 25.0, "interval_s": 1.0, "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0,
+        "unconfirmed_lost": 3, "dup_resend": 7, "dup_redelivery": 0, "duplicated": 7, "lost": 3,
         "broker_counts": {"stored": 997, "depth_at_end": 0, "read_again": 997},
     } | given  # fmt: skip
 
 
 def run_of(*records: dict[str, Any]) -> Run:
-    """A run of these trials."""
-    return type("Run", (), {"id": "r", "status": "complete", "reason": None, "trials": list(records)})  # type: ignore[return-value]
+    """A run of these trials, without histograms."""
+    known = {"id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(())}
+    return type("Run", (), {**known, "trials": list(records)})  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,10 @@ def test_the_table_names_fault_class_and_every_category() -> None:
     (whole,) = promises(run_of(record(faults=[cut])))
     assert whole.cells[3] == KEPT, "no node has fallen"
     assert found[1].cells[5:] == ("1,000", "990", "0", "3", "7", "0", "9.5 s")
+    assert all(len(each.cost) == len(COST_HEADS) for each in found)
+    assert found[1].cost[3:] == ("10 s", *["–"] * 6), "from second 4 to 13.7, and nobody knows of latency"
+    (cut,) = promises(run_of(record(status="failed", window_s=None)))
+    assert cut.cost[3:] == ("–",) * 7
 
 
 def test_the_ledger_is_held_against_the_brokers_own_count() -> None:

@@ -154,13 +154,14 @@ def _drift(quantity: Quantity, at_s: Float64, values: Float64, confidence: float
 def _series(run: Run, record: Record, quantity: Quantity, intervals: Mapping[int, Second]) -> tuple[Float64, Float64]:
     """When (s since the window began) and what (float[n] each)."""
     if quantity.column:
-        return _observed(run, record, quantity.column)
+        return observed(run, record, quantity.column)
     found = [each for _, each in sorted(intervals.items())]
     values = [each.p50_ns if quantity.name == "p50" else each.p99_ns for each in found]
     return np.array([each.at_s for each in found], np.float64), np.array(values, np.float64)
 
 
-def _observed(run: Run, record: Record, column: str) -> tuple[Float64, Float64]:
+def observed(run: Run, record: Record, column: str) -> tuple[Float64, Float64]:
+    """A column of the observer's rows: their ends (s since the window began) and its values, where it has any."""
     series = run.series
     if column not in series.columns:
         return np.empty(0), np.empty(0)
@@ -172,11 +173,11 @@ def _observed(run: Run, record: Record, column: str) -> tuple[Float64, Float64]:
 
 
 def _kept(run: Run, record: Record) -> Kept | None:
-    at_s, values = _observed(run, record, "retained_msgs")
+    at_s, values = observed(run, record, "retained_msgs")
     if not len(at_s):
         return None
-    _, forgotten = _observed(run, record, "forgotten_msgs")
-    _, data_bytes = _observed(run, record, "broker_data_bytes")
+    _, forgotten = observed(run, record, "forgotten_msgs")
+    _, data_bytes = observed(run, record, "broker_data_bytes")
     settings: Mapping[str, Any] = record["settings"]
     return Kept(
         int(values.max()),

@@ -81,6 +81,7 @@ class Second:
     count: int
     p50_ns: int
     p99_ns: int
+    p99_9_ns: int
     max_ns: int
 
 
@@ -249,8 +250,8 @@ def seconds_of(run: Run, record: Mapping[str, Any], kind: str) -> dict[int, Seco
         whole = Histogram()
         for used, counts, min_ns, max_ns in parts:
             whole.add_counts(used, counts, min_ns=min_ns, max_ns=max_ns, sum_ns=0)
-        p50_ns, p99_ns = whole.percentiles([50, 99])
-        seconds[index] = Second(index * length_s, whole.count, p50_ns, p99_ns, whole.max)
+        p50_ns, p99_ns, p99_9_ns = whole.percentiles([50, 99, 99.9])
+        seconds[index] = Second(index * length_s, whole.count, p50_ns, p99_ns, p99_9_ns, whole.max)
     return seconds
 
 

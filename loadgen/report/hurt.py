@@ -1,31 +1,33 @@
-"""Trials whose broker was hurt, a sentence each: how long it stood still, and whether it kept what it confirmed."""
+"""Trials whose broker was hurt, a sentence each: how long it stood still, what that cost, whether it kept its word."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loadgen.analysis.outages import BEFORE_S, cost
 from loadgen.report import words
 
 if TYPE_CHECKING:
+    from loadgen.analysis.outages import Cost
     from loadgen.record import Record
     from loadgen.runs import Run
 
 SHORTEST_S = 0.1
-BEFORE_S = 1.0  # with less before the fault there is no rate to compare with
 
 
 def sentences(run: Run) -> list[str]:
     """One for each trial with faults, in their order."""
-    return [_told(record) for record in run.trials if record["faults"]]
+    return [_told(record, cost(run, record)) for record in run.trials if record["faults"]]
 
 
-def _told(record: Record) -> str:
+def _told(record: Record, cost: Cost) -> str:
     """Its faults, and the account of its messages."""
     name = words.broker_name(record["broker"])
     faults = "; ".join(_fault(each) for each in record["faults"])
     proxy = record["proxy"]
     passed = "" if proxy is None else f" {_passed(proxy)}"
-    return f"{name} ({record['driver']}), class {record['durability']}: {faults}. {_account(record)}{passed}"
+    told = f"{faults}. {_latency(cost)}{_account(record)}{passed}"
+    return f"{name} ({record['driver']}), class {record['durability']}: {told}"
 
 
 def _passed(proxy: Record) -> str:
@@ -35,6 +37,15 @@ def _passed(proxy: Record) -> str:
         f"Clients reached it through a proxy ({proxy['bytes']:,} bytes, {proxy['cpu_s']:.1f} s of CPU): its own time "
         "is in every latency."
     )
+
+
+def _latency(cost: Cost) -> str:
+    """The slowest thousandth of the messages that were intended under faults; nothing where they have no latency."""
+    if cost.under is None:
+        return ""
+    under, apart = (words.NOTHING if each is None else words.duration(each[-1]) for each in (cost.under, cost.apart))
+    seconds = words.plural(round(len(cost.intervals) * cost.interval_s), "second")
+    return f"The p99.9 of messages intended in these {seconds} was {under}, of all others {apart}. "
 
 
 def _fault(fault: Record) -> str:

@@ -125,6 +125,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             "one_run": detail.ONE_RUN_NOTE,
             "soak": soak.SOAK_NOTE,
             "promises": promises.PROMISE_NOTE,
+            "cost": promises.COST_NOTE,
             "slowest": slowest.SLOWEST_NOTE,
             "slow_lead": slowest.lead(content.table.tails, content.table.short),
         },
@@ -133,6 +134,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             "curve": curve.CURVE_COLUMNS,
             "soak": soak.SOAK_HEADS,
             "promises": promises.PROMISE_HEADS,
+            "cost": promises.COST_HEADS,
         },
         variants=_variants(content, drawn),
         charts={

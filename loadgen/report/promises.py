@@ -8,14 +8,19 @@ about the loss of a node is not tested where all nodes fall at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from loadgen.analysis.outages import PERCENTS, cost
 from loadgen.faults import NETWORK_KINDS
 from loadgen.report import words
 from loadgen.report.points import broker_rank, class_rank
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from loadgen.analysis.outages import Cost, Percentiles
     from loadgen.record import Record
     from loadgen.runs import Run
 
@@ -30,6 +35,15 @@ PROMISE_NOTE = (
     "redelivered came more than once; nobody promised otherwise, but for committed transactions. In class none "
     "whatever was sent and never came stands as unconfirmed."
 )
+COST_HEADS = (
+    "fault", "class", "broker", "lasted", "p50 under", "p99 under", "p99.9 under",
+    "p50 apart", "p99 apart", "p99.9 apart",
+)  # fmt: skip
+COST_NOTE = (
+    "What faults cost: end-to-end response times of messages intended under one, from its begin until the rate was "
+    "back, in whole seconds, since the histograms are by the second; and apart from it, those of all others, of which "
+    "the next ones may still have waited behind what had piled up. A message that never came has none."
+)
 COUNTED = ("sent", "acked", "confirmed_lost", "unconfirmed_lost", "dup_resend", "dup_redelivery")
 NOTHING, KEPT, EXACTLY = "nothing", "no confirmed one is lost", "each confirmed one once"
 
@@ -42,16 +56,18 @@ class Promise:
     state: State
     cells: tuple[str, ...]
     """As `PROMISE_HEADS` has them."""
+    cost: tuple[str, ...]
+    """As `COST_HEADS` has them."""
 
 
 def promises(run: Run) -> list[Promise]:
     """One for each trial with faults, by fault, then class, then broker; several repeats stay apart."""
     hurt = [record for record in run.trials if record["faults"]]
-    return [_line(record) for record in sorted(hurt, key=_place)]
+    return [_line(record, cost(run, record)) for record in sorted(hurt, key=_place)]
 
 
 def _place(record: Record) -> tuple[str, int, int]:
-    return (_faults(record), class_rank(record["durability"]), broker_rank(record["broker"]))
+    return (in_words([record]), class_rank(record["durability"]), broker_rank(record["broker"]))
 
 
 def judged(record: Record) -> tuple[str, State]:
@@ -71,31 +87,42 @@ def _is_transactional(record: Record) -> bool:
     return bool(settings.get("transaction_ms") or settings.get("transaction_msgs"))
 
 
-def _line(record: Record) -> Promise:
+def _line(record: Record, cost: Cost) -> Promise:
     promise, state = judged(record)
-    if _fell_together(record):
+    if fell_together(record):
         promise += ", which this class does not promise here" if state == "broken" else " (all nodes at once)"
     gaps = [each["confirm_gap_s"] or each["delivery_gap_s"] or 0.0 for each in record["faults"]]
     cells = (
-        _faults(record),
-        record["durability"] + (f", {record['settings']['isolation_level']}" if _is_transactional(record) else ""),
+        in_words([record]),
+        class_of(record),
         words.broker_name(record["broker"]),
         promise,
         state,
         *(words.number(record[name]) for name in COUNTED),
         f"{max(gaps):.1f} s",
     )
-    return Promise(record["id"], state, cells)
+    lasted = words.seconds(len(cost.intervals) * cost.interval_s) if cost.intervals else words.NOTHING
+    return Promise(record["id"], state, cells, (*cells[:3], lasted, *_latencies(cost.under), *_latencies(cost.apart)))
 
 
-def _fell_together(record: Record) -> bool:
+def _latencies(percentiles: Percentiles | None) -> tuple[str, ...]:
+    return tuple(map(words.duration, percentiles or (None,) * len(PERCENTS)))
+
+
+def fell_together(record: Record) -> bool:
     """Whether more was broken than a class of replicas speaks of; where the network is hurt, nodes are whole."""
     return record["durability"].startswith("replicated") and any(
         len(each["nodes"]) > 1 and each["kind"] not in NETWORK_KINDS for each in record["faults"]
     )
 
 
-def _faults(record: Record) -> str:
-    """The faults of a trial, each once with its number."""
-    told = [each["what"] for each in record["faults"]]
-    return ", ".join(f"{told.count(what)} × {what}" if told.count(what) > 1 else what for what in dict.fromkeys(told))
+def class_of(record: Record) -> str:
+    """A trial's durability class, of transactions with what is read of them."""
+    isolation = f", {record['settings']['isolation_level']}" if _is_transactional(record) else ""
+    return f"{record['durability']}{isolation}"
+
+
+def in_words(records: Iterable[Record]) -> str:
+    """The faults of trials, each once with its number."""
+    told = Counter(each["what"] for record in records for each in record["faults"])
+    return ", ".join(f"{number} × {what}" if number > 1 else what for what, number in told.items())

@@ -1,0 +1,121 @@
+"""What a report says of trials with faults: their cost in latency, their drawing, the table's cells that cite them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import synthetic
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.analysis.outages import PERCENTS, cost, spans
+from loadgen.histogram import Histogram
+from loadgen.report import hurt
+from loadgen.runs import RunWriter, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadgen.runs import Run
+
+FIXED = {"kind": "fixed", "msgs_per_s": 400.0}
+FAULT = {
+    "what": "kill of the leader", "kind": "kill", "nodes": [2], "at_s": 3.2, "mended_after_s": 5.0,
+    "confirm_gap_s": 1.5, "confirm_gap_at_s": 3.1, "delivery_gap_s": 1.6, "delivery_gap_at_s": 3.15,
+    "back_after_s": 1.9, "error": None,
+}  # fmt: skip
+HURT_SECONDS = (3, 4, 5)  # from 3.2 s to 5.1 s, in whole seconds
+
+
+def hurt_trial(broker: str, durability: str = "replicated", **given: Any) -> dict[str, Any]:
+    """A trial under one kill in which all went well."""
+    name = given.pop("scenario", "delivery-kill-leader")
+    record = synthetic.trial(
+        broker, name, durability=durability, rate=FIXED, window_s=synthetic.LONG_WINDOW_S, interval_s=1.0
+    )
+    account = {
+        "confirmed_lost": 0, "unconfirmed_lost": 0, "duplicated": 5, "dup_resend": 2, "dup_redelivery": 3,
+        "reordered_redelivery": 3, "faults": [FAULT],
+    }  # fmt: skip
+    return record | account | given
+
+
+def write(writer: RunWriter, record: dict[str, Any], rng: np.random.Generator) -> None:
+    """Its messages, slow in the seconds of the fault, and what the observer saw each second."""
+    synthetic.write_long_trial(writer, record, 1e6, rng, dict.fromkeys(HURT_SECONDS, 900e6))
+    rows = [
+        {
+            "trial": record["id"], "agent": "observer", "elapsed_s": float(second),
+            "acked_msgs_per_s": 0.0 if second == 6 else 400.0, "received_msgs_per_s": 9_000.0 if second == 8 else 400.0,
+        }
+        for second in range(1, 15)
+    ]  # fmt: skip
+    writer.add_series(rows)
+
+
+def run_of(root: Path, *records: dict[str, Any], name: str = "faults", **header: Any) -> Run:
+    """A finished run of these trials."""
+    rng = np.random.default_rng(3)
+    writer = RunWriter(root, name, synthetic.HEADER | header)
+    for record in records:
+        write(writer, record, rng)
+    return load(writer.finish("complete"))
+
+
+# --- what a fault cost ---
+
+
+def test_latency_under_faults_is_that_of_the_seconds_they_touch(tmp_path: Path) -> None:
+    """By the log's own lines: those of the fault's seconds, and all others of the window."""
+    record = hurt_trial("kafka")
+    run = run_of(tmp_path, record)
+    found = cost(run, run.trial(record["id"]))
+    assert found.intervals == HURT_SECONDS
+    for told, is_under in ((found.under, True), (found.apart, False)):
+        whole = Histogram()
+        for interval in run.within(record["id"], "e2e"):
+            if (round(interval.start_s) in HURT_SECONDS) == is_under:
+                whole.merge(interval.histogram)
+        assert told == tuple(whole.percentiles(PERCENTS))
+    assert found.under is not None
+    assert found.apart is not None
+    assert found.under[2] > 900e6 > found.apart[2]
+    (told,) = hurt.sentences(run)
+    assert re.search(r"p99\.9 of messages intended in these 3 seconds was 9\d\d ms, of all others \d\.\d\d ms", told)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 30), st.floats(0, 30), st.none() | st.floats(0, 30), st.none() | st.floats(0, 9)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.floats(1, 25),
+)
+def test_spans_of_faults_lie_in_the_window(told: list[Any], window_s: float) -> None:
+    """Whatever faults there are: each begins inside the window and ends there, and none ends before it begins."""
+    faults = [
+        FAULT | {"at_s": at_s, "mended_after_s": mended_s, "back_after_s": back_s, "delivery_gap_s": gap_s}
+        for at_s, mended_s, back_s, gap_s in sorted(told, key=lambda each: each[0])
+    ]
+    found = spans({"faults": faults, "window_s": window_s})
+    assert len(found) == sum(each["at_s"] < window_s for each in faults)
+    assert all(0 <= begin_s <= end_s <= window_s for begin_s, end_s in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "end_s"),
+    [
+        ({}, 5.1),
+        ({"back_after_s": None}, 12.0),
+        ({"back_after_s": None, "delivery_gap_s": None}, 8.2),
+        ({"back_after_s": None, "at_s": 0.5}, 5.5),
+    ],
+)
+def test_a_fault_lasts_until_the_rate_is_back(given: dict[str, Any], end_s: float) -> None:
+    """Not back: to the window's end. Where no rate could be compared, until it was mended."""
+    ((begin_s, found_s),) = spans({"faults": [FAULT | given], "window_s": 12.0})
+    assert (begin_s, found_s) == (given.get("at_s", 3.2), pytest.approx(end_s))
