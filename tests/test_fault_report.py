@@ -11,9 +11,11 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis.outages import PERCENTS, cost, spans
+from loadgen.analysis.outages import PERCENTS, cost, courses, spans
 from loadgen.histogram import Histogram
-from loadgen.report import hurt
+from loadgen.report import fault_chart, hurt
+from loadgen.report.slowest import worst
+from loadgen.report.table import make_table
 from loadgen.runs import RunWriter, load
 
 if TYPE_CHECKING:
@@ -119,3 +121,31 @@ def test_a_fault_lasts_until_the_rate_is_back(given: dict[str, Any], end_s: floa
     """Not back: to the window's end. Where no rate could be compared, until it was mended."""
     ((begin_s, found_s),) = spans({"faults": [FAULT | given], "window_s": 12.0})
     assert (begin_s, found_s) == (given.get("at_s", 3.2), pytest.approx(end_s))
+
+
+# --- the drawing ---
+
+
+def test_trials_with_faults_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    """One drawing a scenario, both brokers and each class in it, with what happened in words for who cannot see it."""
+    records = [hurt_trial(broker, each) for each in ("broker", "replicated") for broker in ("rabbitmq", "kafka")]
+    run = run_of(tmp_path, *records, hurt_trial("kafka", scenario="failover"))
+    both, alone = fault_chart.draw(courses(run))
+    assert (both.name, both.title) == ("faults-1", "delivery-kill-leader: before, under and after the fault")
+    for name in ("RabbitMQ (amqp)", "Kafka (kafka)"):
+        assert both.svg.count(f">{name}, class ") == 2
+    assert both.svg.count(">kill, node 2<") == both.svg.count(">mended<") == 4
+    assert both.svg.count(">9,000<") == 4, "a backlog that came at once, off the scale"
+    assert "Kafka, class replicated: kill of the leader at second 3, nothing confirmed for 1.5 s" in both.note
+    assert "RabbitMQ" not in alone.svg
+    assert worst(run, make_table(run).tails) == [], "why these seconds are slow is no riddle, and drawn already"
+
+
+def test_a_trial_without_times_is_drawn_by_its_rates(tmp_path: Path) -> None:
+    """A closed loop has no response times; one cut short before its window is left out."""
+    writer = RunWriter(tmp_path, "closed", synthetic.HEADER)
+    writer.add_trial(hurt_trial("kafka", rate={"kind": "saturate", "msgs_per_s": None}, offered_msgs_per_s=None))
+    writer.add_trial(hurt_trial("rabbitmq", status="failed", error="x", window_s=None, id="cut"))
+    (chart,) = fault_chart.draw(courses(load(writer.finish("complete"))))
+    assert ">no response times: a closed loop<" in chart.svg
+    assert "RabbitMQ" not in chart.svg

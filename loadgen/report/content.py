@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
+from loadgen.analysis.outages import courses
 from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest
 from loadgen.report.promises import promises
 from loadgen.report.soak import soak_blocks
@@ -15,6 +16,7 @@ from loadgen.report.table import Table, make_table
 if TYPE_CHECKING:
     from loadgen.analysis.ab import Compared
     from loadgen.analysis.drift import Long
+    from loadgen.analysis.outages import Course
     from loadgen.analysis.tail import Tail
     from loadgen.record import Record
     from loadgen.report.ab import PairBlock
@@ -63,6 +65,8 @@ class Content:
     """The trials behind `soaks`."""
     promises: tuple[Promise, ...] = ()
     """Of trials with faults."""
+    courses: tuple[Course, ...] = ()
+    """Of the same trials, second by second."""
 
     @property
     def has_single_runs(self) -> bool:
@@ -92,6 +96,7 @@ def gather(run: Run) -> Content:
         soaks=tuple(soaks),
         long=tuple(long),
         promises=tuple(promises(run)),
+        courses=tuple(courses(run)),
     )
 
 

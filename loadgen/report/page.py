@@ -21,6 +21,7 @@ from loadgen.report import (
     curve,
     detail,
     drawing,
+    fault_chart,
     load_chart,
     promises,
     slowest,
@@ -65,13 +66,15 @@ class Drawings:
     seconds: Sequence[Chart]
     others: Sequence[Chart]
     long: Sequence[Chart] = ()
+    faults: Sequence[Chart] = ()
     pairs: Sequence[Chart | None] = ()
     """Of A against B, one a point; None where a point has no pair."""
 
     @property
     def all(self) -> list[Chart]:
         """Every chart, in the page's order."""
-        return [*(each for each in self.pairs if each), *self.load, *self.long, *self.others, *self.seconds]
+        pairs = [each for each in self.pairs if each]
+        return [*pairs, *self.load, *self.others, *self.faults, *self.long, *self.seconds]
 
 
 def write_report(run: Run) -> dict[str, Path]:
@@ -82,6 +85,7 @@ def write_report(run: Run) -> dict[str, Path]:
         seconds=timeline.draw(run, content.worst),
         others=[*charts.draw(run, content.table), *sweep_chart.draw(content.table.comparisons)],
         long=soak_chart.draw(content.long),
+        faults=fault_chart.draw(content.courses),
         pairs=ab_chart.draw(content.variants.compared, content.variants.effect_ratio) if content.variants else (),
     )
     for chart in drawn.all:
@@ -138,7 +142,8 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
         },
         variants=_variants(content, drawn),
         charts={
-            name: [_shown(chart) for chart in getattr(drawn, name)] for name in ("load", "long", "seconds", "others")
+            name: [_shown(chart) for chart in getattr(drawn, name)]
+            for name in ("load", "long", "faults", "seconds", "others")
         },
         anchors=anchors,
         tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],

@@ -49,10 +49,16 @@ def _is_long_enough(record: Record) -> bool:
 
 
 def worst(run: Run, found: Iterable[Tail]) -> list[Tail]:
-    """Of each broker the trial whose slowest second stands out most from its usual one; none where no second does."""
+    """Of each broker the trial whose slowest second stands out most from its usual one; none where no second does.
+
+    Trials with faults, whose slow seconds are no riddle, have a drawing of their own (`fault_chart`).
+    """
     by_broker: dict[str, Tail] = {}
     for tail in found:
-        broker = run.trial(tail.trial_id)["broker"]
+        record = run.trial(tail.trial_id)
+        broker = record["broker"]
+        if record["faults"]:
+            continue
         if tail.slow and (broker not in by_broker or _excess(tail) > _excess(by_broker[broker])):
             by_broker[broker] = tail
     return [by_broker[broker] for broker in sorted(by_broker, key=pt.broker_rank)]
