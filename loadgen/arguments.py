@@ -44,6 +44,8 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         _add_run(command, scenarios=name != "compare")
+        if name == "compare":
+            _add_faults(command)
         if name != "plan":
             _add_prometheus(command)
             _add_fleet(command)
@@ -73,6 +75,7 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_output(command)
     command = commands.add_parser("report", help="write a run's report again and print its table")
     command.add_argument("run", nargs="?", default="latest", help="a run's folder or id (default: latest)")
+    _add_faults(command)
     _add_output(command)
     command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
     command.add_argument("--json", action="store_true", help="for machines")
@@ -100,6 +103,15 @@ def _add_brokers(command: argparse.ArgumentParser, sources: Sequence[str] = tupl
 def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept (default: results)")
     command.add_argument("--json", action="store_true", help="results for machines, on stdout")
+
+
+def _add_faults(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--faults",
+        metavar="RUN|latest",
+        help="cite in the table, by name, the trials with faults of another complete run of this machine and these "
+        "brokers' versions: its folder or id, or the newest there is",
+    )
 
 
 def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:

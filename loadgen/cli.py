@@ -252,8 +252,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     plan = _make_plan(arguments)
     if arguments.command != "compare":
         return _execute(plan, "-".join(each.name for each in plan.scenarios), arguments, console)
+    from loadgen.analysis.faulted import refuse_absent
     from loadgen.probes import COMPARED
 
+    if arguments.faults is not None:
+        refuse_absent(arguments.faults, arguments.results)
     # Queues in memory are no broker that could be asked for its limits.
     return _execute(plan, "compare", arguments, console, probes=COMPARED if arguments.brokers != "memory" else ())
 
@@ -323,8 +326,22 @@ def _execute(
     from loadgen.engine import exit_status
 
     run = _carry_out(plan, name, arguments, console, pins, probes)
-    _print_run(run, arguments.json)
-    return max(exit_status(run), _write_report(run, console))
+    status, other = exit_status(run), None
+    try:
+        other = _faulted(run, arguments)
+    except ScenarioError as error:  # what was measured is reported all the same
+        console.message(f"loadgen: {error}")
+        status = max(status, error.exit_status)
+    _print_run(run, arguments.json, other)
+    return max(status, _write_report(run, console, other))
+
+
+def _faulted(run: Any, arguments: argparse.Namespace) -> Any:
+    """Another run whose trials with faults are to be cited; None where nobody asked for one."""
+    from loadgen.analysis.faulted import faulted_run
+
+    wanted = getattr(arguments, "faults", None)
+    return None if wanted is None else faulted_run(run, wanted, arguments.results)
 
 
 def _carry_out(
@@ -355,12 +372,12 @@ def _carry_out(
     return run
 
 
-def _write_report(run: Any, console: Console) -> int:
+def _write_report(run: Any, console: Console, other: Any = None) -> int:
     """Write the report beside what was printed already; where the disk refuses it, that is a warning and a status."""
     from loadgen.report import write_report
 
     try:
-        console.message(f"report: {write_report(run)['html']}")
+        console.message(f"report: {write_report(run, other)['html']}")
     except HostError as error:
         console.message(f"loadgen: no report was written: {error}")
         return error.exit_status
@@ -375,7 +392,7 @@ def _public_command(arguments: argparse.Namespace) -> list[str]:
     return ["loadgen", *(without_userinfo(word.replace(arguments.brokers, public)) for word in arguments.words)]
 
 
-def _print_run(run: Any, as_json: bool) -> None:
+def _print_run(run: Any, as_json: bool, other: Any = None) -> None:
     from loadgen.report import render_run
 
     if (run.header.get("plan") or {}).get("is_ab"):
@@ -383,15 +400,16 @@ def _print_run(run: Any, as_json: bool) -> None:
     elif as_json:
         print(json.dumps({"path": str(run.path), "status": run.status, "trials": run.trials}, indent=1))
     else:
-        print(render_run(run))
+        print(render_run(run, other))
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.runs import load
 
     run = load(arguments.run, arguments.results)
-    _print_run(run, arguments.json)
-    return _write_report(run, console)
+    other = _faulted(run, arguments)
+    _print_run(run, arguments.json, other)
+    return _write_report(run, console, other)
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

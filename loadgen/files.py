@@ -60,3 +60,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def fresh_folder(root: Path, name: str) -> Path:
+    """Make a folder of its own for the run; runs that begin in the same second get a number."""
+    with as_host_error(root):
+        root.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1_000):
+            path = root / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    raise HostError(f"{root / name}: a thousand runs in one second; choose another folder")

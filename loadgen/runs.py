@@ -28,13 +28,13 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.errors import HostError, ScenarioError
-from loadgen.files import appending, as_host_error, write_atomically
+from loadgen.files import appending, as_host_error, fresh_folder, write_atomically
 from loadgen.record import Record, completed, make_partial, plain
 from loadgen.redaction import refuse_secrets
 from loadgen.series import SERIES_FILE, SERIES_LIVE_FILE, live_series, to_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import pandas as pd
 
@@ -69,7 +69,7 @@ class RunWriter:
         self._created_s = time.time()
         created = datetime.fromtimestamp(self._created_s, UTC)
         self.root = root
-        self.path = _fresh_folder(root, f"{created:%Y%m%dT%H%M%SZ}-{name[:NAME_CHARS_MAX]}")
+        self.path = fresh_folder(root, f"{created:%Y%m%dT%H%M%SZ}-{name[:NAME_CHARS_MAX]}")
         self.id = self.path.name
         self._header: Record = {
             "schema_version": SCHEMA_VERSION,
@@ -397,6 +397,20 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
     return run
 
 
+def newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run | None:
+    """The newest run under `root` of which this holds for run.json's document; None where there is none."""
+    for path in sorted(root.glob(f"*/{RUN_FILE}"), reverse=True):  # folders are named by their time
+        if path.parent.is_symlink():
+            continue
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(document, dict) and document.get("schema_version") == SCHEMA_VERSION and fits(document):
+            return load(path.parent, root)
+    return None
+
+
 def refuse_unwritable(root: Path) -> None:
     """Raise HostError, before any broker is touched, where no run could be written."""
     if root.exists() and not root.is_dir():
@@ -454,20 +468,6 @@ def _index(path: Path) -> dict[tuple[str, str], list[hlog.Interval]]:
     except ValueError as error:
         raise ScenarioError(f"{error}; the log was changed after the run") from None
     return found
-
-
-def _fresh_folder(root: Path, name: str) -> Path:
-    """Make a folder of its own for the run; runs that begin in the same second get a number."""
-    with as_host_error(root):
-        root.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, 1_000):
-            path = root / (name if attempt == 1 else f"{name}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return path
-    raise HostError(f"{root / name}: a thousand runs in one second; choose another folder")
 
 
 def _writer_identity() -> Record:

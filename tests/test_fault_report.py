@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.analysis.outages import PERCENTS, cost, courses, spans
+from loadgen.cli import main
 from loadgen.histogram import Histogram
-from loadgen.report import fault_chart, hurt
+from loadgen.report import fault_chart, hurt, render_run, write_report
 from loadgen.report.slowest import worst
 from loadgen.report.table import make_table
 from loadgen.runs import RunWriter, load
@@ -21,6 +23,7 @@ from loadgen.runs import RunWriter, load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loadgen.report.table import Cell
     from loadgen.runs import Run
 
 FIXED = {"kind": "fixed", "msgs_per_s": 400.0}
@@ -29,6 +32,7 @@ FAULT = {
     "confirm_gap_s": 1.5, "confirm_gap_at_s": 3.1, "delivery_gap_s": 1.6, "delivery_gap_at_s": 3.15,
     "back_after_s": 1.9, "error": None,
 }  # fmt: skip
+EXACT = {"settings": {"transaction_ms": 20, "isolation_level": "read_committed"}, "duplicated": 0, "id": "exact"}
 HURT_SECONDS = (3, 4, 5)  # from 3.2 s to 5.1 s, in whole seconds
 
 
@@ -65,6 +69,12 @@ def run_of(root: Path, *records: dict[str, Any], name: str = "faults", **header:
     for record in records:
         write(writer, record, rng)
     return load(writer.finish("complete"))
+
+
+def cell(run: Run, feature: str, broker: str = "kafka", other: Run | None = None) -> Cell:
+    """One broker's side of a row."""
+    row = next(row for row in make_table(run, other).rows if row.feature == feature)
+    return next(each for each in row.cells if each.broker == broker)
 
 
 # --- what a fault cost ---
@@ -149,3 +159,89 @@ def test_a_trial_without_times_is_drawn_by_its_rates(tmp_path: Path) -> None:
     (chart,) = fault_chart.draw(courses(load(writer.finish("complete"))))
     assert ">no response times: a closed loop<" in chart.svg
     assert "RabbitMQ" not in chart.svg
+
+
+# --- the table's cells ---
+
+
+def test_cells_fall_back_where_the_trials_with_faults_are_deleted(tmp_path: Path) -> None:
+    """Delivery and order cite them by sums, class and ids; without them nothing is measured."""
+    run = run_of(tmp_path, hurt_trial("kafka"), hurt_trial("kafka", "broker"), hurt_trial("kafka", **EXACT))
+    delivery, order = cell(run, "Delivery semantics"), cell(run, "Message ordering")
+    assert delivery.judgement == "supports"
+    assert delivery.reason == "at least once and exactly once held under the faults named here"
+    cited = {(figure.point, figure.what): figure for figure in delivery.figures}
+    lost = cited["at least once, class replicated, under kill of the leader", "confirmed and lost"]
+    assert (lost.estimate.median, lost.trial_ids) == (0, (run.trials[0]["id"],))
+    assert (
+        cited["at least once, class broker, under kill of the leader", "came again by redelivery"].estimate.median == 3
+    )
+    assert "exactly once, class replicated, read_committed" in " ".join(point for point, _ in cited)
+    assert order.judgement == "cannot tell here"
+    assert "0 of 4,800 came out of order and 9 more by redelivery" in order.reason
+    assert "Delivery semantics · Kafka: claimed" in render_run(run)
+    document = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    document["trials"] = [record for record in document["trials"] if not record["faults"]]
+    (run.path / "run.json").write_text(json.dumps(document), encoding="utf-8")
+    left = load(run.path)
+    for feature in ("Delivery semantics", "Message ordering"):
+        assert (cell(left, feature).judgement, cell(left, feature).figures) == ("not measured", ())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"confirmed_lost": 2, "verdict": {"status": "invalid", "bound_by": "unknown", "reasons": []}}, "contradicts"),
+        ({"confirmed_lost": 2, "faults": [FAULT | {"nodes": [1, 2, 3]}]}, "cannot tell here"),
+        ({"faults": [FAULT | {"error": "not carried out"}]}, "not measured"),
+        ({"status": "partial"}, "not measured"),
+    ],
+)
+def test_a_broken_promise_contradicts_and_what_was_not_tried_does_not(
+    tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    """A loss strikes the trial from rates and counts here; all nodes at once are more than replicas promise."""
+    found = cell(run_of(tmp_path, hurt_trial("kafka", **given)), "Delivery semantics")
+    assert found.judgement == said
+    if said == "contradicts":
+        assert "at least once: 2 confirmed and lost" in found.reason
+
+
+# --- another run's trials ---
+
+
+def test_another_runs_trials_are_cited_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its id and date in each figure, a link into its page, and no word of them without the option."""
+    faults = run_of(tmp_path, hurt_trial("kafka"))
+    write_report(faults)
+    run_of(tmp_path, synthetic.trial("kafka", "latency", rate=FIXED), name="compare")
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert "Delivery semantics" not in capsys.readouterr().out
+    assert main(["report", "--results", str(tmp_path), "--faults", "latest"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"class replicated, under kill of the leader (run {faults.id} of 20" in said
+    page = (tmp_path / "latest" / "report.html").read_text(encoding="utf-8")
+    assert 'aria-label="delivery-kill-leader: ' in (faults.path / "report.html").read_text(encoding="utf-8")
+    assert f'href="../{faults.id}/report.html#trial-1"' in page
+    assert 'id="trial-1"' in (faults.path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"brokers": {"kafka × 3": {"version": "3.9.0"}}}, "it ran kafka 3.9.0; expected 4.3.1"),
+        ({"brokers": {"memory": {"version": "1"}}}, "it has no kafka and no rabbitmq"),
+        ({"environment": {"cpu": {"model": "Other", "cores": 2}}}, "another machine: CPU is Other; expected Invented"),
+    ],
+)
+def test_another_machine_or_version_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: dict[str, Any], words: str
+) -> None:
+    """By name it is one line; as the latest it is passed over."""
+    faults = run_of(tmp_path, hurt_trial("kafka"), **header)
+    run_of(tmp_path, synthetic.trial("kafka", "latency", rate=FIXED), name="compare")
+    for wanted, told in ((faults.id, words), ("latest", "no complete run in"), ("nothing", "no run there")):
+        assert main(["report", "--results", str(tmp_path), "--faults", wanted]) == 64
+        assert told in capsys.readouterr().err
+    assert main(["compare", "--brokers", "memory", "--results", str(tmp_path / "empty"), "--faults", "latest"]) == 64
+    assert "no complete run in" in capsys.readouterr().err

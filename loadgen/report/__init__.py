@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 __all__ = ["render_run", "write_report"]
 
 
-def write_report(run: Run) -> dict[str, Path]:
+def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
     """Write report.html, report.md and charts/ into the run's folder; the values are their paths.
 
-    Keys: `html`, `markdown`, `charts` (the folder).
+    `other` is a run whose trials with faults the table cites, by name. Keys: `html`, `markdown`, `charts` (the folder).
     """
     from loadgen.report.page import write_report as write  # noqa: PLC0415 - matplotlib takes a second to import
 
-    return write(run)
+    return write(run, other)
 
 
-def render_run(run: Run) -> str:
-    """The run's answer for a terminal."""
+def render_run(run: Run, other: Run | None = None) -> str:
+    """The run's answer for a terminal; `other` as above."""
     from loadgen.report.content import gather  # noqa: PLC0415
     from loadgen.report.markdown import render_text  # noqa: PLC0415
 
-    return render_text(run, gather(run))
+    return render_text(run, gather(run, other))

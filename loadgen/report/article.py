@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadgen.probes.retention import AGED, SIZED
-from loadgen.report import evidence
+from loadgen.report import evidence, fault_evidence
 from loadgen.report.pattern_rules import ScalingClaim, UseClaim
 from loadgen.report.probe_rules import DeliveryClaim, EffortClaim, LimitedClaim, SizeClaim, SpokenClaim
 from loadgen.report.rules import MS, CeilingClaim, LatencyClaim, OrderClaim, ReachClaim
@@ -18,6 +18,7 @@ from loadgen.report.rules import MS, CeilingClaim, LatencyClaim, OrderClaim, Rea
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadgen.record import Record
     from loadgen.report import points as pt
     from loadgen.report.probe_rules import FoundClaim
     from loadgen.report.rules import Claim, Figure
@@ -40,7 +41,8 @@ EFFORTS = (
 class Claimed:
     """A row of the article: its words for each broker, the rules that stand for those words, and what they judge.
 
-    `measure` gathers figures from trials; `probe` names the probe whose findings are the figures.
+    `measure` gathers figures from trials, `faults` from those with faults; `probe` names the probe whose findings are
+    figures.
     """
 
     feature: str
@@ -49,6 +51,7 @@ class Claimed:
     rules: tuple[Rule, Rule]
     measure: Callable[[Sequence[pt.Comparison], str], list[Figure]] | None = None
     probe: str | None = None
+    faults: Callable[[Sequence[Record]], list[Figure]] | None = None
 
 
 ARTICLE = (
@@ -66,6 +69,7 @@ ARTICLE = (
         (OrderClaim(), OrderClaim()),
         evidence.order_figures,
         probe="ordering",
+        faults=fault_evidence.order_figures,
     ),
     Claimed(
         "Message retention",
@@ -80,6 +84,7 @@ ARTICLE = (
         "at-least-once, exactly-once",
         (DeliveryClaim(("at least once", "at most once")), DeliveryClaim(("at least once", "exactly once"))),
         probe="delivery",
+        faults=fault_evidence.delivery_figures,
     ),
     Claimed(
         "Latency",

@@ -75,9 +75,9 @@ class Content:
         return any(each.has_single_runs for part in parts for each in part)
 
 
-def gather(run: Run) -> Content:
-    """All that a run has to say; reads its files only."""
-    table = make_table(run)
+def gather(run: Run, other: Run | None = None) -> Content:
+    """All that a run has to say, its table with the trials with faults of another; reads their files only."""
+    table = make_table(run, other)
     variants = _variants(run)
     soaks, long = soak_blocks(run)
     said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.rules import INTERLEAVED, Figure
+from loadgen.report.rules import INTERLEAVED, OUT_OF_ORDER, RECEIVED, Figure
 from loadgen.stats.confidence import Estimate, estimate
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ def throughput_figures(comparisons: Sequence[pt.Comparison], broker: str) -> lis
 
 
 def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Figure]:
-    """Messages received, and those out of order, of all wire trials in which one consumer read alone."""
+    """Messages received, and those out of order, of all wire trials without faults in which one consumer read alone."""
     records = [
         record
         for comparison in comparisons
         for point in comparison.points
         if point.broker == broker and point.driver_kind == "wire" and point.shared["consumers"] == 1
         for record in point.used
-        if record["out_of_order"] is not None and record["received"]
+        if record["out_of_order"] is not None and record["received"] and not record["faults"]
     ]
     if not records:
         return []
@@ -97,8 +97,8 @@ def order_figures(comparisons: Sequence[pt.Comparison], broker: str) -> list[Fig
         return Figure(what, "count", "all trials with one consumer", "all", estimate, ids, (), "")
 
     return [
-        total("received", records),
-        total("out of order", records, "out_of_order"),
+        total(RECEIVED, records),
+        total(OUT_OF_ORDER, records, "out_of_order"),
         total(INTERLEAVED, [record for record in records if _tests_order(record)]),
     ]
 

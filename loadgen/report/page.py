@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from loadgen.report.content import gather
 from loadgen.report.markdown import by_point, render_markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from loadgen.record import Record
     from loadgen.report.content import Content
@@ -77,9 +78,9 @@ class Drawings:
         return [*pairs, *self.load, *self.others, *self.faults, *self.long, *self.seconds]
 
 
-def write_report(run: Run) -> dict[str, Path]:
-    """Write the page, its Markdown and the charts into the run's folder."""
-    content = gather(run)
+def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
+    """Write the page, its Markdown and the charts into the run's folder; `other` has trials with faults to be cited."""
+    content = gather(run, other)
     drawn = Drawings(
         load=[*capacity_chart.draw(content.table.capacities), *load_chart.draw(content.table.curves)],
         seconds=timeline.draw(run, content.worst),
@@ -113,7 +114,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
-    anchors = {record["id"]: f"trial-{number}" for number, record in enumerate(run.trials, 1)}
+    anchors = _anchors(run)
     anchors |= {each["id"]: f"finding-{number}" for number, each in enumerate(content.table.findings, 1)}
     rows = {record["id"]: _trial_row(record, anchors[record["id"]]) for record in run.trials}
     return environment.get_template("page.html.jinja").render(
@@ -146,12 +147,27 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             for name in ("load", "long", "faults", "seconds", "others")
         },
         anchors=anchors,
+        links=_links(run, content.table.other, anchors),
         tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],
         trials=[rows[record["id"]] for record in content.table.trials],
         searches=[(each, [rows[record["id"]] for record in each.probes]) for each in content.searches],
         brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
         command=_command(run.header.get("command")),
     )
+
+
+def _anchors(run: Run) -> dict[str, str]:
+    """Where each trial's line is in its run's page."""
+    return {record["id"]: f"trial-{number}" for number, record in enumerate(run.trials, 1)}
+
+
+def _links(run: Run, other: Run | None, anchors: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Where what a figure cites can be read, by run (nothing is this one) and id: in this page, or in the other's."""
+    links = {("", name): f"#{anchor}" for name, anchor in anchors.items()}
+    if other is not None:
+        page = (Path(os.path.relpath(other.path, run.path)) / "report.html").as_posix()
+        links |= {(other.id, name): f"{page}#{anchor}" for name, anchor in _anchors(other).items()}
+    return links
 
 
 def _variants(content: Content, drawn: Drawings) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from loadgen.report import words
 from loadgen.report.rules import NOT_MEASURED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from loadgen.report.rules import Figure, Opinion
 
@@ -23,6 +23,13 @@ SAME_SHARE = 0.05  # "1 MB" is said of 1,000,000 and of 1,048,576 bytes alike
 CLEAR_TIMES = 2
 ROUND_TRIP = "confirmed round trip"
 BY_DEFAULT, RAISED = "as it comes", "limit raised"
+CONFIRMED_LOST, CAME_TWICE = "confirmed and lost", "came twice"
+BROKEN_UNDER = {
+    "at most once": (CAME_TWICE,),
+    "at least once": (CONFIRMED_LOST,),
+    "exactly once": (CONFIRMED_LOST, CAME_TWICE),
+}
+"""By what the ledger of a trial with faults shows a mode broken."""
 BROKEN_BY = {"at most once": (TWICE,), "at least once": (LOST,), "exactly once": (LOST, TWICE)}
 
 
@@ -68,34 +75,47 @@ class LimitedClaim:
 
 @dataclass(frozen=True)
 class DeliveryClaim:
-    """`at-least-once, exactly-once`: the modes that a crash of the consumer must not break."""
+    """`at-least-once, exactly-once`: the modes that no crash of a consumer, and no fault of a broker, may break."""
 
     modes: tuple[str, ...]
 
     def judge(self, figures: Sequence[Figure]) -> Opinion:
         """At most once must process none twice, at least once must lose none, exactly once neither."""
-        seen = {mode: self._broken(mode, figures) for mode in BROKEN_BY}
-        unseen = [mode for mode in self.modes if seen[mode] is None]
-        if unseen:
+        calm, hurt = ([each for each in figures if bool(each.under) == is_hurt] for is_hurt in (False, True))
+        tried = {mode: [_broken(mode, calm, BROKEN_BY), _broken(mode, hurt, BROKEN_UNDER)] for mode in BROKEN_BY}
+        seen = {mode: ", ".join(filter(None, hows)) for mode, hows in tried.items() if hows != [None, None]}
+        unseen = [mode for mode in self.modes if mode not in seen]
+        broken = [f"{mode}: {seen[mode]}" for mode in self.modes if seen.get(mode)]
+        if unseen and not broken:
             return "cannot tell here", f"{' and '.join(unseen)} could not be tried"
-        broken = [f"{mode}: {seen[mode]}" for mode in self.modes if seen[mode]]
         others = [
-            f"{mode} {'did not hold: ' + str(how) if how else 'held as well, which the article leaves out'}"
+            f"{mode} {'did not hold: ' + how if how else 'held as well, which the article leaves out'}"
             for mode, how in seen.items()
-            if mode not in self.modes and how is not None
+            if mode not in self.modes
         ]
         also = f"; {'; '.join(others)}" if others else ""
         if broken:
             return "contradicts", f"{'; '.join(broken)}{also}"
-        return "supports", f"{' and '.join(self.modes)} held while consumers were killed, not the broker{also}"
+        return "supports", f"{' and '.join(self.modes)} held {self._under(tried)}{also}"
 
-    @staticmethod
-    def _broken(mode: str, figures: Sequence[Figure]) -> str | None:
-        """How a mode was broken, "" where it was not; None where it was not tried."""
-        found = {each.what: each.estimate.median or 0 for each in figures if each.point.startswith(mode)}
-        if not found.keys() >= set(BROKEN_BY[mode]):
-            return None
-        return ", ".join(f"{found[what]:,.0f} {what}" for what in BROKEN_BY[mode] if found[what])
+    def _under(self, tried: Mapping[str, Sequence[str | None]]) -> str:
+        """What the modes held under, by what each was tried by."""
+        crashed, hurt = ([mode for mode in self.modes if tried[mode][way] is not None] for way in (0, 1))
+        if not hurt:
+            return "while consumers were killed, not the broker"
+        faults = "under the faults named here" + ("" if len(hurt) == len(self.modes) else f" ({' and '.join(hurt)})")
+        return f"while consumers were killed, and {faults}" if crashed else faults
+
+
+def _broken(mode: str, figures: Sequence[Figure], by: Mapping[str, Sequence[str]]) -> str | None:
+    """How a mode was broken, "" where it was not; None where it was not tried."""
+    found: dict[str, float] = {}
+    for each in figures:
+        if each.point.startswith(mode):
+            found[each.what] = found.get(each.what, 0) + (each.estimate.median or 0)
+    if not found.keys() >= set(by[mode]):
+        return None
+    return ", ".join(f"{found[what]:,.0f} {what}" for what in by[mode] if found[what])
 
 
 @dataclass(frozen=True)

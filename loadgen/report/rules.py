@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loadgen.stats.confidence import Estimate
 
 MS = 1e6
+RECEIVED, OUT_OF_ORDER, LATE_AGAIN = "received", "out of order", "late by redelivery"
 INTERLEAVED = "of them through several queues or partitions, from several producers"
 ORDER_LEAST_MSGS = 10_000
 Judgement = Literal["supports", "contradicts", "cannot tell here", "not measured"]
@@ -30,7 +31,8 @@ NOT_MEASURED: Opinion = ("not measured", "nothing in this run answers it")
 class Figure:
     """One measured number over the repeats of one point, and the trials or the finding behind it.
 
-    `said` is the broker's own word on a finding, `at` the number that was varied where the claim is about one.
+    `said` is the broker's own word on a finding, `at` the number that was varied where the claim is about one. `under`
+    are the faults that its trials were under, in words, and `run_id` is another run's where it is of one.
     """
 
     what: str
@@ -44,6 +46,8 @@ class Figure:
     said: str = ""
     is_found: bool = False
     at: float | None = None
+    under: str = ""
+    run_id: str = ""
 
     @property
     def caveat(self) -> str:
@@ -131,19 +135,23 @@ class OrderClaim:
 
     def judge(self, figures: Sequence[Figure]) -> Opinion:
         """`figures` are the messages seen in order and the messages seen out of order."""
-        seen = {figure.what: sum(figure.estimate.values) for figure in figures if not figure.is_found}
-        broken = seen.get("out of order", 0)
+        calm = [figure for figure in figures if not figure.is_found and not figure.under]
+        seen = {figure.what: sum(figure.estimate.values) for figure in calm}
+        broken = seen.get(OUT_OF_ORDER, 0)
         inverted = [
             f"{figure.estimate.median:,.0f} with {figure.point}"
             for figure in figures
             if figure.is_found and figure.estimate.median
         ]
         beside = f"; inverted by what is not promised: {'; '.join(inverted)}" if inverted else ""
+        beside += _order_under_faults(figures)
         if broken:
             return (
                 "contradicts",
-                f"{broken:,.0f} of {seen['received']:,.0f} messages overtook another of their producer",
+                f"{broken:,.0f} of {seen[RECEIVED]:,.0f} messages overtook another of their producer{beside}",
             )
+        if not calm:
+            return "cannot tell here", f"no trial without faults had one consumer{beside}"
         if seen.get(INTERLEAVED, 0) < ORDER_LEAST_MSGS:
             return (
                 "cannot tell here",
@@ -151,6 +159,21 @@ class OrderClaim:
             )
         said = "no message overtook another of its producer where several shared several queues or partitions"
         return "supports", f"{said}; redeliveries are counted apart{beside}"
+
+
+def _order_under_faults(figures: Sequence[Figure]) -> str:
+    """What faults did to order, told and not judged: clients that send again what was not confirmed change it too."""
+    seen: dict[str, float] = {}
+    for figure in figures:
+        if figure.under:
+            seen[figure.what] = seen.get(figure.what, 0) + (figure.estimate.median or 0)
+    if not seen:
+        return ""
+    late, again = seen.get(OUT_OF_ORDER, 0), seen.get(LATE_AGAIN, 0)
+    return (
+        f"; under faults, where clients send again what was not confirmed, {late:,.0f} of {seen.get(RECEIVED, 0):,.0f} "
+        f"came out of order and {again:,.0f} more by redelivery, which is not judged"
+    )
 
 
 Claim = LatencyClaim | CeilingClaim | ReachClaim | OrderClaim

@@ -17,6 +17,7 @@ from loadgen.report import points as pt
 from loadgen.report import slowest
 from loadgen.report.article import ARTICLE
 from loadgen.report.evidence import finding_figures
+from loadgen.report.fault_evidence import Hurt
 from loadgen.report.probe_rules import BesideClaim
 from loadgen.report.rules import NOT_MEASURED, Figure, Judgement
 
@@ -74,17 +75,19 @@ class Table:
     tails: tuple[Tail, ...] = field(default=())
     short: tuple[Record, ...] = field(default=())
     """Trials with response times, but too few seconds to tell slow ones from the others."""
+    other: Run | None = None
+    """Another run, whose trials with faults are cited."""
 
 
-def make_table(run: Run) -> Table:
-    """Answer the article's rows from a run; files only, never a broker."""
+def make_table(run: Run, other: Run | None = None) -> Table:
+    """Answer the article's rows from a run, and from the trials with faults of another; files only, never a broker."""
     trials = tuple(record for record in run.trials if is_measured(record))
     comparisons = pt.comparisons(trials, run.header["searches"])
-    findings = run.header["findings"]
+    findings, hurt = run.header["findings"], Hurt(run, other)
     tails, short = slowest.tails(run, trials)
     return Table(
         run_id=run.id,
-        rows=tuple(Row(claimed.feature, _cells(claimed, comparisons, findings)) for claimed in ARTICLE),
+        rows=tuple(Row(claimed.feature, _cells(claimed, comparisons, findings, hurt)) for claimed in ARTICLE),
         comparisons=tuple(comparisons),
         trials=trials,
         struck=tuple(record for record in trials if not enters(record)),
@@ -94,21 +97,27 @@ def make_table(run: Run) -> Table:
         curves=tuple(curves(run)),
         tails=tuple(tails),
         short=tuple(short),
+        other=other,
     )
 
 
 def _cells(
-    claimed: Claimed, comparisons: Sequence[pt.Comparison], findings: Sequence[dict[str, Any]]
+    claimed: Claimed, comparisons: Sequence[pt.Comparison], findings: Sequence[dict[str, Any]], hurt: Hurt
 ) -> tuple[Cell, ...]:
-    figures = [_figures(claimed, comparisons, findings, broker) for broker in BROKERS]
+    figures = [_figures(claimed, comparisons, findings, hurt, broker) for broker in BROKERS]
     return tuple(_cell(claimed, index, figures[index], figures[1 - index]) for index in range(len(BROKERS)))
 
 
 def _figures(
-    claimed: Claimed, comparisons: Sequence[pt.Comparison], findings: Sequence[dict[str, Any]], broker: str
+    claimed: Claimed,
+    comparisons: Sequence[pt.Comparison],
+    findings: Sequence[dict[str, Any]],
+    hurt: Hurt,
+    broker: str,
 ) -> list[Figure]:
     measured = [] if claimed.measure is None else claimed.measure(comparisons, broker)
-    return measured + ([] if claimed.probe is None else finding_figures(findings, claimed.probe, broker))
+    found = [] if claimed.probe is None else finding_figures(findings, claimed.probe, broker)
+    return measured + found + ([] if claimed.faults is None else hurt.figures(claimed.faults, broker))
 
 
 def _cell(claimed: Claimed, index: int, figures: Sequence[Figure], other: Sequence[Figure]) -> Cell:
