@@ -11,7 +11,7 @@ help:
 	@echo "make test      run every test, on real brokers"
 	@echo "make scenarios run every scenario in short on both brokers, and look at the verdicts (at most 25 minutes)"
 	@echo "make faults    break brokers and clients under load in every class, and look at what was promised (at most 30 minutes)"
-	@echo "make prove-faults  kill the leader of each broker fifty times (at most 90 minutes)"
+	@echo "make prove-faults  kill leaders, transactions' processors and young queues, again and again (at most 90 minutes)"
 	@echo "make prove     measure what is known from elsewhere, and write docs/method.md (at most 30 minutes)"
 	@echo "make lint      ruff and mypy        make bench    the speed bars of docs/performance.md"
 	@echo "make up|down   start or stop the brokers        make clean    remove what was installed"
@@ -52,6 +52,8 @@ faults: $(STAMP)
 
 prove-faults: $(STAMP)
 	@$(BIN)/python bench/faults.py --kills 50
+	@$(BIN)/python bench/faults.py --transactions 200
+	@$(BIN)/python bench/faults.py --young 10
 
 prove: $(STAMP)
 	@PYTHONPATH=bench $(BIN)/python -m prove

@@ -3,6 +3,8 @@
     python bench/faults.py                  every class under every fault of scenarios/faults/delivery.py (make faults)
     python bench/faults.py --kills 50       so many kills of the leader on each broker, half of them in class
                                             replicated, half in replicated_flushed (make prove-faults)
+    python bench/faults.py --transactions 200   so many crashes of a processor inside its transaction (Kafka)
+    python bench/faults.py --young 10       so many quorum queues killed soon after their declaration (RabbitMQ)
 
 The run prints one line a trial: the fault, the class, the promise and whether it was held, with the counts of every
 category. The ledger is held against the broker's own word: a RabbitMQ queue ends empty; a Kafka topic's offsets cover
@@ -22,10 +24,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import crashed_transactions
+import young_queue
+
 from loadgen import At, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario
+from loadgen.brokers import open_brokers
 from loadgen.cli import main as loadgen
 from loadgen.errors import EXIT_INVALID, EXIT_OK
-from loadgen.report.promises import PROMISE_HEADS, PROMISE_NOTE, promises
+from loadgen.report.promises import PROMISE_HEADS, note, promises, unflushed
 from loadgen.runs import load
 
 if TYPE_CHECKING:
@@ -84,6 +90,7 @@ def told(run: Run) -> Iterable[str]:
     for line in promises(run):
         if line.state not in {"held", "nothing promised"}:
             yield f"{line.trial_id}: {line.cells[PROMISE_HEADS.index('promise')]}: {line.state}"
+    yield from unflushed(run)
     yield from filter(None, map(_disagreement, run.trials))
 
 
@@ -92,14 +99,28 @@ def is_good(run: Run) -> bool:
     return not any(told(run))
 
 
+def transactions(crashes: int) -> int:
+    """So many crashes of a processor inside its transaction; the exit status."""
+    with open_brokers("local", ("kafka",)) as endpoints:
+        audit = crashed_transactions.crash_often(endpoints["kafka"], crashes)
+    print("\n".join([*audit.told(), audit.line()]))
+    return 1 if audit.told() else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; the value is the exit status."""
     parser = argparse.ArgumentParser(description="Break brokers and clients under load, and look at what was promised.")
     parser.add_argument("--kills", type=int, help="kill the leader so often on each broker, in place of the matrix")
+    parser.add_argument("--transactions", type=int, metavar="N", help="crash a Kafka processor in N transactions")
+    parser.add_argument("--young", type=int, metavar="N", help="kill N quorum queues soon after their declaration")
     parser.add_argument("--broker", choices=("rabbitmq", "kafka"), help="one of them alone")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
     arguments = parser.parse_args(argv)
+    if arguments.transactions:
+        return transactions(arguments.transactions)
+    if arguments.young:
+        return young_queue.report(arguments.young)
     began_s = time.monotonic()
     words = ["--repeats", "1", "--results", str(arguments.results)]
     words += [word for text in arguments.sets for word in ("--set", text)]
@@ -115,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status not in {EXIT_OK, EXIT_INVALID}:
         return status
     run = load("latest", arguments.results)
-    print("\n".join([PROMISE_NOTE, *told(run)]))  # the table itself is in what `loadgen run` has just printed
+    print("\n".join([note(run), *told(run)]))  # the table itself is in what `loadgen run` has just printed
     hurt = sum(len(record["faults"] or ()) for record in run.trials)
     print(f"{len(run.trials)} trials, {hurt} faults, {(time.monotonic() - began_s) / 60:.1f} minutes")
     return 0 if is_good(run) else 1

@@ -48,8 +48,8 @@ class MemoryReader:
 
     def __init__(self, endpoint: Endpoint) -> None:
         assert endpoint.prometheus_url is not None, "only the Prometheus page tells"
-        self._url = f"{_metrics_url(endpoint.prometheus_url).rstrip('/')}/detailed?family={MEMORY_FAMILY}"
-        self._pages = _Pages(endpoint)
+        self._url = f"{metrics_url(endpoint.prometheus_url).rstrip('/')}/detailed?family={MEMORY_FAMILY}"
+        self._pages = Pages(endpoint)
 
     def read(self) -> int:
         """Resident memory in bytes."""
@@ -62,8 +62,8 @@ class AlarmReader:
     def __init__(self, endpoint: Endpoint) -> None:
         management, prometheus = endpoint.management_url, endpoint.prometheus_url
         self._management = management.rstrip("/").removesuffix("/api") if management else None
-        self._prometheus = _metrics_url(prometheus) if prometheus else None
-        self._get = _Pages(endpoint).get
+        self._prometheus = metrics_url(prometheus) if prometheus else None
+        self._get = Pages(endpoint).get
 
     @property
     def can_ask(self) -> bool:
@@ -81,7 +81,7 @@ class AlarmReader:
         return AlarmReading(alarms, count_blocked(connections))
 
 
-class _Pages:
+class Pages:
     """A broker's pages over HTTP."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -141,7 +141,8 @@ def parse_memory_bytes(body: bytes) -> int:
     raise ValueError("no resident memory on the Prometheus page")
 
 
-def _metrics_url(url: str) -> str:
+def metrics_url(url: str) -> str:
+    """The page of all metrics, where the endpoint names the listener alone."""
     return url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/metrics"
 
 

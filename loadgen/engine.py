@@ -32,7 +32,7 @@ from loadgen.trial import Setting, run_trial
 from loadgen.verdict import add_check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.locust.roster import Asked, Roster
@@ -104,9 +104,16 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
                 bench.run_all(plan.of_size(nodes))
             reason = None
             if options.probes:
-                asked, _ = sites.of(1, plan.brokers)
-                writer.add_brokers(brokers_of(asked, 1))
-                run_probes(options.probes, asked, plan.repeats, writer, listener)
+                classes = {str(trial.durability) for trial in plan.trials if trial.faults}
+
+                def standing(nodes: int) -> Mapping[BrokerName, Endpoint]:
+                    # Brokers from elsewhere are of the size that they are.
+                    nodes = nodes if options.brokers == "local" else 1
+                    asked, _ = sites.of(nodes, plan.brokers)
+                    writer.add_brokers(brokers_of(asked, nodes))
+                    return asked
+
+                run_probes(options.probes, standing, plan.repeats, writer, listener, classes)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen.probes import Ground, load_probe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.engine import Listener
@@ -18,20 +18,36 @@ if TYPE_CHECKING:
 
 def run_probes(
     names: Sequence[str],
-    endpoints: Mapping[BrokerName, Endpoint],
+    brokers: Callable[[int], Mapping[BrokerName, Endpoint]],
     repeats: int,
     writer: RunWriter,
     listener: Listener,
+    classes: Collection[str] = (),
 ) -> None:
-    """Ask each of the probes, one after another; LoadgenError goes into the finding that could not be had."""
+    """Ask each of the probes, one after another; LoadgenError goes into the finding that could not be had.
+
+    Args:
+        names: Which ones.
+        brokers: Brokers of so many nodes.
+        repeats: How often what is repeated is.
+        writer: Takes the findings.
+        listener: Is told them.
+        classes: The durability classes that the run has faults in; of none, a probe is asked of all that it speaks of.
+    """
     for name in names:
-        numbers = count(1)
-        # Closed at once where it is cut short: what it started is ended then, not whenever it is collected.
-        with closing(load_probe(name).findings(Ground(endpoints, repeats, listener.progress))) as findings:
-            for finding in findings:
-                record = finding.record(name, next(numbers))
-                writer.add("findings", record)
-                listener.message(f"[probe] {line_of_finding(record)}")
+        numbers, probe = count(1), load_probe(name)
+        asked: list[Mapping[BrokerName, Endpoint]] = []
+        for nodes in probe.sizes(classes):
+            if (endpoints := brokers(nodes)) in asked:
+                continue  # brokers from elsewhere are of the size that they are
+            asked.append(endpoints)
+            ground = Ground(endpoints, repeats, listener.progress)
+            # Closed at once where it is cut short: what it started is ended then, not whenever it is collected.
+            with closing(probe.findings(ground)) as findings:
+                for finding in findings:
+                    record = finding.record(name, next(numbers))
+                    writer.add("findings", record)
+                    listener.message(f"[probe] {line_of_finding(record)}")
 
 
 def line_of_finding(finding: Mapping[str, Any]) -> str:

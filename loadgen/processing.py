@@ -14,7 +14,7 @@ import numpy as np
 from loadgen.agent import POLL_S
 from loadgen.board import Cell
 from loadgen.consuming import ConsumerAgent
-from loadgen.driver import Committing
+from loadgen.driver import Committing, Crashing
 from loadgen.drivers import load_driver
 from loadgen.errors import TrialError
 from loadgen.processed import Results
@@ -127,6 +127,12 @@ class Processor:
         if self._committing is None:
             self.consumer.settle()
         self._begun_ns = 0
+
+    def crash(self) -> None:
+        """Leave as a killed process does, with whatever is open left so (`loadgen.driver.Crashing`)."""
+        for each in (self.producer, self.consumer):
+            assert isinstance(each, Crashing), "a driver that can"
+            each.crash()
 
     def close(self) -> None:
         """Leave; never raises."""

@@ -21,6 +21,7 @@ from loadgen.probes import (
     Ground,
     connections,
     delivery,
+    flushes,
     load_probe,
     message_size,
     ordering,
@@ -200,6 +201,21 @@ def test_every_kind_of_listener_carries_the_same_load(ground: Ground, monkeypatc
     assert "SASL_SSL:SASL_SSL" in said
 
 
+def test_a_flush_comes_before_each_confirm_where_a_class_says_so(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class flushed: every confirm has its own, as the broker counts them, too; class broker: Kafka flushes nothing."""
+    monkeypatch.setattr(flushes, "WINDOWS", ((1, 20), (50, 2)))
+    findings = found(ground, "flushes")
+    for broker in ("rabbitmq", "kafka"):
+        assert value(findings, broker, "flushed, 1 at a time", flushes.OWN) == 100
+        assert value(findings, broker, "flushed, 1 at a time", flushes.SHARE) >= 1
+        assert 0 < value(findings, broker, "flushed, 50 at a time", flushes.SHARE) < 1
+    assert value(findings, "kafka", "broker, 1 at a time", flushes.OWN) == 0
+    counted = [each for each in findings.values() if each.broker == "rabbitmq" and each.point.startswith("flushed")]
+    assert all(each.agrees for each in counted)
+
+
 def test_private_brokers_leave_nothing_and_have_their_settings() -> None:
     """A fresh broker has the settings that were asked for, lists them as deviations, and is gone after the block."""
     with private_brokers({"rabbitmq": {"channel_max": "77"}}) as opened:
@@ -272,7 +288,7 @@ def test_a_probe_that_fails_is_a_finding_that_strikes(tmp_path: Path, monkeypatc
 
     writer = RunWriter(tmp_path, "probe", {})
     endpoints: Any = {"kafka": None}
-    run_probes(["retention", "ordering"], endpoints, 1, writer, Listener())
+    run_probes(["retention", "ordering"], lambda _: endpoints, 1, writer, Listener())
     findings = load(writer.finish("complete")).header["findings"]
     assert [(each["id"], each["agrees"], each["error"]) for each in findings] == [
         ("retention/kafka/1", True, None),

@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import crashed_transactions
 import numpy as np
 import pytest
 from verdicts import BUSY, against
@@ -204,3 +206,32 @@ def test_a_processor_killed_in_the_middle(
     assert (account.distinct, account.lost, account.corrupted, account.foreign) == (COUNT, 0, 0, 0)
     is_exact = knobs.get("processing_guarantee") == "exactly_once"
     assert account.duplicated == (0 if is_exact else DONE - COMMITTED)
+
+
+def test_a_processor_that_dies_at_every_point_of_its_transaction(kafka_endpoint: Endpoint) -> None:
+    """Each result is there once, whatever was left open; aborted ones were written, and offsets tell the same."""
+    audit = crashed_transactions.crash_often(kafka_endpoint, len(crashed_transactions.POINTS))
+    assert audit.told() == []
+    assert audit.committed == dict.fromkeys(range(audit.messages), 1)
+    assert audit.aborted >= 3 * crashed_transactions.BATCH, "but for a commit that was asked for, nothing can be kept"
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"committed": Counter(dict.fromkeys(range(59), 1))}, "1 of 60 messages have no committed result"),
+        ({"committed": Counter({**dict.fromkeys(range(60), 1), 7: 2})}, "1 messages have several committed results"),
+        ({"strangers": 2}, "2 committed results are damaged"),
+        ({"processed": 40}, "offset 40 of 60 is committed"),
+        ({"end": 86}, "the offsets tell 6 marks of ended transactions, there were 4"),
+    ],
+)
+def test_an_audit_tells_what_is_wrong(changed: dict[str, Any], text: str) -> None:
+    """A result that is missing, double or strange, and offsets that tell another story; nothing where all is well."""
+    known: dict[str, Any] = {
+        "messages": 60, "crashes": 1, "committed": Counter(dict.fromkeys(range(60), 1)), "strangers": 0, "stored": 80,
+        "end": 84, "processed": 60, "commits": 3, "took_s": 1.0,
+    }  # fmt: skip
+    assert crashed_transactions.Audit(**known).told() == []
+    (line,) = crashed_transactions.Audit(**known | changed).told()
+    assert text in line

@@ -9,7 +9,19 @@ import pytest
 
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, make_plan
-from loadgen.report.promises import COST_HEADS, EXACTLY, KEPT, NOTHING, PROMISE_HEADS, judged, promises
+from loadgen.probes import asked_under_faults, load_probe
+from loadgen.probes.flushes import OWN, SHARE
+from loadgen.report.promises import (
+    COST_HEADS,
+    EXACTLY,
+    KEPT,
+    NOTHING,
+    PROMISE_HEADS,
+    PROMISE_NOTE,
+    judged,
+    note,
+    promises,
+)
 
 if TYPE_CHECKING:
     from loadgen.runs import Run
@@ -28,10 +40,21 @@ def record(**given: Any) -> dict[str, Any]:
     } | given  # fmt: skip
 
 
-def run_of(*records: dict[str, Any]) -> Run:
-    """A run of these trials, without histograms."""
-    known = {"id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(())}
+def run_of(*records: dict[str, Any], findings: Any = ()) -> Run:
+    """A run of these trials and findings, without histograms."""
+    known = {
+        "id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(()),
+        "header": {"findings": list(findings)},
+    }  # fmt: skip
     return type("Run", (), {**known, "trials": list(records)})  # type: ignore[return-value]
+
+
+def finding(point: str, own: float, **given: Any) -> dict[str, Any]:
+    """What the probe of flushes found of messages one at a time."""
+    return {
+        "id": "flushes/kafka/1", "probe": "flushes", "broker": "kafka", "point": f"{point}, 1 at a time", "what": OWN,
+        "values": [own], "said": f"{own:.0f} of 100", "agrees": None, "error": None,
+    } | given  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -84,6 +107,34 @@ def test_the_ledger_is_held_against_the_brokers_own_count() -> None:
     assert not bench_faults.is_good(cut), "a run without a trial proves nothing"
     assert not bench_faults.is_good(run_of(record(broker="rabbitmq", broker_counts={"depth_at_end": 4})))
     assert not bench_faults.is_good(run_of(record(faults=[{**KILL, "error": "it did not come back"}])))
+
+
+def test_flushes_are_told_in_place_of_a_power_cut() -> None:
+    """Of flushed classes alone, by what the run found; a confirm without a flush fails the bench."""
+    good = [finding("flushed", 100), finding("broker", 0), finding("flushed", 1.1, what=SHARE)]
+    assert note(run_of(record(), findings=good)) == (
+        f"{PROMISE_NOTE} Kafka, class flushed: confirms that came after a flush of their own: 100 of 100."
+    )
+    assert bench_faults.is_good(run_of(record(), findings=good))
+    assert note(run_of(record())) == PROMISE_NOTE
+    bad = run_of(record(), findings=[finding("replicated_flushed", 99, agrees=False)])
+    assert note(bad).endswith("99 of 100; the broker’s own count says otherwise.")
+    assert list(bench_faults.told(bad)) == [
+        "flushes/kafka/1: replicated_flushed, 1 at a time: confirms without a flush before them: 99 of 100"
+    ]
+    absent = finding("", 0, what="measured", values=[], error="not testable here: there is no strace on this machine")
+    assert note(run_of(record(), findings=[absent])).endswith(
+        " Kafka, flushes before confirms: not testable here: there is no strace on this machine."
+    )
+
+
+def test_flushes_are_asked_where_faults_hit_a_class_that_speaks_of_them() -> None:
+    """And on brokers of the size that the class has; `loadgen probe` asks both."""
+    assert asked_under_faults(["broker", "flushed"]) == asked_under_faults(["replicated_flushed"]) == ("flushes",)
+    assert asked_under_faults(["none", "broker", "replicated"]) == ()
+    sizes = load_probe("flushes").sizes
+    assert (sizes(["flushed", "replicated"]), sizes(["replicated_flushed"]), sizes()) == ((1,), (3,), (3, 1))
+    assert load_probe("ordering").sizes(["replicated"]) == (1,)
 
 
 def test_the_matrix_and_the_kills_can_be_planned() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadgen.errors import LoadgenError, ScenarioError
+from loadgen.knobs import NODES
 from loadgen.probes.finding import Finding, Ground, NotHereError
 
 if TYPE_CHECKING:
@@ -20,11 +21,23 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import BrokerName
 
-__all__ = ["COMPARED", "NAMES", "Finding", "Ground", "Probe", "expected_s", "load_probe"]
+__all__ = [
+    "COMPARED",
+    "FAULTED",
+    "NAMES",
+    "Finding",
+    "Ground",
+    "Probe",
+    "asked_under_faults",
+    "expected_s",
+    "load_probe",
+]
 
 COMPARED = ("protocols", "ordering", "retention", "delivery", "message_size", "connections", "complexity")
 """Those that answer the table's rows, which `loadgen compare` asks."""
-NAMES = (*COMPARED, "security")
+FAULTED = ("flushes",)
+"""Those that answer in place of a fault that cannot be had here, which a run with faults asks where its classes do."""
+NAMES = (*COMPARED, "security", *FAULTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,13 @@ class Probe:
     look: Callable[[Ground, BrokerName], Iterator[Finding]]
     expected_s: float
     """How long it takes on both brokers, about, with three repeats."""
+    classes: tuple[str, ...] = ()
+    """The durability classes that it speaks of, which say of how many nodes its brokers are; none: of one."""
+
+    def sizes(self, classes: Iterable[str] = ()) -> tuple[int, ...]:
+        """The numbers of nodes that it is asked at, the largest first, for those of its classes that are given."""
+        asked = set(self.classes).intersection(classes) or self.classes
+        return tuple(sorted({NODES.get(each, 1) for each in asked}, reverse=True)) or (1,)
 
     def findings(self, ground: Ground) -> Generator[Finding]:
         """What is found on each of the run's brokers; that a broker could not be asked is a finding, too."""
@@ -53,6 +73,12 @@ class Probe:
 def expected_s(names: Iterable[str]) -> float:
     """How long these probes take, about."""
     return sum(load_probe(name).expected_s for name in names)
+
+
+def asked_under_faults(classes: Iterable[str]) -> tuple[str, ...]:
+    """The probes that a run with faults in these durability classes asks."""
+    hurt = set(classes)
+    return tuple(name for name in FAULTED if hurt.intersection(load_probe(name).classes))
 
 
 def load_probe(name: str) -> Probe:

@@ -9,7 +9,7 @@ from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
 from loadgen.analysis.outages import courses
 from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest
-from loadgen.report.promises import promises
+from loadgen.report.promises import note, promises
 from loadgen.report.soak import soak_blocks
 from loadgen.report.table import Table, make_table
 
@@ -67,6 +67,8 @@ class Content:
     """Of trials with faults."""
     courses: tuple[Course, ...] = ()
     """Of the same trials, second by second."""
+    promise_note: str = ""
+    """What the table of promises cannot show, and what was counted in its place."""
 
     @property
     def has_single_runs(self) -> bool:
@@ -97,6 +99,7 @@ def gather(run: Run, other: Run | None = None) -> Content:
         long=tuple(long),
         promises=tuple(promises(run)),
         courses=tuple(courses(run)),
+        promise_note=note(run),
     )
 
 

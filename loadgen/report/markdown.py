@@ -9,7 +9,7 @@ from loadgen.record import enters
 from loadgen.report import ab, detail, slowest, words
 from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
 from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
-from loadgen.report.promises import COST_HEADS, COST_NOTE, PROMISE_HEADS, PROMISE_NOTE
+from loadgen.report.promises import COST_HEADS, COST_NOTE, PROMISE_HEADS
 from loadgen.report.soak import SOAK_HEADS, SOAK_NOTE
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _tables_text(content: Content) -> list[str]:
     lines: list[str] = []
     if content.promises:
         lines += ["", "Promises under faults", *_columns([PROMISE_HEADS, *(line.cells for line in content.promises)])]
+        lines += ["", _wrapped(content.promise_note, "")]
         lines += ["", "What faults cost", *_columns([COST_HEADS, *(line.cost for line in content.promises)])]
     for soaked in content.soaks:
         lines += ["", f"Over time: {soaked.title}", *_columns([SOAK_HEADS, *(line.cells for line in soaked.lines)])]
@@ -274,7 +275,8 @@ def _quantity_markdown(quantity: Quantity) -> str:
 def _promises_markdown(content: Content) -> list[str]:
     if not content.promises:
         return []
-    lines = ["## Promises under faults", "", PROMISE_NOTE, "", _row(PROMISE_HEADS), _row("---" for _ in PROMISE_HEADS)]
+    lines = ["## Promises under faults", "", _escaped(content.promise_note), ""]
+    lines += [_row(PROMISE_HEADS), _row("---" for _ in PROMISE_HEADS)]
     lines += [*(_row(map(_escaped, line.cells)) for line in content.promises), ""]
     lines += [COST_NOTE, "", _row(COST_HEADS), _row("---" for _ in COST_HEADS)]
     return [*lines, *(_row(map(_escaped, line.cost)) for line in content.promises), ""]

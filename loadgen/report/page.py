@@ -129,7 +129,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
             "overload": curve.OVERLOAD_NOTE,
             "one_run": detail.ONE_RUN_NOTE,
             "soak": soak.SOAK_NOTE,
-            "promises": promises.PROMISE_NOTE,
+            "promises": content.promise_note,
             "cost": promises.COST_NOTE,
             "slowest": slowest.SLOWEST_NOTE,
             "slow_lead": slowest.lead(content.table.tails, content.table.short),

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 from loadgen.analysis.outages import PERCENTS, cost
 from loadgen.faults import NETWORK_KINDS
+from loadgen.probes.flushes import OWN
 from loadgen.report import words
 from loadgen.report.points import broker_rank, class_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from loadgen.analysis.outages import Cost, Percentiles
     from loadgen.record import Record
@@ -45,6 +46,8 @@ COST_NOTE = (
     "the next ones may still have waited behind what had piled up. A message that never came has none."
 )
 COUNTED = ("sent", "acked", "confirmed_lost", "unconfirmed_lost", "dup_resend", "dup_redelivery")
+FLUSHES = "flushes"  # the probe's name
+FLUSHED = ("flushed", "replicated_flushed")
 NOTHING, KEPT, EXACTLY = "nothing", "no confirmed one is lost", "each confirmed one once"
 
 
@@ -64,6 +67,32 @@ def promises(run: Run) -> list[Promise]:
     """One for each trial with faults, by fault, then class, then broker; several repeats stay apart."""
     hurt = [record for record in run.trials if record["faults"]]
     return [_line(record, cost(run, record)) for record in sorted(hurt, key=_place)]
+
+
+def note(run: Run) -> str:
+    """What stands beside the table: what no kill can show, and what was counted of this run's brokers in its place."""
+    return " ".join([PROMISE_NOTE, *_flushes(run)])
+
+
+def _flushes(run: Run) -> Iterator[str]:
+    """For each broker and flushed class, how many confirms had a flush before them; or why nobody knows."""
+    found = [each for each in run.header["findings"] if each["probe"] == FLUSHES]
+    told = [each for each in found if each["what"] == OWN and each["point"].split(",")[0] in FLUSHED]
+    for each in told:
+        where = f"{words.broker_name(each['broker'])}, class {each['point'].split(',')[0]}"
+        doubt = "; the broker’s own count says otherwise" if each["agrees"] is False else ""
+        yield f"{where}: confirms that came after a flush of their own: {each['said']}{doubt}."
+    for each in found:
+        if each["error"]:
+            yield f"{words.broker_name(each['broker'])}, flushes before confirms: {each['error']}."
+
+
+def unflushed(run: Run) -> Iterator[str]:
+    """Flushed classes in which a confirm came without a flush before it, a line each: what a power cut would take."""
+    for each in run.header["findings"]:
+        is_promised = each["probe"] == FLUSHES and each["what"] == OWN and each["point"].split(",")[0] in FLUSHED
+        if is_promised and any(value < 100 for value in each["values"]):
+            yield f"{each['id']}: {each['point']}: confirms without a flush before them: {each['said']}"
 
 
 def _place(record: Record) -> tuple[str, int, int]:
