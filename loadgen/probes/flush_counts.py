@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from loadgen.tracing import Flush
 
 TOOL_S = 30.0
-BATCHES = re.compile(r"^rabbitmq_raft_batches\{(?:[^}]*,)?ra_system=\"quorum_queues\"[^}]*\} (\S+)$", re.MULTILINE)
+FAMILY = "ra_metrics"
+BATCHES = re.compile(r'^rabbitmq_detailed_raft_batches\{[^}]*ra_system="quorum_queues"[^}]*\} (\S+)$', re.MULTILINE)
 CONNECTOR = re.compile(r'sun\.management\.JMXConnectorServer\.(?:\d+\.)?address="?(service:jmx:\S+?)"?$', re.MULTILINE)
 FLUSHES = "kafka.log:type=LogFlushStats,name=LogFlushRateAndTimeMs"
 COUNT = re.compile(r"^\d+,(\d+)$", re.MULTILINE)
@@ -77,12 +78,13 @@ def _rabbitmq(endpoint: Endpoint) -> int | None:
     if endpoint.prometheus_url is None:
         return None
     try:
-        page = Pages(endpoint).get(metrics_url(endpoint.prometheus_url))[1].decode()
+        url = f"{metrics_url(endpoint.prometheus_url).rstrip('/')}/detailed?family={FAMILY}"
+        page = Pages(endpoint).get(url)[1].decode()
     except (OSError, ValueError) as error:
         raise BrokerError(f"rabbitmq's metrics at {endpoint.prometheus_url} do not answer: {error}") from None
     if (found := BATCHES.search(page)) is not None:
         return int(float(found[1]))
-    return 0 if "rabbitmq_raft_batches" in page else None  # that log is begun with the first quorum queue
+    return 0 if "rabbitmq_detailed_raft_batches" in page else None  # that log is begun with the first quorum queue
 
 
 def _kafka(endpoint: Endpoint) -> int | None:
