@@ -14,23 +14,22 @@ A queue that has aged must keep everything, or the exit status is 1. What the yo
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import pika.exceptions
 
 from loadgen.brokers import kill, private_brokers, restart
 from loadgen.errors import BrokerError
 from loadgen.probes.places import confirming, connected, depth_of, fresh_name, publish_to
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loadgen.endpoint import Endpoint
 
 AGES_S = (0.0, 2.0)
 YOUNG_S = 0.5  # from the declaration to the kill, or the try was none of a young queue
 MESSAGES = 50
-BACK_S, LOOK_S = 15.0, 0.25
+BACK_S, LOST_S, LOOK_S = 20.0, 3.0, 0.25  # until all must be back; until nothing more is awaited of a queue begun anew
 QUORUM = {"x-queue-type": "quorum"}
 AS_NEW = b"Starting member as a new one"
 
@@ -65,24 +64,34 @@ def kill_aged(endpoint: Endpoint, age_s: float) -> Tried:
         kill(endpoint)
     endpoint = restart(endpoint)
     assert endpoint.log_dir is not None, "it was started here"
-    found = _taken(endpoint, queue)
-    began_anew = AS_NEW in (endpoint.log_dir / "server.out").read_bytes()
+    began_anew = _began_anew(endpoint.log_dir, queue)
+    found = _taken(endpoint, queue, LOST_S if began_anew else BACK_S)
     return Tried(lived_s, MESSAGES, found, began_anew, endpoint.version)
 
 
-def _taken(endpoint: Endpoint, queue: str) -> int:
-    """Take out what the queue holds, each message once; as soon as it has all, or has had time to come back."""
-    until_s = time.monotonic() + BACK_S
-    while time.monotonic() < until_s:
-        with suppress(BrokerError, pika.exceptions.AMQPError), connected(endpoint) as connection:
-            channel = connection.channel()
-            if depth_of(channel, queue) == MESSAGES or time.monotonic() > until_s - LOOK_S * 4:
-                bodies = set()
-                while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
-                    bodies.add(got[2])
-                return len(bodies)
+def _began_anew(log_dir: Path, queue: str) -> bool:
+    """Whether the node's log says that it knew the queue, and not its log."""
+    lines = (line for path in log_dir.glob("*") for line in path.read_bytes().splitlines())
+    return any(AS_NEW in line and queue.encode() in line for line in lines)
+
+
+def _taken(endpoint: Endpoint, queue: str, patience_s: float) -> int:
+    """Take out what the queue holds, each message once; as soon as it has all, or nothing more is awaited."""
+    until_s = time.monotonic() + patience_s
+    while True:
+        is_late = time.monotonic() > until_s
+        try:
+            with connected(endpoint) as connection:
+                channel = connection.channel()
+                if depth_of(channel, queue) == MESSAGES or is_late:
+                    bodies = set()
+                    while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                        bodies.add(got[2])
+                    return len(bodies)
+        except BrokerError:
+            if is_late:
+                raise
         time.sleep(LOOK_S)
-    raise BrokerError(f"rabbitmq: queue {queue} did not answer within {BACK_S:g} s of its node's start")
 
 
 def tried(times: int) -> dict[float, list[Tried]]:

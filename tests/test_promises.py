@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import faults as bench_faults
 import pytest
+import young_queue
 
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, make_plan
@@ -135,6 +136,21 @@ def test_flushes_are_asked_where_faults_hit_a_class_that_speaks_of_them() -> Non
     sizes = load_probe("flushes").sizes
     assert (sizes(["flushed", "replicated"]), sizes(["replicated_flushed"]), sizes()) == ((1,), (3,), (3, 1))
     assert load_probe("ordering").sizes(["replicated"]) == (1,)
+
+
+@pytest.mark.parametrize(("aged_found", "status"), [(50, 0), (49, 1)])
+def test_a_young_queue_may_lose_and_an_old_one_not(
+    aged_found: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the young one loses is told and is no failure; one that lived too long is no try of a young one."""
+    young = [young_queue.Tried(0.2, 50, 0, True, "4.3.6"), young_queue.Tried(0.9, 50, 50, False, "4.3.6")]
+    aged = [young_queue.Tried(2.2, 50, aged_found, False, "4.3.6")]
+    monkeypatch.setattr(young_queue, "tried", lambda _: {0.0: young, 2.0: aged})
+    assert bench_faults.main(["--young", "1"]) == status
+    told = capsys.readouterr().out
+    assert "killed within 0.20 s of its declaration: 1 of 1 tries lost confirmed messages, 50 of 50 messages" in told
+    assert "1 tries were too slow" in told
+    assert f"within 2.20 s of its declaration: {status} of 1 tries lost" in told
 
 
 def test_the_matrix_and_the_kills_can_be_planned() -> None:
