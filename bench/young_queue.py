@@ -5,8 +5,9 @@
 Each try is on a fresh node of its own: a quorum queue is declared, left alone for its age, and sent messages one at a
 time, each confirm awaited; then the node is killed (`kill -9`) and started again, and what the queue still holds is
 taken out, one by one. RabbitMQ flushes each of these messages before it confirms it. But which queue a log belongs to
-stands in a table of names that is written half a second later: killed before that, the node finds its queue by name,
-not its log, and says that it starts the member as a new one.
+stands in a table of names (`names.dets`), which Ra saves once nobody has touched it for 500 ms (rabbitmq/ra,
+ra_directory.erl): killed before that, the node knows its queue and not the queue's log, and says that it starts the
+member as a new one.
 
 A queue that has aged must keep everything, or the exit status is 1. What the young one loses is reported.
 """
