@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pika
 import pytest
+import young_queue
 
 from loadgen import brokers
 from loadgen.brokers import host, local, process, state
@@ -251,6 +252,12 @@ def test_a_killed_rabbitmq_comes_back_with_its_data(pair: dict[BrokerName, Endpo
     with contextlib.closing(StreamAdmin(after)) as admin:
         assert admin.depth(streams) == 100
     producer.close()
+
+
+def test_a_killed_rabbitmq_keeps_a_quorum_queue_that_has_aged(pair: dict[BrokerName, Endpoint]) -> None:
+    """Two seconds old, it is found again with its log: each confirmed message is there (`bench/young_queue.py`)."""
+    tried = young_queue.kill_aged(pair["rabbitmq"], 2.0)
+    assert (tried.found, tried.began_anew) == (young_queue.MESSAGES, False)
 
 
 OWNER = """
