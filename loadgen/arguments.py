@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BROKER_NAMES = ("rabbitmq", "kafka")
+SURVIVE = ("nothing", "broker", "power", "node", "node+power")
+"""What a confirmed message is to survive, in the words of `loadgen decide`; one for each durability class."""
 
 
 def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -20,7 +22,8 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         prog="loadgen",
         description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
         epilog="Exit status: 0 good, 2 a run was cut short or some point of it has no valid trial or finding, 3 `ab` "
-        "cannot tell, 64 a usage error, 69 a broker cannot be had, 71 the machine lacks something, 130 interrupted.",
+        "or `decide` cannot tell, 64 a usage error, 69 a broker cannot be had, 71 the machine lacks something, 130 "
+        "interrupted.",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=kind)
@@ -58,6 +61,7 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_run(command, scenarios=True)
     _add_prometheus(command)
     command.add_argument("--effect", type=_effect, metavar="PERCENT", help="effect worth finding (default: 10)")
+    _add_decide(commands)
     command = commands.add_parser(
         "probe",
         help="ask what no load shows: limits, retention, protocols, connections, what it takes to begin",
@@ -73,8 +77,11 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_brokers(command)
     _add_prometheus(command)
     _add_output(command)
-    command = commands.add_parser("report", help="write a run's report again and print its table")
-    command.add_argument("run", nargs="?", default="latest", help="a run's folder or id (default: latest)")
+    command = commands.add_parser("report", help="write a run's report again and print its table, or compare runs")
+    command.add_argument(
+        "runs", nargs="*", metavar="RUN", help="a run's folder or id (default: latest); several: their points beside "
+        "each other, against the first one's",
+    )  # fmt: skip
     _add_faults(command)
     _add_output(command)
     command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
@@ -114,7 +121,7 @@ def _add_faults(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
+def _add_run(command: argparse.ArgumentParser, *, scenarios: bool, has_duration: bool = False) -> None:
     if scenarios:
         command.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO", help="scenario files")
     _add_brokers(command)
@@ -124,7 +131,7 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
     command.add_argument(
         "--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often"
     )
-    if scenarios:
+    if scenarios or has_duration:
         command.add_argument(
             "--duration", type=_seconds, metavar="TIME", help="measured window of each trial, such as 90s, 20m, 4h or "
             "2d, in place of the profile's (docs/soak.md)",
@@ -134,6 +141,31 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool) -> None:
     command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
     command.add_argument("--cpus-client", metavar="LIST", help="pin producers and consumers, such as 4-7")
     _add_output(command)
+
+
+def _add_decide(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "decide",
+        help="which broker carries this load with this p99, with what headroom, and how sure is that?",
+        description="Both brokers at the demanded rate, in turns, and a search for the rate beyond which each of them "
+        "misses the objective; the answer in words (docs/decide.md). Each --set holds for all of its trials.",
+    )
+    command.add_argument("--rate", type=_rate, required=True, metavar="MSGS", help="messages a second to be carried")
+    command.add_argument("--size", type=_bytes, required=True, metavar="BYTES", help="of each message, such as 1024")
+    command.add_argument(
+        "--p99", type=_milliseconds, required=True, metavar="TIME", help="within which 99 of 100 messages are to "
+        "arrive, from when they were due until they are received, such as 10ms",
+    )  # fmt: skip
+    command.add_argument(
+        "--survive", choices=SURVIVE, required=True, help="what a confirmed message survives: nothing promised, kill "
+        "-9 of the broker, a power cut of one node, the loss of one node of three, or of one and a power cut of all",
+    )  # fmt: skip
+    command.add_argument("--subscribers", type=_positive, default=1, help="how many receive every message (default: 1)")
+    command.add_argument("--producers", type=_positive, help="processes that send (default: as many as the rate needs)")
+    command.add_argument("--consumers", type=_positive, default=1, help="of each subscriber (default: 1)")
+    _add_run(command, scenarios=False, has_duration=True)
+    _add_prometheus(command)
+    command.set_defaults(repeats=3)
 
 
 def _add_prometheus(command: argparse.ArgumentParser) -> None:
@@ -178,6 +210,33 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= LONGEST_S:
         raise argparse.ArgumentTypeError(f"{text}: expected a time such as 90s, 20m, 4h or 2d, of a week at the most")
     return seconds
+
+
+def _rate(text: str) -> float:
+    try:
+        msgs_per_s = float(text)
+    except ValueError:
+        msgs_per_s = 0.0
+    if not 0 < msgs_per_s <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text}: expected messages a second, more than 0, such as 20000")
+    return msgs_per_s
+
+
+def _bytes(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a size in bytes, such as 1024")
+    return int(text)
+
+
+def _milliseconds(text: str) -> float:
+    """A time with its unit in ms: 10 alone could be of seconds as well."""
+    try:
+        seconds = seconds_of(text) if text[-1:].isalpha() else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3_600:
+        raise argparse.ArgumentTypeError(f"{text}: expected a time with its unit, such as 10ms or 0.5s, at most 1h")
+    return round(seconds * 1e3, 6)
 
 
 def _effect(text: str) -> float:

@@ -12,7 +12,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from loadgen.arguments import BROKER_NAMES, make_parser
-from loadgen.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, EXIT_USAGE, HostError, LoadgenError, ScenarioError
+from loadgen.errors import (
+    EXIT_CANNOT_TELL,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    HostError,
+    LoadgenError,
+    ScenarioError,
+)
 from loadgen.redaction import without_userinfo
 
 if TYPE_CHECKING:
@@ -229,6 +238,7 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.cost import in_words
     from loadgen.host import disk_free
     from loadgen.sites import disk_dir
 
@@ -239,11 +249,7 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
         return 0
     for trial in plan.trials:
         print(trial.describe())
-    most = f" (at most {plan.longest_s / 60:.1f})" if plan.longest_s > plan.expected_s else ""
-    print(
-        f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes{most}, "
-        f"at most {plan.peak_bytes_max / 1e9:.1f} GB on disk at once"
-    )
+    print(in_words(plan))
     plan.refuse_over_half_of(disk_free(disk_dir(arguments.brokers)))
     return 0
 
@@ -267,7 +273,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _ab(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.engine import exit_status
-    from loadgen.errors import EXIT_CANNOT_TELL, EXIT_OK
     from loadgen.load import load_variants
     from loadgen.plan import PROFILES, make_ab_plan
     from loadgen.stats.power import EFFECT_RATIO
@@ -309,6 +314,35 @@ def _print_ab(run: Any, as_json: bool) -> bool:
     return all(each.effects[0].is_told for each in compared)
 
 
+def _decide(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.cost import in_words
+    from loadgen.deciding import demand_plan, demand_scenarios, with_sets
+    from loadgen.demand import Demand
+    from loadgen.load import parse_set
+    from loadgen.plan import PROFILES
+
+    demand = Demand(arguments.rate, arguments.size, arguments.p99, arguments.survive, arguments.subscribers)
+    profile = PROFILES[arguments.profile]
+    scenarios = demand_scenarios(
+        demand,
+        profile,
+        producers=arguments.producers,
+        consumers=arguments.consumers,
+        duration_s=arguments.duration,
+        is_hurt=arguments.brokers == "local",
+    )
+    plan = demand_plan(
+        demand,
+        with_sets(scenarios, [parse_set(text) for text in arguments.sets]),
+        profile,
+        brokers=_names(arguments),
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+    )
+    console.message(in_words(plan))
+    return _execute(plan, "decide", arguments, console)
+
+
 def _rerun(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.engine import pins_of, plan_of
     from loadgen.runs import load
@@ -336,8 +370,8 @@ def _execute(
     except ScenarioError as error:  # what was measured is reported all the same
         console.message(f"loadgen: {error}")
         status = max(status, error.exit_status)
-    _print_run(run, arguments.json, other)
-    return max(status, _write_report(run, console, other))
+    is_told = _print_run(run, arguments.json, other)
+    return max(status, EXIT_OK if is_told else EXIT_CANNOT_TELL, _write_report(run, console, other))
 
 
 def _faulted(run: Any, arguments: argparse.Namespace) -> Any:
@@ -396,24 +430,42 @@ def _public_command(arguments: argparse.Namespace) -> list[str]:
     return ["loadgen", *(without_userinfo(word.replace(arguments.brokers, public)) for word in arguments.words)]
 
 
-def _print_run(run: Any, as_json: bool, other: Any = None) -> None:
-    from loadgen.report import render_run
+def _print_run(run: Any, as_json: bool, other: Any = None) -> bool:
+    """Print what a run found; the value is whether it tells what it was asked, where that was one thing."""
+    from loadgen.analysis.decision import decide
+    from loadgen.record import plain
+    from loadgen.report import render_decision, render_run
 
     if (run.header.get("plan") or {}).get("is_ab"):
-        _print_ab(run, as_json)
-    elif as_json:
-        print(json.dumps({"path": str(run.path), "status": run.status, "trials": run.trials}, indent=1))
+        return _print_ab(run, as_json)
+    decision = decide(run)
+    told = {} if decision is None else {"decision": plain({**decision.described(), "said": render_decision(decision)})}
+    if as_json:
+        print(json.dumps({"path": str(run.path), "status": run.status, **told, "trials": run.trials}, indent=1))
     else:
         print(render_run(run, other))
+    return decision is None or decision.is_told
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.runs import load
 
-    run = load(arguments.run, arguments.results)
-    other = _faulted(run, arguments)
-    _print_run(run, arguments.json, other)
-    return _write_report(run, console, other)
+    runs = [load(name, arguments.results) for name in arguments.runs or ["latest"]]
+    if len(runs) > 1:
+        return _print_across(runs, arguments.json)
+    other = _faulted(runs[0], arguments)
+    _print_run(runs[0], arguments.json, other)
+    return _write_report(runs[0], console, other)
+
+
+def _print_across(runs: list[Any], as_json: bool) -> int:
+    from loadgen.analysis.across import compare_runs
+    from loadgen.record import plain
+    from loadgen.report import render_across
+
+    found = compare_runs(runs)
+    print(json.dumps(plain(asdict(found)), indent=1) if as_json else render_across(found))
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:
@@ -437,6 +489,7 @@ _COMMANDS = {
     "plan": _plan,
     "compare": _run,
     "ab": _ab,
+    "decide": _decide,
     "probe": _probe,
     "rerun": _rerun,
     "report": _report,

@@ -8,7 +8,7 @@ from loadgen import stream_knobs
 from loadgen.retention import kept_bytes_max
 
 if TYPE_CHECKING:
-    from loadgen.plan import Trial
+    from loadgen.plan import Plan, Trial
 
 # Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 0.9 to 3 s).
 OVERHEAD_S = 1.5
@@ -45,3 +45,12 @@ def overhead_s(trial: Trial) -> float:
     bindings: int = trial.subscribers * trial.settings.get("queues", 1) * trial.settings.get("bindings", 1)
     kept = "stream" if trial.driver in stream_knobs.DRIVERS else trial.broker
     return OVERHEAD_S + BINDING_S * bindings + trial.backlog.msgs / WRITTEN_MSGS_PER_S[kept]
+
+
+def in_words(plan: Plan) -> str:
+    """`24 trials, about 5.3 minutes (at most 9.0), at most 0.4 GB on disk at once`."""
+    most = f" (at most {plan.longest_s / 60:.1f})" if plan.longest_s > plan.expected_s else ""
+    return (
+        f"{len(plan.trials)} trials, about {plan.expected_s / 60:.1f} minutes{most}, "
+        f"at most {plan.peak_bytes_max / 1e9:.1f} GB on disk at once"
+    )

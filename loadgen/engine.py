@@ -13,6 +13,8 @@ from loadgen import host
 from loadgen.brokers import is_warmed, mark_warmed, renewed
 from loadgen.ceiling import measure_ceiling
 from loadgen.checks.repeats import versions_changed
+from loadgen.deciding import demand_plan
+from loadgen.demand import Demand, is_answered_by
 from loadgen.drivers import load_driver
 from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.exposition import Exposition, exposed
@@ -378,6 +380,7 @@ def header_of(
             "brokers": plan.brokers,
             "is_ab": plan.is_ab,
             "effect_ratio": plan.effect_ratio,
+            "demand": None if plan.demand is None else asdict(plan.demand),
             "probes": list(options.probes),
         },
         "pins": {"broker": pins.broker, "client": pins.client},
@@ -415,6 +418,9 @@ def plan_of(run: Run, brokers: tuple[BrokerName, ...]) -> Plan:
             effect = kept.get("effect_ratio") or EFFECT_RATIO
             given: dict[str, Any] = {"brokers": wanted, "repeats": header["repeats"], "seed": header["seed"]}
             return make_ab_plan(a, b, profile, **given, effect_ratio=effect)
+        if kept.get("demand"):
+            demand = Demand(**kept["demand"])
+            return demand_plan(demand, scenarios, profile, brokers=wanted, seed=header["seed"])
         if not scenarios:  # a run of probes alone
             return Plan((), (), profile, header["repeats"], header["seed"], wanted)
         return make_plan(scenarios, profile, brokers=wanted, repeats=header["repeats"], seed=header["seed"])
@@ -464,15 +470,18 @@ def exit_status(run: Run) -> int:
     A finding that the broker's own word contradicts, or that failed, is such a point, too.
 
     A trial that is invalid is struck out and said so; the point stands on its other repeats. A curve's overload is no
-    failure: that its trials are invalid is what they show.
+    failure: that its trials are invalid is what they show. Nor is it one that a broker does not carry a demand that was
+    decided about (`loadgen decide`), nor that no capacity was found for it.
     """
     if run.header.get("reason") == "interrupted":
         return EXIT_INTERRUPTED
+    has_demand = bool((run.header.get("plan") or {}).get("demand"))
     usable: dict[str, bool] = {}
     for record in run.trials:
-        if not is_required(record):
+        if not (is_answered_by(record) if has_demand else is_required(record)):
             continue
         point = json.dumps([record[name] for name in ("scenario", "broker", "driver", "point")])
-        usable[point] = usable.get(point, False) or enters(record)
+        is_usable = record["status"] == "complete" if has_demand else enters(record)
+        usable[point] = usable.get(point, False) or is_usable
     found = all(finding["agrees"] is not False for finding in run.header["findings"])
     return EXIT_OK if run.status == "complete" and all(usable.values()) and found else EXIT_INVALID

@@ -29,6 +29,7 @@ from loadgen.think import Think
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loadgen.demand import Demand
     from loadgen.endpoint import BrokerName
     from loadgen.faults import At
     from loadgen.scenario import Durability, Message, Scenario
@@ -230,6 +231,8 @@ class Plan:
     brokers: tuple[BrokerName, ...] = field(default=("rabbitmq", "kafka"))
     effect_ratio: float | None = None
     """Of A against B: the effect of interest as a ratio, such as 1.1; None where there are no variants."""
+    demand: Demand | None = None
+    """What was asked of `loadgen decide`; None for every other plan."""
 
     @property
     def is_ab(self) -> bool:

@@ -181,6 +181,8 @@ class Rate(Part):
     """Where a ramp ends."""
     p99_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     """A search's objective: the p99 of the end-to-end response time that the rate must keep, in ms."""
+    enough_msgs_per_s: RateMsgs | None = None
+    """Of a search: the rate above which none is tried, where it is enough to know that so much is sustained."""
     fractions: Sweep[_Fraction] | None = None
     """Of a curve: the shares of the scenario's capacity at which latency is measured; over 1 is overload."""
 
@@ -205,9 +207,12 @@ class Rate(Part):
         return cls(kind="saturate")
 
     @classmethod
-    def search(cls, p99_ms: float | None = None) -> Self:
-        """The highest rate that is sustained, found by measuring; with `p99_ms`, the highest that keeps that too."""
-        return cls(kind="search", p99_ms=p99_ms)
+    def search(cls, p99_ms: float | None = None, enough_msgs_per_s: float | None = None) -> Self:
+        """The highest rate that is sustained, found by measuring; with `p99_ms`, the highest that keeps that too.
+
+        No rate above `enough_msgs_per_s` is tried.
+        """
+        return cls(kind="search", p99_ms=p99_ms, enough_msgs_per_s=enough_msgs_per_s)
 
     @classmethod
     def curve(cls, fractions: Sequence[float] = CURVE_FRACTIONS, p99_ms: float | None = None) -> Self:
@@ -223,6 +228,8 @@ class Rate(Part):
             raise ValueError("only Rate.ramp goes from one rate to another, and it needs both")
         if (self.kind == "curve") != (self.fractions is not None):
             raise ValueError("only Rate.curve takes fractions of the capacity, and it needs some")
+        if self.enough_msgs_per_s is not None and self.kind != "search":
+            raise ValueError(f"Rate.{self.kind} takes no enough_msgs_per_s: it ends a Rate.search")
         if self.p99_ms is not None and self.kind not in {"search", "curve"}:
             raise ValueError(f"Rate.{self.kind} takes no p99_ms: it is the objective of Rate.search and Rate.curve")
         return self

@@ -18,10 +18,14 @@ A search has a time budget. When a further probe would leave no room for a trial
 it fail), the search goes on to that trial with what it knows: its bracket is as wide as it is, and `ended_by` says why.
 Where all of those failed, one more takes the time that was kept for the tool's own ceiling, at the rate that came
 through.
+
+Who only wants to know whether there is room above a demand says which rate is `enough`: none above it is tried, and a
+capacity of that rate is "at least".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,8 +54,9 @@ Step = Literal["burst", "probe", "confirm"]
 Room = Literal[Step, "last"]
 """What there is to be time for; `last`: one more trial of full length, at the ceiling's expense."""
 Limit = BoundBy | Literal["objective"]
-End = Literal["resolution", "probes", "budget", "failed"]
-"""Why a search looked no further: it knows enough, it has probed enough, its time is up, or trials did not run."""
+End = Literal["resolution", "probes", "budget", "failed", "enough"]
+"""Why a search looked no further: it knows the edge well enough, it has probed enough, its time is up, trials did not
+run, or the rate that is enough was sustained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,19 @@ class Capacity:
 
 
 def search(
-    producers: int, producers_most: int, *, has_objective: bool, has_time: Callable[[Room], bool] = lambda _: True
+    producers: int,
+    producers_most: int,
+    *,
+    has_objective: bool,
+    has_time: Callable[[Room], bool] = lambda _: True,
+    enough_msgs_per_s: float | None = None,
 ) -> Generator[Probe, Seen, Capacity]:
     """Yield what to measure, take what was seen, return the capacity (rates in messages/s, all producers together).
 
-    `has_time` tells whether the budget has room for a step and for those that must come after it.
+    `has_time` tells whether the budget has room for a step and for those that must come after it. No rate above
+    `enough_msgs_per_s` is tried.
     """
-    state = _Search(producers, producers_most, has_time)
+    state = _Search(producers, producers_most, has_time, enough_msgs_per_s or math.inf)
     try:
         burst = yield from state.measured("burst", None)
         while burst.is_producer_full and state.has_more_producers and has_time("burst"):
@@ -130,8 +141,8 @@ class _CannotTellError(Exception):
 class _Search:
     """What a search knows so far: which rates passed, which failed and why, and where the edge is believed to be."""
 
-    def __init__(self, producers: int, most: int, has_time: Callable[[Room], bool]) -> None:
-        self.producers, self._most, self._has_time = producers, most, has_time
+    def __init__(self, producers: int, most: int, has_time: Callable[[Room], bool], enough: float) -> None:
+        self.producers, self._most, self._has_time, self._enough = producers, most, has_time, enough
         self.passed: list[float] = []
         self._fails: list[tuple[float, Seen]] = []
         self.ended_by: End = "probes"
@@ -174,7 +185,7 @@ class _Search:
             if not self._has_time("probe"):
                 self.ended_by = "budget"
                 return
-            rate = self._edge.at(0.5)
+            rate = min(self._edge.at(0.5), self._enough)
             seen = yield from self.measured("probe", rate)
             if self._is_chance(seen):
                 continue
@@ -185,6 +196,9 @@ class _Search:
                     self._edge.saw(each, passed=True)
                 continue
             self._enter(rate, seen)
+            if seen.sustained and rate == self._enough:
+                self.ended_by = "enough"
+                return
             if self.passed and self._fails and self._edge.spread <= SPREAD:
                 self.ended_by = "resolution"
                 return
@@ -192,6 +206,7 @@ class _Search:
     def confirm(self) -> Generator[Probe, Seen, Capacity]:
         """A trial of full length a little below the edge, or a little below that."""
         rate, carried, attempt = self._edge.at(0.5) * CONFIRM_SHARE, 0.0, 0
+        rate = self._enough if self.ended_by == "enough" else min(rate, self._enough)
         while attempt < CONFIRMS_MOST:
             if not self._has_time("confirm"):
                 self.ended_by = "budget"
@@ -238,6 +253,11 @@ class _Search:
             reason = f"budget used up; {reason}"
         is_lower = rate is not None and (above is None or failed.limit == "generator" or confirming.is_client_full)
         high = None if above is None else above[0]
+        if rate == self._enough:
+            reason = f"it carried {rate:,.0f} msg/s, and no more was asked about"
+            return Capacity(rate, high, self.producers, "offered", True, reason, "enough")
+        if self.ended_by == "enough":  # a probe carried as much, and the trial of full length did not
+            self.ended_by = "resolution"
         return Capacity(rate, high, self.producers, failed.limit, is_lower, reason, self.ended_by)
 
 

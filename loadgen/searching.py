@@ -68,7 +68,7 @@ def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = tim
         is_known or budget.has_time_for_ceiling or found.ended_by != "budget"
     ):
         answer["reason"] += "; there was no time to see what the tool carries without a broker"
-    elif found.rate_msgs_per_s is not None:
+    elif found.rate_msgs_per_s is not None and found.ended_by != "enough":  # a rate of its own asking is no limit
         needed = CEILING_MARGIN * found.rate_msgs_per_s
         _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
     answer["elapsed_s"] = budget.elapsed_s
@@ -80,7 +80,13 @@ def _searched(trial: Trial, bench: Bench, budget: Budget, tried: list[Record]) -
     """Run what the search asks for until it knows; `tried` gets every record."""
     p99_ms = trial.rate.p99_ms
     most = max(PRODUCERS_MOST, trial.producers)
-    steps = search(trial.producers, most, has_objective=p99_ms is not None, has_time=budget.has_time)
+    steps = search(
+        trial.producers,
+        most,
+        has_objective=p99_ms is not None,
+        has_time=budget.has_time,
+        enough_msgs_per_s=trial.rate.enough_msgs_per_s,
+    )
     probe = next(steps)
     while True:
         record = budget.timed(bench.run, _trial_of(trial, probe, len(tried) + 1))

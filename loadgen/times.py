@@ -1,16 +1,16 @@
-"""Lengths of time as people write them: 90s, 20m, 4h, 2d, or plain seconds."""
+"""Lengths of time as people write them: 10ms, 90s, 20m, 4h, 2d, or plain seconds."""
 
 from __future__ import annotations
 
 import math
 
-UNITS_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 
 def seconds_of(text: str) -> float:
     """The length in seconds; ValueError where it is none, or not finite."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS_S else (text, "s")
-    seconds = float(number) * UNITS_S[unit]
+    unit = next((each for each in UNITS_S if text.endswith(each)), "")
+    seconds = float(text.removesuffix(unit)) * UNITS_S.get(unit, 1.0)
     if not math.isfinite(seconds):
         raise ValueError(f"{text}: not a length of time")
     return seconds

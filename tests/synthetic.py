@@ -359,3 +359,60 @@ def curve_run(root: Path, repeats: int = 3, *, seed: int = 1, capacities: dict[s
                     record["observer"] = {"events": pauses, "gc": {"count": 2}}
                 write_long_trial(writer, record, median_ns * rng.lognormal(0, 0.06), rng, slow_ns)
     return load(writer.finish("complete"))
+
+
+# --- decisions ---
+
+CHECKS_PASSED = [{"name": name, "passed": True, "reason": "as it should be"} for name in ("integrity", "schedule lag")]
+
+
+def summary_ns(p99_ns: float, count: int = 80_000) -> dict[str, Any]:
+    """A latency summary with this p99; the rest lies around it."""
+    shares = {"min": 0.1, "mean": 0.3, "p50": 0.25, "p90": 0.6, "p99": 1.0, "p99_9": 2.0, "p99_99": 3.0, "max": 4.0}
+    return {"count": count, **{name: share * p99_ns for name, share in shares.items()}}
+
+
+def demanded_trial(broker: str, repeat: int, rate_msgs_per_s: float, p99_ms: float, **given: Any) -> dict[str, Any]:
+    """A trial at a demanded rate that carried it with this p99; whatever is `given` replaces the invented values."""
+    verdict = {"status": "valid", "bound_by": "offered", "reasons": [], "checks": CHECKS_PASSED}
+    record = trial(
+        broker, "decide-demand", repeat=repeat, rate={"kind": "fixed", "msgs_per_s": rate_msgs_per_s}, verdict=verdict
+    )
+    return record | {"latency_ns": {"e2e": summary_ns(p99_ms * 1e6)}} | given
+
+
+def decide_run(
+    root: Path,
+    demand: dict[str, Any],
+    p99_ms: dict[str, list[float]],
+    edges: dict[str, list[float]] | None = None,
+    given: dict[str, dict[str, Any]] | None = None,
+    losses: dict[str, int | None] | None = None,
+) -> Run:
+    """A run of `loadgen decide`: by broker the p99 of each trial at the demanded rate (ms), and the edges (messages/s).
+
+    `given` replaces values of a broker's trials at the demanded rate; `losses` are confirmed messages lost at a kill.
+    """
+    writer = RunWriter(root, "decide", {**HEADER, "plan": {"demand": demand}})
+    durability = {"nothing": "none", "power": "flushed", "node": "replicated"}.get(demand["survive"], demand["survive"])
+    for broker, values in p99_ms.items():
+        for repeat, value in enumerate(values, 1):
+            own = {"durability": durability, **(given or {}).get(broker, {})}
+            writer.add_trial(demanded_trial(broker, repeat, demand["msgs_per_s"], value, **own))
+    for broker, found in (edges or {}).items():
+        for repeat, edge in enumerate(found, 1):
+            rate = {"kind": "search", "msgs_per_s": None, "p99_ms": demand["p99_ms"], "fractions": None}
+            confirmed = probe(broker, 1, "confirm", edge, scenario="decide-edge", repeat=repeat, rate=rate)
+            confirmed |= {"durability": durability, "latency_ns": {"e2e": summary_ns(0.9e6 * demand["p99_ms"])}}
+            writer.add_trial(confirmed)
+            limit = {"bound_by": "objective", "p99_ms": demand["p99_ms"]}
+            writer.add("searches", search_record(broker, [confirmed], edge, **limit))
+    for broker, lost in (losses or {}).items():
+        fault = {
+            "what": "kill of the leader", "kind": "kill", "nodes": [1], "at_s": 5.0, "mended_after_s": 5.2,
+            "confirm_gap_s": 1.2, "delivery_gap_s": 1.3, "back_after_s": 1.5, "error": None,
+        }  # fmt: skip
+        record = trial(broker, "decide-loss", durability=durability, rate={"kind": "fixed", "msgs_per_s": 500.0})
+        account = {"confirmed_lost": lost, "unconfirmed_lost": 0, "duplicated": 0, "faults": [fault]}
+        writer.add_trial({**record, **account})
+    return load(writer.finish("complete"))

@@ -26,10 +26,12 @@ def run(
     producers: int = 1,
     most: int = 8,
     has_time: Callable[[Step], bool] = lambda _: True,
+    enough: float | None = None,
     **kwargs: bool,
 ) -> tuple[Capacity, list[Probe]]:
     """Answer every probe until the search knows."""
-    steps = search(producers, most, has_objective=kwargs.get("has_objective", False), has_time=has_time)
+    has_objective = kwargs.get("has_objective", False)
+    steps = search(producers, most, has_objective=has_objective, has_time=has_time, enough_msgs_per_s=enough)
     probe = next(steps)
     probes = [probe]
     while True:
@@ -321,3 +323,38 @@ def test_an_objective_begins_lower() -> None:
     """A latency objective is looked for from 60 % of saturation on."""
     _, probes = run(system(10_000.0), has_objective=True)
     assert probes[1].rate_msgs_per_s == pytest.approx(6_000)
+
+
+@settings(deadline=None, max_examples=60)
+@given(capacity=st.floats(10, 1e7), share=st.floats(0.1, 3.0), burst_factor=st.floats(0.5, 2.0))
+def test_no_rate_above_enough_is_tried(capacity: float, share: float, burst_factor: float) -> None:
+    """A system that sustains as much as is enough has at least so much, after few trials; else nothing changes."""
+    enough = share * capacity
+    found, probes = run(system(capacity, burst_factor), enough=enough)
+    assert all((probe.rate_msgs_per_s or 0) <= enough for probe in probes)
+    assert found.rate_msgs_per_s is not None
+    if found.ended_by == "enough":
+        assert (found.rate_msgs_per_s, found.is_lower_bound, found.bound_by) == (enough, True, "offered")
+        assert enough <= capacity
+    else:
+        assert found.rate_msgs_per_s <= capacity
+        assert found.rate_msgs_per_s >= min(enough, capacity) / 1.09
+    if share < 0.4:
+        assert found.ended_by == "enough"
+        assert len(probes) <= 4
+
+
+def test_a_full_trial_that_fails_at_enough_is_told_as_an_edge() -> None:
+    """What only a probe carried is not "at least": the search goes below, and what failed stands above."""
+
+    def answer(probe: Probe) -> Seen:
+        rate = probe.rate_msgs_per_s or 5_000.0
+        carried = rate <= (900 if probe.step == "confirm" else 5_000)
+        return Seen(min(rate, 5_000.0), carried and probe.step != "burst", "told", "broker")
+
+    found, _ = run(answer, enough=1_000.0)
+    assert found.rate_msgs_per_s is not None
+    assert found.rate_msgs_per_s <= 900
+    assert found.high_msgs_per_s is not None
+    assert not found.is_lower_bound
+    assert found.ended_by != "enough"

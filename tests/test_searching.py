@@ -138,7 +138,8 @@ def test_what_nobody_consumes_has_no_capacity(mistake: dict[str, Any], words: st
 @pytest.mark.parametrize(
     "make",
     [lambda: Rate.curve([]), lambda: Rate.curve([0.0]), lambda: Rate.curve([0.5, 0.5]), lambda: Rate.search(-1),
-     lambda: Rate(kind="fixed", msgs_per_s=5, p99_ms=1), lambda: Rate(kind="search", msgs_per_s=5)],
+     lambda: Rate(kind="fixed", msgs_per_s=5, p99_ms=1), lambda: Rate(kind="search", msgs_per_s=5),
+     lambda: Rate(kind="fixed", msgs_per_s=5, enough_msgs_per_s=9), lambda: Rate.search(enough_msgs_per_s=0)],
 )  # fmt: skip
 def test_impossible_rates_are_refused(make: Any) -> None:
     """Each mistake is one line."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.stats.confidence import estimate, paired_ratio
+from loadgen.stats.confidence import estimate, paired_ratio, unpaired_ratio
 
 POSITIVE = st.floats(1e-3, 1e9)
 
@@ -115,3 +115,37 @@ def test_more_confidence_is_never_narrower(values: list[float]) -> None:
         assert wide.high is not None
         assert wide.low <= narrow.low * (1 + 1e-12)
         assert wide.high >= narrow.high * (1 - 1e-12)
+
+
+def test_unpaired_ratio_is_welchs_t_on_logs() -> None:
+    """Against scipy's own Welch interval, which is another program's; sides may have different sizes."""
+    from scipy.stats import ttest_ind  # noqa: PLC0415
+
+    top, bottom = [1.0, 1.5, 2.0, 1.2], [0.5, 0.55, 0.45]
+    found = unpaired_ratio(top, bottom)
+    wanted = ttest_ind(np.log(top), np.log(bottom), equal_var=False).confidence_interval(0.95)
+    assert found.low == pytest.approx(math.exp(wanted.low))
+    assert found.high == pytest.approx(math.exp(wanted.high))
+    assert found.pairs == 3
+
+
+@settings(max_examples=40)
+@given(st.lists(POSITIVE, max_size=6), st.lists(POSITIVE, max_size=6))
+def test_an_unpaired_ratio_turns_over_and_needs_two_on_each_side(top: list[float], bottom: list[float]) -> None:
+    """One side's value alone has no interval; the reciprocal has the reciprocal interval."""
+    forth, back = unpaired_ratio(top, bottom), unpaired_ratio(bottom, top)
+    assert (forth.ratio is None) == (not top or not bottom)
+    assert (forth.low is None) == (min(len(top), len(bottom)) < 2)
+    if forth.low and back.high and math.isfinite(back.high):
+        assert forth.low == pytest.approx(1 / back.high, rel=1e-6)
+
+
+def test_an_unpaired_interval_keeps_its_level() -> None:
+    """Of repeats that differ by chance alone about one in twenty shows a difference."""
+    noise = np.random.default_rng(5)
+    alarms = sum(
+        unpaired_ratio(np.exp(noise.normal(0, 0.3, 3)), np.exp(noise.normal(0, 0.1, 5))).direction
+        != "no difference shown"
+        for _ in range(2_000)
+    )
+    assert alarms / 2_000 < 0.07

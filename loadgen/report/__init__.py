@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loadgen.analysis.across import Across
+    from loadgen.analysis.decision import Decision
     from loadgen.runs import Run
 
-__all__ = ["render_run", "write_report"]
+__all__ = ["render_across", "render_decision", "render_run", "write_report"]
 
 
 def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
@@ -28,3 +30,18 @@ def render_run(run: Run, other: Run | None = None) -> str:
     from loadgen.report.markdown import render_text  # noqa: PLC0415
 
     return render_text(run, gather(run, other))
+
+
+def render_decision(decision: Decision) -> list[str]:
+    """A decision in words, a sentence each."""
+    from loadgen.report.decision import decision_text  # noqa: PLC0415
+
+    return decision_text(decision).lines
+
+
+def render_across(found: Across) -> str:
+    """Several runs beside each other, for a terminal."""
+    from loadgen.report.across import across_lines  # noqa: PLC0415
+    from loadgen.report.markdown import wrapped  # noqa: PLC0415
+
+    return "\n".join(wrapped(line, "    " if line.startswith("  ") else "") for line in across_lines(found))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
+from loadgen.analysis.decision import decide
 from loadgen.analysis.outages import courses
-from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest
+from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest, summary
+from loadgen.report.decision import DecisionText, decision_text
 from loadgen.report.promises import note, promises
 from loadgen.report.soak import soak_blocks
 from loadgen.report.table import Table, make_table
@@ -69,6 +71,18 @@ class Content:
     """Of the same trials, second by second."""
     promise_note: str = ""
     """What the table of promises cannot show, and what was counted in its place."""
+    decision: DecisionText | None = None
+    """Of a run that was asked to decide."""
+    summary: tuple[str, ...] = ()
+    """Who led, by class and quantity; empty where the sentences say all of it."""
+    unsaid: tuple[str, ...] = ()
+    """What the run's comparisons leave open."""
+
+    @property
+    def in_words(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What stands below the first sentences: (heading, sentences), those without any left out."""
+        parts = (("Class by class", self.summary), ("What this run cannot say", self.unsaid))
+        return tuple((head, said) for head, said in parts if said)
 
     @property
     def has_single_runs(self) -> bool:
@@ -82,6 +96,9 @@ def gather(run: Run, other: Run | None = None) -> Content:
     table = make_table(run, other)
     variants = _variants(run)
     soaks, long = soak_blocks(run)
+    decision = decide(run)
+    found = [] if variants else summary.findings(table)
+    led = summary.lines(found)
     said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)
     said = [*said, *shapes.sentences(run), *hurt.sentences(run)]
     said += [f"{each.title}: {each.answer} {each.kept}" for each in soaks]
@@ -100,6 +117,9 @@ def gather(run: Run, other: Run | None = None) -> Content:
         promises=tuple(promises(run)),
         courses=tuple(courses(run)),
         promise_note=note(run),
+        decision=None if decision is None else decision_text(decision),
+        summary=tuple(led) if len(led) > 1 else (),
+        unsaid=() if variants else tuple(summary.unsaid(table, found)),
     )
 
 

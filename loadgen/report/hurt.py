@@ -53,8 +53,8 @@ def _fault(fault: Record) -> str:
     text = f"{fault['what']}{nodes} at {fault['at_s']:.0f} s"
     if fault["error"]:
         return f"{text}: {fault['error']}"
-    gaps = [(verb, fault[f"{kind}_gap_s"]) for kind, verb in _GAPS if fault[f"{kind}_gap_s"] is not None]
-    text += ": " + " and ".join(f"nothing was {verb} for {_gap(seconds)}" for verb, seconds in gaps) if gaps else ""
+    gaps = gaps_text(fault)
+    text += f": {gaps}" if gaps else ""
     back = fault["back_after_s"]
     if back is not None:
         text += f", the rate was back after {back:.1f} s"
@@ -65,6 +65,12 @@ def _fault(fault: Record) -> str:
 
 _MOMENTS = frozenset({"crash", "reset"})  # over as soon as they are done
 _GAPS = (("confirm", "confirmed"), ("delivery", "delivered"))
+
+
+def gaps_text(fault: Record) -> str:
+    """`nothing was confirmed for 1.2 s and nothing was delivered for 1.3 s`; empty where neither is known."""
+    gaps = [(verb, fault[f"{kind}_gap_s"]) for kind, verb in _GAPS if fault[f"{kind}_gap_s"] is not None]
+    return " and ".join(f"nothing was {verb} for {_gap(seconds)}" for verb, seconds in gaps)
 
 
 def _gap(seconds: float) -> str:

@@ -71,15 +71,17 @@ def by_point(cell: Cell) -> list[tuple[str, list[Figure]]]:
 def render_text(run: Run, content: Content) -> str:
     """What `loadgen compare` and `loadgen run` print: the answer, the measured rows, capacities, the comparison."""
     table = content.table
-    lines = [] if run.status == "complete" else [_wrapped(f"{run.status}: {run.reason or 'it has not ended'}", "")]
-    lines += [*(_wrapped(sentence, "") for sentence in content.sentences), ""]
+    lines = [] if run.status == "complete" else [wrapped(f"{run.status}: {run.reason or 'it has not ended'}", "")]
+    lines += _decision_text(content)
+    lines += [*(wrapped(sentence, "") for sentence in content.sentences), ""]
+    lines += _parts_text(content.in_words)
     measured = [row for row in table.rows if row.is_measured]
     for row in measured:
         for cell in row.cells:
             lines.append(f"{row.feature} · {words.broker_name(cell.broker)}: claimed “{cell.claim}” → {cell.judgement}")
             for point, figures in by_point(cell):
-                lines.append(_wrapped(f"{point}: " + "; ".join(figure_text(figure) for figure in figures), "    "))
-            lines.append(_wrapped(f"because {cell.reason}", "    "))
+                lines.append(wrapped(f"{point}: " + "; ".join(figure_text(figure) for figure in figures), "    "))
+            lines.append(wrapped(f"because {cell.reason}", "    "))
     silent = len(table.rows) - len(measured)
     if silent:
         lines.append(f"{silent} of the table's {len(table.rows)} rows are not measured by this run.")
@@ -93,8 +95,22 @@ def render_text(run: Run, content: Content) -> str:
     lines += _slowest_text(run, content)
     if table.struck:
         lines += ["", f"Struck out ({len(table.struck)} of {words.plural(len(table.trials), 'trial')}):"]
-        lines += [_wrapped(f"{record['id']}: {_why(record)}", "    ") for record in table.struck]
+        lines += [wrapped(f"{record['id']}: {_why(record)}", "    ") for record in table.struck]
     return "\n".join(lines)
+
+
+def _decision_text(content: Content) -> list[str]:
+    if content.decision is None:
+        return []
+    return [wrapped(content.decision.headline, ""), "", *_parts_text(content.decision.parts)]
+
+
+def _parts_text(parts: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Sentences below their headings."""
+    lines: list[str] = []
+    for head, said in parts:
+        lines += [f"{head}:", *(wrapped(line, "  ") for line in said), ""]
+    return lines
 
 
 def _tables_text(content: Content) -> list[str]:
@@ -115,8 +131,8 @@ def _capacity_text(block: CapacityBlock) -> list[str]:
     rows = [[_name(line), *(_one_line(of(line)) for _, of in columns)] for line in block.lines]
     lines = [f"Capacity: {block.scenario}, class {block.durability}: {block.load}"]
     lines += _columns([["", *(head for head, _ in columns)], *rows])
-    lines += [_wrapped(f"{_name(line)}: {line.above}; {line.effort}", "    ") for line in block.lines]
-    lines += [_wrapped(note, "    ") for note in block.notes]
+    lines += [wrapped(f"{_name(line)}: {line.above}; {line.effort}", "    ") for line in block.lines]
+    lines += [wrapped(note, "    ") for note in block.notes]
     return [*lines, *([f"  Kafka / RabbitMQ, capacity: {block.ratio}"] if block.ratio else [])]
 
 
@@ -124,19 +140,19 @@ def _curve_text(sheet: CurveSheet) -> list[str]:
     heads = [head for head, _ in CURVE_COLUMNS]
     rows = [[of(line).text for _, of in CURVE_COLUMNS] for line in sheet.lines]
     lines = [f"Latency against load: {_name(sheet)}, {sheet.scenario}, class {sheet.durability}: {sheet.load}"]
-    lines += [*_columns([heads, *rows]), _wrapped(sheet.knee, "  ")]
-    return [*lines, *([_wrapped(OVERLOAD_NOTE, "  ")] if sheet.has_overload else [])]
+    lines += [*_columns([heads, *rows]), wrapped(sheet.knee, "  ")]
+    return [*lines, *([wrapped(OVERLOAD_NOTE, "  ")] if sheet.has_overload else [])]
 
 
 def _slowest_text(run: Run, content: Content) -> list[str]:
     said = slowest.lead(content.table.tails, content.table.short)
     if not said:
         return []
-    lines = ["", _wrapped(f"The slowest seconds: {said}", "")]
+    lines = ["", wrapped(f"The slowest seconds: {said}", "")]
     for tail in content.worst:
         broker = words.broker_name(run.trial(tail.trial_id)["broker"])
-        lines.append(_wrapped(f"{broker}'s worst trial, {tail.trial_id}:", "  "))
-        lines += [_wrapped(line, "    ") for line in tail.lines()[:WORST_LINES]]
+        lines.append(wrapped(f"{broker}'s worst trial, {tail.trial_id}:", "  "))
+        lines += [wrapped(line, "    ") for line in tail.lines()[:WORST_LINES]]
     return lines
 
 
@@ -157,7 +173,8 @@ def _why(record: dict[str, object]) -> str:
     return f"{verdict['status']}: {'; '.join(verdict['reasons']) or 'no reason given'}"
 
 
-def _wrapped(text: str, indent: str) -> str:
+def wrapped(text: str, indent: str) -> str:
+    """Text of at most 110 characters a line, each indented."""
     return textwrap.fill(text, WIDTH_CHARS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
@@ -179,7 +196,7 @@ def _block_text(block: detail.Block) -> list[str]:
     lines = [f"{block.scenario}, class {block.durability}: {block.load} ({kind})"]
     lines += _columns([head, *rows])
     lines += [f"  Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]
-    lines += [_wrapped(note, "  ") for note in block.notes]
+    lines += [wrapped(note, "  ") for note in block.notes]
     return lines
 
 
@@ -194,7 +211,8 @@ def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
     """The report as Markdown, for repositories and pull requests; `charts` are (title, relative path)."""
     table = content.table
     what = "A against B" if content.variants else "RabbitMQ vs Kafka"
-    lines = [f"# {what}: {table.run_id}", "", " ".join(map(_escaped, content.sentences)), ""]
+    lines = [f"# {what}: {table.run_id}", "", *_decision_markdown(content)]
+    lines += [" ".join(map(_escaped, content.sentences)), "", *_parts_markdown(content.in_words)]
     lines += _variants_markdown(content)
     lines += ["| Feature | RabbitMQ | | Apache Kafka | |", "| --- | --- | --- | --- | --- |"]
     for row in table.rows:
@@ -222,6 +240,20 @@ def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
         name = f"`{search.id}`: {_escaped(search.answer)}" if search.id else _escaped(search.answer)
         lines += ["", f"<details><summary>{name}</summary>", "", *_trials_markdown(search.probes), "", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _decision_markdown(content: Content) -> list[str]:
+    if content.decision is None:
+        return []
+    lines = [f"**{_escaped(content.decision.headline)}**", "", *_parts_markdown(content.decision.parts)]
+    return [*lines, "## The run behind it", ""]
+
+
+def _parts_markdown(parts: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    lines: list[str] = []
+    for head, said in parts:
+        lines += [f"## {head}", "", *(f"- {_escaped(line)}" for line in said), ""]
+    return lines
 
 
 def _variants_markdown(content: Content) -> list[str]:

@@ -1,0 +1,205 @@
+"""The same points over several runs: what changed from one to the next, as a ratio with its interval.
+
+Repeats of different runs are no pairs: they were not interleaved, and what happened to the machine between the runs is
+in the ratio. So intervals are those of independent samples (`loadgen.stats.confidence.unpaired_ratio`), corrected for
+being several as those of A against B are (`loadgen.analysis.ab`). What differs beside the run itself is listed: another
+machine, other versions, other settings or lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loadgen.analysis import FOUND_KINDS, is_measured
+from loadgen.analysis.ab import corrected_confidence
+from loadgen.analysis.capacity import response_ns
+from loadgen.errors import ScenarioError
+from loadgen.record import enters
+from loadgen.stats.confidence import Estimate, Ratio, estimate, unpaired_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loadgen.record import Record
+    from loadgen.runs import Run
+
+SHARED = (
+    "scenario", "broker", "driver", "durability", "message", "rate", "consumers", "subscribers", "think", "backlog",
+    "membership", "pattern", "processors", "point",
+)  # fmt: skip
+"""What makes two trials trials of one point; of a backlog what was asked for."""
+MACHINE = ("memory_bytes", "kernel", "os")
+CPU = ("model", "cores", "limit_cores", "governor")
+DISK = ("filesystem", "rotational")
+QUANTITIES: tuple[tuple[str, str], ...] = (("rate", "msgs_per_s"), ("p50", "ns"), ("p99", "ns"))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One quantity of one point in every run, and each later run's over the first one's.
+
+    `estimates` and `ratios` are in the order of the runs; the first ratio is None, and so is that of a run without the
+    point.
+    """
+
+    point: dict[str, Any]
+    measure: str
+    unit: str
+    estimates: tuple[Estimate | None, ...]
+    ratios: tuple[Ratio | None, ...]
+    settings: tuple[str, ...] = ()
+    """Settings that are not the same in all runs: `prefetch 100, 1000`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Across:
+    """Several runs beside each other; `warnings` are what else differs, `alone` points that only one run has."""
+
+    runs: tuple[str, ...]
+    warnings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    alone: int
+    confidence: float
+
+
+def compare_runs(runs: Sequence[Run]) -> Across:
+    """The points that the first run and another one have; raises ScenarioError without any, or a run twice."""
+    names = [run.id for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ScenarioError(f"{twice}: is given twice; expected different runs")
+    gathered = [_points(run) for run in runs]
+    keys = [key for key in gathered[0] if any(key in other for other in gathered[1:])]
+    if not keys:
+        raise ScenarioError(
+            f"{names[0]}: has no point in common with {' or '.join(names[1:])}; expected runs of one scenario"
+        )
+    told = [row for key in keys for row in _rows([each.get(key, []) for each in gathered])]
+    compared = [ratio for row in told for ratio in row.ratios if ratio is not None and ratio.low is not None]
+    confidence = corrected_confidence(len(compared))
+    rows = [row for key in keys for row in _rows([each.get(key, []) for each in gathered], confidence)]
+    alone = sum(sum(key in each for each in gathered) == 1 for key in {key for each in gathered for key in each})
+    return Across(tuple(names), tuple(_warnings(runs)), tuple(rows), alone, confidence)
+
+
+def _points(run: Run) -> dict[str, list[Record]]:
+    """A run's trials that are answers, by point."""
+    found: dict[str, list[Record]] = {}
+    for record in run.trials:
+        if is_measured(record) and record["broker"] is not None and record["rate"] is not None:
+            found.setdefault(json.dumps(_point(record), sort_keys=True, default=str), []).append(record)
+    return found
+
+
+def _point(record: Record) -> dict[str, Any]:
+    point = {name: record.get(name) for name in SHARED}
+    if record["rate"].get("kind") not in FOUND_KINDS:  # a search has as many as it takes
+        point["producers"] = record["producers"]
+    if point["backlog"]:
+        point["backlog"] = {name: point["backlog"][name] for name in ("msgs", "start_from")}
+    # A field that came into records later says nothing in older ones.
+    point["rate"] = {name: value for name, value in record["rate"].items() if value is not None}
+    return point
+
+
+def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[Row]:
+    """The quantities of a point, as far as it has them in more than one run."""
+    first = next(record for records in by_run for record in records)
+    rows = []
+    for measure, unit in QUANTITIES:
+        of = _MEASURES[measure]
+        values = [[of(record) for record in records if enters(record)] for records in by_run]
+        estimates = [estimate(each) if any(value for value in each) else None for each in values]
+        if sum(each is not None for each in estimates) < 2 or estimates[0] is None:
+            continue
+        ratios = [
+            None if number == 0 or estimates[number] is None else unpaired_ratio(each, values[0], confidence)
+            for number, each in enumerate(values)
+        ]
+        rows.append(Row(_point(first), measure, unit, tuple(estimates), tuple(ratios), tuple(_changed(by_run))))
+    return rows
+
+
+def _rate(record: Record) -> float | None:
+    """What came through; of an open loop that was told its rate that is no finding, and there is none."""
+    if record["rate"].get("kind") in {"fixed", "poisson", "ramp"}:
+        return None
+    value: float | None = record["goodput_msgs_per_s" if record["consumers"] else "achieved_msgs_per_s"]
+    return value
+
+
+def _latency(percentile: str) -> Callable[[Record], float | None]:
+    def measure(record: Record) -> float | None:
+        # At a rate that each run found for itself, latencies are not of one load.
+        return None if record["rate"].get("kind") in FOUND_KINDS else response_ns(record, percentile)
+
+    return measure
+
+
+_MEASURES: dict[str, Callable[[Record], float | None]] = {"rate": _rate, "p50": _latency("p50"), "p99": _latency("p99")}
+
+
+def _changed(by_run: Sequence[Sequence[Record]]) -> list[str]:
+    """Settings that are not one value in all trials of the point."""
+    names = dict.fromkeys(name for records in by_run for record in records for name in record["settings"])
+    found = []
+    for name in names:
+        values = dict.fromkeys(str(record["settings"].get(name)) for records in by_run for record in records)
+        if len(values) > 1:
+            found.append(f"{name} {', '.join(values)}")
+    return found
+
+
+def _warnings(runs: Sequence[Run]) -> list[str]:
+    """What else than the run differs: machines, versions, lengths, and runs that are not complete."""
+    said = [f"{run.id} is {run.status}: {run.reason or 'it has not ended'}" for run in runs if run.status != "complete"]
+    for what, of in (
+        ("machine", _machine), ("broker versions", _versions), ("tool and clients", _tools),
+        ("brokers’ settings", _set), ("lengths of trials", _lengths),
+    ):  # fmt: skip
+        told = [of(run) for run in runs]
+        if len({json.dumps(each, sort_keys=True, default=str) for each in told}) > 1:
+            said.append(f"{what} differ: {_differences(told)}")
+    return said
+
+
+def _differences(told: Sequence[dict[str, Any]]) -> str:
+    """`kernel 6.1, 6.8; cores 2, 8`."""
+    parts = []
+    for name in dict.fromkeys(name for each in told for name in each):
+        values = dict.fromkeys(str(each.get(name, "unknown")) for each in told)
+        if len(values) > 1:
+            parts.append(f"{name} {' / '.join(values)}")
+    return "; ".join(parts)
+
+
+def _machine(run: Run) -> dict[str, Any]:
+    facts = {name: run.environment.get(name) for name in MACHINE}
+    for part, names in (("cpu", CPU), ("disk", DISK)):
+        facts |= {f"{part} {name}": (run.environment.get(part) or {}).get(name) for name in names}
+    return facts
+
+
+def _versions(run: Run) -> dict[str, Any]:
+    return {name: broker.get("version") for name, broker in run.header["brokers"].items()}
+
+
+def _set(run: Run) -> dict[str, Any]:
+    return {name: sorted(broker.get("deviations") or ()) for name, broker in run.header["brokers"].items()}
+
+
+def _tools(run: Run) -> dict[str, Any]:
+    seen: dict[str, dict[str, None]] = {}
+    for record in run.trials:
+        for name, value in (record["versions"] or {}).items():
+            if value is not None and name != "broker":
+                whose = f"{name} of {record['driver']}" if name == "client" else name
+                seen.setdefault(whose, {})[str(value)] = None
+    return {name: " and ".join(values) for name, values in sorted(seen.items())}
+
+
+def _lengths(run: Run) -> dict[str, Any]:
+    plan = run.header.get("plan") or {}
+    return {name: plan.get(name) for name in ("warmup_s", "duration_s")}
