@@ -322,7 +322,7 @@ def test_a_bad_demand_is_one_line_and_64(changed: dict[str, str], word: str) -> 
 
 
 def test_a_demand_is_carried_out_kept_and_can_be_run_again(tmp_path: Path) -> None:
-    """Cost before it begins, decision on stdout, a status that says that one trial cannot tell, and the plan on disk."""
+    """Cost before it begins, the decision on stdout, a status for one trial that cannot tell, and the plan on disk."""
     words = [part for pair in (GOOD | {"--p99": "60s"}).items() for part in pair]
     done = loadgen(
         *words, "--brokers", "memory", "--repeats", "1", "--broker", "kafka", "--duration", "0.5",

@@ -57,7 +57,7 @@ def decision_text(decision: Decision) -> DecisionText:
         ("The answer for each", (*map(answer, each), *between(decision))),
         ("How sure that is", tuple(sure(decision))),
         ("What would change the answer", tuple(line for one in each for line in changes(one)) + unasked(decision)),
-        ("Settings", tuple(map(settings, each))),
+        ("Settings", (*map(settings, each), *presets(decision))),
         ("What cannot be said", tuple(said for rule in UNSAID if (said := rule(decision)))),
     )
     return DecisionText(headline(decision), tuple((head, said) for head, said in parts if said))
@@ -201,6 +201,7 @@ def sure(decision: Decision) -> list[str]:
     said = [
         f"{count} at the demanded rate each, the brokers in turns ({outcomes}).",
         "Intervals are 95 % Student t intervals over trials or searches, never over messages.",
+        "The p99 counts from when a message was due until it was received.",
     ]
     windows = {record["window_s"] for record in decision.run.trials if _is_tried(decision, record)}
     counts = [record["received"] for record in decision.run.trials if _is_tried(decision, record)]
@@ -281,6 +282,17 @@ def settings(candidate: Candidate) -> str:
     roles = f"{words.plural(candidate.producers, 'producer')}, {words.plural(candidate.consumers, 'consumer')}"
     own = ", ".join(changed) or "none"
     return f"{name_of(candidate)}: {roles}; for the class {', '.join(promised) or 'none'}; for the load {own}."
+
+
+def presets(decision: Decision) -> list[str]:
+    """Why the settings for the load are as they are, where nobody chose others."""
+    kept = {each.get("preset") for each in decision.run.header["scenarios"]}
+    if kept != {"throughput"} or not decision.candidates:
+        return []
+    why = (
+        "Those for the load are preset throughput, with room for the rate; Kafka’s linger_ms is at most a fifth of the"
+    )
+    return [f"{why} p99 demanded, unless it was set. None of them touches what the class promises."]
 
 
 def _plain(value: Any) -> str:
