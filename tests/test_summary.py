@@ -161,6 +161,20 @@ def test_single_repeats_and_sweeps_are_said(tmp_path: Path) -> None:
     )
 
 
+def test_brokers_that_were_hurt_are_not_compared(tmp_path: Path) -> None:
+    """Latencies of trials in which a node was killed are of the kill, and stand elsewhere."""
+    fault = {"what": "kill", "kind": "kill", "nodes": [1], "error": None}
+    rate = {"kind": "fixed", "msgs_per_s": 100.0}
+    latency = {"e2e": synthetic.summary_ns(1e6)}
+    records = [
+        synthetic.trial(broker, "x", rate=rate, latency_ns=latency, faults=faults, durability=durability)
+        for broker in ("kafka", "rabbitmq")
+        for faults, durability in (([fault], "broker"), (None, "flushed"))
+    ]
+    found = findings(make_table(run_of(tmp_path, records)))
+    assert [(each.durability, each.quantity) for each in found] == [("flushed", "p50"), ("flushed", "p99")]
+
+
 def test_capacities_are_compared_as_their_searches_allow(tmp_path: Path) -> None:
     """Bound by the broker: a leader; where one was not reached and might be larger: nothing."""
     content = gather(synthetic.search_run(tmp_path / "reached"))

@@ -292,7 +292,7 @@ def presets(decision: Decision) -> list[str]:
     why = (
         "Those for the load are preset throughput, with room for the rate; Kafka’s linger_ms is at most a fifth of the"
     )
-    return [f"{why} p99 demanded, unless it was set. None of them touches what the class promises."]
+    return [f"{why} the p99 demanded, unless it was set. None of them touches what the class promises."]
 
 
 def _plain(value: Any) -> str:

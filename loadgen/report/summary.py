@@ -83,12 +83,19 @@ def findings(table: Table) -> list[Finding]:
     found = [_capacity(*both) for group in capacity.grouped(table.capacities) if (both := capacity.pair(group))]
     for each in table.comparisons:
         kind = each.shared["rate"].get("kind")
+        if _is_hurt(each):
+            continue
         if kind == "saturate":
             found += _of(each, "throughput", pt.goodput)
         elif kind in {"fixed", "poisson"}:
             for quantity in ("p50", "p99"):
                 found += _of(each, quantity, pt.latency("e2e", quantity))
     return found
+
+
+def _is_hurt(comparison: pt.Comparison) -> bool:
+    """Whether its brokers were hurt meanwhile: how long they stood still is told elsewhere."""
+    return any(record["faults"] for point in comparison.points for record in point.used)
 
 
 def _capacity(kafka: PointCapacity, rabbitmq: PointCapacity) -> Finding:
