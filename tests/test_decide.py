@@ -125,10 +125,10 @@ def test_neither_carries(tmp_path: Path) -> None:
         ({"given": {"kafka": {"verdict": verdict("host", host_CPU=None), **BEHIND}}}, "used up this machine"),
         ({"given": {"kafka": {"verdict": verdict("generator"), **BEHIND}}}, "the clients were the limit"),
         ({"given": {"kafka": {"verdict": verdict("offered", integrity=False)}}}, "integrity: as told"),
-        ({"given": {"kafka": {"status": "failed", "error": "an agent died"}}}, "did not run: an agent died"),
+        ({"given": {"kafka": {"status": "failed", "error": "an agent died"}}}, "it did not run: an agent died"),
         (
             {"given": {"kafka": {"verdict": verdict("broker", stolen_CPU=None), **BEHIND}}},
-            "while something else used the machine",
+            "something else used the machine meanwhile",
         ),
         ({"given": {"kafka": {"verdict": verdict("broker"), **BEHIND}}}, "not clearly below the demand"),
     ],

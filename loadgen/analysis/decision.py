@@ -45,7 +45,10 @@ POWER = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One trial at the demanded rate; `why` says what speaks against it (or what it carried), `limit` whose limit."""
+    """One trial at the demanded rate; `why` says what speaks against it (or what it carried), `limit` whose limit.
+
+    `disturbed` says that something else than the trial used the machine meanwhile.
+    """
 
     trial_id: str
     repeat: int
@@ -53,6 +56,7 @@ class Tried:
     why: str
     limit: str
     p99_ns: float | None
+    disturbed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +212,7 @@ def tried(record: Record, demand: Demand) -> Tried:
     seen = seen_in(record, demand.p99_ms, demand.subscribers, is_confirming=True)
     is_missed = seen.limit in BROKERS_OWN and not seen.disturbed
     outcome: Outcome = "kept" if seen.sustained else "missed" if is_missed else "unclear"
-    why = seen.why + " while something else used the machine" * (seen.disturbed and not seen.sustained)
-    return Tried(name, repeat, outcome, why, seen.limit, response_ns(record, "p99"))
+    return Tried(name, repeat, outcome, seen.why, seen.limit, response_ns(record, "p99"), seen.disturbed)
 
 
 def answered(candidate: Candidate) -> Candidate:
@@ -236,12 +239,14 @@ def doubt_unclear(candidate: Candidate) -> str | None:
     unclear = candidate.of("unclear")
     if not unclear:
         return None
-    limits = {each.limit for each in unclear}
+    limits = {"disturbed" if each.disturbed else each.limit for each in unclear}
     whose = {
+        "disturbed": ": something else used the machine meanwhile",
         "host": ": clients and broker together used up this machine, and the broker alone may carry more",
         "generator": ": the clients were the limit, and the broker may carry more",
     }.get(next(iter(limits)) if len(limits) == 1 else "", "")
-    return f"in {len(unclear)} of {_trials(candidate)} {unclear[0].why}{whose}"
+    verb = "does" if len(candidate.trials) == 1 else "do"
+    return f"{len(unclear)} of {_trials(candidate)} {verb} not tell: {unclear[0].why}{whose}"
 
 
 def doubt_mixed(candidate: Candidate) -> str | None:

@@ -57,7 +57,7 @@ def decision_text(decision: Decision) -> DecisionText:
         ("The answer for each", (*map(answer, each), *between(decision))),
         ("How sure that is", tuple(sure(decision))),
         ("What would change the answer", tuple(line for one in each for line in changes(one)) + unasked(decision)),
-        ("Settings", (*map(settings, each), *presets(decision))),
+        ("Settings", (*(settings(one, decision) for one in each), *presets(decision))),
         ("What cannot be said", tuple(said for rule in UNSAID if (said := rule(decision)))),
     )
     return DecisionText(headline(decision), tuple((head, said) for head, said in parts if said))
@@ -240,6 +240,8 @@ def changes(candidate: Candidate) -> list[str]:
 
 def _telling(candidate: Candidate, name: str) -> list[str]:
     """What would tell where it is open."""
+    if any(each.disturbed for each in candidate.of("unclear")):
+        return [f"{name}: a machine that nothing else uses meanwhile (`loadgen doctor`) may tell."]
     limits = {each.limit for each in candidate.of("unclear")}
     if limits & {"host", "generator"}:
         elsewhere = "clients on other machines (docs/distributed.md), brokers of your own (--brokers URL) or more cores"
@@ -267,17 +269,21 @@ def unasked(decision: Decision) -> tuple[str, ...]:
     return tuple(said)
 
 
-def settings(candidate: Candidate) -> str:
+def settings(candidate: Candidate, decision: Decision) -> str:
     """The knobs that differ from our defaults, apart from what the class demands."""
     is_stream = candidate.driver in STREAM_DRIVERS or candidate.settings.get("queue_type") == "stream"
     defaults = STREAM_DEFAULTS if is_stream else DEFAULTS[candidate.broker]  # type: ignore[index]
     demanded = CLASS_DEMANDS[str(candidate.demand.durability)].get(candidate.broker, {})  # type: ignore[call-overload]
     given = {name: value for name, value in candidate.settings.items() if value is not None}
+    chosen = {name for each in decision.run.header["scenarios"] for name in each.get(candidate.broker) or {}}
     promised = [f"{name} {_plain(given[name])}" for name in demanded if name in given]
     changed = [
         f"{name} {_plain(value)}"
         for name, value in given.items()
-        if name not in demanded and name in defaults and defaults[name] != value
+        if name in defaults
+        and name not in demanded
+        and defaults[name] != value
+        and (defaults[name] is not None or name in chosen)  # what a knob that nobody set was completed to says nothing
     ]
     roles = f"{words.plural(candidate.producers, 'producer')}, {words.plural(candidate.consumers, 'consumer')}"
     own = ", ".join(changed) or "none"
@@ -289,9 +295,7 @@ def presets(decision: Decision) -> list[str]:
     kept = {each.get("preset") for each in decision.run.header["scenarios"]}
     if kept != {"throughput"} or not decision.candidates:
         return []
-    why = (
-        "Those for the load are preset throughput, with room for the rate; Kafka’s linger_ms is at most a fifth of the"
-    )
+    why = "Those for the load are preset throughput, with room for the rate; Kafka’s linger_ms is at most a fifth of"
     return [f"{why} the p99 demanded, unless it was set. None of them touches what the class promises."]
 
 

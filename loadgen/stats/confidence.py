@@ -93,7 +93,7 @@ def _t_interval(logs: Sequence[float], confidence: float) -> tuple[float, float]
 
 
 @lru_cache(maxsize=1_024)
-def t_quantile(share: float, freedom: int) -> float:
+def t_quantile(share: float, freedom: float) -> float:
     """Student's t below which this share lies; kept, since scipy takes longer for it than all else of an interval."""
     from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
 
@@ -165,11 +165,7 @@ def unpaired_ratio(
     ]
     reach = 0.0
     if sum(errors) > 0:
-        from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
-
-        shares = [
-            error / sum(errors) for error in errors
-        ]  # of the variance, so that a tiny one does not vanish squared
+        shares = [error / sum(errors) for error in errors]  # a tiny error would vanish, squared
         freedom = 1 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, logs, strict=True))
-        reach = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(sum(errors))
+        reach = t_quantile((1 + confidence) / 2, freedom) * math.sqrt(sum(errors))
     return Ratio(_exp(difference), _exp(difference - reach), _exp(difference + reach), fewest, confidence)
