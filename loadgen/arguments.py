@@ -77,13 +77,7 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_brokers(command)
     _add_prometheus(command)
     _add_output(command)
-    command = commands.add_parser("report", help="write a run's report again and print its table, or compare runs")
-    command.add_argument(
-        "runs", nargs="*", metavar="RUN", help="a run's folder or id (default: latest); several: their points beside "
-        "each other, against the first one's",
-    )  # fmt: skip
-    _add_faults(command)
-    _add_output(command)
+    _add_report(commands)
     command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
     command.add_argument("--json", action="store_true", help="for machines")
     return parser
@@ -110,6 +104,16 @@ def _add_brokers(command: argparse.ArgumentParser, sources: Sequence[str] = tupl
 def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept (default: results)")
     command.add_argument("--json", action="store_true", help="results for machines, on stdout")
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("report", help="write a run's report again and print its table, or compare runs")
+    command.add_argument(
+        "runs", nargs="*", metavar="RUN", help="a run's folder or id (default: latest); several: their points beside "
+        "each other, against the first one's",
+    )  # fmt: skip
+    _add_faults(command)
+    _add_output(command)
 
 
 def _add_faults(command: argparse.ArgumentParser) -> None:

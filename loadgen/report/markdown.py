@@ -118,7 +118,7 @@ def _tables_text(content: Content) -> list[str]:
     lines: list[str] = []
     if content.promises:
         lines += ["", "Promises under faults", *_columns([PROMISE_HEADS, *(line.cells for line in content.promises)])]
-        lines += ["", _wrapped(content.promise_note, "")]
+        lines += ["", wrapped(content.promise_note, "")]
         lines += ["", "What faults cost", *_columns([COST_HEADS, *(line.cost for line in content.promises)])]
     for soaked in content.soaks:
         lines += ["", f"Over time: {soaked.title}", *_columns([SOAK_HEADS, *(line.cells for line in soaked.lines)])]
