@@ -11,5 +11,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),
     preset="low_latency",
+    profile_share=0.8,
 )
 globals().update(scenario.locust_users())

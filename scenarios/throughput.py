@@ -11,6 +11,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),
     preset="throughput",
-    profile_share=0.8,
+    profile_share=0.7,
 )
 globals().update(scenario.locust_users())
