@@ -374,7 +374,10 @@ def unsaid_loss(decision: Decision) -> str | None:
     power = " A power cut was not tried: a killed process leaves the page cache whole." * (
         decision.demand.survive == "node+power"
     )
-    return f"A leader was killed once each: that none was lost then is no proof that none ever is.{power}"
+    return (
+        "The p99 is of brokers that nobody hurt: while a leader is gone, messages wait for as long as is told above. One "
+        f"was killed once each, which is no proof that none is ever lost.{power}"
+    )
 
 
 def _was_hurt(candidate: Candidate) -> bool:
