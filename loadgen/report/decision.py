@@ -375,8 +375,8 @@ def unsaid_loss(decision: Decision) -> str | None:
         decision.demand.survive == "node+power"
     )
     return (
-        "The p99 is of brokers that nobody hurt: while a leader is gone, messages wait for as long as is told above. One "
-        f"was killed once each, which is no proof that none is ever lost.{power}"
+        "The p99 is of brokers that nobody hurt: while a leader is gone, messages wait for as long as is told above. "
+        f"One was killed once each, which is no proof that none is ever lost.{power}"
     )
 
 
