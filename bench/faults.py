@@ -81,7 +81,7 @@ def told(run: Run) -> Iterable[str]:
     """What is wrong, a line each: trials, faults, promises and counts."""
     if run.status != "complete":
         yield f"{run.id}: the run was cut short: {run.reason or run.status}"
-    for record in run.trials:
+    for record in run.records:
         if record["status"] != "complete":
             yield f"{record['id']}: {record['error'] or record['status']}"
         for each in record["faults"] or ():
@@ -91,7 +91,7 @@ def told(run: Run) -> Iterable[str]:
         if line.state not in {"held", "nothing promised"}:
             yield f"{line.trial_id}: {line.cells[PROMISE_HEADS.index('promise')]}: {line.state}"
     yield from unflushed(run)
-    yield from filter(None, map(_disagreement, run.trials))
+    yield from filter(None, map(_disagreement, run.records))
 
 
 def is_good(run: Run) -> bool:
@@ -137,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     run = load("latest", arguments.results)
     print("\n".join([note(run), *told(run)]))  # the table itself is in what `loadgen run` has just printed
-    hurt = sum(len(record["faults"] or ()) for record in run.trials)
-    print(f"{len(run.trials)} trials, {hurt} faults, {(time.monotonic() - began_s) / 60:.1f} minutes")
+    hurt = sum(len(record["faults"] or ()) for record in run.records)
+    print(f"{len(run.records)} trials, {hurt} faults, {(time.monotonic() - began_s) / 60:.1f} minutes")
     return 0 if is_good(run) else 1
 
 

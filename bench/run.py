@@ -1,6 +1,6 @@
 """Every speed bar, measured: `make bench` prints the figures that docs/performance.md quotes.
 
-    python bench/run.py [kafka] [confluent] [rabbitmq] [stream] [pacing] [recording] [startup] [--pairs N]
+    python bench/run.py [kafka] [confluent] [rabbitmq] [stream] [pacing] [recording] [reading] [startup] [--pairs N]
 
 Both sides of a comparison run in turn, ours then theirs, and are compared pair by pair; the interval is a t interval
 of the mean log ratio at 95 %.
@@ -273,10 +273,16 @@ def recording() -> None:
     subprocess.run([sys.executable, "bench/recording.py"], check=True)
 
 
+def reading() -> None:
+    """A run of 10⁹ messages, loaded and reported."""
+    print("\n## Reading a run of 10⁹ messages", flush=True)
+    subprocess.run([sys.executable, "bench/reading.py"], check=True)
+
+
 def main() -> None:
     """Run the benches that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("kafka", "confluent", "rabbitmq", "stream", "pacing", "recording", "startup")
+    names = ("kafka", "confluent", "rabbitmq", "stream", "pacing", "recording", "reading", "startup")
     parser.add_argument("benches", nargs="*", default=names, metavar="|".join(names))
     parser.add_argument("--pairs", type=int, default=7)
     arguments = parser.parse_args()
@@ -298,6 +304,8 @@ def main() -> None:
             pacing(endpoints)
     if "recording" in wanted:
         recording()
+    if "reading" in wanted:
+        reading()
     if "startup" in wanted:
         startup()
 

@@ -48,7 +48,7 @@ def under_locust(
         subprocess.run([sys.executable, "-m", "locust", *words, *more], check=False, stderr=subprocess.DEVNULL)
         with (folder / "stats_stats.csv").open() as file_:
             counts = {row["Type"]: int(row["Request Count"]) for row in csv.DictReader(file_)}
-        (trial,) = load(folder / "results" / "latest").trials
+        (trial,) = load(folder / "results" / "latest").records
         return trial, counts
 
 
@@ -59,7 +59,7 @@ def by_command_line(file: str, broker: str, seconds: float, *sets: str) -> Any:
         for text in (*sets, f"warmup_s={WARMUP_S - 1}", f"duration_s={seconds}"):
             words += ["--set", text]
         subprocess.run([sys.executable, "-m", "loadgen.cli", *words], check=False, capture_output=True)
-        (trial,) = load(Path(name) / "latest").trials
+        (trial,) = load(Path(name) / "latest").records
         return trial
 
 

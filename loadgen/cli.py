@@ -441,7 +441,7 @@ def _print_run(run: Any, as_json: bool, other: Any = None) -> bool:
     decision = decide(run)
     told = {} if decision is None else {"decision": plain({**decision.described(), "said": render_decision(decision)})}
     if as_json:
-        print(json.dumps({"path": str(run.path), "status": run.status, **told, "trials": run.trials}, indent=1))
+        print(json.dumps({"path": str(run.path), "status": run.status, **told, "trials": run.records}, indent=1))
     else:
         print(render_run(run, other))
     return decision is None or decision.is_told

@@ -477,7 +477,7 @@ def exit_status(run: Run) -> int:
         return EXIT_INTERRUPTED
     has_demand = bool((run.header.get("plan") or {}).get("demand"))
     usable: dict[str, bool] = {}
-    for record in run.trials:
+    for record in run.records:
         if not (is_answered_by(record) if has_demand else is_required(record)):
             continue
         point = json.dumps([record[name] for name in ("scenario", "broker", "driver", "point")])

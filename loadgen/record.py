@@ -87,6 +87,87 @@ def is_required(record: Mapping[str, Any]) -> bool:
     return bool(record["purpose"] == "measure" and fractions[0] < 1)
 
 
+_FLAT_NUMBERS = (
+    "offered_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "achieved_msgs_per_s", "goodput_msgs_per_s",
+    "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost", "duplicated",
+    "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign", "missing_msgs",
+    "misshared_msgs", "dropped_by_limit", "expired", "refused_by_limit", "blocked_share", "agent_cpu_share_max",
+)  # fmt: skip
+_FLAT_LOAD = ("producers", "consumers", "subscribers", "pattern", "processors", "warmup_s", "window_s", "drain_s")
+_NOT_SWEPT = frozenset({"pair"})
+"""Of A against B: which point it is, in the order they were asked."""
+
+
+def flat(record: Record) -> Record:
+    """A trial as one row of plain values, units in the names; what it does not have is None.
+
+    Knobs of the broker are named as `--set` names them (`kafka.linger_ms`), latencies `<kind>_<percentile>_ns`.
+    """
+    rate, message = record["rate"] or {}, record["message"] or {}
+    row: Record = {
+        "trial": record["id"],
+        **{name: record[name] for name in ("scenario", "broker", "driver", "driver_kind", "durability")},
+        "point": point_label(record),
+        **{name: record[name] for name in ("repeat", "purpose", "status")},
+        "verdict": record["verdict"]["status"],
+        "bound_by": record["verdict"]["bound_by"],
+        "counts": enters(record),
+        "reasons": "; ".join([*([record["error"]] if record["error"] else []), *record["verdict"]["reasons"]]),
+        "rate_kind": rate.get("kind"),
+        "rate_msgs_per_s": rate.get("msgs_per_s"),
+        "fraction": (rate.get("fractions") or [None])[0],
+        "size_bytes": _cell(message.get("size_bytes")),
+        **{name: _cell(record[name]) for name in _FLAT_LOAD},
+        "started_utc": record["started_utc"],
+        **{name: record[name] for name in _FLAT_NUMBERS},
+        "errors": sum(record["errors"].values()),
+    }
+    for role, value in record["cpu_s"].items():
+        row[f"cpu_{role}_s"] = value
+    for role, value in record["rss_bytes"].items():
+        row[f"rss_{role}_bytes"] = value
+    for kind, summary in record["latency_ns"].items():
+        for name, value in (summary or {}).items():
+            row[f"{kind}_{name}" if name == "count" else f"{kind}_{name}_ns"] = value
+    for name, value in record["point"].items():
+        row.setdefault(name, _cell(value))
+    for name, value in record["settings"].items():
+        row[f"{record['broker']}.{name}"] = _cell(value)
+    return row
+
+
+def point_label(record: Record) -> str:
+    """Which point of its scenario a trial repeats, the same in every run: `latency/kafka/kafka/broker/msgs_per_s=1000`.
+
+    Its rate and size stand in it even where the scenario does not sweep them, so that runs that were told other ones
+    (`--set rate=…`) are not taken for the same.
+    """
+    rate, message = record["rate"] or {}, record["message"] or {}
+    asked = {
+        "rate": None if rate.get("kind") in {None, "fixed"} else rate["kind"],
+        "msgs_per_s": rate.get("msgs_per_s"),
+        "fraction": (rate.get("fractions") or [None])[0],
+        "size_bytes": message.get("size_bytes"),
+    }
+    swept = {name: value for name, value in record["point"].items() if name not in _NOT_SWEPT}
+    names = [str(record[name]) for name in ("scenario", "broker", "driver", "durability")]
+    told = {name: value for name, value in (asked | swept).items() if value is not None}
+    return "/".join([*names, *(f"{name}={_shown(value)}" for name, value in told.items())])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(_cell(value))
+
+
+def _cell(value: Any) -> Any:
+    """What one cell of a table holds: a distribution or a list as text."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={item}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return value
+
+
 def make_partial(record: Record, reason: str) -> None:
     """Mark a trial that did not come to its end; what it measured stays, and nobody judges it."""
     record["status"], record["error"] = "partial", record["error"] or reason

@@ -1,6 +1,6 @@
 """Runs on disk: `results/<UTC time>-<name>/`, written while measuring, read by all that judges or reports.
 
-This is the only module that touches `results/`. A run is four files, each readable by itself:
+Only this module and `run.py` touch `results/`. A run is four files, each readable by itself:
 
 * `run.json`: what was asked, where it ran, one record a trial (`run.schema.json`, docs/results.md); replaced
   as a whole, so that at any moment it is a valid document;
@@ -20,9 +20,8 @@ import os
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from glob import glob
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,17 +30,18 @@ from loadgen.errors import HostError, ScenarioError
 from loadgen.files import appending, as_host_error, fresh_folder, write_atomically
 from loadgen.record import Record, completed, make_partial, plain
 from loadgen.redaction import refuse_secrets
-from loadgen.series import SERIES_FILE, SERIES_LIVE_FILE, live_series, to_parquet
+from loadgen.run import Run
+from loadgen.series import SERIES_FILE, SERIES_LIVE_FILE, to_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    import pandas as pd
+    from collections.abc import Callable, Iterable, Mapping
 
     from loadgen import hlog
     from loadgen.histogram import Histogram
     from loadgen.recorder import IntervalDelta
     from loadgen.seconds import SecondsLog
+
+__all__ = ["Run", "RunWriter", "load", "load_runs", "refuse_unwritable"]
 
 SCHEMA_VERSION = 1
 RUN_FILE, HLOG_FILE = "run.json", "histograms.hlog"
@@ -51,8 +51,6 @@ HOLD_INTERVAL_S = 3.0
 WRITER_START_TOLERANCE_S = 2.0
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 256 << 10  # freed when the disk is full: room for the run's last words
 NAME_CHARS_MAX = 80  # many scenarios make a long name, and folders have a limit
-
-RunStatus = Literal["running", "complete", "partial"]
 
 
 class RunWriter:
@@ -288,94 +286,6 @@ class RunWriter:
             fresh.replace(link)
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """One line of the histogram log; `start_s` counts from the measured window's beginning."""
-
-    trial_id: str
-    kind: str
-    agent: str
-    start_s: float
-    length_s: float
-    histogram: Histogram
-
-
-@dataclass
-class Run:
-    """A run as it was recorded; histograms and series are read when they are asked for."""
-
-    path: Path
-    header: Record
-    trials: list[Record]
-    status: RunStatus
-    reason: str | None = None
-    _lines: dict[tuple[str, str], list[hlog.Interval]] = field(default_factory=dict, repr=False)
-
-    @property
-    def id(self) -> str:
-        """The name of the run's folder when it was written."""
-        return str(self.header["id"])
-
-    @property
-    def environment(self) -> Record:
-        """Host, CPU, kernel, packages and what else the figures depend on."""
-        environment: Record = self.header["environment"]
-        return environment
-
-    def trial(self, trial_id: str) -> Record:
-        """One trial's record; raises ScenarioError for an id that is not here."""
-        for record in self.trials:
-            if record["id"] == trial_id:
-                return record
-        raise ScenarioError(f"{self.id}: no trial {trial_id}; there are {len(self.trials)}, see run.json")
-
-    def intervals(self, trial_id: str | None = None, kind: str | None = None) -> Iterator[Interval]:
-        """The histogram log's lines, warm-up and drain included."""
-        records = {record["id"]: record for record in self.trials}
-        for (owner, line_kind), lines in self._lines.items():
-            if trial_id not in {None, owner} or kind not in {None, line_kind}:
-                continue
-            offset_s = (records.get(owner) or {}).get("hlog_start_s") or 0.0
-            for line in lines:
-                agent = line.tag.rpartition("/")[2]
-                yield Interval(owner, line_kind, agent, line.start_s - offset_s, line.length_s, line.histogram())
-
-    def histogram(self, trial_id: str, kind: str) -> Histogram:
-        """A trial's histogram of one kind, over all agents, of the measured window only."""
-        from loadgen.histogram import Histogram  # noqa: PLC0415
-
-        merged = Histogram()
-        for interval in self.within(trial_id, kind):
-            merged.merge(interval.histogram)
-        return merged
-
-    def within(self, trial_id: str, kind: str) -> Iterator[Interval]:
-        """The log's lines of one kind that are of the trial's measured window."""
-        window_s = self.trial(trial_id)["window_s"]
-        for interval in self.intervals(trial_id, kind):
-            # The window begins with an interval and may end within one; a millisecond absorbs the log's rounding.
-            if -0.001 <= interval.start_s < (math.inf if window_s is None else window_s) - 0.001:
-                yield interval
-
-    def save(self, name: str, content: str | bytes) -> Path:
-        """Put a file that was made from the run (a report, a chart) into its folder, whole or not at all."""
-        path = self.path / name
-        with as_host_error(path):
-            path.parent.mkdir(exist_ok=True)
-        write_atomically(path, content.encode() if isinstance(content, str) else content)
-        return path
-
-    @cached_property
-    def series(self) -> pd.DataFrame:
-        """One row an interval and agent; empty where none were recorded."""
-        import pandas as pd  # noqa: PLC0415 - a second of import, for notebooks and reports only
-
-        if (self.path / SERIES_FILE).exists():
-            return pd.read_parquet(self.path / SERIES_FILE)
-        table = live_series(self.path)
-        return pd.DataFrame() if table is None else table.to_pandas()
-
-
 def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
     """Load a run by its folder, by its id under `root`, or `latest`; ScenarioError where there is none."""
     folder = _locate(Path(path), root)
@@ -399,7 +309,7 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
 
 def newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run | None:
     """The newest run under `root` of which this holds for run.json's document; None where there is none."""
-    for path in sorted(root.glob(f"*/{RUN_FILE}"), reverse=True):  # folders are named by their time
+    for path in sorted(root.glob(f"[0-9]*/{RUN_FILE}"), reverse=True):  # folders are named by their time
         if path.parent.is_symlink():
             continue
         try:
@@ -409,6 +319,21 @@ def newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run | None:
         if isinstance(document, dict) and document.get("schema_version") == SCHEMA_VERSION and fits(document):
             return load(path.parent, root)
     return None
+
+
+def load_runs(pattern: str | Path = "results/*") -> list[Run]:
+    """Every run whose folder fits a pattern such as `results/*-latency`, the oldest first, each once.
+
+    What fits and is no run (a report, `latest` beside the run that it points to) is passed over.
+
+    Raises:
+        ScenarioError: no folder that fits holds a run, or one of the runs cannot be read.
+    """
+    folders = {Path(found).resolve() for found in glob(str(pattern))}  # noqa: PTH207 - a pattern may be absolute
+    runs = [load(folder) for folder in folders if (folder / RUN_FILE).is_file()]
+    if not runs:
+        raise ScenarioError(f"{pattern}: no run there; expected a pattern of run folders, such as results/*-latency")
+    return sorted(runs, key=lambda run: (str(run.header.get("created_utc")), run.id))
 
 
 def refuse_unwritable(root: Path) -> None:
@@ -425,16 +350,16 @@ def _recover(run: Run) -> None:
     why = "the run was killed before this trial ended"
     run.status, run.reason = "partial", "the writer ended without closing the run"
     run.header |= {"status": run.status, "reason": run.reason}
-    known = {record["id"] for record in run.trials}
+    known = {record["id"] for record in run.records}
     strays = dict.fromkeys(owner for owner, _ in run._lines if owner not in known)  # noqa: SLF001 - own module
-    run.trials += [completed({"id": owner, "status": "running"}) for owner in strays]
-    for record in run.trials:
+    run.records += [completed({"id": owner, "status": "running"}) for owner in strays]
+    for record in run.records:
         if record["status"] != "running":
             continue
         make_partial(record, why)
         for owner, kind in run._lines:  # noqa: SLF001
             if owner == record["id"] and record["latency_ns"].get(kind) is None:
-                histogram = run.histogram(owner, kind)
+                histogram = run.merged(kind, [record])
                 record["latency_ns"][kind] = histogram.summary() if histogram.count else None
     try:
         (run.path / RESERVE_FILE).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ class Ended:
     @property
     def trial(self) -> dict[str, Any]:
         """The run's only trial."""
-        (trial,) = self.run.trials
+        (trial,) = self.run.records
         return trial
 
     def row(self, method: str) -> dict[str, str]:

@@ -170,5 +170,5 @@ def test_the_command_compares_two_rates_on_queues_in_memory(tmp_path: Path, caps
     rate = next(each for each in compared["effects"] if each["measure"] == "rate")
     assert rate["ratio"]["ratio"] is None or rate["ratio"]["ratio"] == pytest.approx(2.0, rel=0.1)
     run = load(said["path"])
-    assert {record["point"]["variant"] for record in run.trials} == {"A", "B"}
+    assert {record["point"]["variant"] for record in run.records} == {"A", "B"}
     assert run.header["plan"]["is_ab"] is True

@@ -184,8 +184,8 @@ def test_a_run_of_a_replicated_class_starts_its_own_brokers(
     assert main(words) in {0, 2}
     run = load("latest", tmp_path)
     assert set(run.header["brokers"]) == {"rabbitmq", "rabbitmq × 3"}
-    assert [record["durability"] for record in run.trials] == ["broker", "replicated"]
-    for record in run.trials:
+    assert [record["durability"] for record in run.records] == ["broker", "replicated"]
+    for record in run.records:
         assert (record["status"], record["lost"], record["duplicated"]) == ("complete", 0, 0)
         assert record["sent"] == record["received"] > 0
 

@@ -111,8 +111,8 @@ def test_every_message_is_accounted_for_across_workers(ran: tuple[Run, Workers, 
     """On each broker what one worker's producer sent is what the other one's consumer received, once and intact."""
     run, workers, _ = ran
     assert run.status == "complete", workers.lines
-    assert {trial["broker"] for trial in run.trials[: LOST_IN - 1]} == {"rabbitmq", "kafka"}
-    for trial in run.trials[: LOST_IN - 1]:
+    assert {trial["broker"] for trial in run.records[: LOST_IN - 1]} == {"rabbitmq", "kafka"}
+    for trial in run.records[: LOST_IN - 1]:
         assert trial["error"] is None
         assert trial["sent"] == trial["received"] == trial["acked"] == 800
         assert trial["lost"] == trial["duplicated"] == trial["corrupted"] == 0
@@ -139,7 +139,7 @@ def test_a_clock_that_is_a_day_off_is_found_and_corrected(ran: tuple[Run, Worker
     if not can_shift():
         pytest.skip("this system gives no process a clock of its own (unshare --time)")
     run, workers, _ = ran
-    for trial in run.trials[: LOST_IN - 1]:
+    for trial in run.records[: LOST_IN - 1]:
         own, other = sorted((worker["clock"] for worker in trial["workers"]), key=lambda clock: clock["samples"])
         assert (own["offset_ns"], own["samples"]) == (0, 0)
         assert abs(other["offset_ns"] + SHIFT_S * 10**9) <= other["error_ns"]
@@ -158,7 +158,7 @@ def test_a_clock_that_is_a_day_off_is_found_and_corrected(ran: tuple[Run, Worker
 def test_a_worker_that_is_lost_invalidates_its_trial_and_the_plan_goes_on(ran: tuple[Run, Workers, list[int]]) -> None:
     """The trial says which worker it was; the next one runs on the worker that is left."""
     run, workers, _ = ran
-    lost, after = run.trials[LOST_IN - 1 :]
+    lost, after = run.records[LOST_IN - 1 :]
     assert (lost["status"], lost["verdict"]["status"]) == ("failed", "invalid")
     (gone,) = (worker["name"] for worker in lost["workers"] if worker["lost"])
     assert lost["error"] == f"worker {gone} was lost in mid-trial; its messages cannot be told"

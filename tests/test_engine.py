@@ -159,12 +159,12 @@ def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
     run = load(complete_run.path)
     assert run.status == "complete"
     assert exit_status(run) in {0, 2}
-    assert [trial["broker"] for trial in run.trials] == ["rabbitmq", "kafka"]
-    for record in run.trials:
-        histogram = run.histogram(record["id"], "e2e")
+    assert [trial["broker"] for trial in run.records] == ["rabbitmq", "kafka"]
+    for record in run.records:
+        histogram = run.histogram("e2e", trial=record["id"])
         assert histogram.count == record["latency_ns"]["e2e"]["count"] == 500
         assert histogram.percentile(99) == record["latency_ns"]["e2e"]["p99"]
-    series = run.series
+    series = run.samples
     assert series[series["agent"] == "consumer0"]["received"].sum() == 2 * 750
     text = (Path(engine.__file__).parent.parent / "docs" / "results.md").read_text().partition("## series.parquet")[2]
     documented = {
@@ -174,7 +174,7 @@ def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
         for group in ("producers", "consumers", "broker", "loadgen")
     }
     assert documented == {*series.columns, "errors"}, "docs/results.md tells of each column, and no other"
-    for record in run.trials:
+    for record in run.records:
         observed = series[(series["agent"] == "observer") & (series["trial"] == record["id"])]
         # Producer, consumer, gauge and control plane; Kafka's clients have more, its static consumer is no member.
         assert observed["broker_connections"].max() >= 3
@@ -196,7 +196,7 @@ def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
 def test_a_rerun_is_the_same_plan(complete_run: Run) -> None:
     """What a run keeps gives the same trials, in the same order, with the same seeds."""
     again = plan_of(complete_run, ("rabbitmq", "kafka"))
-    kept = [(record["id"], record["seed"], record["settings"]) for record in complete_run.trials]
+    kept = [(record["id"], record["seed"], record["settings"]) for record in complete_run.records]
     assert [(each.id, each.seed, each.settings) for each in again.trials] == kept
 
 
@@ -217,7 +217,7 @@ def test_ctrl_c_keeps_what_was_measured(endpoints: dict[BrokerName, Endpoint], t
     assert run.status == "partial"
     assert run.header["reason"] == "interrupted"
     assert exit_status(run) == 130
-    record = run.trials[0]
+    record = run.records[0]
     assert record["status"] == "partial"
     assert 0 < record["received"] <= record["sent"]
     # What was on its way was not lost, and rates are over the time that passed.
@@ -240,9 +240,9 @@ def test_a_run_stops_before_the_disk_is_full(
     plan = plan_for(("kafka",), kafka=Kafka(linger_ms=[0, 1, 2]))
     run = execute(plan, Options("full", ["loadgen"], tmp_path), Filling())
     assert run.status == "partial"
-    assert [record["status"] for record in run.trials] == ["complete", "failed"]
+    assert [record["status"] for record in run.records] == ["complete", "failed"]
     assert "GB free where kafka keeps its data" in str(run.reason)
-    assert run.trials[1]["verdict"]["status"] == "invalid"
+    assert run.records[1]["verdict"]["status"] == "invalid"
     assert exit_status(run) == 2
 
 
@@ -293,8 +293,8 @@ def test_agents_end_when_the_tool_is_killed(endpoints: dict[BrokerName, Endpoint
     assert not [pid for pid in agents if Path(f"/proc/{pid}/exe").exists()]
     run = load(next(path for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()))
     assert run.status == "partial"
-    assert run.trials[0]["status"] == "partial"
-    assert run.trials[0]["latency_ns"]["e2e"]["count"] > 0
+    assert run.records[0]["status"] == "partial"
+    assert run.records[0]["latency_ns"]["e2e"]["count"] > 0
 
 
 def _children(pid: int) -> list[int]:
@@ -324,7 +324,7 @@ def test_the_whole_flow_runs_without_a_broker(tmp_path: Path) -> None:
     """`memory` in place of the brokers: a whole run, on disk, accounted for to the last message."""
     run = execute(plan_for(), Options("short", ["loadgen"], results=tmp_path, brokers="memory"), Quiet())
     assert run.status == "complete"
-    for record in run.trials:
+    for record in run.records:
         assert record["driver"] == "memory"
         assert record["sent"] == record["acked"] == record["received"] == 750
 
@@ -407,10 +407,10 @@ def test_what_stays_on_the_broker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(memory.MemoryAdmin, "delete", refuse)
     quiet = Quiet()
     run = execute(plan_for(("kafka",)), Options("short", ["loadgen"], results=tmp_path, brokers="memory"), quiet)
-    left = run.trials[0]["left_behind"]
+    left = run.records[0]["left_behind"]
     assert left["name"].startswith("loadgen-short-")
     assert left["reason"] == "not allowed"
-    assert any(left["name"] in reason for reason in run.trials[0]["verdict"]["reasons"])
+    assert any(left["name"] in reason for reason in run.records[0]["verdict"]["reasons"])
     assert any(left["name"] in line for line in quiet.lines)
 
 

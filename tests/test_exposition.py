@@ -92,9 +92,9 @@ def seen(endpoints: dict[BrokerName, Endpoint], tmp_path_factory: pytest.TempPat
 def test_at_its_end_a_trials_counts_are_its_records(seen: tuple[Run, Scraping]) -> None:
     """Messages, errors and latencies on the page are those of run.json and of the histogram log."""
     run, listener = seen
-    assert len(listener.after) == len(run.trials) == 2
+    assert len(listener.after) == len(run.records) == 2
     page = listener.after[-1]  # the first trial is still there
-    for record in run.trials:
+    for record in run.records:
         of = {"trial": record["id"]}
         assert picked(page, SENT, messaging_operation_name="send", **of) == record["sent"] == 1_250
         assert picked(page, RECEIVED, messaging_system=record["broker"], **of) == record["received"]
@@ -142,7 +142,7 @@ def test_while_it_runs_counts_grow_and_the_broker_is_seen(seen: tuple[Run, Scrap
         for key, value in earlier.items():
             if key[0].endswith(("_total", "_count", "_bucket")) and key in later:
                 assert later[key] >= value, key
-    for record in run.trials:
+    for record in run.records:
         of = {"trial": record["id"]}
         mine = [page for page in listener.during if picked(page, SENT, **of)]
         assert 0 < max(picked(page, SENT, **of) or 0 for page in mine) <= record["sent"]
@@ -150,7 +150,7 @@ def test_while_it_runs_counts_grow_and_the_broker_is_seen(seen: tuple[Run, Scrap
             assert any(picked(page, f"loadgen_broker_{name}", **of) is not None for page in mine), name
         assert max(picked(page, "loadgen_broker_connections", **of) or 0 for page in mine) >= 3
         assert any(picked(page, "loadgen_cpu_seconds_total", role="broker", **of) for page in mine)
-    assert any((picked(page, "loadgen_latency_seconds_count", kind="e2e", trial=run.trials[1]["id"]) or 0) > 0
+    assert any((picked(page, "loadgen_latency_seconds_count", kind="e2e", trial=run.records[1]["id"]) or 0) > 0
                for page in listener.during)  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_cells_fall_back_where_the_trials_with_faults_are_deleted(tmp_path: Path
     assert delivery.reason == "at least once and exactly once held under the faults named here"
     cited = {(figure.point, figure.what): figure for figure in delivery.figures}
     lost = cited["at least once, class replicated, under kill of the leader", "confirmed and lost"]
-    assert (lost.estimate.median, lost.trial_ids) == (0, (run.trials[0]["id"],))
+    assert (lost.estimate.median, lost.trial_ids) == (0, (run.records[0]["id"],))
     assert (
         cited["at least once, class broker, under kill of the leader", "came again by redelivery"].estimate.median == 3
     )

@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_the_record_and_ends_the_run(tmp_path: Path, monkeypat
     options = Options("short", ["loadgen"], results=tmp_path, brokers="memory")
     run = execute(short_plan(duration_s=20.0, repeats=3), options, Quiet())
     assert (run.status, run.reason) == ("partial", "disk: full")
-    (record,) = run.trials
+    (record,) = run.records
     assert (record["status"], record["error"]) == ("failed", "disk: full")
     assert record["sent"] > 0
     assert record["latency_ns"]["e2e"]["count"] > 0
@@ -193,7 +193,7 @@ def test_a_record_is_kept_where_its_histograms_are_not(tmp_path: Path, monkeypat
     monkeypatch.setattr(writer, "_flush_intervals", refuse)
     with pytest.raises(HostError):
         engine._keep({"id": "a/1", "status": "complete", "error": None}, writer)
-    (record,) = load(writer.path).trials
+    (record,) = load(writer.path).records
     assert (record["status"], record["error"]) == ("failed", "disk: full")
     assert record["verdict"]["status"] == "invalid"
 
@@ -330,7 +330,7 @@ def test_the_wait_for_the_disk_is_in_the_record(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(engine, "WRITTEN_SOURCES", {"memory"})
     options = Options("short", ["loadgen"], results=tmp_path, brokers="memory")
     run = execute(short_plan(), options, Quiet())
-    assert run.trials[0]["written"] == {"waited_s": 30.0, "reached": False, "left_bytes": 1 << 30}
+    assert run.records[0]["written"] == {"waited_s": 30.0, "reached": False, "left_bytes": 1 << 30}
 
 
 def test_only_brokers_that_start_now_are_sized_for_their_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_the_windows_histograms_are_those_on_disk_and_hold_the_windows_messages(
     """The log's lines in the window merge to the record's latencies, and there are about rate × window of them."""
     trial = ran.trial
     for kind in ("e2e", "ack", "schedule_lag"):
-        merged: Histogram = ran.run.histogram(trial["id"], kind)
+        merged: Histogram = ran.run.histogram(kind, trial=trial["id"])
         assert merged.count == trial["latency_ns"][kind]["count"]
         assert merged.max == trial["latency_ns"][kind]["max"]
         assert abs(merged.count - 500 * trial["window_s"]) <= 2
@@ -161,7 +161,7 @@ def test_ctrl_c_keeps_what_was_measured(together: locusts.Together) -> None:
 def test_both_brokers_take_turns_and_never_contend(later: locusts.Together) -> None:
     """Without --broker the users of one make room for those of the other; a limit that is missed is status 1."""
     ended = later.ended("turns")
-    first, second = ended.run.trials
+    first, second = ended.run.records
     assert [first["broker"], second["broker"]] == ["rabbitmq", "kafka"]
     spans = []
     for trial in (first, second):
@@ -171,7 +171,7 @@ def test_both_brokers_take_turns_and_never_contend(later: locusts.Together) -> N
         spans.append((trial["hlog_start_s"] + min(begins), trial["hlog_start_s"] + max(begins) + 1))
     assert spans[0][1] <= spans[1][0] + 1
     assert ended.text.count("threshold missed") >= 1
-    invalid = any(trial["verdict"]["status"] == "invalid" for trial in ended.run.trials)
+    invalid = any(trial["verdict"]["status"] == "invalid" for trial in ended.run.records)
     assert ended.status == (2 if invalid else 1)
 
 

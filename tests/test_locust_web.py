@@ -92,7 +92,7 @@ def test_a_person_starts_watches_changes_and_stops_a_test(
         browser.wait("/valid|unknown/.test(document.querySelector('.badge')?.innerText ?? '')")
     assert (tmp_path / "page.png").stat().st_size > 20_000
     run = load(folder / "results" / "latest")
-    (trial,) = run.trials
+    (trial,) = run.records
     counts, end = {}, time.monotonic() + 10
     while counts.get("PUBLISH") != trial["sent"] and time.monotonic() < end:  # Locust answers from a cache of 2 s
         stats = {row["method"]: row for row in told(address, "stats/requests")["stats"]}

@@ -47,7 +47,7 @@ def run_of(*records: dict[str, Any], findings: Any = ()) -> Run:
         "id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(()),
         "header": {"findings": list(findings)},
     }  # fmt: skip
-    return type("Run", (), {**known, "trials": list(records)})  # type: ignore[return-value]
+    return type("Run", (), {**known, "records": list(records)})  # type: ignore[return-value]
 
 
 def finding(point: str, own: float, **given: Any) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_whole_comparisons_say_what_ab_says() -> None:
         for repeat, halves in enumerate(recorded.pairs, 1)
         for variant, half in zip("AB", halves, strict=True)
     ]  # fmt: skip
-    (told,) = compare_variants(SimpleNamespace(trials=trials, header={"scenarios": []}), 1.1)  # type: ignore[arg-type]
+    (told,) = compare_variants(SimpleNamespace(records=trials, header={"scenarios": []}), 1.1)  # type: ignore[arg-type]
     assert [effect.measure for effect in told.effects] == list(recorded.measures)
     quantities = [[(first[at], second[at]) for first, second in recorded.pairs] for at in range(len(recorded.measures))]
     found = families.ratios_of(quantities)

@@ -92,12 +92,12 @@ def test_measured_cells_are_medians_of_named_trials(run: Run, table: Table) -> N
 
 def test_invalid_trials_are_struck_out_of_every_figure(run: Run, table: Table, html: str) -> None:
     """The invalid trial's absurd rate is in no figure; the trial is listed, struck through, with its reason."""
-    useless = run.trials[-1]
+    useless = run.records[-1]
     assert [record["id"] for record in table.struck] == [useless["id"]]
     figures = cell(table, "Throughput", "kafka").figures
     assert all((figure.estimate.median or 0) < 1e7 for figure in figures)
     assert [useless["id"] in figure.struck_ids for figure in figures] == [False, True, False]
-    row = re.search(rf'<tr id="trial-{len(run.trials)}" class="struck">.*?</tr>', html, re.DOTALL)
+    row = re.search(rf'<tr id="trial-{len(run.records)}" class="struck">.*?</tr>', html, re.DOTALL)
     assert row is not None
     assert "3 confirmed messages &lt;lost&gt;" in row[0]
     assert f"~~`{useless['id']}`~~" in (run.path / "report.md").read_text(encoding="utf-8")

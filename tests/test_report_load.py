@@ -165,7 +165,7 @@ def test_one_search_shows_its_bracket_and_one_trial_its_own_bounds(curve: Writte
     """A single confirming trial's p99 has the exact bounds of its messages, labelled as a lower bound of doubt."""
     line = lines(curve)["RabbitMQ"]
     trial_id = line.trial_ids[0]
-    exact = percentile_interval(curve.run.histogram(trial_id, "e2e"), 99)
+    exact = percentile_interval(curve.run.histogram("e2e", trial=trial_id), 99)
     assert line.rate.interval == "one search: 42.0–44.1"
     assert (
         line.p99.interval == f"{ONE_RUN}: {words.span(exact.low_ns, exact.high_ns, exact.value_ns, 'ns', is_bare=True)}"
@@ -202,7 +202,7 @@ def test_producers_that_a_search_added_keep_brokers_comparable(tmp_path: Path) -
     (block,) = found.content.capacities
     assert [line.own_label for line in block.lines] == ["", "4 producers"]
     assert block.ratio
-    records = [record | {"producers": 4} if record["broker"] == "kafka" else record for record in found.run.trials]
+    records = [record | {"producers": 4} if record["broker"] == "kafka" else record for record in found.run.records]
     (comparison,) = pt.comparisons(records)
     assert [point.own_label for point in comparison.points] == ["", "4 producers"]
     assert comparison.ratio(pt.offered).pairs == 2
@@ -214,7 +214,7 @@ def test_producers_that_a_search_added_keep_brokers_comparable(tmp_path: Path) -
 def test_probes_enter_no_figure_and_are_listed_under_their_search(search: Written, curve: Written) -> None:
     """What a search tried is in no comparison, claim or caveat; it can be unfolded, and links lead to it."""
     for written in (search, curve):
-        probes = {record["id"] for record in written.run.trials if record["purpose"] != "measure"}
+        probes = {record["id"] for record in written.run.records if record["purpose"] != "measure"}
         assert probes
         table = written.content.table
         assert not probes & {record["id"] for record in table.trials}
@@ -236,9 +236,9 @@ def test_an_unended_search_leaves_its_probes_in_sight(tmp_path: Path) -> None:
     writer.add_trial(synthetic.probe("kafka", 1, "burst", None))
     found = Written(load(writer.finish("partial", "interrupted")))
     (left,) = found.content.searches
-    assert [record["id"] for record in left.probes] == [found.run.trials[0]["id"]]
+    assert [record["id"] for record in left.probes] == [found.run.records[0]["id"]]
     assert "searches that did not come to their end" in found.html
-    assert found.run.trials[0]["id"] in found.markdown
+    assert found.run.records[0]["id"] in found.markdown
 
 
 # --- curves ---
@@ -442,9 +442,9 @@ def test_single_repeats_show_the_bounds_of_their_own_messages(tmp_path: Path) ->
     """With one repeat, p99 and p99.9 stand between exact bounds, which are said to be too narrow; p50 has none."""
     found = Written(synthetic.compare_run(tmp_path, repeats=1))
     block = next(each for each in found.content.blocks if each.is_open_loop)
-    record = next(each for each in found.run.trials if each["id"] in block.lines[0].trial_ids)
+    record = next(each for each in found.run.records if each["id"] in block.lines[0].trial_ids)
     for quantity, percentile in zip(block.lines[0].e2e[1:], (99, 99.9), strict=True):
-        exact = percentile_interval(found.run.histogram(record["id"], "e2e"), percentile)
+        exact = percentile_interval(found.run.histogram("e2e", trial=record["id"]), percentile)
         bounds = words.span(exact.low_ns, exact.high_ns, exact.value_ns, "ns", is_bare=True)
         assert quantity.interval == f"{ONE_RUN}: {bounds}"
     assert block.lines[0].e2e[0].interval == "no interval"

@@ -165,10 +165,10 @@ def test_histogram_is_of_the_measured_window_over_all_agents(writer: RunWriter) 
     writer.add_intervals("a/kafka/1", deltas({0: [5]}, kind="ack"), agent="producer0")
     writer.add_trial(record)
     run = load(writer.finish("complete"))
-    merged = run.histogram("a/kafka/1", "e2e")
+    merged = run.histogram("e2e", trial="a/kafka/1")
     assert (merged.count, merged.max) == (3, 2_000_123)
-    assert run.histogram("a/kafka/1", "ack").count == 1
-    assert run.histogram("a/kafka/1", "schedule_lag").count == 0
+    assert run.histogram("ack", trial="a/kafka/1").count == 1
+    assert run.histogram("schedule_lag", trial="a/kafka/1").count == 0
     assert {each.agent for each in run.intervals(kind="e2e")} == {"consumer0", "consumer1"}
     assert sorted({round(each.start_s) for each in run.intervals("a/kafka/1", "e2e")}) == [-1, 0, 1, 2]
 
@@ -185,7 +185,7 @@ def test_intervals_are_written_once_old_and_stragglers_still_count(writer: RunWr
     lines = list(read_hlog(log))
     assert [(each.tag, each.histogram().count) for each in lines] == [("a/1/e2e/c0", 1)] * 2
     writer.add_trial({"id": "a/1", "window_s": 10.0})
-    assert load(writer.finish("complete")).histogram("a/1", "e2e").count == 5
+    assert load(writer.finish("complete")).histogram("e2e", trial="a/1").count == 5
 
 
 def test_other_tools_find_absolute_times_in_the_log(writer: RunWriter) -> None:
@@ -201,8 +201,8 @@ def test_other_tools_find_absolute_times_in_the_log(writer: RunWriter) -> None:
 def test_repeats_merge_exactly(tmp_path: Path) -> None:
     """The histogram read back is the one recorded, bucket for bucket."""
     run = synthetic.compare_run(tmp_path, repeats=1)
-    record = next(each for each in run.trials if each["latency_ns"]["e2e"])
-    found = run.histogram(record["id"], "e2e").summary()
+    record = next(each for each in run.records if each["latency_ns"]["e2e"])
+    found = run.histogram("e2e", trial=record["id"]).summary()
     for name in ("count", "p50", "p90", "p99", "p99_9", "max"):
         assert found[name] == record["latency_ns"]["e2e"][name]
 
@@ -217,22 +217,22 @@ def test_series_is_a_frame_with_every_column(writer: RunWriter) -> None:
     run = load(writer.finish("complete"))
     assert (run.path / "series.parquet").exists()
     assert not (run.path / "series.jsonl").exists()
-    assert run.series["sent"].dropna().tolist() == [1, 2]
-    assert run.series["cpu_share"].tolist()[1] == 0.5
-    assert run.series["lag_s"].isna().all()
+    assert run.samples["sent"].dropna().tolist() == [1, 2]
+    assert run.samples["cpu_share"].tolist()[1] == 0.5
+    assert run.samples["lag_s"].isna().all()
 
 
 def test_column_of_mixed_types_costs_nothing_but_its_type(writer: RunWriter) -> None:
     """A column whose type changes is kept as text, and the others keep theirs."""
     writer.add_series([{"a": 1, "b": 1}, {"a": "one", "b": 2}, {"a": None, "b": None}])
-    frame = load(writer.finish("complete")).series
+    frame = load(writer.finish("complete")).samples
     assert frame["a"].tolist()[:2] == ["1", "one"]
     assert frame["b"].tolist()[:2] == [1, 2]
 
 
 def test_run_without_series_has_an_empty_frame(writer: RunWriter) -> None:
     """No rows are no error."""
-    assert load(writer.finish("complete")).series.empty
+    assert load(writer.finish("complete")).samples.empty
 
 
 # --- runs that did not end well ---
@@ -269,14 +269,14 @@ def test_killed_run_keeps_what_was_measured(tmp_path: Path) -> None:
         series.write('{"trial": "torn')
     run = load(path)
     assert (alive.status, run.status) == ("running", "partial")
-    assert [each["status"] for each in run.trials] == ["complete", "partial", "partial"]
+    assert [each["status"] for each in run.records] == ["complete", "partial", "partial"]
     # Seven intervals of two messages: warm-up is not measured, and the three youngest were not old enough.
     assert run.trial(in_hand)["latency_ns"]["e2e"]["count"] == 6
     assert run.trial(in_hand)["settings"] == {"prefetch": 100}
     assert run.trial("never/announced/1")["verdict"]["status"] == "unknown"
-    assert len(run.series) == 7
+    assert len(run.samples) == 7
     assert (path / "series.parquet").exists()
-    jsonschema.validate({**run.header, "trials": run.trials}, SCHEMA)
+    jsonschema.validate({**run.header, "trials": run.records}, SCHEMA)
 
 
 def test_run_of_a_living_writer_is_running(writer: RunWriter) -> None:
@@ -284,7 +284,7 @@ def test_run_of_a_living_writer_is_running(writer: RunWriter) -> None:
     writer.add_series([{"sent": 1}])
     run = load(writer.path)
     assert (run.status, run.reason) == ("running", None)
-    assert run.series["sent"].tolist() == [1]
+    assert run.samples["sent"].tolist() == [1]
     assert (writer.path / "series.jsonl").exists()
 
 
@@ -332,7 +332,7 @@ def test_a_full_disk_lets_a_run_end_in_its_reserve(writer: RunWriter, monkeypatc
     run = load(writer.finish("complete"))
     assert (run.status, run.trial("a/1")["status"]) == ("partial", "complete")
     assert re.fullmatch(r".*series\.parquet: cannot be written: No space left on device; free space.*", str(run.reason))
-    assert run.series["sent"].tolist() == [1]
+    assert run.samples["sent"].tolist() == [1]
 
 
 def test_latest_is_the_run_that_began_last(writer: RunWriter, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_full_disk_cuts_the_torn_line_off_the_log(writer: RunWriter, monkeypatch
         writer.add_intervals("a/1", deltas({8: [7]}), agent="c0")
     assert log.read_bytes() == whole
     run = load(writer.finish("partial", "disk full"))
-    assert run.histogram("a/1", "e2e").count == 1
+    assert run.histogram("e2e", trial="a/1").count == 1
 
 
 def test_full_disk_cuts_the_torn_line_off_the_series(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ def test_full_disk_cuts_the_torn_line_off_the_series(writer: RunWriter, monkeypa
         patched.setattr(Path, "open", torn_open)
         with pytest.raises(HostError, match="No space left"):
             writer.add_series([{"sent": 2}])
-    assert load(writer.finish("complete")).series["sent"].tolist() == [1]
+    assert load(writer.finish("complete")).samples["sent"].tolist() == [1]
 
 
 # --- what cannot be loaded ---

@@ -77,7 +77,7 @@ def test_a_known_capacity_is_found_and_not_exceeded(run: Run) -> None:
 def test_the_proof_of_a_search_stays_on_record(run: Run) -> None:
     """Burst, probes and the confirming trial are all there, none of them an answer of the curve."""
     (search,) = run.header["searches"]
-    records = {record["id"]: record for record in run.trials}
+    records = {record["id"]: record for record in run.records}
     steps = [records[each]["purpose"] for each in search["trials"]]
     assert steps[0] == "burst"
     assert set(steps[1:]) == {"probe"}
@@ -88,7 +88,7 @@ def test_the_proof_of_a_search_stays_on_record(run: Run) -> None:
 def test_a_curve_is_measured_at_its_fractions_of_the_capacity(run: Run) -> None:
     """Each trial offers its share, says which, and those over the capacity are there too."""
     (search,) = run.header["searches"]
-    measured = [record for record in run.trials if record["purpose"] == "measure"]
+    measured = [record for record in run.records if record["purpose"] == "measure"]
     assert sorted(record["point"]["fraction"] for record in measured) == [0.3, 0.8, 1.2]
     for record in measured:
         assert record["rate"]["kind"] == "curve"
@@ -100,7 +100,7 @@ def test_more_load_waits_longer(run: Run) -> None:
     """Queueing: at 1.2 of its capacity a server's median response time is far above that at 0.3."""
     median = {
         record["point"]["fraction"]: record["latency_ns"]["e2e"]["p50"]
-        for record in run.trials
+        for record in run.records
         if record["purpose"] == "measure"
     }
     assert median[1.2] > 3 * median[0.3]
@@ -116,7 +116,7 @@ def test_the_generators_ceiling_is_kept(run: Run) -> None:
 def test_the_run_keeps_its_schema_and_can_be_run_again(run: Run) -> None:
     """Searches and ceilings are documented fields; the plan is the same one again."""
     schema = json.loads((Path(sites.__file__).parent / "run.schema.json").read_text())
-    jsonschema.validate({**run.header, "trials": run.trials}, schema)
+    jsonschema.validate({**run.header, "trials": run.records}, schema)
     again = plan_of(run, ("rabbitmq", "kafka"))
     assert [trial.rate.kind for trial in again.trials] == ["search", "curve", "curve", "curve"]
     assert exit_status(run) in {0, 2}

@@ -28,7 +28,7 @@ def run_of(scenario: str, rates: dict[Any, float], repeats: int = 3, broker: str
         for number, (value, rate) in enumerate(rates.items())
         for repeat in range(repeats)
     ]  # fmt: skip
-    return SimpleNamespace(trials=trials)
+    return SimpleNamespace(records=trials)
 
 
 CASES = [
@@ -69,10 +69,10 @@ def test_one_repeat_cannot_tell() -> None:
 def test_what_is_struck_out_is_no_evidence() -> None:
     """Invalid trials enter no shape; other scenarios have none."""
     run = run_of("published-prefetch", {1: 3e3, 100: 2e4, 1000: 2e4})
-    for trial in run.trials:
+    for trial in run.records:
         trial["verdict"] = {"status": "invalid"}
     assert [verdict.outcome for verdict in judged(run)] == ["cannot tell"]
-    for trial in run.trials:
+    for trial in run.records:
         trial["scenario"] = "latency"
     assert judged(run) == []
 

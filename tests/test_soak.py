@@ -143,11 +143,11 @@ def drifting(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_an_hour_is_kept_in_few_lines_that_hold_every_message(drifting: Run) -> None:
     """The log and the series have an interval a line; the histograms hold all messages of the window, none twice."""
-    (record,) = drifting.trials
+    (record,) = drifting.records
     starts = [interval.start_s for interval in drifting.within(record["id"], "e2e")]
     assert len(set(starts)) == len(starts) == LENGTH_S // INTERVAL_S
-    assert drifting.histogram(record["id"], "e2e").count == 100 * LENGTH_S
-    rows = drifting.series[drifting.series["agent"] == "consumer0"]
+    assert drifting.histogram("e2e", trial=record["id"]).count == 100 * LENGTH_S
+    rows = drifting.samples[drifting.samples["agent"] == "consumer0"]
     assert rows["received"].sum() >= 100 * (LENGTH_S - INTERVAL_S)
     assert len(rows) <= LENGTH_S / INTERVAL_S + 1
 
@@ -155,7 +155,7 @@ def test_an_hour_is_kept_in_few_lines_that_hold_every_message(drifting: Run) -> 
 def test_the_last_minutes_are_there_by_the_second_and_those_before_are_gone(drifting: Run) -> None:
     """Two files of five minutes, whatever the length: each second once, up to the last one."""
     lines = [line for name in (BEFORE_FILE, SECONDS_FILE) for line in read_hlog(drifting.path / name)]
-    begin_s = drifting.trials[0]["hlog_start_s"]
+    begin_s = drifting.records[0]["hlog_start_s"]
     seconds = [round(line.start_s - begin_s) for line in lines]
     assert seconds == list(range(LENGTH_S - 2 * TURN_S, LENGTH_S))
     assert {line.histogram().count for line in lines} == {100}

@@ -80,7 +80,7 @@ def write(
 
 def explained(run: Run) -> Tail:
     """The explanation of the run's trial."""
-    tail = explain(run, run.trials[0]["id"])
+    tail = explain(run, run.records[0]["id"])
     assert tail is not None
     return tail
 
@@ -243,7 +243,7 @@ def test_confirmations_stand_in_where_nobody_consumes(tmp_path: Path) -> None:
     """Without end-to-end latency the publisher's is explained; a trial without either has nothing to explain."""
     run = write(tmp_path, PLANTED, kind="ack")
     assert explained(run).kind == "ack"
-    assert explain(run, run.trials[0]["id"], "e2e") is None
+    assert explain(run, run.records[0]["id"], "e2e") is None
     with pytest.raises(ScenarioError, match="no trial"):
         explain(run, "another")
 
@@ -251,7 +251,7 @@ def test_confirmations_stand_in_where_nobody_consumes(tmp_path: Path) -> None:
 def test_a_closed_loop_has_no_response_times(tmp_path: Path) -> None:
     """Its service times are explained only when they are asked for."""
     run = write(tmp_path, PLANTED, kind="e2e_service")
-    trial_id = run.trials[0]["id"]
+    trial_id = run.records[0]["id"]
     assert explain(run, trial_id) is None
     asked = explain(run, trial_id, "e2e_service")
     assert asked is not None

@@ -212,7 +212,7 @@ def _rates(run: Run) -> Halves:
     Raises TrialError where fewer than two are left: one pair has no interval, and shows nothing.
     """
     halves: dict[int, dict[str, float]] = {}
-    for trial in filter(enters, run.trials):
+    for trial in filter(enters, run.records):
         halves.setdefault(trial["repeat"], {})[trial["point"]["variant"]] = float(trial["goodput_msgs_per_s"])
     whole = tuple((pair["A"], pair["B"]) for _, pair in sorted(halves.items()) if len(pair) == len("AB"))
     if len(whole) < len("AB"):
@@ -221,7 +221,7 @@ def _rates(run: Run) -> Halves:
 
 
 def _struck(run: Run) -> str:
-    return "; ".join(f"{trial['id']}: {trial['verdict']['reasons']}" for trial in run.trials if not enters(trial))
+    return "; ".join(f"{trial['id']}: {trial['verdict']['reasons']}" for trial in run.records if not enters(trial))
 
 
 def _ratio(halves: Halves) -> Ratio:

@@ -196,8 +196,8 @@ def record(broker: BrokerName, count: int) -> Recorded:
             wait_until_idle()
             seed = 1 + len(pairs) + left_out
             run = carry_out(make_ab_plan(equal, equal, RECORDING, brokers=(broker,), seed=seed), endpoint)
-            if all(map(is_undisturbed, run.trials)):
-                first, second = (round(float(trial["goodput_msgs_per_s"]), 1) for trial in run.trials)
+            if all(map(is_undisturbed, run.records)):
+                first, second = (round(float(trial["goodput_msgs_per_s"]), 1) for trial in run.records)
                 pairs.append((first, second))
             else:
                 left_out += 1
@@ -222,7 +222,7 @@ def record_latencies(broker: BrokerName, count: int) -> RecordedLatencies:
             run = carry_out(make_ab_plan(equal, equal, RECORDING, brokers=(broker,), seed=seed), endpoint)
             (compared,) = compare_variants(run, EFFECT_RATIO)
             is_whole = all(len(effect.ratios) == 1 for effect in compared.effects)
-            if is_whole and all(map(is_undisturbed, run.trials)):
+            if is_whole and all(map(is_undisturbed, run.records)):
                 measures = tuple(effect.measure for effect in compared.effects)
                 a, b = ([getattr(each, half).values[0] for each in compared.effects] for half in ("a", "b"))
                 pairs.append((tuple(float(f"{value:.6g}") for value in a), tuple(float(f"{value:.6g}") for value in b)))

@@ -122,7 +122,7 @@ def compare_variants(run: Run, effect_ratio: float) -> list[Compared]:
     Empty for every other run.
     """
     groups: dict[int, list[Record]] = {}
-    for record in run.trials:
+    for record in run.records:
         point = record["point"]
         if is_measured(record) and point.get("variant") in VARIANTS and "pair" in point:
             groups.setdefault(point["pair"], []).append(record)

@@ -87,7 +87,7 @@ def compare_runs(runs: Sequence[Run]) -> Across:
 def _points(run: Run) -> dict[str, list[Record]]:
     """A run's trials that are answers, by point."""
     found: dict[str, list[Record]] = {}
-    for record in run.trials:
+    for record in run.records:
         if is_measured(record) and record["broker"] is not None and record["rate"] is not None:
             found.setdefault(json.dumps(_point(record), sort_keys=True, default=str), []).append(record)
     return found
@@ -192,7 +192,7 @@ def _set(run: Run) -> dict[str, Any]:
 
 def _tools(run: Run) -> dict[str, Any]:
     seen: dict[str, dict[str, None]] = {}
-    for record in run.trials:
+    for record in run.records:
         for name, value in (record["versions"] or {}).items():
             if value is not None and name != "broker":
                 whose = f"{name} of {record['driver']}" if name == "client" else name

@@ -157,7 +157,7 @@ def capacities(run: Run) -> list[PointCapacity]:
     gathered: dict[str, list[Record]] = {}
     for search in run.header["searches"]:
         gathered.setdefault(search["key"], []).append(search)
-    trials = {record["id"]: record for record in run.trials}
+    trials = {record["id"]: record for record in run.records}
     return [_capacity(run, searches, trials) for searches in gathered.values()]
 
 

@@ -140,7 +140,7 @@ class Curve:
 def curves(run: Run) -> list[Curve]:
     """A run's curves, in the order in which their first trials ran."""
     gathered: dict[str, list[Record]] = {}
-    for record in run.trials:
+    for record in run.records:
         if is_measured(record) and (record["rate"] or {}).get("fractions"):
             gathered.setdefault(capacity_key(record), []).append(record)
     known = {each.key: each for each in capacities(run)}

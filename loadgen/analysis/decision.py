@@ -167,11 +167,11 @@ def decide(run: Run) -> Decision | None:
     if demand is None:
         return None
     gathered: dict[str, list[Record]] = {}
-    for record in run.trials:
+    for record in run.records:
         if record["scenario"] == DEMAND and record["broker"] is not None:
             gathered.setdefault(_key(record), []).append(record)
     found = {_key(each.searches[0], each.driver): each for each in capacities(run)}
-    lost = {_key(record): record for record in run.trials if record["scenario"] == LOSS}
+    lost = {_key(record): record for record in run.records if record["scenario"] == LOSS}
     candidates = [
         _candidate(demand, records, found.get(key), lost.get(key)) for key, records in sorted(gathered.items())
     ]

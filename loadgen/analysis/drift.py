@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loadgen.analysis.tail import seconds_of
 from loadgen.record import end_to_end
 from loadgen.retention import is_limited
 from loadgen.stats.trend import slope
@@ -22,7 +21,7 @@ from loadgen.stats.trend import slope
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from loadgen.analysis.tail import Second
+    from loadgen.frames import Second
     from loadgen.record import Record
     from loadgen.runs import Run
 
@@ -115,12 +114,12 @@ class Long:
 
 def long_trials(run: Run) -> list[Long]:
     """The trials of a run that are long enough for the question."""
-    return [long_trial(run, record) for record in run.trials if (record["window_s"] or 0.0) >= WINDOW_MIN_S]
+    return [long_trial(run, record) for record in run.records if (record["window_s"] or 0.0) >= WINDOW_MIN_S]
 
 
 def long_trial(run: Run, record: Record) -> Long:
     """How one trial went over its window."""
-    intervals = seconds_of(run, record, end_to_end(record))
+    intervals = run.seconds(record["id"], end_to_end(record))
     seen = [(quantity, *_later(*_series(run, record, quantity, intervals))) for quantity in QUANTITIES]
     told = [each for each in seen if len(each[1]) >= POINTS_MIN]
     confidence = 1 - MISSES / max(1, len(told))
@@ -162,7 +161,7 @@ def _series(run: Run, record: Record, quantity: Quantity, intervals: Mapping[int
 
 def observed(run: Run, record: Record, column: str) -> tuple[Float64, Float64]:
     """A column of the observer's rows: their ends (s since the window began) and its values, where it has any."""
-    series = run.series
+    series = run.samples
     if column not in series.columns:
         return np.empty(0), np.empty(0)
     rows = series[(series["trial"] == record["id"]) & (series["agent"] == "observer") & series[column].notna()]

@@ -44,7 +44,7 @@ def refuse_absent(wanted: str, root: Path) -> None:
 
 
 def _document(run: Run) -> dict[str, Any]:
-    return {**run.header, "status": run.status, "trials": run.trials}
+    return {**run.header, "status": run.status, "trials": run.records}
 
 
 def _newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run:

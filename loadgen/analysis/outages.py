@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadgen.analysis.drift import observed
-from loadgen.analysis.tail import seconds_of
 from loadgen.histogram import Histogram
 from loadgen.record import RESPONSE_KINDS
 
 if TYPE_CHECKING:
     from loadgen.analysis.drift import Float64
-    from loadgen.analysis.tail import Second
+    from loadgen.frames import Second
     from loadgen.record import Record
     from loadgen.runs import Run
 
@@ -100,12 +99,12 @@ def _percentiles(histogram: Histogram) -> Percentiles | None:
 
 def courses(run: Run) -> list[Course]:
     """Of each trial with faults that had a window."""
-    return [_course(run, record) for record in run.trials if record["faults"] and record["window_s"]]
+    return [_course(run, record) for record in run.records if record["faults"] and record["window_s"]]
 
 
 def _course(run: Run, record: Record) -> Course:
     kind = next((each for each in RESPONSE_KINDS if (record["latency_ns"].get(each) or {}).get("count")), "")
-    by_second = seconds_of(run, record, kind) if kind else {}
+    by_second = run.seconds(record["id"], kind) if kind else {}
     return Course(
         record,
         float(record["interval_s"] or 1.0),

@@ -88,14 +88,14 @@ PARITY_RULE = Rule("with equal guarantees rates are nearly equal (published: 1.1
 def judged(run: Run) -> list[Verdict]:
     """A verdict for each published curve in the run, by scenario and broker; empty where it has none."""
     found: list[Verdict] = []
-    for scenario in dict.fromkeys(record["scenario"] for record in run.trials):
-        records = [each for each in run.trials if each["scenario"] == scenario and is_measured(each) and enters(each)]
+    for scenario in dict.fromkeys(record["scenario"] for record in run.records):
+        records = [each for each in run.records if each["scenario"] == scenario and is_measured(each) and enters(each)]
         if scenario == PARITY:
             flushed = [each for each in records if each["durability"] == "flushed"]
             found.append(_verdict(scenario, "both", (PARITY_RULE,), _rates(flushed, "broker")))
         elif scenario in SHAPES:
             shape = SHAPES[scenario]
-            for broker in dict.fromkeys(each["broker"] for each in run.trials if each["scenario"] == scenario):
+            for broker in dict.fromkeys(each["broker"] for each in run.records if each["scenario"] == scenario):
                 own = [each for each in records if each["broker"] == broker]
                 found.append(_verdict(scenario, broker, shape.rules, _rates(own, shape.knob)))
     return found

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from loadgen.checks import milliseconds
-from loadgen.histogram import Histogram
+from loadgen.frames import by_interval, interval_count
 from loadgen.record import RESPONSE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from loadgen.runs import Run
+    from loadgen.frames import Second
+    from loadgen.run import Run
 
 Float64 = npt.NDArray[np.float64]
 
@@ -71,18 +72,6 @@ SIGNALS = (
     Signal("swap", "swapped_bytes_per_s", 4096, "{:.1f} MB swapped", 1e-6),
 )
 LATE = Signal("late sending", "", 2e5, "messages left {:.1f} ms late (p99)", 1e-6)
-
-
-@dataclass(frozen=True, slots=True)
-class Second:
-    """One interval of the window: messages intended in it, and their latency."""
-
-    at_s: float
-    count: int
-    p50_ns: int
-    p99_ns: int
-    p99_9_ns: int
-    max_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +197,7 @@ def explain(run: Run, trial_id: str, kind: str | None = None) -> Tail | None:
     kind = next((each for each in kinds if (record["latency_ns"].get(each) or {}).get("count")), None)
     if kind is None or not record["window_s"]:
         return None
-    by_second = seconds_of(run, record, kind)
+    by_second = run.seconds(trial_id, kind)
     seconds = tuple(by_second[index] for index in sorted(by_second))
     if len(seconds) < SECONDS_MIN:
         return Tail(trial_id, kind, seconds, None, None, (), (), ())
@@ -233,33 +222,6 @@ def _limit(values: Float64, floor: float) -> float:
     return median + max(OUTLIER_SCORE * deviation, floor)
 
 
-def seconds_of(run: Run, record: Mapping[str, Any], kind: str) -> dict[int, Second]:
-    """The window's intervals that have messages, by number; an interval's lines (one an agent) are added up."""
-    length_s = record["interval_s"] or 1.0
-    number = _number(record)
-    merged: dict[int, list[Any]] = {}
-    for interval in run.intervals(record["id"], kind):
-        index = round(interval.start_s / length_s)
-        histogram = interval.histogram
-        if 0 <= index < number and histogram.count:
-            # Only the buckets in use: a run of an hour has thousands of lines, of a quarter of a megabyte each.
-            used = np.flatnonzero(histogram.counts)
-            merged.setdefault(index, []).append((used, histogram.counts[used], histogram.min, histogram.max))
-    seconds: dict[int, Second] = {}
-    for index, parts in merged.items():
-        whole = Histogram()
-        for used, counts, min_ns, max_ns in parts:
-            whole.add_counts(used, counts, min_ns=min_ns, max_ns=max_ns, sum_ns=0)
-        p50_ns, p99_ns, p99_9_ns = whole.percentiles([50, 99, 99.9])
-        seconds[index] = Second(index * length_s, whole.count, p50_ns, p99_ns, p99_9_ns, whole.max)
-    return seconds
-
-
-def _number(record: Mapping[str, Any]) -> int:
-    intervals = float(record["window_s"]) / (record["interval_s"] or 1.0)
-    return math.ceil(intervals - 1e-6)
-
-
 Hit = tuple[float | None, str]
 """How long a cause lasted in ns, where that can be compared with a delay, and what was seen of it."""
 
@@ -269,7 +231,7 @@ def _seen(run: Run, record: Mapping[str, Any]) -> tuple[dict[str, dict[int, Hit]
     seen = _events(record)
     # RabbitMQ's processes collect their garbage one by one: there is no pause to look for.
     silent = [PAUSE] * (record["broker"] == "kafka" and not (record["observer"] or {}).get("gc"))
-    columns = _columns(run, record, [signal.column for signal in SIGNALS])
+    columns = by_interval(run, record, [signal.column for signal in SIGNALS])
     for signal in SIGNALS:
         values = columns[signal.column]
         if signal.column.endswith("_ns") and np.isfinite(values).any():
@@ -278,8 +240,8 @@ def _seen(run: Run, record: Mapping[str, Any]) -> tuple[dict[str, dict[int, Hit]
             silent.append(signal.kind)
         seen[signal.kind] = _outliers(signal, values)
     if (record["blocked_share"] or 0) < HELD_BACK_SHARE:
-        lags = np.full(_number(record), np.nan)
-        for index, second in seconds_of(run, record, "schedule_lag").items():
+        lags = np.full(interval_count(record), np.nan)
+        for index, second in run.seconds(record["id"], "schedule_lag").items():
             lags[index] = second.p99_ns
         seen[LATE.kind] = _outliers(LATE, lags)
     return seen, tuple(silent)
@@ -303,7 +265,7 @@ def _events(record: Mapping[str, Any]) -> dict[str, dict[int, Hit]]:
     for event in (record["observer"] or {}).get("events") or ():
         first = math.floor(event["at_s"] / length_s)
         last = math.floor((event["at_s"] + event["duration_s"]) / length_s) + 1
-        for index in range(max(0, first), min(_number(record) - 1, last) + 1):
+        for index in range(max(0, first), min(interval_count(record) - 1, last) + 1):
             found.setdefault(event["kind"], {}).setdefault(index, []).append(event)
     return {kind: {index: _hit(kind, events) for index, events in by.items()} for kind, by in found.items()}
 
@@ -315,28 +277,6 @@ def _hit(kind: str, events: Sequence[Mapping[str, Any]]) -> Hit:
         return None, f"{kind}: {longest['text']}{more}"
     took_ns = sum(event["duration_s"] for event in events) * 1e9
     return took_ns, f"{kind} of {longest['duration_s'] * 1e3:.0f} ms ({longest['text']}){more}"
-
-
-def _columns(run: Run, record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Float64]:
-    """The observer's series by interval of the window; NaN where it has none. A row counts where its middle lies."""
-    values = {name: np.full(_number(record), np.nan) for name in names}
-    frame = run.series
-    if not {"trial", "agent", "elapsed_s"} <= set(frame.columns):
-        return values
-    rows = frame[(frame["trial"] == record["id"]) & (frame["agent"] == "observer")].sort_values("elapsed_s")
-    if rows.empty:
-        return values
-    import pandas as pd  # noqa: PLC0415 - `run.series` has paid for it
-
-    length_s = record["interval_s"] or 1.0
-    ends = (rows["elapsed_s"].to_numpy(dtype=np.float64) - record["warmup_s"]) / length_s
-    begins = np.concatenate([[ends[0] - 1], ends[:-1]])
-    for name in set(names) & set(rows.columns):
-        column = pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=np.float64)
-        for begin, end, value in zip(begins, ends, column, strict=True):
-            # Every interval whose middle the row covers: a late sample stands for two.
-            values[name][max(0, math.ceil(begin - 0.5)) : max(0, math.ceil(end - 0.5))] = value
-    return values
 
 
 def _attribute(

@@ -374,7 +374,7 @@ class Keeper:
         writer, self._writer = self._writer, None
         writer.finish("partial" if partial else "complete", partial)
         run = load(writer.path)
-        lines = missed([parse_threshold(text) for text in thresholds], run.trials)
+        lines = missed([parse_threshold(text) for text in thresholds], run.records)
         status = exit_status(run) or (EXIT_MISSED if lines else EXIT_OK)
         return {"status": status, "missed": lines, "path": str(writer.path)}
 

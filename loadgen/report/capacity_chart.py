@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from loadgen.report import points as pt
 from loadgen.report import words
 from loadgen.report.capacity import found_producers, grouped, limits_text, load_text, rate_text
-from loadgen.report.drawing import MUTED, PAPER, Chart, colour, finish, rate_tick, styled
+from loadgen.report.drawing import MUTED, PAPER, Chart, colour, finish, log_ticks, rate_tick, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,21 +32,38 @@ NOTE = (
 
 def draw(found: Sequence[PointCapacity]) -> list[Chart]:
     """One chart of all capacities of a run; none where none was found."""
-    groups = [[each for each in group if each.used] for group in grouped(found)]
-    groups = [group for group in groups if group]
+    groups = found_groups(found)
     if not groups:
         return []
     with styled():
         return [_chart(groups)]
 
 
+def found_groups(found: Sequence[PointCapacity]) -> list[list[PointCapacity]]:
+    """Capacities of which at least one search has an answer, those that may be compared together."""
+    groups = [[each for each in group if each.used] for group in grouped(found)]
+    return [group for group in groups if group]
+
+
 def _chart(groups: Sequence[Sequence[PointCapacity]]) -> Chart:
     points = [each for group in groups for each in group]
-    height = 1.35 + ROW_INCHES * len(points) + GROUP_INCHES * len(groups)
-    figure = Figure(figsize=(9.2, height), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=size(groups), layout="constrained")
+    draw_capacities(figure.subplots(), groups)
+    said = " ".join(_in_words(point) for point in points)
+    return finish(figure, "capacity", "Capacity, and how far off the tool’s own limit is", f"{NOTE} {said}")
+
+
+def size(groups: Sequence[Sequence[PointCapacity]]) -> tuple[float, float]:
+    """Width and height in inches of a drawing of these."""
+    return 9.2, 1.35 + ROW_INCHES * sum(map(len, groups)) + GROUP_INCHES * len(groups)
+
+
+def draw_capacities(axes: Axes, groups: Sequence[Sequence[PointCapacity]]) -> None:
+    """A line for each capacity that was found, those that may be compared together."""
+    points = [each for group in groups for each in group]
     axes.set_xlim(_limits(points))  # by hand: capacities that are all alike have no range of their own
     axes.set_xscale("log")
+    log_ticks(axes)
     for point, row in zip(points, _rows(axes, groups), strict=True):
         _draw_point(axes, point, row)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
@@ -54,8 +71,6 @@ def _chart(groups: Sequence[Sequence[PointCapacity]]) -> Chart:
     axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
     _legend(axes, points)
-    said = " ".join(_in_words(point) for point in points)
-    return finish(figure, "capacity", "Capacity, and how far off the tool’s own limit is", f"{NOTE} {said}")
 
 
 def _limits(points: Sequence[PointCapacity]) -> tuple[float, float]:

@@ -14,16 +14,30 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from loadgen.histogram import Histogram
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, STYLE, Chart, colour, finish, log_latency_axis, rate_tick, styled
+from loadgen.report.drawing import (
+    DASHES,
+    MUTED,
+    STYLE,
+    Chart,
+    colour,
+    finish,
+    log_latency_axis,
+    log_ticks,
+    rate_tick,
+    styled,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from matplotlib.axes import Axes
 
+    from loadgen.record import Record
     from loadgen.report.table import Table
     from loadgen.runs import Run
     from loadgen.stats.confidence import Estimate
+
+    Measure = Callable[[Record], float | None]
 
 __all__ = ["STYLE", "draw"]  # the method page's charts look like the report's
 
@@ -48,7 +62,7 @@ def draw(run: Run, table: Table) -> list[Chart]:
 # --- latency by percentile ---
 
 
-def _curve(histogram: Histogram) -> tuple[Any, Any]:
+def curve(histogram: Histogram) -> tuple[Any, Any]:
     """1/(1 − p) and the latency in ms there, as far as there are messages behind a percentile."""
     # The last point stands for one message: beyond it a curve would draw what nobody measured.
     ends = max(histogram.count, 2)
@@ -120,24 +134,40 @@ def _share_latencies(panels: list[Axes]) -> None:
 
 
 def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -> int:
-    drawn, longest = 0, 10.0
-    for point in comparison.points:
-        if not (_is_wire(point) and point.used):
-            continue
-        merged = Histogram()
-        for record in point.used:
-            histogram = run.histogram(record["id"], pt.kind_of(record, kind))
-            if histogram.count:
-                axes.plot(*_curve(histogram), color=colour(point.broker), linewidth=0.7, alpha=0.45)
-                merged.merge(histogram)
-        if merged.count:
-            x, y = _curve(merged)
-            axes.plot(x, y, color=colour(point.broker), linewidth=2.2, label=words.broker_name(point.broker))
-            longest, drawn = max(longest, float(merged.count)), drawn + 1
     shared = comparison.shared
     axes.set_title(
         f"{pt.rate_label(shared['rate'])} × {words.size(shared['size_bytes'])}, class {comparison.durability}"
     )
+    points = [point for point in comparison.points if _is_wire(point) and point.used]
+    return draw_latencies(axes, run, points, kind, lambda point: words.broker_name(point.broker))
+
+
+def draw_latencies(
+    axes: Axes, run: Run, points: Iterable[pt.Point], kind: str, label: Callable[[pt.Point], str]
+) -> int:
+    """Each point's repeats, thin, and all of them merged, bold; the value is how many points have that latency."""
+    drawn, seen = 0, dict[str, int]()
+    for point in points:
+        merged = Histogram()
+        for record in point.used:
+            histogram = run.histogram(pt.kind_of(record, kind), trial=record["id"])
+            if histogram.count:
+                axes.plot(*curve(histogram), color=colour(point.broker), linewidth=0.7, alpha=0.45)
+                merged.merge(histogram)
+        if merged.count:
+            seen[point.broker] = place = seen.get(point.broker, -1) + 1
+            style = DASHES[place % len(DASHES)]
+            axes.plot(*curve(merged), color=colour(point.broker), linewidth=2.2, linestyle=style, label=label(point))
+            drawn += 1
+    percentile_axis(axes)
+    if drawn:
+        axes.legend(frameon=False, loc="lower right", handlelength=1.4)
+    return drawn
+
+
+def percentile_axis(axes: Axes) -> None:
+    """Latency over percentiles as far as there are messages behind them, spread so that each nine has as much room."""
+    longest = max([10.0, *(float(np.max(line.get_xdata())) for line in axes.get_lines())])
     axes.set_xscale("log")
     log_latency_axis(axes)
     shown = [p for p in PERCENTILES if 1 / (1 - p / 100) <= longest * 1.001]
@@ -148,9 +178,6 @@ def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -
     axes.set_xlabel("percentile of messages")
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)
-    if drawn:
-        axes.legend(frameon=False, loc="lower right", handlelength=1.4)
-    return drawn
 
 
 # --- one line a point: throughput and CPU ---
@@ -169,7 +196,12 @@ def _line_order(point: pt.Point, is_by_class: bool) -> tuple[Any, ...]:
     return (*group, point.scenario if not is_by_class else "")
 
 
-def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
+def line_label(point: pt.Point) -> str:
+    """`Kafka (kafka) linger_ms 5`."""
+    return f"{words.broker_name(point.broker)} ({point.driver}) {point.own_label}".rstrip()
+
+
+def _lines(axes: Axes, points: Sequence[pt.Point], label: Callable[[pt.Point], str] = line_label) -> list[float]:
     """Label the y axis with the points, grouped by class and kind of driver; return each one's height."""
     heights: list[float] = []
     height, group = 0.0, None
@@ -186,7 +218,7 @@ def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
             height, group = height + 0.8, current
         heights.append(height)
         height += 1.0
-    axes.set_yticks(heights, [_line_label(point) for point in points])
+    axes.set_yticks(heights, [label(point) for point in points])
     axes.set_ylim(height - 0.35, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -195,20 +227,41 @@ def _lines(axes: Axes, points: Sequence[pt.Point]) -> list[float]:
     return heights
 
 
-def _line_label(point: pt.Point) -> str:
-    return f"{words.broker_name(point.broker)} ({point.driver}) {point.own_label}".rstrip()
-
-
 def _throughput_chart(table: Table) -> Chart | None:
     points = [point for point in _saturated(table) if point.estimate(pt.goodput).n]
     if not points:
         return None
-    figure = Figure(figsize=(9.2, 1.15 + 0.3 * len(points) + 0.33 * _groups(points)), layout="constrained")
+    figure = Figure(figsize=repeats_size(points), layout="constrained")
     axes = figure.subplots()
-    axes.set_xlim(_rate_limits(points))  # by hand: rates that are all alike have no range of their own
+    draw_repeats(axes, points, pt.goodput, words.rate)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
+    axes.set_xlabel("goodput, messages a second (log scale)")
+    note = (
+        "Dots: each repeat; band: 95 % interval over repeats; tick: median. "
+        "Filled: wire drivers, what the broker can do; hollow: client libraries, what an application gets. "
+        "Compare within one class only."
+    )
+    return finish(figure, "throughput", "Throughput at equal guarantees", note)
+
+
+def repeats_size(points: Sequence[pt.Point]) -> tuple[float, float]:
+    """Width and height in inches of a drawing with a line for each of these points."""
+    return 9.2, 1.15 + 0.3 * len(points) + 0.33 * _groups(points)
+
+
+def draw_repeats(
+    axes: Axes,
+    points: Sequence[pt.Point],
+    measure: Measure,
+    text: Callable[[float], str],
+    label: Callable[[pt.Point], str] = line_label,
+) -> None:
+    """A line for each point: every repeat, their median and its interval, on a logarithmic axis of one quantity."""
+    axes.set_xlim(_limits(points, measure))  # by hand: values that are all alike have no range of their own
     axes.set_xscale("log")
-    for point, height in zip(points, _lines(axes, points), strict=True):
-        estimate, ink = point.estimate(pt.goodput), colour(point.broker)
+    log_ticks(axes)
+    for point, height in zip(points, _lines(axes, points, label), strict=True):
+        estimate, ink = point.estimate(measure), colour(point.broker)
         if (band := _band(estimate)) is not None:
             axes.plot(
                 band,
@@ -233,17 +286,9 @@ def _throughput_chart(table: Table) -> Chart | None:
         end = max(*estimate.values, *(band or ()), estimate.median)
         caveat = f"  ({point.bound_by}-bound)" if point.bound_by in {"host", "generator"} else ""
         axes.annotate(
-            words.rate(estimate.median) + caveat, (end, height), xytext=(7, 0), textcoords="offset points",
+            text(estimate.median) + caveat, (end, height), xytext=(7, 0), textcoords="offset points",
             va="center", fontsize=8.5,
         )  # fmt: skip
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
-    axes.set_xlabel("goodput, messages a second (log scale)")
-    note = (
-        "Dots: each repeat; band: 95 % interval over repeats; tick: median. "
-        "Filled: wire drivers, what the broker can do; hollow: client libraries, what an application gets. "
-        "Compare within one class only."
-    )
-    return finish(figure, "throughput", "Throughput at equal guarantees", note)
 
 
 def _band(estimate: Estimate) -> tuple[float, float] | None:
@@ -252,9 +297,9 @@ def _band(estimate: Estimate) -> tuple[float, float] | None:
     return None if low is None or high is None or words.is_too_wide(low, high) else (low, high)
 
 
-def _rate_limits(points: Sequence[pt.Point]) -> tuple[float, float]:
+def _limits(points: Sequence[pt.Point], measure: Measure) -> tuple[float, float]:
     """Room for all repeats and intervals of points on a logarithmic axis, and for the figures beside them."""
-    found = [point.estimate(pt.goodput) for point in points]
+    found = [point.estimate(measure) for point in points]
     ends = [end for each in found for end in (*each.values, *(_band(each) or ())) if end]
     low, high = min(ends), max(ends)
     margin = (high / low) ** 0.05

@@ -203,8 +203,8 @@ def sure(decision: Decision) -> list[str]:
         "Intervals are 95 % Student t intervals over trials or searches, never over messages.",
         "The p99 counts from when a message was due until it was received.",
     ]
-    windows = {record["window_s"] for record in decision.run.trials if _is_tried(decision, record)}
-    counts = [record["received"] for record in decision.run.trials if _is_tried(decision, record)]
+    windows = {record["window_s"] for record in decision.run.records if _is_tried(decision, record)}
+    counts = [record["received"] for record in decision.run.records if _is_tried(decision, record)]
     known = [count for count in counts if count]
     if known and None not in windows:
         said.append(
@@ -342,7 +342,7 @@ def unsaid_load(decision: Decision) -> str | None:
 
 def unsaid_few(decision: Decision) -> str | None:
     """A p99 of few messages."""
-    counts = [record["received"] or 0 for record in decision.run.trials if _is_tried(decision, record)]
+    counts = [record["received"] or 0 for record in decision.run.records if _is_tried(decision, record)]
     if not counts or min(counts) >= P99_MSGS_LEAST * decision.demand.subscribers:
         return None
     return (
@@ -353,7 +353,7 @@ def unsaid_few(decision: Decision) -> str | None:
 
 def unsaid_unknown(decision: Decision) -> str | None:
     """Trials that could not be checked in every respect."""
-    tried = [record for record in decision.run.trials if _is_tried(decision, record)]
+    tried = [record for record in decision.run.records if _is_tried(decision, record)]
     unknown = [record for record in tried if record["verdict"]["status"] == "unknown"]
     if not unknown:
         return None

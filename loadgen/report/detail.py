@@ -142,7 +142,7 @@ def one_run(run: Run, records: Sequence[Record], kind: str, percentile: str) -> 
     """How far chance alone could have moved a single run's tail: `one run: 0.58–0.71`; empty with more repeats."""
     if percentile not in TAILS or len(records) != 1:
         return ""
-    histogram = run.histogram(records[0]["id"], pt.kind_of(records[0], kind))
+    histogram = run.histogram(pt.kind_of(records[0], kind), trial=records[0]["id"])
     if not histogram.count:
         return ""
     found = percentile_interval(histogram, TAILS[percentile])

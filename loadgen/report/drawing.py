@@ -52,6 +52,9 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": PAPER,
 }
 PNG_DPI = 160
+FEW_DECADES = 50.0
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
+"""Lines of one colour, told apart."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def finish(figure: Figure, name: str, title: str, note: str) -> Chart:
     FigureCanvasAgg(figure)
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # everything has its place now; to find it again would take as long
     figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     # Ids must stay apart when several drawings stand in one page.
     text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
@@ -95,6 +99,13 @@ def log_latency_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def log_ticks(axes: Axes) -> None:
+    """Marks of a logarithmic horizontal axis: the powers of ten, and where it has few of them, 2 and 5 between."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < FEW_DECADES * low else (1.0,)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def rate_tick(rate: float) -> str:

@@ -66,7 +66,7 @@ class Hurt:
 
 
 def _hurt(run: Run, broker: str) -> list[Record]:
-    return [record for record in run.trials if record["faults"] and record["broker"] == broker]
+    return [record for record in run.records if record["faults"] and record["broker"] == broker]
 
 
 def delivery_figures(records: Sequence[Record]) -> list[Figure]:

@@ -17,7 +17,7 @@ SHORTEST_S = 0.1
 
 def sentences(run: Run) -> list[str]:
     """One for each trial with faults, in their order."""
-    return [_told(record, cost(run, record)) for record in run.trials if record["faults"]]
+    return [_told(record, cost(run, record)) for record in run.records if record["faults"]]
 
 
 def _told(record: Record, cost: Cost) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 APART = 4.0
 """From here on the smaller of two brokers would have less than a quarter of a linear axis."""
 MS = 1e6
+LATENCY_LABEL = "response time, ms (log scale)"
 MARKS_NOTE = (
     "Dots: each repeat; lines: medians over repeats. Band: capacity with its interval over repeats, or where there is "
     "one search, from the rate that it sustained to the one that was too much. Knee: the largest rate / p50."
@@ -69,16 +70,21 @@ def _chart(group: Sequence[Curve], number: int) -> Chart:
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw_panel(axes, panel)
+        draw_panel(axes, panel)
         if len(panels) > 1:
             axes.set_title(_panel_title(panel), pad=14 + 12 * len(panel))
-    low, high = grid[0, 0].get_ylim()
-    grid[0, 0].set_ylim(low / 2.5, high)  # room for what stands below the curves
+    leave_room(grid[0, 0])
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_ylabel("response time, ms (log scale)")
+        axes.set_ylabel(LATENCY_LABEL)
     return finish(figure, f"curve-{number}", _title(group), _note(group))
+
+
+def leave_room(axes: Axes) -> None:
+    """Room for what stands below the curves."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 2.5, high)
 
 
 def _panels(group: Sequence[Curve]) -> list[list[Curve]]:
@@ -106,7 +112,8 @@ def _named(curve: Curve) -> str:
 # --- one panel ---
 
 
-def _draw_panel(axes: Axes, panel: Sequence[Curve]) -> None:
+def draw_panel(axes: Axes, panel: Sequence[Curve]) -> None:
+    """Curves that lie beside each other, with capacity, knee and the tool's own limits."""
     for curve in panel:
         for series in SERIES:
             _draw_series(axes, curve, series)

@@ -116,7 +116,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
     environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
     anchors = _anchors(run)
     anchors |= {each["id"]: f"finding-{number}" for number, each in enumerate(content.table.findings, 1)}
-    rows = {record["id"]: _trial_row(record, anchors[record["id"]]) for record in run.trials}
+    rows = {record["id"]: _trial_row(record, anchors[record["id"]]) for record in run.records}
     return environment.get_template("page.html.jinja").render(
         run=run,
         content=content,
@@ -158,7 +158,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
 
 def _anchors(run: Run) -> dict[str, str]:
     """Where each trial's line is in its run's page."""
-    return {record["id"]: f"trial-{number}" for number, record in enumerate(run.trials, 1)}
+    return {record["id"]: f"trial-{number}" for number, record in enumerate(run.records, 1)}
 
 
 def _links(run: Run, other: Run | None, anchors: Mapping[str, str]) -> dict[tuple[str, str], str]:

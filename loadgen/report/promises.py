@@ -65,7 +65,7 @@ class Promise:
 
 def promises(run: Run) -> list[Promise]:
     """One for each trial with faults, by fault, then class, then broker; several repeats stay apart."""
-    hurt = [record for record in run.trials if record["faults"]]
+    hurt = [record for record in run.records if record["faults"]]
     return [_line(record, cost(run, record)) for record in sorted(hurt, key=_place)]
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.drawing import Chart, colour, finish, rate_tick, styled
+from loadgen.report.drawing import DASHES, Chart, colour, finish, rate_tick, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 VALUES_MIN = 3  # two values are a pair of figures, which the table shows better
 NOT_AXES = frozenset({"fraction", "variant", "msgs_per_s"})
-STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MARKERS = ("o", "s", "^")
 
 
@@ -100,16 +99,11 @@ def _chart(sweep: Sweep, number: int) -> Chart:
     is_size = sweep.knob == "size_bytes"
     figure = Figure(figsize=(11.5 if is_size else 7.2, 4.2), layout="constrained")
     grid = figure.subplots(1, 2 if is_size else 1, squeeze=False)
-    name = _knob_name(sweep.knob)
-    _panel(grid[0, 0], sweep, scaled=False)
-    grid[0, 0].set_ylabel("messages a second (log scale)")
+    draw_sweep(grid[0, 0], sweep)
     if is_size:
-        _panel(grid[0, 1], sweep, scaled=True)
-        grid[0, 1].set_ylabel("bytes a second (log scale)")
-    for axes in grid.flat:
-        axes.set_xlabel(f"{name} (log scale)")
+        draw_sweep(grid[0, 1], sweep, scaled=True)
     grid[0, 0].legend(frameon=False, handlelength=2.2)
-    title = f"{sweep.scenario}: throughput against {name}, class {_classes(sweep)}"
+    title = f"{sweep.scenario}: throughput against {_knob_name(sweep.knob)}, class {_classes(sweep)}"
     return finish(figure, f"sweep-{number}", title, " ".join(_in_words(line, sweep.knob) for line in sweep.lines))
 
 
@@ -121,7 +115,8 @@ def _knob_name(knob: str) -> str:
     return "message size" if knob == "size_bytes" else knob.rpartition(".")[2].replace("_", " ")
 
 
-def _panel(axes: Axes, sweep: Sweep, *, scaled: bool) -> None:
+def draw_sweep(axes: Axes, sweep: Sweep, *, scaled: bool = False) -> None:
+    """A sweep's lines in messages a second, or `scaled` by the swept size in bytes a second."""
     seen: dict[str, int] = {}
     for line in sweep.lines:
         place = seen.setdefault(line.broker, 0)
@@ -129,7 +124,7 @@ def _panel(axes: Axes, sweep: Sweep, *, scaled: bool) -> None:
         ink, marker = colour(line.broker), MARKERS[place % len(MARKERS)]
         x = [value for value, _ in line.points]
         y = [(point.estimate(pt.goodput).median or 0.0) * (value if scaled else 1.0) for value, point in line.points]
-        axes.plot(x, y, color=ink, linewidth=1.8, linestyle=STYLES[place % len(STYLES)], label=line.label, zorder=3)
+        axes.plot(x, y, color=ink, linewidth=1.8, linestyle=DASHES[place % len(DASHES)], label=line.label, zorder=3)
         for value, point in line.points:
             repeats = [each * (value if scaled else 1.0) for each in point.estimate(pt.goodput).values]
             axes.scatter([value] * len(repeats), repeats, s=16, marker=marker, color=ink, alpha=0.75, zorder=4)
@@ -140,6 +135,8 @@ def _panel(axes: Axes, sweep: Sweep, *, scaled: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _value_text(sweep.knob, x)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{rate_tick(y)}B/s" if scaled else rate_tick(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(f"{_knob_name(sweep.knob)} (log scale)")
+    axes.set_ylabel(f"{'bytes' if scaled else 'messages'} a second (log scale)")
     axes.grid(visible=True, which="major")
     axes.set_axisbelow(True)
 

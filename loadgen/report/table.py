@@ -81,7 +81,7 @@ class Table:
 
 def make_table(run: Run, other: Run | None = None) -> Table:
     """Answer the article's rows from a run, and from the trials with faults of another; files only, never a broker."""
-    trials = tuple(record for record in run.trials if is_measured(record))
+    trials = tuple(record for record in run.records if is_measured(record))
     comparisons = pt.comparisons(trials, run.header["searches"])
     findings, hurt = run.header["findings"], Hurt(run, other)
     tails, short = slowest.tails(run, trials)
@@ -91,7 +91,7 @@ def make_table(run: Run, other: Run | None = None) -> Table:
         comparisons=tuple(comparisons),
         trials=trials,
         struck=tuple(record for record in trials if not enters(record)),
-        probes=tuple(record for record in run.trials if not is_measured(record)),
+        probes=tuple(record for record in run.records if not is_measured(record)),
         findings=tuple(findings),
         capacities=tuple(capacities(run)),
         curves=tuple(curves(run)),

@@ -40,12 +40,14 @@ def draw(run: Run, worst: Sequence[Tail]) -> list[Chart]:
         grid = figure.subplots(2 * len(worst), 1, squeeze=False, height_ratios=ratios)[:, 0]
         for number, tail in enumerate(worst):
             record, (panel, strip) = run.trial(tail.trial_id), grid[2 * number : 2 * number + 2]
-            _draw_panel(panel, record, tail)
+            draw_seconds(panel, record, tail)
+            panel.tick_params(axis="x", labelbottom=False)
             _draw_events(strip, record)
         return [finish(figure, "timeline", "The slowest seconds of each broker's worst trial", _note(run, worst))]
 
 
-def _draw_panel(axes: Axes, record: Record, tail: Tail) -> None:
+def draw_seconds(axes: Axes, record: Record, tail: Tail) -> None:
+    """A trial's p50, p99 and largest latency of each second, and the names of its slowest ones."""
     ink = colour(record["broker"])
     length_s = record["interval_s"] or 1.0
     middles = [each.at_s + length_s / 2 for each in tail.seconds]
@@ -60,7 +62,6 @@ def _draw_panel(axes: Axes, record: Record, tail: Tail) -> None:
     log_latency_axis(axes)
     axes.set_xlim(0, record["window_s"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(axis="x", labelbottom=False)
     axes.grid(visible=True, which="major")
     axes.set_ylabel(f"{tail.kind}, ms")
     axes.set_title(f"{words.broker_name(record['broker'])}: {record['id']}", fontsize=8.5, pad=4)

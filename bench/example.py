@@ -1,0 +1,68 @@
+"""The runs that come with the project, measured anew: results/example and results/example-history.
+
+    python bench/example.py [example] [history]
+
+Takes about eight minutes of a quiet machine. `example` is `notebooks/example.py`, `history` one point of Kafka in four
+runs, in the third of which a knob was turned on purpose. What a run says of folders of this machine is replaced by what
+they are (`<checkout>`, `<installed>`); nothing else is changed. Reports are left out, as they can be made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from loadgen.brokers.state import cache_dir
+from loadgen.runs import load, load_runs
+
+EXAMPLE, HISTORY = Path("results/example"), Path("results/example-history")
+KEPT = ("run.json", "histograms.hlog", "series.parquet")
+CHANGED = (), (), ("--set", "kafka.linger_ms=20"), ()
+LATENCY = ("scenarios/latency.py", "--broker", "kafka", "--set", "rate=500", "--repeats", "3")
+
+
+def measure(root: Path, *words: str) -> None:
+    """Carry out a run under `root`."""
+    subprocess.run([sys.executable, "-m", "loadgen.cli", "run", *words, "--results", str(root)], check=True)
+
+
+def ship(run: Path, target: Path, places: dict[str, str]) -> None:
+    """Copy a run's own files, with `places` (folder: what it is) replaced in run.json."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in KEPT:
+        shutil.copyfile(run / name, target / name)
+    text = (target / "run.json").read_text(encoding="utf-8")
+    for folder, what in sorted(places.items(), key=lambda each: -len(each[0])):
+        text = text.replace(folder, what)
+    (target / "run.json").write_text(text, encoding="utf-8")
+    size_bytes = sum(each.stat().st_size for each in target.iterdir())
+    print(f"{target}: {load(target)!r}, {size_bytes / 1e3:.0f} kB")
+
+
+def main() -> None:
+    """Measure what is named, or both, and put it where the notebooks look."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["example", "history"], metavar="example|history")
+    parts = parser.parse_args().parts
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        places = {str(Path.cwd()): "<checkout>", str(cache_dir()): "<installed>", os.path.realpath(root): "<results>"}
+        if "example" in parts:
+            measure(root / "example", "notebooks/example.py", "--repeats", "2")
+            ship(root / "example" / "latest", EXAMPLE, places)
+        if "history" in parts:
+            for words in CHANGED:
+                measure(root / "history", *LATENCY, *words)
+            shutil.rmtree(HISTORY, ignore_errors=True)
+            for number, run in enumerate(load_runs(root / "history" / "*"), 1):
+                ship(run.path, HISTORY / str(number), places)
+
+
+if __name__ == "__main__":
+    main()
