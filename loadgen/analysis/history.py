@@ -1,10 +1,10 @@
 """One point over runs: has it become slower since, and what was changed in between?
 
-A run's value is the median of its repeats with the interval of `loadgen.stats.confidence`, whose unit is the repeat, and
-a step is the ratio to the run before (`unpaired_ratio`: repeats of different runs are no pairs). It is any quantity of any
-number of runs, where `loadgen.analysis.across` holds runs against one of them. **Runs are not interleaved.** What the
-machine did on either day lies in a step, and no interval knows of it. So a step is a reason to look, and to ask with both
-sides in turn (`loadgen ab`); what was set otherwise in between is listed beside it.
+A run's value is the median of its repeats with the interval of `loadgen.stats.confidence`, whose unit is the repeat,
+and a step is the ratio to the run before (`unpaired_ratio`: repeats of different runs are no pairs). It is any quantity
+of any number of runs, where `loadgen.analysis.across` holds runs against one of them. **Runs are not interleaved.**
+What the machine did on either day lies in a step, and no interval knows of it. So a step is a reason to look, and to
+ask with both sides in turn (`loadgen ab`); what was set otherwise in between is listed beside it.
 """
 
 from __future__ import annotations
