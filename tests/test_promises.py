@@ -123,6 +123,8 @@ def test_flushes_are_told_in_place_of_a_power_cut() -> None:
     assert list(bench_faults.told(bad)) == [
         "flushes/kafka/1: replicated_flushed, 1 at a time: confirms without a flush before them: 99 of 100"
     ]
+    contradicted = run_of(record(), findings=[finding("flushed", 100, agrees=False)])
+    assert "the broker counts otherwise: 100 of 100" in "\n".join(bench_faults.told(contradicted))
     absent = finding("", 0, what="measured", values=[], error="not testable here: there is no strace on this machine")
     assert note(run_of(record(), findings=[absent])).endswith(
         " Kafka, flushes before confirms: not testable here: there is no strace on this machine."

@@ -88,11 +88,18 @@ def _flushes(run: Run) -> Iterator[str]:
 
 
 def unflushed(run: Run) -> Iterator[str]:
-    """Flushed classes in which a confirm came without a flush before it, a line each: what a power cut would take."""
+    """Flushed classes in which a confirm came without a flush before it, a line each: what a power cut would take.
+
+    And what was counted and is contradicted by the broker, or failed: nobody knows then.
+    """
     for each in run.header["findings"]:
-        is_promised = each["probe"] == FLUSHES and each["what"] == OWN and each["point"].split(",")[0] in FLUSHED
+        if each["probe"] != FLUSHES:
+            continue
+        is_promised = each["what"] == OWN and each["point"].split(",")[0] in FLUSHED
         if is_promised and any(value < 100 for value in each["values"]):
             yield f"{each['id']}: {each['point']}: confirms without a flush before them: {each['said']}"
+        elif each["agrees"] is False:
+            yield f"{each['id']}: {each['point']}: {each['error'] or 'the broker counts otherwise: ' + each['said']}"
 
 
 def _place(record: Record) -> tuple[str, int, int]:
