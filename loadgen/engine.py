@@ -115,7 +115,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
                     writer.add_brokers(brokers_of(asked, nodes))
                     return asked
 
-                run_probes(options.probes, standing, plan.repeats, writer, listener, classes)
+                run_probes(options.probes, standing, plan.repeats, writer, listener, classes, plan.sizes[-1])
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:

@@ -23,6 +23,7 @@ def run_probes(
     writer: RunWriter,
     listener: Listener,
     classes: Collection[str] = (),
+    standing: int = 1,
 ) -> None:
     """Ask each of the probes, one after another; LoadgenError goes into the finding that could not be had.
 
@@ -33,11 +34,12 @@ def run_probes(
         writer: Takes the findings.
         listener: Is told them.
         classes: The durability classes that the run has faults in; of none, a probe is asked of all that it speaks of.
+        standing: Of how many nodes the brokers are that stand already.
     """
     for name in names:
         numbers, probe = count(1), load_probe(name)
         asked: list[Mapping[BrokerName, Endpoint]] = []
-        for nodes in probe.sizes(classes):
+        for nodes in probe.sizes(classes, standing):
             if (endpoints := brokers(nodes)) in asked:
                 continue  # brokers from elsewhere are of the size that they are
             asked.append(endpoints)

@@ -51,10 +51,11 @@ class Probe:
     classes: tuple[str, ...] = ()
     """The durability classes that it speaks of, which say of how many nodes its brokers are; none: of one."""
 
-    def sizes(self, classes: Iterable[str] = ()) -> tuple[int, ...]:
-        """The numbers of nodes that it is asked at, the largest first, for those of its classes that are given."""
+    def sizes(self, classes: Iterable[str] = (), standing: int = 1) -> tuple[int, ...]:
+        """The numbers of nodes that it is asked at, for those of its classes that are given; first what stands."""
         asked = set(self.classes).intersection(classes) or self.classes
-        return tuple(sorted({NODES.get(each, 1) for each in asked}, reverse=True)) or (1,)
+        nodes = {NODES.get(each, 1) for each in asked}
+        return tuple(sorted(nodes, key=lambda number: (number != standing, number))) or (1,)
 
     def findings(self, ground: Ground) -> Generator[Finding]:
         """What is found on each of the run's brokers; that a broker could not be asked is a finding, too."""
