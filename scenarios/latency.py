@@ -11,6 +11,5 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),
     preset="low_latency",
-    profile_share=0.8,
 )
 globals().update(scenario.locust_users())

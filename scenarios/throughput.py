@@ -11,6 +11,6 @@ scenario = Scenario(
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),
     preset="throughput",
-    profile_share=0.7,
+    profile_share=0.6,
 )
 globals().update(scenario.locust_users())

@@ -148,7 +148,7 @@ def test_a_single_node_is_killed_paused_and_restarted_under_load(single: Endpoin
     assert pause["confirm_gap_s"] > 1.0
     assert pause["mended_after_s"] > 1.4
     assert {each["kind"] for each in record["observer"]["events"]} >= {"fault", "outage"}
-    (told,) = hurt.sentences(type("Run", (), {"trials": [record], "within": lambda *_: ()}))  # type: ignore[arg-type]
+    (told,) = hurt.sentences(type("Run", (), {"records": [record], "within": lambda *_: ()}))  # type: ignore[arg-type]
     assert "kill of the leader (node 1)" in told
     assert "none of them lost" in told
     assert renewed(single).pids != single.pids

@@ -51,7 +51,7 @@ def test_a_network_that_resets_and_cuts_loses_nothing_confirmed(
     assert cut["delivery_gap_s"] > 0.9
     assert record["proxy"]["connections"] >= 4, "each client's, and again after the reset"
     assert record["proxy"]["bytes"] > 2 * 200 * record["sent"]
-    (told,) = hurt.sentences(type("Run", (), {"trials": [record]}))  # type: ignore[arg-type]
+    (told,) = hurt.sentences(type("Run", (), {"records": [record], "within": lambda *_: ()}))  # type: ignore[arg-type]
     assert "reset of the connections to the leader (node 1) at" in told
     assert "cut of the leader from the clients (node 1) at" in told
     assert "Clients reached it through a proxy" in told

@@ -212,7 +212,7 @@ def test_a_ceiling_with_subscribers_is_of_producing(monkeypatch: pytest.MonkeyPa
         knobs = {"rabbitmq": RabbitMQ(queues=queues), "subscribers": subscribers}
         scenario = Scenario(name="c", question="?", rate=Rate.fixed(10), **knobs)
         trial = make_plan([scenario], SHORT, brokers=("rabbitmq",)).trials[0]
-        return measure_ceiling(trial, Setting(nowhere, lambda _: None), 0.5)
+        return measure_ceiling(trial, Setting(nowhere, lambda _: None), 1.5)
 
     found = measured(queues=1, subscribers=2)
     assert found["error"] is None
