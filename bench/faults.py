@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MATRIX = Path("scenarios/faults/delivery.py")
 KILLS_A_TRIAL = 5
-FIRST_S, EVERY_S = 5.0, 25.0  # Kafka: 9 s until it is noticed, some seconds until the node is back and in step
+FIRST_S, EVERY_S = 5.0, 30.0  # Kafka: 9 s until it is noticed, some seconds until the node is back and in step
 AGES_S = 5.0  # a quorum queue killed within a second of its declaration may lose what it confirmed (RabbitMQ 4.3)
 CLASSES = (Durability.REPLICATED, Durability.REPLICATED_FLUSHED)
 
