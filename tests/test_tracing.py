@@ -85,7 +85,10 @@ def test_every_thread_of_a_process_is_seen_while_it_is_traced(tmp_path: Path) ->
 
 def test_what_cannot_be_watched_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """No strace, or no such process: one line, and nothing is left running."""
-    with pytest.raises(UntraceableError, match=r"cannot watch the broker: .*ptrace"), traced([2**22 - 1]):
+    with (
+        pytest.raises(UntraceableError, match=r"cannot watch the broker: .*ptrace|there is no strace"),
+        traced([2**22 - 1]),
+    ):
         pass
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UntraceableError, match="there is no strace on this machine"), traced([os.getpid()]):
