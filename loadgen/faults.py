@@ -9,7 +9,7 @@ Faults of the network are between clients and nodes: clients then reach the brok
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ CRASHING = {"rabbitmq": "amqp", "kafka": "kafka"}
 
 
 class _Fault(Part):
+    """Whom it hurts. Each kind says again that this comes first: type checkers make up a constructor where none is."""
+
     who: Who = "leader"
     """A node's number, `leader` or `all`."""
 
@@ -92,7 +94,7 @@ class Full(_Fault):
 
     def described(self) -> str:
         """For people: `full disk of the leader`."""
-        return super().described().replace("full", f"full {self.resource}", 1)
+        return f"full {self.resource} of {self._whom}"
 
 
 class Cut(_Fault):
@@ -158,7 +160,7 @@ class Reset(_Fault):
 
 
 NetworkFault = Cut | Delay | Throttle | Reset
-NETWORK_KINDS = frozenset({"cut", "delay", "throttle", "reset"})
+NETWORK_KINDS = frozenset(each.model_fields["kind"].default for each in get_args(NetworkFault))
 """What is done to the network and not to a node: nodes stay whole."""
 
 
@@ -187,9 +189,7 @@ class At(Part):
     """A fault, and when it is carried out, since the measured window began."""
 
     at_s: _Seconds
-    fault: Annotated[
-        Kill | Restart | Pause | Full | Cut | Delay | Throttle | Reset | Crash, Field(discriminator="kind")
-    ]
+    fault: Annotated[Kill | Restart | Pause | Full | NetworkFault | Crash, Field(discriminator="kind")]
 
     def __init__(self, at_s: float | str, fault: Any, **values: Any) -> None:
         try:

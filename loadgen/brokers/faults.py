@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from loadgen.brokers import local, process, shortage
 from loadgen.errors import BrokerError
-from loadgen.faults import Crash, Cut, Delay, Full, Kill, Pause, Reset, Throttle
+from loadgen.faults import Crash, Full, Kill, NetworkFault, Pause, Reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loadgen.brokers.through import Through
     from loadgen.endpoint import Endpoint
-    from loadgen.faults import NetworkFault, Restart
+    from loadgen.faults import Restart
 
     NodeFault = Kill | Restart | Pause | Full | NetworkFault
     Fault = NodeFault | Crash
@@ -151,7 +151,7 @@ class Injector:
                 shortage.begin(self._endpoint, node, what)
             relief_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
             self._plan(relief_ns, lambda: self._mend(done, lambda: self._relieve(short)))
-        elif isinstance(fault, Cut | Delay | Throttle | Reset):
+        elif isinstance(fault, NetworkFault):
             self._hurt_network(done, fault)
         else:
             self._mend(done, lambda: self._start_again(done.nodes))
