@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from loadgen import host
-from loadgen.brokers import local, rabbitmq
+from loadgen.brokers import local, shortage
 from loadgen.errors import TrialError
 from loadgen.observer import WATCH_INTERVAL_S
 from loadgen.report.words import broker_name
@@ -154,17 +153,12 @@ def burning(stage: Stage) -> None:
 
 def alarmed(stage: Stage) -> None:
     """RabbitMQ wants more free space than there is, long enough to be looked at once."""
-    data_dir = stage.endpoint.data_dir
-    assert data_dir is not None, "the broker is our own"
-    cluster = local.cluster_of(stage.endpoint)
-    node = cluster.nodes[0]
-    before_bytes = int(stage.endpoint.configuration["status"]["disk_free_limit"])
-    wanted_bytes = 2 * host.disk_free(data_dir) + (1 << 40)
+    server = local.node_of(local.cluster_of(stage.endpoint), 1).server
     try:
-        rabbitmq.control(cluster, node, "rabbitmqctl", "set_disk_free_limit", str(wanted_bytes))
+        shortage.begin(stage.endpoint, 1, "disk")
         stage.ended.wait(WATCH_INTERVAL_S + 0.2)
     finally:
-        rabbitmq.control(cluster, node, "rabbitmqctl", "set_disk_free_limit", str(before_bytes))
+        shortage.end(stage.endpoint, 1, "disk", server)
 
 
 def _stop(stage: Stage, role: str, seconds: float) -> None:

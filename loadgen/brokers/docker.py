@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FILE = "docker-compose.yml"
 PROFILE = "cluster"  # of the services that are clusters of three
-SIZES = (1, 3)
 PULL_TIMEOUT_S = 1200.0
 COMMAND_TIMEOUT_S = 120.0
 RABBITMQ_DEVIATIONS = (
@@ -60,7 +59,7 @@ def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str,
     """Ends and removes containers with their data, of single brokers and of clusters."""
     with _lock(progress):
         containers = _running()
-        every = {broker: [name for nodes in SIZES for name in services(broker, nodes)] for broker in brokers}
+        every = {broker: [name for nodes in state.SIZES for name in services(broker, nodes)] for broker in brokers}
         running = [broker for broker, names in every.items() if any(name in containers for name in names)]
         if running:
             progress(f"docker: ending {' and '.join(running)}")
@@ -74,7 +73,7 @@ def status(*, progress: Progress) -> list[dict[str, Any]]:
         containers = _running()
     return [_described(broker, 1, containers) for broker in state.BROKER_NAMES] + [
         _described(broker, nodes, containers)
-        for nodes in SIZES[1:]
+        for nodes in state.SIZES[1:]
         for broker in state.BROKER_NAMES
         if any(name in containers for name in services(broker, nodes))
     ]
@@ -85,14 +84,14 @@ def _described(broker: BrokerName, nodes: int, containers: dict[str, dict[str, A
     record = {"broker": broker, "source": "docker", "running": len(found) == nodes}
     if not found:
         return record
-    ports = {inner: outer for each in found for inner, outer in _published(each).items()}
-    return record | {"ports": ports, "image": found[0].get("Image")} | ({"nodes": len(found)} if nodes > 1 else {})
+    published = {inner: outer for each in found for inner, outer in _published(each).items()}
+    return record | {"ports": published, "image": found[0].get("Image")} | ({"nodes": len(found)} if nodes > 1 else {})
 
 
 def services(broker: BrokerName, nodes: int) -> tuple[str, ...]:
     """The names of the services that are a broker of so many nodes."""
-    if nodes not in SIZES:
-        raise BrokerError(f"brokers in Docker have {' or '.join(map(str, SIZES))} nodes, {nodes} were asked for")
+    if nodes not in state.SIZES:
+        raise BrokerError(f"brokers in Docker have {' or '.join(map(str, state.SIZES))} nodes, {nodes} were asked for")
     return (broker,) if nodes == 1 else tuple(f"{broker}{index + 1}" for index in range(nodes))
 
 
@@ -146,7 +145,8 @@ def _endpoints(brokers: Sequence[BrokerName], nodes: int) -> dict[BrokerName, En
 
 
 def _rabbitmq(containers: list[dict[str, Any]]) -> Endpoint:
-    published = _published(containers[0])
+    published = [_published(each) for each in containers]
+    first = published[0]
 
     def ask(*command: str) -> dict[str, Any]:
         printed = _compose("exec", "-T", containers[0]["Service"], *command, "--quiet", "--formatter", "json")
@@ -161,15 +161,15 @@ def _rabbitmq(containers: list[dict[str, Any]]) -> Endpoint:
     )
     return Endpoint(
         broker="rabbitmq",
-        hosts=tuple((ports.HOST, _published(each)[5672]) for each in containers),
+        hosts=tuple((ports.HOST, each[5672]) for each in published),
         credentials=rabbitmq.CREDENTIALS,
-        management_url=f"http://{ports.HOST}:{published[15672]}",
-        management_urls=tuple(f"http://{ports.HOST}:{_published(each)[15672]}" for each in containers[1:]),
-        prometheus_url=f"http://{ports.HOST}:{published[15692]}/metrics",
-        stream_port=published[5552],
-        stream_hosts=tuple((ports.HOST, _published(each)[5552]) for each in containers) if len(containers) > 1 else (),
-        stomp_port=published.get(61613),
-        mqtt_port=published.get(1883),
+        management_url=f"http://{ports.HOST}:{first[15672]}",
+        management_urls=tuple(f"http://{ports.HOST}:{each[15672]}" for each in published[1:]),
+        prometheus_url=f"http://{ports.HOST}:{first[15692]}/metrics",
+        stream_port=first[5552],
+        stream_hosts=tuple((ports.HOST, each[5552]) for each in published) if len(published) > 1 else (),
+        stomp_port=first.get(61613),
+        mqtt_port=first.get(1883),
         version=configuration["status"]["rabbitmq_version"],
         pids=pids,
         configuration={**configuration, "image": containers[0].get("Image")},

@@ -146,8 +146,9 @@ class Injector:
             self._plan(go_ns, lambda: self._mended(done, lambda: self._resume(done.nodes)))
         elif isinstance(fault, Full):
             short: list[tuple[int, shortage.Resource]] = [(node, fault.resource) for node in done.nodes]
+            cluster = local.cluster_of(self._endpoint)
             for node, what in short:
-                self._short[node, what] = _server_of(self._endpoint, node)  # before: begun in part, it is given back
+                self._short[node, what] = local.node_of(cluster, node).server  # before: begun in part, it is given back
                 shortage.begin(self._endpoint, node, what)
             relief_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
             self._plan(relief_ns, lambda: self._mend(done, lambda: self._relieve(short)))
@@ -227,7 +228,3 @@ class Injector:
     def _resume(self, nodes: Sequence[int]) -> None:
         self._signal(nodes, signal.SIGCONT)
         self._paused.difference_update(nodes)
-
-
-def _server_of(endpoint: Endpoint, node_index: int) -> process.ProcessId | None:
-    return next(node.server for node in local.cluster_of(endpoint).nodes if node.index == node_index)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.brokers import install, install_kafka, install_rabbitmq, ports, process, state
 from loadgen.brokers.process import ProcessId
-from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
+from loadgen.brokers.state import BROKER_NAMES, SIZES, Cluster, Node
 from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
 CLUSTER = "cluster"  # where brokers of three nodes live, beside those of one
-SIZES = (1, 3)
 PRIVATE = "private"  # where brokers of one program alone live, each start in a folder of its own
 ORPHANED_S = 1_800.0  # nobody takes so long from making a folder to starting a broker in it
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
@@ -164,7 +163,7 @@ def status(*, progress: Progress) -> list[dict[str, Any]]:
 def kill(endpoint: Endpoint, *node_indices: int) -> None:
     """Kills nodes' servers as `kill -9` does, all at once: no flush, no goodbye. Their data stays."""
     cluster = cluster_of(endpoint)
-    servers = [_node_of(cluster, index).server for index in node_indices or (1,)]
+    servers = [node_of(cluster, index).server for index in node_indices or (1,)]
     known = [server for server in servers if server is not None]
     process.signal_all(known, signal.SIGKILL)
     process.end_all(known, timeout_s=0)
@@ -186,7 +185,7 @@ def start_again(
     """
     with _lock(_root_of(endpoint), progress):
         cluster = cluster_of(endpoint)
-        nodes, kind = [_node_of(cluster, index) for index in node_indices or (1,)], kind_of(cluster.broker)
+        nodes, kind = [node_of(cluster, index) for index in node_indices or (1,)], kind_of(cluster.broker)
         running = [node.server for node in nodes if node.server is not None and node.server.is_alive()]
         process.signal_all(running)
         process.end_all(running, timeout_s=kind.STOP_TIMEOUT_S)
@@ -241,7 +240,8 @@ def _root_of(endpoint: Endpoint) -> Path:
     return endpoint.data_dir.parents[3]  # <root>/run/<broker>/node1/data
 
 
-def _node_of(cluster: Cluster, node_index: int) -> Node:
+def node_of(cluster: Cluster, node_index: int) -> Node:
+    """The node of this number; BrokerError where there is none."""
     for node in cluster.nodes:
         if node.index == node_index:
             return node

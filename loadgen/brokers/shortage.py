@@ -29,7 +29,8 @@ MEMORY_ALLOWED_BYTES = 1 << 20
 
 def begin(endpoint: Endpoint, node_index: int, what: Resource) -> None:
     """Have a node run out of it; BrokerError where that cannot be."""
-    cluster, node = _found(endpoint, node_index)
+    cluster = local.cluster_of(endpoint)
+    node = local.node_of(cluster, node_index)
     if endpoint.broker == "kafka":
         assert what == "disk", "a scenario with anything else is refused"
         _limit_files(node, 0)
@@ -44,7 +45,8 @@ def end(endpoint: Endpoint, node_index: int, what: Resource, of: ProcessId | Non
 
     A process that was started since has all it wants.
     """
-    cluster, node = _found(endpoint, node_index)
+    cluster = local.cluster_of(endpoint)
+    node = local.node_of(cluster, node_index)
     if node.server is None or not node.server.is_alive():
         return False
     if of is None or node.server != of:
@@ -59,11 +61,6 @@ def end(endpoint: Endpoint, node_index: int, what: Resource, of: ProcessId | Non
     ((kind, value),) = dict(status["vm_memory_high_watermark_setting"]).items()
     _control(cluster, node, "set_vm_memory_high_watermark", *(("absolute",) if kind == "absolute" else ()), str(value))
     return True
-
-
-def _found(endpoint: Endpoint, node_index: int) -> tuple[Cluster, Node]:
-    cluster = local.cluster_of(endpoint)
-    return cluster, next(node for node in cluster.nodes if node.index == node_index)
 
 
 def _control(cluster: Cluster, node: Node, *words: str) -> None:

@@ -25,6 +25,8 @@ SCHEMA = 1
 LOCK_WAIT_S = 900.0
 LOCK_POLL_S = 0.1
 BROKER_NAMES: tuple[BrokerName, ...] = get_args(BrokerName)
+SIZES = (1, 3)
+"""Of how many nodes a broker of ours may be."""
 
 
 def project_dir() -> Path | None:
