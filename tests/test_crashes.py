@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hurts import bare_run, hurt_scenario
 from verdicts import against
 
-from loadgen import At, Crash, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario
+from loadgen import At, Crash, Durability, Kafka, Kill, RabbitMQ, Rate, Scenario
+from loadgen.analysis.outages import costs
 from loadgen.errors import ScenarioError
 from loadgen.plan import Profile, make_plan
 from loadgen.record import completed
@@ -22,11 +24,7 @@ BOTH = pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 
 def record_of(endpoint: Endpoint, *faults: At, **given: Any) -> dict[str, Any]:
     """One trial of 5 s on a shared broker, which crashes of clients do not hurt."""
-    known: dict[str, Any] = {
-        "name": "crashes", "question": "?", "message": Message(size_bytes=200), "rate": Rate.fixed(400),
-        "rabbitmq": RabbitMQ(), "kafka": Kafka(), "faults": list(faults),
-    }  # fmt: skip
-    made = Scenario(**{**known, **given})
+    made = hurt_scenario(*faults, **{"name": "crashes", **given})
     (trial,) = make_plan([made], Profile("crashes", 0.5, 5.0, 1), brokers=(endpoint.broker,)).trials
     record, _ = run_trial(trial, Setting(endpoint, print))
     record = completed(record)
@@ -45,7 +43,7 @@ def test_who_crashes_after_the_work_has_it_done_twice(
     assert record["lost"] == 0
     assert record["duplicated"] == record["dup_redelivery"] > 0
     assert not against(record, {"schedule lag"}), "all but what a busy machine does"
-    (told,) = hurt.sentences(type("Run", (), {"records": [record], "within": lambda *_: ()}))  # type: ignore[arg-type]
+    (told,) = hurt.sentences(run := bare_run(record), costs(run))
     assert (
         "crash of the consumers after the work at 1 s" in told or "crash of the consumers after the work at 2 s" in told
     )

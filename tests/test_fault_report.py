@@ -12,7 +12,7 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis.outages import PERCENTS, cost, courses, spans
+from loadgen.analysis.outages import PERCENTS, cost, costs, courses, spans
 from loadgen.cli import main
 from loadgen.histogram import Histogram
 from loadgen.report import fault_chart, hurt, render_run, write_report
@@ -95,7 +95,7 @@ def test_latency_under_faults_is_that_of_the_seconds_they_touch(tmp_path: Path) 
     assert found.under is not None
     assert found.apart is not None
     assert found.under[2] > 900e6 > found.apart[2]
-    (told,) = hurt.sentences(run)
+    (told,) = hurt.sentences(run, costs(run))
     assert re.search(r"p99\.9 of messages intended in these 3 seconds was 9\d\d ms, of all others \d\.\d\d ms", told)
 
 

@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hurts import bare_run, hurt_scenario
 
-from loadgen import At, Durability, Full, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Restart, Scenario
+from loadgen import At, Durability, Full, Kill, Pause, RabbitMQ, Rate, Restart, Scenario
 from loadgen.alarms import AlarmReader
+from loadgen.analysis.outages import costs
 from loadgen.brokers import local, open_brokers, private_brokers, renewed, shortage
 from loadgen.brokers.rabbitmq import control
 from loadgen.cli import main
@@ -30,11 +32,7 @@ MS_NS = 1_000_000
 
 def scenario(*faults: At, **given: Any) -> Scenario:
     """A small load on both brokers, with faults."""
-    known: dict[str, Any] = {
-        "name": "hurt", "question": "What does it cost?", "message": Message(size_bytes=200), "rate": Rate.fixed(300),
-        "rabbitmq": RabbitMQ(), "kafka": Kafka(), "faults": list(faults),
-    }  # fmt: skip
-    return Scenario(**{**known, **given})
+    return hurt_scenario(*faults, **{"rate": Rate.fixed(300), **given})
 
 
 @pytest.mark.parametrize(
@@ -148,7 +146,7 @@ def test_a_single_node_is_killed_paused_and_restarted_under_load(single: Endpoin
     assert pause["confirm_gap_s"] > 1.0
     assert pause["mended_after_s"] > 1.4
     assert {each["kind"] for each in record["observer"]["events"]} >= {"fault", "outage"}
-    (told,) = hurt.sentences(type("Run", (), {"records": [record], "within": lambda *_: ()}))  # type: ignore[arg-type]
+    (told,) = hurt.sentences(run := bare_run(record), costs(run))
     assert "kill of the leader (node 1)" in told
     assert "none of them lost" in told
     assert renewed(single).pids != single.pids

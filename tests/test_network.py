@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hurts import bare_run, hurt_scenario
 from pydantic import ValidationError
 
-from loadgen import At, Crash, Cut, Delay, Kafka, Kill, Message, RabbitMQ, Rate, Reset, Scenario, Throttle
+from loadgen import At, Crash, Cut, Delay, Kill, RabbitMQ, Reset, Scenario, Throttle
+from loadgen.analysis.outages import costs
 from loadgen.errors import ScenarioError
 from loadgen.faults import needs_proxy
 from loadgen.load import load_scenarios
@@ -22,22 +24,15 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
-def scenario(*faults: At, **given: Any) -> Scenario:
-    """A small load on both brokers."""
-    known: dict[str, Any] = {
-        "name": "network", "question": "?", "message": Message(size_bytes=200), "rate": Rate.fixed(400),
-        "rabbitmq": RabbitMQ(), "kafka": Kafka(), "faults": list(faults),
-    }  # fmt: skip
-    return Scenario(**{**known, **given})
-
-
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_a_network_that_resets_and_cuts_loses_nothing_confirmed(
     endpoints: dict[BrokerName, Endpoint], broker: BrokerName
 ) -> None:
     """Each fault is carried out, mended and told with its gap, and so is that clients came through a proxy."""
     faults = (At(0.7, Reset()), At(1.6, Cut(for_s=1.0)))
-    (trial,) = make_plan([scenario(*faults)], Profile("network", 0.5, 4.0, 1), brokers=(broker,)).trials
+    (trial,) = make_plan(
+        [hurt_scenario(*faults, name="network")], Profile("network", 0.5, 4.0, 1), brokers=(broker,)
+    ).trials
     record = completed(run_trial(trial, Setting(endpoints[broker], print))[0])
     assert record["status"] == "complete", record["error"]
     assert (record["confirmed_lost"], record["corrupted"], record["foreign"]) == (0, 0, 0)
@@ -51,7 +46,7 @@ def test_a_network_that_resets_and_cuts_loses_nothing_confirmed(
     assert cut["delivery_gap_s"] > 0.9
     assert record["proxy"]["connections"] >= 4, "each client's, and again after the reset"
     assert record["proxy"]["bytes"] > 2 * 200 * record["sent"]
-    (told,) = hurt.sentences(type("Run", (), {"records": [record], "within": lambda *_: ()}))  # type: ignore[arg-type]
+    (told,) = hurt.sentences(run := bare_run(record), costs(run))
     assert "reset of the connections to the leader (node 1) at" in told
     assert "cut of the leader from the clients (node 1) at" in told
     assert "Clients reached it through a proxy" in told
@@ -66,8 +61,11 @@ def test_a_network_that_resets_and_cuts_loses_nothing_confirmed(
         (lambda: Throttle("all", rate_bytes_per_s=10), "rate_bytes_per_s"),
         (lambda: Reset("everybody"), "who"),
         (lambda: Reset("leader", for_s=1), "for_s"),
-        (lambda: scenario(At("1s", Cut(2))), "there is no node 2: expected 1 to 1 in class broker"),
-        (lambda: scenario(At("1s", Reset()), rabbitmq=RabbitMQ(driver="pika")), "driver pika does not open another"),
+        (lambda: hurt_scenario(At("1s", Cut(2))), "there is no node 2: expected 1 to 1 in class broker"),
+        (
+            lambda: hurt_scenario(At("1s", Reset()), rabbitmq=RabbitMQ(driver="pika")),
+            "driver pika does not open another",
+        ),
     ],
 )
 def test_a_fault_that_cannot_be_is_one_line(make: Any, words: str) -> None:
@@ -81,7 +79,7 @@ def test_only_who_asks_for_it_pays_for_a_proxy() -> None:
     """Faults of nodes and of clients need none; a scenario remembers all of them, and describes them to people."""
     faults = [At(1, Cut(2, for_s=3)), At(2, Delay("all", delay_ms=0.5)), At(3, Reset(1)),
               At(4, Throttle("leader", rate_bytes_per_s=20_000))]  # fmt: skip
-    made = scenario(*faults, durability="replicated")
+    made = hurt_scenario(*faults, durability="replicated")
     assert Scenario(**made.model_dump(mode="json", exclude_none=True)).faults == faults
     assert [each.fault.described() for each in faults] == [
         "cut of node 2 from the clients", "delay of 0.5 ms to all nodes", "reset of the connections to node 1",

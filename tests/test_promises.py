@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import faults as bench_faults
 import pytest
 import young_queue
+from hurts import bare_run
 
+from loadgen.analysis.outages import costs
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, make_plan
 from loadgen.probes import asked_under_faults, load_probe
@@ -41,13 +43,9 @@ def record(**given: Any) -> dict[str, Any]:
     } | given  # fmt: skip
 
 
-def run_of(*records: dict[str, Any], findings: Any = ()) -> Run:
-    """A run of these trials and findings, without histograms."""
-    known = {
-        "id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(()),
-        "header": {"findings": list(findings)},
-    }  # fmt: skip
-    return type("Run", (), {**known, "records": list(records)})  # type: ignore[return-value]
+def is_good(run: Run) -> bool:
+    """Whether the bench has nothing against it."""
+    return not any(bench_faults.told(run))
 
 
 def finding(point: str, own: float, **given: Any) -> dict[str, Any]:
@@ -80,53 +78,53 @@ def test_a_promise_is_held_where_the_ledger_shows_no_exception(given: Any, promi
 def test_the_table_names_fault_class_and_every_category() -> None:
     """A cell for each head; trials without faults have none; all nodes at once are more than replicas promise."""
     fell = {**KILL, "what": "kill of all nodes", "nodes": [1, 2, 3]}
-    found = promises(run_of(record(), record(faults=None), record(id="t2", faults=[fell, fell])))
+    found = promises(run := bare_run(record(), record(faults=None), record(id="t2", faults=[fell, fell])), costs(run))
     assert [each.trial_id for each in found] == ["t2", "t1"]
     assert all(len(each.cells) == len(PROMISE_HEADS) for each in found)
     assert found[0].cells[0] == "2 × kill of all nodes"
     assert found[0].cells[3] == f"{KEPT} (all nodes at once)"
     cut = {**fell, "what": "cut of all nodes from the clients", "kind": "cut"}
-    (whole,) = promises(run_of(record(faults=[cut])))
+    (whole,) = promises(run := bare_run(record(faults=[cut])), costs(run))
     assert whole.cells[3] == KEPT, "no node has fallen"
     assert found[1].cells[5:] == ("1,000", "990", "0", "3", "7", "0", "9.5 s")
     assert all(len(each.cost) == len(COST_HEADS) for each in found)
     assert found[1].cost[3:] == ("10 s", *["–"] * 6), "from second 4 to 13.7, and nobody knows of latency"
-    (cut,) = promises(run_of(record(status="failed", window_s=None)))
+    (cut,) = promises(run := bare_run(record(status="failed", window_s=None)), costs(run))
     assert cut.cost[3:] == ("–",) * 7
 
 
 def test_the_ledger_is_held_against_the_brokers_own_count() -> None:
     """A queue that is not empty, or offsets that do not cover what was confirmed, are told and fail the bench."""
-    assert bench_faults.is_good(run_of(record()))
+    assert is_good(bare_run(record()))
     short = record(broker_counts={"stored": 900, "depth_at_end": 0, "read_again": 997})
-    assert not bench_faults.is_good(run_of(short))
-    assert "offsets tell 900 messages, 990 were confirmed" in "\n".join(bench_faults.told(run_of(short)))
+    assert not is_good(bare_run(short))
+    assert "offsets tell 900 messages, 990 were confirmed" in "\n".join(bench_faults.told(bare_run(short)))
     unread = record(broker_counts={"stored": 997, "depth_at_end": 0, "read_again": 996})
-    assert "a fresh consumer found 996 messages" in "\n".join(bench_faults.told(run_of(unread)))
-    cut = run_of()
+    assert "a fresh consumer found 996 messages" in "\n".join(bench_faults.told(bare_run(unread)))
+    cut = bare_run()
     cut.status = "partial"
-    assert not bench_faults.is_good(cut), "a run without a trial proves nothing"
-    assert not bench_faults.is_good(run_of(record(broker="rabbitmq", broker_counts={"depth_at_end": 4})))
-    assert not bench_faults.is_good(run_of(record(faults=[{**KILL, "error": "it did not come back"}])))
+    assert not is_good(cut), "a run without a trial proves nothing"
+    assert not is_good(bare_run(record(broker="rabbitmq", broker_counts={"depth_at_end": 4})))
+    assert not is_good(bare_run(record(faults=[{**KILL, "error": "it did not come back"}])))
 
 
 def test_flushes_are_told_in_place_of_a_power_cut() -> None:
     """Of flushed classes alone, by what the run found; a confirm without a flush fails the bench."""
     good = [finding("flushed", 100), finding("broker", 0), finding("flushed", 1.1, what=SHARE)]
-    assert note(run_of(record(), findings=good)) == (
+    assert note(bare_run(record(), findings=good)) == (
         f"{PROMISE_NOTE} Kafka, class flushed: confirms that came after a flush of their own: 100 of 100."
     )
-    assert bench_faults.is_good(run_of(record(), findings=good))
-    assert note(run_of(record())) == PROMISE_NOTE
-    bad = run_of(record(), findings=[finding("replicated_flushed", 99, agrees=False)])
+    assert is_good(bare_run(record(), findings=good))
+    assert note(bare_run(record())) == PROMISE_NOTE
+    bad = bare_run(record(), findings=[finding("replicated_flushed", 99, agrees=False)])
     assert note(bad).endswith("99 of 100; the broker’s own count says otherwise.")
     assert list(bench_faults.told(bad)) == [
         "flushes/kafka/1: replicated_flushed, 1 at a time: confirms without a flush before them: 99 of 100"
     ]
-    contradicted = run_of(record(), findings=[finding("flushed", 100, agrees=False)])
+    contradicted = bare_run(record(), findings=[finding("flushed", 100, agrees=False)])
     assert "the broker counts otherwise: 100 of 100" in "\n".join(bench_faults.told(contradicted))
     absent = finding("", 0, what="measured", values=[], error="not testable here: there is no strace on this machine")
-    assert note(run_of(record(), findings=[absent])).endswith(
+    assert note(bare_run(record(), findings=[absent])).endswith(
         " Kafka, flushes before confirms: not testable here: there is no strace on this machine."
     )
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from loadgen.record import Record
     from loadgen.runs import Run
 
+GAP_WORDS = {"confirm": "confirmed", "delivery": "delivered"}
+"""What stands still in a gap of each kind."""
 BEFORE_S = 1.0
 """With less before a fault there is no rate to compare with."""
 PERCENTS = (50.0, 99.0, 99.9)
@@ -73,6 +75,11 @@ def _end_s(fault: Record, next_s: float) -> float:
     if fault["delivery_gap_s"] is None or at_s < BEFORE_S:
         return at_s + float(fault["mended_after_s"])
     return next_s
+
+
+def costs(run: Run) -> dict[str, Cost]:
+    """By trial, of each that has faults; its histograms are read once, for all that tell of it."""
+    return {record["id"]: cost(run, record) for record in run.records if record["faults"]}
 
 
 def cost(run: Run, record: Record) -> Cost:

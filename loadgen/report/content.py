@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loadgen.analysis import shapes
 from loadgen.analysis.ab import compare_variants, effect_of, multiplicity
 from loadgen.analysis.decision import decide
-from loadgen.analysis.outages import courses
+from loadgen.analysis.outages import costs, courses
 from loadgen.report import ab, answer, capacity, curve, detail, hurt, slowest, summary
 from loadgen.report.decision import DecisionText, decision_text
 from loadgen.report.promises import note, promises
@@ -96,11 +96,11 @@ def gather(run: Run, other: Run | None = None) -> Content:
     table = make_table(run, other)
     variants = _variants(run)
     soaks, long = soak_blocks(run)
-    decision = decide(run)
+    decision, paid = decide(run), costs(run)
     found = [] if variants else summary.findings(table)
     led = summary.lines(found)
     said = [block.answer for block in variants.blocks] if variants else answer.sentences(table)
-    said = [*said, *shapes.sentences(run), *hurt.sentences(run)]
+    said = [*said, *shapes.sentences(run), *hurt.sentences(run, paid)]
     said += [f"{each.title}: {each.answer} {each.kept}" for each in soaks]
     return Content(
         table=table,
@@ -114,7 +114,7 @@ def gather(run: Run, other: Run | None = None) -> Content:
         variants=variants,
         soaks=tuple(soaks),
         long=tuple(long),
-        promises=tuple(promises(run)),
+        promises=tuple(promises(run, paid)),
         courses=tuple(courses(run)),
         promise_note=note(run),
         decision=None if decision is None else decision_text(decision),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from loadgen.analysis.outages import gaps
+from loadgen.analysis.outages import GAP_WORDS, gaps
 from loadgen.report import words
 from loadgen.report.drawing import INK, MUTED, Chart, colour, finish, log_latency_axis, rate_tick, styled
 from loadgen.report.points import broker_rank, class_rank
@@ -38,7 +38,6 @@ LINES: tuple[tuple[str, Any, float], ...] = (
     ("latency: p99.9", "-", 2.0),
     ("p50", "-", 0.9),
 )
-GAP_WORDS = {"confirm": "confirmed", "delivery": "delivered"}
 NOTE = (
     "Solid vertical: a fault begins; dashed: what it broke serves again. Shaded: the longest time of each fault in "
     "which nothing was confirmed, and nothing was delivered. Rates by the second in which things happened (a triangle: "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.analysis.outages import BEFORE_S, cost
+from loadgen.analysis.outages import BEFORE_S, GAP_WORDS
 from loadgen.report import words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.analysis.outages import Cost
     from loadgen.record import Record
     from loadgen.runs import Run
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
 SHORTEST_S = 0.1
 
 
-def sentences(run: Run) -> list[str]:
-    """One for each trial with faults, in their order."""
-    return [_told(record, cost(run, record)) for record in run.records if record["faults"]]
+def sentences(run: Run, costs: Mapping[str, Cost]) -> list[str]:
+    """One for each trial with faults, in their order; `costs` are those of `loadgen.analysis.outages`."""
+    return [_told(record, costs[record["id"]]) for record in run.records if record["faults"]]
 
 
 def _told(record: Record, cost: Cost) -> str:
@@ -64,12 +66,11 @@ def _fault(fault: Record) -> str:
 
 
 _MOMENTS = frozenset({"crash", "reset"})  # over as soon as they are done
-_GAPS = (("confirm", "confirmed"), ("delivery", "delivered"))
 
 
 def gaps_text(fault: Record) -> str:
     """`nothing was confirmed for 1.2 s and nothing was delivered for 1.3 s`; empty where neither is known."""
-    gaps = [(verb, fault[f"{kind}_gap_s"]) for kind, verb in _GAPS if fault[f"{kind}_gap_s"] is not None]
+    gaps = [(verb, fault[f"{kind}_gap_s"]) for kind, verb in GAP_WORDS.items() if fault[f"{kind}_gap_s"] is not None]
     return " and ".join(f"nothing was {verb} for {_gap(seconds)}" for verb, seconds in gaps)
 
 

@@ -12,14 +12,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from loadgen.analysis.outages import PERCENTS, cost
+from loadgen.analysis.outages import PERCENTS
 from loadgen.faults import NETWORK_KINDS
 from loadgen.probes.flushes import OWN
 from loadgen.report import words
 from loadgen.report.points import broker_rank, class_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from loadgen.analysis.outages import Cost, Percentiles
     from loadgen.record import Record
@@ -63,10 +63,13 @@ class Promise:
     """As `COST_HEADS` has them."""
 
 
-def promises(run: Run) -> list[Promise]:
-    """One for each trial with faults, by fault, then class, then broker; several repeats stay apart."""
+def promises(run: Run, costs: Mapping[str, Cost]) -> list[Promise]:
+    """One for each trial with faults, by fault, then class, then broker; several repeats stay apart.
+
+    `costs` are those of `loadgen.analysis.outages`.
+    """
     hurt = [record for record in run.records if record["faults"]]
-    return [_line(record, cost(run, record)) for record in sorted(hurt, key=_place)]
+    return [_line(record, costs[record["id"]]) for record in sorted(hurt, key=_place)]
 
 
 def note(run: Run) -> str:
@@ -77,9 +80,8 @@ def note(run: Run) -> str:
 def _flushes(run: Run) -> Iterator[str]:
     """For each broker and flushed class, how many confirms had a flush before them; or why nobody knows."""
     found = [each for each in run.header["findings"] if each["probe"] == FLUSHES]
-    told = [each for each in found if each["what"] == OWN and each["point"].split(",")[0] in FLUSHED]
-    for each in told:
-        where = f"{words.broker_name(each['broker'])}, class {each['point'].split(',')[0]}"
+    for each in filter(_is_of_flushed, found):
+        where = f"{words.broker_name(each['broker'])}, class {_class_in(each)}"
         doubt = "; the broker’s own count says otherwise" if each["agrees"] is False else ""
         yield f"{where}: confirms that came after a flush of their own: {each['said']}{doubt}."
     for each in found:
@@ -95,11 +97,20 @@ def unflushed(run: Run) -> Iterator[str]:
     for each in run.header["findings"]:
         if each["probe"] != FLUSHES:
             continue
-        is_promised = each["what"] == OWN and each["point"].split(",")[0] in FLUSHED
-        if is_promised and any(value < 100 for value in each["values"]):
+        if _is_of_flushed(each) and any(value < 100 for value in each["values"]):
             yield f"{each['id']}: {each['point']}: confirms without a flush before them: {each['said']}"
         elif each["agrees"] is False:
             yield f"{each['id']}: {each['point']}: {each['error'] or 'the broker counts otherwise: ' + each['said']}"
+
+
+def _class_in(finding: Record) -> str:
+    """The durability class that a finding about flushes is of: its point begins with it."""
+    return str(finding["point"].split(",")[0])
+
+
+def _is_of_flushed(finding: Record) -> bool:
+    """Whether it tells of confirms in a class that promises a flush before each."""
+    return finding["what"] == OWN and _class_in(finding) in FLUSHED
 
 
 def _place(record: Record) -> tuple[str, int, int]:
