@@ -48,7 +48,7 @@ class MemoryReader:
 
     def __init__(self, endpoint: Endpoint) -> None:
         assert endpoint.prometheus_url is not None, "only the Prometheus page tells"
-        self._url = f"{metrics_url(endpoint.prometheus_url).rstrip('/')}/detailed?family={MEMORY_FAMILY}"
+        self._url = detailed_url(endpoint.prometheus_url, MEMORY_FAMILY)
         self._pages = Pages(endpoint)
 
     def read(self) -> int:
@@ -62,7 +62,7 @@ class AlarmReader:
     def __init__(self, endpoint: Endpoint) -> None:
         management, prometheus = endpoint.management_url, endpoint.prometheus_url
         self._management = management.rstrip("/").removesuffix("/api") if management else None
-        self._prometheus = metrics_url(prometheus) if prometheus else None
+        self._prometheus = _metrics_url(prometheus) if prometheus else None
         self._get = Pages(endpoint).get
 
     @property
@@ -141,9 +141,14 @@ def parse_memory_bytes(body: bytes) -> int:
     raise ValueError("no resident memory on the Prometheus page")
 
 
-def metrics_url(url: str) -> str:
+def _metrics_url(url: str) -> str:
     """The page of all metrics, where the endpoint names the listener alone."""
     return url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/metrics"
+
+
+def detailed_url(url: str, family: str) -> str:
+    """The page of one family of metrics, object by object."""
+    return f"{_metrics_url(url).rstrip('/')}/detailed?family={family}"
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loadgen.times import seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 BROKER_NAMES = ("rabbitmq", "kafka")
 SURVIVE = ("nothing", "broker", "power", "node", "node+power")
@@ -206,24 +206,23 @@ def _positive(text: str) -> int:
 LONGEST_S = 7 * 86_400
 
 
-def _seconds(text: str) -> float:
+def _within(text: str, parse: Callable[[str], float], most: float, expected: str) -> float:
+    """A number over 0 and at most so large; anything else is refused with what was expected."""
     try:
-        seconds = seconds_of(text)
+        value = parse(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= LONGEST_S:
-        raise argparse.ArgumentTypeError(f"{text}: expected a time such as 90s, 20m, 4h or 2d, of a week at the most")
-    return seconds
+        value = 0.0
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    return _within(text, seconds_of, LONGEST_S, "a time such as 90s, 20m, 4h or 2d, of a week at the most")
 
 
 def _rate(text: str) -> float:
-    try:
-        msgs_per_s = float(text)
-    except ValueError:
-        msgs_per_s = 0.0
-    if not 0 < msgs_per_s <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text}: expected messages a second, more than 0, such as 20000")
-    return msgs_per_s
+    return _within(text, float, 1e9, "messages a second, more than 0, such as 20000")
 
 
 def _bytes(text: str) -> int:
@@ -234,20 +233,12 @@ def _bytes(text: str) -> int:
 
 def _milliseconds(text: str) -> float:
     """A time with its unit in ms: 10 alone could be of seconds as well."""
-    try:
-        seconds = seconds_of(text) if text[-1:].isalpha() else 0.0
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3_600:
-        raise argparse.ArgumentTypeError(f"{text}: expected a time with its unit, such as 10ms or 0.5s, at most 1h")
-    return round(seconds * 1e3, 6)
+
+    def parse(text: str) -> float:
+        return seconds_of(text) if text[-1:].isalpha() else 0.0
+
+    return round(1e3 * _within(text, parse, 3_600, "a time with its unit, such as 10ms or 0.5s, at most 1h"), 6)
 
 
 def _effect(text: str) -> float:
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = 0.0
-    if not 0 < percent <= 1000:
-        raise argparse.ArgumentTypeError(f"{text}: expected a percentage over 0, such as 10")
-    return 1 + percent / 100
+    return 1 + _within(text, float, 1_000, "a percentage over 0, such as 10") / 100

@@ -52,8 +52,8 @@ def seconds_of(run: Run, record: Mapping[str, Any], kind: str) -> tuple[dict[int
         index = round(interval.start_s / length_s)
         histogram = interval.histogram
         if 0 <= index < number and histogram.count:
-            # Only the buckets in use: a run of an hour has thousands of lines, of a quarter of a megabyte each.
             total.merge(histogram)
+            # Only the buckets in use: a run of an hour has thousands of lines, of a quarter of a megabyte each.
             used = np.flatnonzero(histogram.counts)
             merged.setdefault(index, []).append((used, histogram.counts[used], histogram.min, histogram.max))
     seconds: dict[int, Second] = {}

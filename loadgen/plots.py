@@ -25,7 +25,7 @@ from loadgen.analysis.curve import curves
 from loadgen.analysis.history import histories
 from loadgen.analysis.tail import explain
 from loadgen.errors import ScenarioError
-from loadgen.record import RESPONSE_KINDS, flat
+from loadgen.record import RESPONSE_KINDS, number_of
 from loadgen.report import capacity_chart, charts, load_chart, slowest, sweep_chart, words
 from loadgen.report import curve as curve_report
 from loadgen.report import points as pt
@@ -181,8 +181,7 @@ def compare(run: Run, measure: str = "goodput_msgs_per_s", *, ax: Axes | None = 
     """A line for each point: every repeat, their median and its interval, of any column of `Run.trials`."""
 
     def value(record: Record) -> float | None:
-        found = flat(record).get(measure)
-        return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+        return number_of(record, measure)
 
     every = _points(run, run.select(**where))
     points = [point for point in every if point.estimate(value).n]

@@ -136,6 +136,12 @@ def flat(record: Record) -> Record:
     return row
 
 
+def number_of(record: Record, column: str) -> float | None:
+    """A column of `flat` as a number; None where it is none."""
+    value = flat(record).get(column)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
 def point_label(record: Record) -> str:
     """Which point of its scenario a trial repeats, the same in every run: `latency/kafka/kafka/broker/msgs_per_s=1000`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from importlib import resources
@@ -159,7 +160,9 @@ def test_a_kafka_node_is_one_of_its_cluster(node: int, compose: dict[str, Any]) 
     assert voters == [f"{each}@kafka{each}:9093" for each in NODES]
     assert service["hostname"] == f"kafka{node}"
     (port,) = service["ports"]
-    inner = port.removeprefix("127.0.0.1:")[: len(port.removeprefix("127.0.0.1:")) // 2]
+    published = re.fullmatch(r"127\.0\.0\.1:(.+):\1", port)
+    assert published, "one number inside and outside"
+    inner = published[1]
     assert environment["KAFKA_ADVERTISED_LISTENERS"] == f"PLAINTEXT://127.0.0.1:{inner},NODES://kafka{node}:9094"
     assert f"PLAINTEXT://0.0.0.0:{inner}," in environment["KAFKA_LISTENERS"]
     assert environment["KAFKA_INTER_BROKER_LISTENER_NAME"] == "NODES"

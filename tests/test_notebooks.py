@@ -154,10 +154,8 @@ def measured(endpoints: dict[BrokerName, Endpoint], tmp_path_factory: pytest.Tem
     for record in document["trials"]:
         assert record["status"] == "complete", record["error"]
         assert against(record, BUSY) == []
-        if (
-            record["verdict"]["status"] == "invalid"
-        ):  # by what others did to this machine: it enters figures all the same
-            record["verdict"]["status"] = "unknown"
+        if record["verdict"]["status"] == "invalid":
+            record["verdict"]["status"] = "unknown"  # what others did to this machine: it enters figures all the same
     (path / "run.json").write_text(json.dumps(document))
     return path
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loadgen.errors import ScenarioError
-from loadgen.record import flat, point_label
+from loadgen.record import number_of, point_label
 from loadgen.stats.confidence import Estimate, Ratio, estimate, unpaired_ratio
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def histories(runs: Sequence[Run], measure: str = "e2e_p99_ns", **where: Any) ->
             refused = error
             continue
         for record in records:
-            if _number(record, measure) is not None:
+            if number_of(record, measure) is not None:
                 gathered.setdefault(point_label(record), {}).setdefault(run.id, []).append(record)
     if not gathered:
         raise refused or ScenarioError(f"{measure}: no trial of these runs has it as a number; see run.trials.columns")
@@ -82,7 +82,7 @@ def histories(runs: Sequence[Run], measure: str = "e2e_p99_ns", **where: Any) ->
             run = by_id[run_id]
             now = _setting(run, records[0])
             changed = () if before is None else _changes(before, now)
-            values = estimate(_number(record, measure) for record in records)
+            values = estimate(number_of(record, measure) for record in records)
             step = unpaired_ratio(values.values, moments[-1].estimate.values) if moments else None
             moments.append(Moment(run_id, str(run.header.get("created_utc")), values, step, changed))
             before = now
@@ -116,11 +116,6 @@ def history(runs: Sequence[Run], measure: str = "e2e_p99_ns", **where: Any) -> p
     frame = pd.DataFrame(rows)
     frame["created_utc"] = pd.to_datetime(frame["created_utc"], format="ISO8601", utc=True)
     return frame
-
-
-def _number(record: Record, measure: str) -> float | None:
-    value = flat(record).get(measure)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _step(step: Ratio | None) -> dict[str, Any]:

@@ -40,6 +40,8 @@ JVM_FLAGS = (
     "-Djava.awt.headless=true",
 )
 
+# Of a JVM that lives shortly: what makes a server fast would only make it start later.
+LIGHT_FLAGS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 JVM_VARIABLE = "KAFKA_JVM_PERFORMANCE_OPTS"
 
 # The levels of the shipped config/log4j2.yaml, in one file.
@@ -89,17 +91,14 @@ def launch(cluster: Cluster, node: Node) -> None:
     (folder / "server.properties").touch(0o600)  # a password may be among what was asked for
     (folder / "server.properties").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "log4j2.properties").write_text(LOG4J.format(log=folder / "log"), encoding="utf-8")
-    class_path = f"{cluster.installation / 'libs'}/*"
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": str(folder)}
     logging = f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"
-    common = (logging, "-cp", class_path)
+    common = (logging, "-cp", class_path(cluster))
     if not (folder / "data/meta.properties").exists():
-        # A short-lived JVM: what makes a server fast would only make it start later.
-        light = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
         tool = ("kafka.tools.StorageTool", "format", "-t", cluster.cluster_id)
         cluster.commands.append("kafka-storage format")
         process.run(
-            [cluster.java, *light, *common, *tool, "-c", folder / "server.properties"],
+            [cluster.java, *LIGHT_FLAGS, *common, *tool, "-c", folder / "server.properties"],
             what="formatting Kafka's storage",
             timeout_s=FORMAT_TIMEOUT_S,
             environment=environment,
@@ -120,6 +119,11 @@ def launch(cluster: Cluster, node: Node) -> None:
         cpus=frozenset(cluster.cpus),
     )
     cluster.save()
+
+
+def class_path(cluster: Cluster) -> str:
+    """Where a JVM finds Kafka and its tools."""
+    return f"{cluster.installation / 'libs'}/*"
 
 
 def _jvm_flags() -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -48,15 +48,10 @@ def reread(endpoint: Endpoint, target: Target, begins: Mapping[int, int]) -> Ite
                 if error is None:
                     yield message.value() or b""
                 elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's own name for it
-                    left.discard(_partition(message))
+                    left.discard(message.partition())
                 elif not error.retriable():
                     raise BrokerError(f"kafka at {endpoint.address}: {target.name} cannot be read again: {error.str()}")
     except KafkaException as error:
         raise BrokerError(f"kafka at {endpoint.address}: {target.name} cannot be read again: {error}") from None
     finally:
         consumer.close()
-
-
-def _partition(message: Any) -> int:
-    partition: int = message.partition()
-    return partition

@@ -15,8 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.alarms import Pages, metrics_url
+from loadgen.alarms import Pages, detailed_url
 from loadgen.brokers import process
+from loadgen.brokers.kafka import LIGHT_FLAGS, class_path
 from loadgen.brokers.local import cluster_of
 from loadgen.errors import BrokerError
 
@@ -78,8 +79,7 @@ def _rabbitmq(endpoint: Endpoint) -> int | None:
     if endpoint.prometheus_url is None:
         return None
     try:
-        url = f"{metrics_url(endpoint.prometheus_url).rstrip('/')}/detailed?family={FAMILY}"
-        page = Pages(endpoint).get(url)[1].decode()
+        page = Pages(endpoint).get(detailed_url(endpoint.prometheus_url, FAMILY))[1].decode()
     except (OSError, ValueError) as error:
         raise BrokerError(f"rabbitmq's metrics at {endpoint.prometheus_url} do not answer: {error}") from None
     if (found := BATCHES.search(page)) is not None:
@@ -93,14 +93,7 @@ def _kafka(endpoint: Endpoint) -> int | None:
     java = Path(cluster.java).resolve()
     if (url := _connector(java.with_name("jcmd"), endpoint.pids[0])) is None:
         return None
-    tool: list[str | Path] = [
-        java,
-        "-Xmx64m",
-        "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",
-        "-cp",
-        f"{cluster.installation / 'libs'}/*",
-    ]
+    tool: list[str | Path] = [java, *LIGHT_FLAGS, "-cp", class_path(cluster)]
     tool += ["org.apache.kafka.tools.JmxTool", "--one-time", "--jmx-url", url, "--object-name", FLUSHES]
     said = process.run([*tool, "--attributes", "Count"], what="asking Kafka by JMX", timeout_s=TOOL_S)
     counted = COUNT.search(said)

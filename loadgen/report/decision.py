@@ -394,7 +394,7 @@ def unsaid_edge(decision: Decision) -> str | None:
         words.broker_name(each.broker): each.edge.bound_by
         for each in decision.candidates
         if each.edge is not None and each.edge.msgs_per_s is not None
-        and {"host", "generator"} & set(each.edge.bound_by.split(" / "))
+        and pt.has_others_limit(each.edge.bound_by)
     }  # fmt: skip
     if not bound:
         return None

@@ -301,6 +301,11 @@ def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple((0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values)
 
 
+def has_others_limit(bound_by: str) -> bool:
+    """Whether clients or machine had a part in what set a value, by the limits of its trials (`host / broker`)."""
+    return not {"host", "generator"}.isdisjoint(bound_by.split(" / "))
+
+
 def broker_rank(broker: str) -> int:
     """Where a broker stands in tables: RabbitMQ first."""
     return _rank(broker, BROKER_ORDER)

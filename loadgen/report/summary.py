@@ -135,7 +135,7 @@ def _of(comparison: pt.Comparison, quantity: str, measure: Callable[[Record], fl
 
 def _limits(bounds: Iterable[tuple[str, str]]) -> str:
     """`Kafka bound by host`; empty where the brokers or the schedule set the values."""
-    parts = [f"{name} bound by {by}" for name, by in bounds if {"host", "generator"} & set(by.split(" / "))]
+    parts = [f"{name} bound by {by}" for name, by in bounds if pt.has_others_limit(by)]
     return ", ".join(parts)
 
 
