@@ -101,12 +101,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would end the interpreter's own end, with a traceback
+        _forget_interrupt()
         console.clear()
         print("loadgen: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `loadgen list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _forget_interrupt() -> None:
+    """Let the exit status be ours although Ctrl-C came while code given as text was run.
+
+    CPython keeps in mind that such code (a dataclass or a named tuple that is just being made) ended by a
+    KeyboardInterrupt, even where that is caught afterwards, and under `python -m` it then ends itself by SIGINT. Code
+    given as text that ends well makes it forget that (`_Py_UnhandledKeyboardInterrupt`, Python/pythonrun.c).
+    """
+    exec("")  # noqa: S102  nothing else resets it
 
 
 def _up(arguments: argparse.Namespace, console: Console) -> int:

@@ -28,6 +28,7 @@ FLUSH_STOPPED_S = 5.0  # … and where the trial is ended early
 FLUSH_SLICE_S = 1.0  # after so long the fleet hears that the loop still turns
 HANDOVER_S = 3.0  # how long a producer that is to leave waits until others have its share
 LATE_S = 1.0  # how long an open loop may go on sending what was due, once its time is over
+LATE_NS = int(LATE_S * SECOND_NS)
 UNSENT_MSGS = 1 << 16  # so many given up at the end are recorded at once
 FORGIVE_S = 3.0  # without confirms: what nobody has seen for so long counts as lost, so that the window opens again
 UNCONFIRMED_POLL_S = 0.0005  # how often a full window without confirms looks at what consumers have received
@@ -148,7 +149,7 @@ class ProducerAgent(Agent):
             if self.board.ordered(Cell.CRASH_PRODUCERS) != self._crashes:
                 producer = self._succeed(producer)
             due = self._due(now)
-            if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_S * SECOND_NS):
+            if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_NS):
                 break
             room = producer.room_msgs
             self.room_seen = max(self.room_seen, room)
@@ -198,8 +199,8 @@ class ProducerAgent(Agent):
             return False
         self.retired_ns = self.retired_ns or now_ns
         elapsed_ns = now_ns - self.clock.start_ns
-        if self.shared.is_silent(elapsed_ns):
-            return True
+        if self.shared.is_silent(elapsed_ns):  # what was due before that is sent first, as at a trial's end
+            return self.sent >= self._due(now_ns) or self.shared.is_silent(elapsed_ns - LATE_NS)
         if now_ns - self.retired_ns < HANDOVER_S * SECOND_NS:
             return False
         # Nobody has its share yet, and will not for the time that an order is given ahead.

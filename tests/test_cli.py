@@ -207,6 +207,20 @@ def test_ctrl_c_ends_a_run_in_order(endpoints: dict[BrokerName, Endpoint], tmp_p
     assert document["trials"][0]["sent"] > 0
 
 
+def test_ctrl_c_while_a_class_is_being_made_exits_with_130(tmp_path: Path) -> None:
+    """CPython ends itself by SIGINT, whatever is returned, where Ctrl-C met code given as text: not this tool."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom loadgen import cli\n"
+        "cli._COMMANDS['list'] = lambda *_: exec('raise KeyboardInterrupt')\nsys.exit(cli.main(['list']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        check=False, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert only_line(done.stderr) == "loadgen: interrupted"
+
+
 def test_a_broker_that_dies_in_mid_run_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     """Kill -9 of the broker under load: one line naming it, exit status 2, the measured seconds kept."""
     private = {"LOADGEN_BROKERS_DIR": str(tmp_path / "brokers"), "LOADGEN_CACHE_DIR": _cache()}

@@ -113,8 +113,8 @@ def test_client_drivers_carry_a_trial(endpoints: dict[BrokerName, Endpoint], dri
     """The client libraries run the same trial with the same exact ledger."""
     broker: BrokerName = "kafka" if driver == "confluent" else "rabbitmq"
     part = Kafka(driver=driver) if broker == "kafka" else RabbitMQ(driver=driver)
-    record = run_once(endpoints[broker], rate=Rate.fixed(200), **{broker: part})
-    assert record["sent"] == record["acked"] == record["received"] == 300
+    record = run_once(endpoints[broker], rate=Rate.fixed(60), **{broker: part})  # that a blocking client can keep up
+    assert record["sent"] == record["acked"] == record["received"] == 90
     assert record["driver_kind"] == "client"
 
 

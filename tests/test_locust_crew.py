@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadgen.board import Cell
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
@@ -18,8 +19,10 @@ from loadgen.knobs import resolve
 from loadgen.locust.crew import Crew
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, unpack
+from loadgen.pacer import make_pacer
 from loadgen.producing import ProducerAgent
 from loadgen.scenario import Message, Rate
+from loadgen.shares import MS_NS, Changing, Silent
 from loadgen.think import Think
 
 if TYPE_CHECKING:
@@ -119,12 +122,28 @@ def test_who_leaves_goes_on_until_others_have_its_share(driven: Driven) -> None:
     origin_ns = time.monotonic_ns()
     driven.begin(1, origin_ns)
     driven.line.send("retire", uid=7)
-    at_ms = (time.monotonic_ns() - origin_ns) // 1_000_000 + 700
+    at_ms = (time.monotonic_ns() - origin_ns) // 1_000_000 + 1_500  # in time even where the machine is busy
     driven.line.send("shares", number=1, at_ms=at_ms, places={7: [0, 0]})
     result = driven.result()
     assert "misshared" not in result.per_second
     assert result.sent_book is not None
     assert result.sent_book.sent_count == at_ms - 1, "one in each millisecond from the first on"
+
+
+def test_who_leaves_sends_what_was_due_before_others_had_its_share() -> None:
+    """What fell due between the last look and the moment of the new shares is nobody else's: it is sent first."""
+    schedule = Changing()
+    schedule.change(1, make_pacer(Rate.fixed(1_000), 0, 1, 1.0, seed=0))  # type: ignore[arg-type]
+    schedule.change(100 * MS_NS, Silent())
+    agent = SimpleNamespace(
+        shared=schedule, row={Cell.RETIRE: 1}, board=SimpleNamespace(ordered=lambda _: 0), retired_ns=0,
+        clock=SimpleNamespace(start_ns=0), sent=96, _due=schedule.due,
+    )  # fmt: skip
+    assert not ProducerAgent._is_over(agent, 101 * MS_NS)  # type: ignore[arg-type]
+    agent.sent = schedule.due(99 * MS_NS)
+    assert ProducerAgent._is_over(agent, 101 * MS_NS)  # type: ignore[arg-type]
+    agent.sent = 96  # where the broker takes nothing more, this comes to an end, too
+    assert ProducerAgent._is_over(agent, 1_101 * MS_NS)  # type: ignore[arg-type]
 
 
 def test_an_order_to_leave_that_comes_between_two_looks_ends_nobody_at_once() -> None:
