@@ -7,11 +7,11 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from loadgen.arguments import BROKER_NAMES, make_parser
+from loadgen.console import Console, forget_interrupt
 from loadgen.errors import (
     EXIT_CANNOT_TELL,
     EXIT_INTERRUPTED,
@@ -54,38 +54,6 @@ def _names(arguments: argparse.Namespace) -> tuple[BrokerName, ...]:
     return cast("tuple[BrokerName, ...]", (arguments.broker,) if arguments.broker else BROKER_NAMES)
 
 
-class Console:
-    """Progress on stderr: one living line on a terminal, one line every 10 s elsewhere."""
-
-    PLAIN_EVERY_S = 10.0
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._last_s = 0.0
-        self._open = False
-
-    def message(self, text: str) -> None:
-        """A line that stays."""
-        self.clear()
-        print(text, file=sys.stderr, flush=True)
-
-    def progress(self, text: str) -> None:
-        """A line that the next one replaces."""
-        if self._terminal:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            print(f"\r\x1b[2K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
-            self._open = True
-        elif time.monotonic() - self._last_s >= self.PLAIN_EVERY_S:
-            self._last_s = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """End the living line."""
-        if self._open:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-            self._open = False
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the exit status."""
     arguments = make_parser(_Parser).parse_args(argv)
@@ -101,23 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would end the interpreter's own end, with a traceback
-        _forget_interrupt()
+        forget_interrupt()
         console.clear()
         print("loadgen: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `loadgen list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _forget_interrupt() -> None:
-    """Let the exit status be ours although Ctrl-C came while code given as text was run.
-
-    CPython keeps in mind that such code (a dataclass or a named tuple that is just being made) ended by a
-    KeyboardInterrupt, even where that is caught afterwards, and under `python -m` it then ends itself by SIGINT. Code
-    given as text that ends well makes it forget that (`_Py_UnhandledKeyboardInterrupt`, Python/pythonrun.c).
-    """
-    exec("")  # noqa: S102  nothing else resets it
 
 
 def _up(arguments: argparse.Namespace, console: Console) -> int:

@@ -22,11 +22,12 @@ from matplotlib.ticker import FuncFormatter
 
 from loadgen.analysis.capacity import capacities
 from loadgen.analysis.curve import curves
+from loadgen.analysis.density import density
 from loadgen.analysis.history import histories
 from loadgen.analysis.tail import explain
 from loadgen.errors import ScenarioError
-from loadgen.record import RESPONSE_KINDS, number_of
-from loadgen.report import capacity_chart, charts, load_chart, slowest, sweep_chart, words
+from loadgen.record import RESPONSE_KINDS, end_to_end, number_of
+from loadgen.report import capacity_chart, charts, heat_chart, load_chart, slowest, sweep_chart, words
 from loadgen.report import curve as curve_report
 from loadgen.report import points as pt
 from loadgen.report import timeline as timeline_chart
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from loadgen.record import Record
     from loadgen.run import Run
 
-__all__ = ["capacity", "compare", "curve", "histogram", "history", "percentiles", "sweep", "timeline"]
+__all__ = ["capacity", "compare", "curve", "heat_map", "histogram", "history", "percentiles", "sweep", "timeline"]
 SIZE = (7.2, 4.2)
 # Now, since a backend sets itself up when it is first used: within a style, Jupyter's would be undone where that ends.
 plt.switch_backend(mpl.get_backend())
@@ -111,6 +112,21 @@ def timeline(run: Run, trial: str | None = None, kind: str | None = None, *, ax:
     with styled():
         axes = _axes(ax, (9.2, 3.0))
         timeline_chart.draw_seconds(axes, run.trial(trial), told)
+        axes.set_xlabel("second of the window")
+    return axes
+
+
+def heat_map(run: Run, trial: str | None = None, kind: str | None = None, *, ax: Axes | None = None) -> Axes:
+    """Where a trial's messages lie, second by second: the stronger, the more. Arguments as of `timeline`."""
+    record = run.trial(trial or _worst(run))
+    kind = kind or end_to_end(record)
+    run.having(kind, [record])
+    found = density(run, record, kind)
+    if found is None:
+        raise ScenarioError(f"{record['id']}: no second of its window has such latencies")
+    with styled():
+        axes = _axes(ax, (9.2, 3.0))
+        heat_chart.draw_density(axes, record, found)
         axes.set_xlabel("second of the window")
     return axes
 

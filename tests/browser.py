@@ -65,6 +65,7 @@ class Browser:
         self._write, self._read = theirs, told
         self._buffer = b""
         self._number = 0
+        self.events: list[dict[str, Any]] = []
         self._session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -82,6 +83,7 @@ class Browser:
                 assert "error" not in message, message["error"]
                 result: dict[str, Any] = message["result"]
                 return result
+            self.events.append(message)
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -95,6 +97,11 @@ class Browser:
     def open(self, url: str) -> None:
         """Go to a page."""
         self.call("Page.navigate", url=url)
+
+    def listen(self) -> None:
+        """Keep in `events` what the page logs, throws and asks the network for from now on."""
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            self.call(f"{domain}.enable")
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""

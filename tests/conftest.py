@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psutil
 import pytest
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
+hypothesis.settings.register_profile("suite", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("suite")
 ROOM_BYTES = 12 << 30
 
 

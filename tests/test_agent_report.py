@@ -47,7 +47,7 @@ def agent_of(board: Board, pipe: Pipe) -> Agent:
 turns = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([1, 50, 400, 1_200])), max_size=60)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(turns, st.booleans())
 def test_each_value_is_in_one_report_with_its_count(turns: list[tuple[int, int]], is_ended_by_an_error: bool) -> None:
     """However turns and values fall: a report's histograms hold as many values as its series counts, and all come."""

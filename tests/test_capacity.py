@@ -163,7 +163,7 @@ POINTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from(["rabbitmq", "kafka"]), POINTS), min_size=1, max_size=6))
 def test_every_search_belongs_to_one_point(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, dict[str, Any]]]

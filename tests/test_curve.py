@@ -132,7 +132,7 @@ def test_an_invalid_trial_below_capacity_is_struck_whatever_failed(tmp_path: Pat
     assert point.p50.values == (mm1_ns(0.5),) * 3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(fraction=st.sampled_from((0.5, 1.0, 1.2)), carried=st.lists(st.booleans(), min_size=1, max_size=5))
 def test_a_rate_that_most_repeats_did_not_carry_is_overload(
     tmp_path_factory: pytest.TempPathFactory, fraction: float, carried: list[bool]

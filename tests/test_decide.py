@@ -192,7 +192,7 @@ def test_what_cannot_be_said_is_listed(tmp_path: Path) -> None:
     assert "RabbitMQ’s streams" in words
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     p99_ms=st.lists(st.floats(0.5, 40.0), min_size=1, max_size=6),
     edges=st.lists(st.floats(2e3, 79e3), min_size=0, max_size=4),

@@ -54,14 +54,14 @@ def test_buckets_cover_the_range_without_gaps() -> None:
     assert LOWEST_OF_BUCKET_NS[-1] == LIMIT_NS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(held_values, max_size=60))
 def test_the_encoding_is_hdrhistograms_own_byte_for_byte(values_ns: list[int]) -> None:
     """The same values give the same bytes as hdrhistogram's own recording, empty included."""
     assert made_of(values_ns).encode() == hdr_of(values_ns).encode()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(held_values, min_size=1, max_size=60))
 def test_decoding_gives_every_bucket_back(values_ns: list[int]) -> None:
     """A decoded histogram has the same counts; its extremes are its buckets', its mean within a bucket."""
@@ -75,7 +75,7 @@ def test_decoding_gives_every_bucket_back(values_ns: list[int]) -> None:
     assert decoded.max == histogram.max
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(held_values, min_size=1, max_size=200))
 def test_smallest_largest_and_mean_are_exact(values_ns: list[int]) -> None:
     """They are the values' own, not their buckets'."""
@@ -84,7 +84,7 @@ def test_smallest_largest_and_mean_are_exact(values_ns: list[int]) -> None:
     assert histogram.mean == sum(values_ns) / len(values_ns)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(any_values, max_size=200))
 def test_nothing_is_dropped(values_ns: list[int]) -> None:
     """What no bucket can hold, negative values included, is counted as out of range."""
@@ -95,7 +95,7 @@ def test_nothing_is_dropped(values_ns: list[int]) -> None:
     assert (histogram.counts == made_of(held).counts).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(held_values, min_size=1, max_size=120),
     st.one_of(st.sampled_from([0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 100.0]), st.floats(0, 100)),
@@ -153,7 +153,7 @@ def test_the_summary_has_the_fields_of_a_trial() -> None:
     }  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(any_values, max_size=80), st.lists(any_values, max_size=80))
 def test_merging_is_recording_everything_in_one(first_ns: list[int], second_ns: list[int]) -> None:
     """Two histograms merged are one of both sets of values."""

@@ -122,7 +122,7 @@ def histories(draw: st.DrawFn) -> tuple[dict[str, list[list[Message]]], dict[int
     return groups, sent
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.lists(st.integers(0, 39), max_size=20), st.integers(1, 30))
 def test_every_harm_is_found_exactly(
     history: tuple[dict[str, list[list[Message]]], dict[int, int]], again: list[int], batch: int
@@ -155,7 +155,7 @@ def small_pages() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_pages_that_are_handed_over_tell_the_same(
     history: tuple[dict[str, list[list[Message]]], dict[int, int]], batch: int, chance: random.Random
@@ -384,7 +384,7 @@ numbers = st.one_of(st.integers(0, 60), st.integers(PAGE_BITS - 20, PAGE_BITS + 
 runs = st.tuples(numbers, st.integers(1, 80)).map(lambda run: list(range(run[0], run[0] + run[1])))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(runs, st.lists(numbers, max_size=40)), max_size=10))
 def test_bit_counts_are_counts(batches: list[list[int]]) -> None:
     """After any batches each number's count, and what was told to be repeated, is that of a dictionary."""

@@ -66,7 +66,7 @@ def reports_of(worker: int, seed: int, stopped_ns: int = ORIGIN_NS + LENGTH_S * 
     return packed
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(1, 4), st.integers(0, 9), st.integers(0, 80), st.integers(0, 30), st.integers(0, 5))
 def test_the_windows_histogram_is_the_sum_of_all_workers_own_bucket_for_bucket(
     workers: int, seed: int, reached_s: int, length_s: int, cut_s: int

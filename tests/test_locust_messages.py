@@ -41,7 +41,7 @@ def books(sent: int, confirmed: list[int], received: list[int]) -> tuple[SentBoo
     return mine, theirs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 200_000), seqs, seqs)
 def test_books_settle_to_the_same_account_after_their_journey(
     sent: int, confirmed: list[int], received: list[int]
@@ -56,7 +56,7 @@ def test_books_settle_to_the_same_account_after_their_journey(
     assert [tuple(each) for each in copy.cpu_at] == result.cpu_at
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-5, 1 << 43), min_size=1, max_size=300))
 def test_histograms_travel_without_loss(values: list[int]) -> None:
     """Every bucket, the extremes, the sum and what was out of range arrive."""
@@ -120,7 +120,7 @@ def test_large_messages_go_in_pieces() -> None:
     assert max(map(len, pieces)) <= PART_BYTES
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1_000, 10**10), min_size=1, max_size=400), st.integers(0, 5), st.booleans())
 def test_locusts_rows_hold_every_message_and_times_of_three_digits(
     values: list[int], refused: int, confirms: bool

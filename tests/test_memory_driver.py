@@ -87,7 +87,7 @@ class Simulation:
 periods = st.sampled_from([0, 0, 2, 3, 5, 11])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([FIXED, MIXED]), st.integers(1, 3), st.lists(st.integers(1, 40), max_size=8),
     periods, periods, periods, periods, periods,

@@ -29,7 +29,7 @@ firsts = st.one_of(st.integers(0, 20), st.integers(8_180, 8_200), st.integers(0,
 DAY_NS = 86_400 * NS_PER_S
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(open_loops, firsts, st.integers(-2, 2))
 def test_due_is_the_number_of_intended_times_up_to_now(pacer: Pacer, first: int, aside_ns: int) -> None:
     """At, just before and just after an intended time, exactly the messages intended by then are due."""
@@ -39,7 +39,7 @@ def test_due_is_the_number_of_intended_times_up_to_now(pacer: Pacer, first: int,
     assert due == 0 or pacer.next_due_ns(due - 1) <= moment_ns
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(open_loops, firsts, st.integers(1, 300))
 def test_intended_times_ascend_and_are_those_of_the_single_messages(pacer: Pacer, first: int, count: int) -> None:
     """A batch's intended times never go back and are what each message alone is told."""
@@ -50,7 +50,7 @@ def test_intended_times_ascend_and_are_those_of_the_single_messages(pacer: Pacer
     assert times.tolist() == [pacer.next_due_ns(first + index) for index in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([
         lambda: Fixed(333.33, 1, 3), lambda: Poisson(1e6, 7), lambda: Poisson(0.5, [1, 2]),
@@ -72,7 +72,7 @@ def test_the_schedule_does_not_depend_on_the_calls(make: Callable[[], Pacer], ca
     assert asked.due(moment_ns) == make().due(moment_ns)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(rates, st.integers(1, 20), st.integers(0, 3 * DAY_NS))
 def test_fixed_producers_together_keep_the_rate_for_days(rate: float, producers: int, moment_ns: int) -> None:
     """The sum over all producers is rate * t, less than one message off, without drift."""
@@ -80,7 +80,7 @@ def test_fixed_producers_together_keep_the_rate_for_days(rate: float, producers:
     assert abs(total - rate * moment_ns / NS_PER_S) <= 1 + 1e-6 * total
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([1.0, 3.0, 10_000.0, 333.33]), st.integers(1, 7))
 def test_fixed_producers_interleave_evenly(rate: float, producers: int) -> None:
     """Merged, the producers' messages are the one producer's schedule."""
@@ -88,7 +88,7 @@ def test_fixed_producers_interleave_evenly(rate: float, producers: int) -> None:
     assert merged.tolist() == Fixed(rate).intended(0, 30 * producers).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ramp_rates, ramp_rates, st.floats(0.2, 60), st.integers(1, 7), st.floats(0, 2))
 def test_a_ramp_sends_what_its_rate_integrates_to(
     begin: float, end: float, duration_s: float, producers: int, share_of_time: float

@@ -50,7 +50,7 @@ def intended(count: int) -> np.ndarray:
     return SENT_NS - np.arange(count)[::-1] * 1_000
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([FIXED, MIXED, Message(size_bytes=24)]),
     st.integers(0, 65_535),
@@ -72,7 +72,7 @@ def test_what_was_packed_is_parsed(message: Message, producer: int, first_seq: i
     assert ((late_ns >= 0) & (late_ns < LAG_UNIT_NS)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(-(1 << 52), 1 << 52), st.integers(-(1 << 40), 1 << 40), st.integers(1, 2 * SCALAR_MSGS))
 def test_stamps_are_told_by_one_clock_whatever_the_hosts_are(sender_ns: int, receiver_ns: int, count: int) -> None:
     """What a host wrote in its own time another one reads in its own; the check covers what stands in the stamp."""
@@ -86,7 +86,7 @@ def test_stamps_are_told_by_one_clock_whatever_the_hosts_are(sender_ns: int, rec
     assert ((late_ns >= 0) & (late_ns < LAG_UNIT_NS)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1 << 40), st.integers(0, 300), st.integers(1, SCALAR_MSGS), st.integers(0, 400))
 def test_few_messages_have_the_bytes_of_many(first_seq: int, begin: int, count: int, stride: int) -> None:
     """The paths for few and for many messages write the same stamps and read the same messages."""

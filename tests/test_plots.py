@@ -73,6 +73,7 @@ def test_each_draws_on_the_axes_it_is_given_and_returns_them(run: Run, curved: R
         lambda ax: plots.histogram(run.histogram("e2e", broker="kafka", offered_msgs_per_s=1_000.0), "Kafka", ax=ax),
         lambda ax: plots.percentiles(run, "e2e", ax=ax),
         lambda ax: plots.timeline(curved, trial, ax=ax),
+        lambda ax: plots.heat_map(curved, trial, ax=ax),
         lambda ax: plots.curve(curved, ax=ax),
         lambda ax: plots.capacity(curved, ax=ax),
         lambda ax: plots.compare(run, "e2e_p99_ns", ax=ax),
@@ -82,8 +83,8 @@ def test_each_draws_on_the_axes_it_is_given_and_returns_them(run: Run, curved: R
         given = axes()
         assert draw(given) is given
         assert given.has_data()
-    assert len(plt.get_fignums()) == 8
-    assert plots.percentiles(run, "e2e").figure.number == 9  # type: ignore[union-attr]
+    assert len(plt.get_fignums()) == 9
+    assert plots.percentiles(run, "e2e").figure.number == 10  # type: ignore[union-attr]
     plt.gcf().canvas.draw()
 
 

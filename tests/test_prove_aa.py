@@ -142,7 +142,7 @@ def test_too_few_repeats_fail(populations: list[pairs.Recorded], monkeypatch: py
     assert "a tenth less is found" in failing(aa.compare(populations[:1], [], RESAMPLES).rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(RATES, RATES), min_size=4, max_size=30), st.floats(1.0, 3.0), st.integers(0, 99))
 def test_a_coin_makes_equal_of_whatever_was_recorded(halves: list[tuple[float, float]], bias: float, seed: int) -> None:
     """However unequal a pair's halves were, as many resamples show B lower as show it higher."""

@@ -118,7 +118,7 @@ def wait_until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(chunks=st.lists(st.binary(min_size=1, max_size=40_000), min_size=1, max_size=12))
 def test_bytes_pass_unchanged_however_they_are_cut_up(proxy: Through, chunks: list[bytes]) -> None:
     """In order, none lost, none doubled, in both directions; and the end passes, too, after all of them."""

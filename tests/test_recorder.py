@@ -28,7 +28,7 @@ def merged(deltas: list[IntervalDelta]) -> dict[tuple[str, int], Histogram]:
     return histograms
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches, st.integers(0, 1 << 60))
 def test_merged_deltas_are_one_histogram_of_everything(
     recorded: list[tuple[str, list[tuple[int, int]], bool]], origin_ns: int

@@ -129,7 +129,7 @@ def test_a_correlation_id_tells_the_stamp_of_its_request(numbers: list[int]) -> 
     assert identities(buffer, spans).tolist() == [*numbers, NOBODY, NOBODY]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_each_request_is_replied_to_or_given_up_once(data: st.DataObject) -> None:
     """Whatever the order of replies, of repeated ones and of time passing: it agrees with a table of all requests."""

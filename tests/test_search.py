@@ -54,7 +54,6 @@ def system(capacity: float, burst_factor: float = 1.0) -> Callable[[Probe], Seen
     return answer
 
 
-@settings(deadline=None)
 @given(capacity=st.floats(10, 1e7), burst_factor=st.floats(0.25, 2.0))
 def test_a_known_capacity_is_found_within_the_searchs_resolution(capacity: float, burst_factor: float) -> None:
     """Whatever the burst pretends, the answer lies between capacity / 1.08 and capacity, in few trials."""
@@ -285,7 +284,6 @@ def test_a_dead_system_has_no_capacity() -> None:
     assert len(probes) == 1
 
 
-@settings(deadline=None)
 @given(capacity=st.floats(10, 1e7), burst_factor=st.floats(0.25, 2.0), room=st.integers(1, 20))
 def test_a_budget_ends_a_search_with_what_it_has(capacity: float, burst_factor: float, room: int) -> None:
     """After as many trials as there is room for comes the one of full length, and what is then said is true."""
@@ -325,7 +323,7 @@ def test_an_objective_begins_lower() -> None:
     assert probes[1].rate_msgs_per_s == pytest.approx(6_000)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(capacity=st.floats(10, 1e7), share=st.floats(0.1, 3.0), burst_factor=st.floats(0.5, 2.0))
 def test_no_rate_above_enough_is_tried(capacity: float, share: float, burst_factor: float) -> None:
     """A system that sustains as much as is enough has at least so much, after few trials; else nothing changes."""

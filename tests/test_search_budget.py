@@ -80,7 +80,7 @@ def point(profile: Profile, **given: Any) -> Trial:
     return make_plan([scenario], profile, brokers=("kafka",)).trials[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     profile=st.sampled_from(sorted(PROFILES)),
     overhead_s=st.floats(0.2, 9.0),

@@ -39,7 +39,7 @@ def schedules(rate: Rate, history: list[tuple[int, int]], seed: int = 1) -> list
     return made
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.sampled_from(RATES), histories)
 def test_all_producers_together_send_the_common_schedule_exactly_once(
     rate: Rate, history: list[tuple[int, int]]
@@ -57,7 +57,7 @@ def test_all_producers_together_send_the_common_schedule_exactly_once(
     assert np.sort(np.concatenate(sent)).tolist() == expected[kept].tolist()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.sampled_from([*RATES, Rate.poisson(2_000.0)]), histories, st.integers(0, END_MS * MS_NS))
 def test_a_changing_schedule_is_one_function_whatever_is_asked(
     rate: Rate, history: list[tuple[int, int]], moment_ns: int
@@ -103,7 +103,7 @@ def test_a_change_at_the_moment_of_the_last_replaces_it() -> None:
     assert schedule.next_due_ns(0) == NEVER_NS
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from(RATES), st.integers(1, 2_000), st.integers(-300, 300), st.integers(1, 6), st.integers(1, 6))
 def test_an_order_that_comes_late_leaves_nothing_out_of_who_had_sent_nothing(
     rate: Rate, at_ms: int, late_ms: int, before: int, after: int
@@ -124,7 +124,7 @@ def test_an_order_that_comes_late_leaves_nothing_out_of_who_had_sent_nothing(
     assert (np.diff(old.intended(0, old.due(END_MS * MS_NS))) >= 0).all()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.sampled_from(RATES),
     st.integers(1, 4),

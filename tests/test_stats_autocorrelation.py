@@ -12,7 +12,7 @@ from loadgen.stats import autocorrelation
 from loadgen.stats.autocorrelation import BATCHES, batched, coefficient
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(10, 40), st.integers(2, 4))
 def test_weights_and_variances_are_those_of_the_dense_covariance(seed: int, count: int, columns: int) -> None:
     """For each φ the restricted likelihood and the variance of least squares are those of the n × n covariance."""

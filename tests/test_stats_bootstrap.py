@@ -57,7 +57,7 @@ def test_fewer_than_ten_pairs_have_a_ratio_and_no_interval() -> None:
     assert bootstrap_ratio(pairs, seed=1).reason is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(PAIRS, st.sampled_from(["median", "mean"]), st.integers(0, 99))
 def test_one_seed_makes_one_interval_in_any_unit(
     pairs: list[tuple[float, float]], statistic: Statistic, seed: int

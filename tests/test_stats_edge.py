@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.stats.edge import Edge
 
 
-@settings(deadline=None)
 @given(guess=st.floats(1e-3, 1e9), off=st.floats(0.1, 10.0))
 def test_asking_at_the_median_closes_in_on_the_edge(guess: float, off: float) -> None:
     """From a guess that is up to ten times too large or too small, within a tenth, whatever the unit."""

@@ -41,7 +41,7 @@ def test_a_confidence_met_exactly_is_met() -> None:
     assert percentile_ranks(2, 50, confidence=0.5) == Ranks(1, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), PERCENTILES, CONFIDENCES)
 def test_ranks_keep_their_promise_and_no_tighter_ones_would(count: int, percentile: float, confidence: float) -> None:
     """In exact fractions: each side misses with at most half of the doubt, and the next rank inwards with more."""
@@ -54,7 +54,7 @@ def test_ranks_keep_their_promise_and_no_tighter_ones_would(count: int, percenti
     assert 1 - at_most(high - 2, count, share) > doubt
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**9), PERCENTILES, CONFIDENCES)
 def test_a_percentile_seen_from_the_top_has_mirrored_ranks(count: int, percentile: float, confidence: float) -> None:
     """What holds for p counted up holds for 100 - p counted down, up to a thousand million values."""
@@ -91,7 +91,7 @@ def test_what_has_no_answer_is_refused(count: int, percentile: float, confidence
         percentile_ranks(count, percentile, confidence)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=80), PERCENTILES, CONFIDENCES)
 def test_bounds_are_the_edges_of_the_buckets_that_hold_the_ranks(
     values_ns: list[int], percentile: float, confidence: float

@@ -53,7 +53,7 @@ def test_it_is_the_power_of_the_interval_that_is_reported() -> None:
     assert found / 2_000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2_000))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EFFECTS, SPREADS, st.integers(2, 60), st.floats(0.001, 0.2))
 def test_more_repeats_larger_effects_and_less_noise_never_hurt(
     effect: float, spread: float, repeats: int, alpha: float
@@ -68,7 +68,7 @@ def test_more_repeats_larger_effects_and_less_noise_never_hurt(
     assert power(1 / effect, spread, repeats, alpha) == pytest.approx(found, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SPREADS, st.integers(2, 60), st.floats(0.3, 0.99))
 def test_what_is_detectable_is_what_has_that_power(spread: float, repeats: int, wanted: float) -> None:
     """detectable_ratio is power's inverse, and those repeats, no fewer, are needed for it."""

@@ -87,7 +87,7 @@ def test_batch_means_cover_the_mean_of_autocorrelated_values(coefficient: float)
     assert sum(not each.low <= 0 <= each.high for each in found) <= 400 * upper(0.06, 400)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=2, max_size=60), st.integers(2, 10))
 def test_batch_means_are_plain_means(values: list[int], batches: int) -> None:
     """The mean is that of the values kept, inside its interval, and the interval has its standard error."""

@@ -36,7 +36,7 @@ def marginal_error(means: Floats, cut: int) -> float:
 # --- MSER ---
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SERIES, st.integers(1, 5))
 def test_it_finds_the_least_marginal_error(values: list[int], batch: int) -> None:
     """By the definition no other cut has a smaller error, and only the first half is ever cut."""
@@ -126,7 +126,7 @@ def test_what_may_be_chance_is_neither_found_nor_denied() -> None:
     assert "chance" in found.reason
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(10, 29).map(lambda half: 2 * half), st.floats(1e-3, 1e6))
 def test_change_is_the_difference_of_means_in_any_unit_and_direction(seed: int, count: int, unit: float) -> None:
     """The change is plain arithmetic, inside its interval, unmoved by units and negated by reversal."""
@@ -212,7 +212,7 @@ def test_a_rate_that_falls_all_the_time_is_not_steady() -> None:
         assert "differs" in found.reason
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SERIES, st.floats(0, 3))
 def test_the_warm_up_is_never_below_its_floor(values: list[int], floor_s: float) -> None:
     """Whatever the data, at least the floor is left out, and never more than half of the rest."""

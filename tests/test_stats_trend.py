@@ -93,7 +93,7 @@ def test_growth_of_two_per_cent_of_a_rate_is_seen_through_noise(coefficient: flo
     assert sum(bool(each.grows) for each in found) >= 0.9 * runs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32), st.integers(20, 200), st.floats(-1e6, 1e6), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3),
     st.floats(0.01, 100),
@@ -114,7 +114,7 @@ def test_a_line_added_adds_its_slope_and_units_only_scale(
     assert changed.low == pytest.approx(unit * plain.low + growth, abs=slack, rel=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(20, 59))
 def test_seen_backwards_growth_is_decline(seed: int, count: int) -> None:
     """The reversed series has the negative slope and the mirrored interval."""

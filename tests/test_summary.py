@@ -48,7 +48,7 @@ def left_open(run: Run) -> str:
 VALUES = st.lists(st.floats(1.0, 1e6), min_size=2, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from(["throughput", "capacity", "p50", "p99"]))
 def test_the_leader_is_who_the_interval_shows(data: st.DataObject, quantity: str) -> None:
     """More throughput or less latency, and only where the interval excludes 1; the factor is at least 1 then."""

@@ -12,17 +12,23 @@ from loadgen.report.table import make_table
 from loadgen.runs import Run, RunWriter, load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SIZES = (64, 1024, 16_384)
 
 
-def run_of(root: Path, knob: str, values: tuple[Any, ...], **given: Any) -> Run:
+def run_of(
+    root: Path, knob: str, values: tuple[Any, ...], kafka: Callable[[Any], float] | None = None, **given: Any
+) -> Run:
     """Three repeats of a closed loop at each value; RabbitMQ's rate falls with it, Kafka's less."""
     writer = RunWriter(root, "sweep", HEADER)
     for repeat in (1, 2, 3):
         for place, value in enumerate(values):
-            for broker, rate in (("rabbitmq", 40_000 / (1 + place)), ("kafka", 900_000 - place)):
+            for broker, rate in (
+                ("rabbitmq", 40_000 / (1 + place)),
+                ("kafka", kafka(value) if kafka else 900_000 - place),
+            ):
                 name = f"{broker}.{knob}" if knob == "prefetch" else knob
                 record = trial(broker, "sweep", repeat=repeat, goodput_msgs_per_s=rate + repeat, **given)
                 record |= {"id": f"{record['id']}-{value}", "point": {name: value}}
@@ -44,10 +50,38 @@ def test_message_sizes_have_a_panel_in_messages_and_one_in_bytes(tmp_path: Path)
 
 
 def test_a_knob_of_one_broker_is_drawn_for_it(tmp_path: Path) -> None:
-    """Each broker's own sweep is a chart of its own, without bytes."""
-    charts = sweep_chart.draw(make_table(run_of(tmp_path, "prefetch", (1, 10, 100))).comparisons)
-    assert len(charts) == 2
-    assert all("against prefetch" in chart.title and "bytes a second" not in chart.svg for chart in charts)
+    """All knobs are small multiples of one drawing, without bytes: here a panel for each broker's own prefetch."""
+    (chart,) = sweep_chart.draw(make_table(run_of(tmp_path, "prefetch", (1, 10, 100))).comparisons)
+    assert chart.title == "Throughput by knob"
+    assert "bytes a second" not in chart.svg
+    assert chart.note.count("prefetch, ") == 2
+    texts = {text for _, _, text, _ in chart.marks}
+    assert "RabbitMQ: 20.0 k msg/s at prefetch 10" in texts
+    assert {whose for *_, whose in chart.marks} == {"rabbitmq", "kafka"}
+
+
+def test_words_and_zeros_have_places_of_their_own(tmp_path: Path) -> None:
+    """A knob whose values are no numbers above 0 has a place for each, in the table's order."""
+    for values in (("lz4", "none", "zstd"), (0, 5, 10)):
+        run = run_of(tmp_path, "prefetch", values)
+        (found,) = {sweep.values for sweep in sweep_chart.sweeps(make_table(run).comparisons)}
+        assert found == values
+        (chart,) = sweep_chart.draw(make_table(run).comparisons)
+        assert f"20.0 k msg/s at {values[1]}" in chart.note
+
+
+def test_the_scaling_law_is_drawn_and_told_where_places_share_the_work(tmp_path: Path) -> None:
+    """Consumers are such places: four values give a law, whose residuals are told; three do not."""
+
+    def kafka(places: int) -> float:
+        return 100_000 * places / (1 + 0.1 * (places - 1))
+
+    (chart,) = sweep_chart.draw(make_table(run_of(tmp_path, "consumers", (1, 2, 4, 8), kafka)).comparisons)
+    assert "fitted law, Kafka" in chart.svg
+    assert "scaling law: contention 0.10, crosstalk 0.000; residuals +0%, " in chart.note
+    assert "fitted law, RabbitMQ" not in chart.svg, "more of them only cost"
+    (chart,) = sweep_chart.draw(make_table(run_of(tmp_path, "consumers", (1, 2, 4), kafka)).comparisons)
+    assert "law" not in chart.note
 
 
 @pytest.mark.parametrize("values", [(64, 1024), (64,)])

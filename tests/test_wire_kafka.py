@@ -201,7 +201,7 @@ RECORDS = st.lists(
     batches=st.lists(st.tuples(RECORDS, st.integers(1, 90), st.integers(0, 4)), min_size=1, max_size=4),
     first=st.integers(0, 1 << 40),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_producers_batches_are_read(batches: list[tuple[list[Any], int, int]], first: int) -> None:
     """Keys, headers, nulls, mixed sizes, times and codecs: the values are those that kio wrote, in order."""
     made, expected, offset = [], [], first
@@ -224,7 +224,7 @@ def test_any_producers_batches_are_read(batches: list[tuple[list[Any], int, int]
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.sampled_from([24, 100]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batches_of_one_shape_are_read_together(counts: list[int], value_bytes: int) -> None:
     """Runs of our own batches, of changing counts, are one `Records` with every value in its place."""
     payloads = Payloads(Message(size_bytes=value_bytes), seed=1, token=2)
@@ -289,7 +289,7 @@ def test_gaps_and_control_batches() -> None:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_damage_is_noticed(data: st.DataObject) -> None:
     """A changed byte breaks the checksum; and behind a right checksum nonsense is an error, never a wrong place."""
     batch = bytearray(kio_batch([record(at, b"v" * 40, b"key") for at in range(9)]))
@@ -319,7 +319,7 @@ def test_old_formats_are_refused() -> None:
 
 
 @given(codec=st.integers(1, 4), data=st.binary(max_size=200_000) | st.binary(max_size=200).map(lambda b: b * 900))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_codecs_bring_back_what_they_took(codec: int, data: bytes) -> None:
     """Whatever the bytes, and over several of a codec's blocks."""
     codecs = Codecs()

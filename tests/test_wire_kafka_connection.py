@@ -62,7 +62,7 @@ def test_responses_split_at_every_byte(pair: Pair) -> None:
 
 
 @given(sizes=st.lists(st.integers(4, 300_000), min_size=1, max_size=4), chunk=st.integers(1, 70_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_responses_of_any_size(sizes: list[int], chunk: int) -> None:
     """A response larger than the buffer makes it grow, and loses nothing of those around it."""
     with pytest.MonkeyPatch.context() as monkeypatch:

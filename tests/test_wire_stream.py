@@ -60,7 +60,7 @@ def rprops(values: dict[str, str]) -> list[schema.Property]:
 # --- rare frames ---
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(name=NAMES, other=NAMES, pairs=PAIRS, number=st.integers(0, 2**63 - 1), correlation=st.integers(0, 2**31 - 1))
 def test_requests_are_what_rstream_writes(
     name: str, other: str, pairs: dict[str, str], number: int, correlation: int
@@ -286,7 +286,7 @@ def written(bodies: Sequence[bytes]) -> bytes:
     return b"".join(struct.pack(">I", len(each)) + each for each in data)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bodies=BODIES, before=st.integers(0, 20))
 def test_chunks_of_any_sizes_are_what_rstream_wrote(bodies: list[bytes], before: int) -> None:
     """Every body of a chunk, in order; offsets count from the chunk's first."""
@@ -309,7 +309,6 @@ def test_chunks_of_one_size_are_rows(size: int, count: int) -> None:
     assert bodies_in(chunk) == bodies
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 9), size=st.integers(5, 300), other=st.integers(0, 300))
 def test_rows_that_differ_in_their_head_are_not_taken_for_rows(place: int, size: int, other: int) -> None:
     """One message among equals that is as long but made otherwise is still found where it is."""
@@ -326,7 +325,7 @@ def test_rows_that_differ_in_their_head_are_not_taken_for_rows(place: int, size:
             assert found == [*bodies[:place], expected, *bodies[place + 1 :]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(parts=st.lists(st.tuples(st.integers(0, 5), BODIES), min_size=1, max_size=4))
 def test_plain_messages_and_sub_entries_in_one_chunk(parts: list[tuple[int, list[bytes]]]) -> None:
     """Several producers' entries of every kind stand in one chunk: all come out, in order (5 stands for plain)."""

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from loadgen.analysis.ab import finding, level, percentage
 from loadgen.report import words
 from loadgen.report.ab import label
-from loadgen.report.drawing import GRID, INK, MUTED, PAPER, Chart, colour, finish, styled
+from loadgen.report.drawing import GRID, INK, MUTED, PAPER, Chart, colour, finish, named, pointable, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +69,7 @@ def _axis(axes: Axes, effects: Sequence[Effect], effect_ratio: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
     axes.set_xlabel("B / A (log scale)")
+    pointable(axes, lambda x: f"{words.significant(x)}×")
     axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
 
@@ -87,7 +88,7 @@ def _draw_effect(axes: Axes, effect: Effect, row: int, ink: str) -> None:
         high = ratio.high if math.isfinite(ratio.high) else axes.get_xlim()[1]
         axes.plot([ratio.low, high], [row] * 2, color=ink, linewidth=8, alpha=0.28, solid_capstyle="butt", zorder=2)
         text += f" ({words.significant(ratio.low)}–{words.significant(ratio.high)} at {level(effect)})"
-    axes.scatter(
+    dots = axes.scatter(
         effect.ratios,
         [row] * len(effect.ratios),
         s=20,
@@ -96,6 +97,7 @@ def _draw_effect(axes: Axes, effect: Effect, row: int, ink: str) -> None:
         linewidths=1.1,
         zorder=3,
     )
+    named(dots, f"{effect.measure}, a pair")
     axes.plot([ratio.ratio] * 2, [row - 0.3, row + 0.3], color=ink, linewidth=1.6, zorder=4)
     axes.annotate(
         text, (1.0, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8.5,

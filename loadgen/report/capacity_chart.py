@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from loadgen.report import points as pt
 from loadgen.report import words
 from loadgen.report.capacity import found_producers, grouped, limits_text, load_text, rate_text
-from loadgen.report.drawing import MUTED, PAPER, Chart, colour, finish, log_ticks, rate_tick, styled
+from loadgen.report.drawing import MUTED, PAPER, Chart, colour, finish, log_ticks, named, pointable, rate_tick, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +64,7 @@ def draw_capacities(axes: Axes, groups: Sequence[Sequence[PointCapacity]]) -> No
     axes.set_xlim(_limits(points))  # by hand: capacities that are all alike have no range of their own
     axes.set_xscale("log")
     log_ticks(axes)
+    pointable(axes, words.rate)
     for point, row in zip(points, _rows(axes, groups), strict=True):
         _draw_point(axes, point, row)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate_tick(x)))
@@ -113,7 +114,8 @@ def _draw_point(axes: Axes, point: PointCapacity, row: float) -> None:
         axes.plot([low, high], [row] * 2, color=ink, linewidth=7, alpha=0.28, solid_capstyle="butt", zorder=2)
     face = PAPER if point.is_lower_bound else ink
     values = point.estimate.values
-    axes.scatter(values, [row] * len(values), s=20, facecolors=face, edgecolors=ink, linewidths=1.1, zorder=4)
+    dots = axes.scatter(values, [row] * len(values), s=20, facecolors=face, edgecolors=ink, linewidths=1.1, zorder=4)
+    named(dots, f"{_name(point)}, a search")
     axes.plot([point.msgs_per_s] * 2, [row - 0.3, row + 0.3], color=ink, linewidth=1.6, zorder=3)
     axes.annotate(
         rate_text(point), (point.msgs_per_s, row - 0.22), xytext=(0, 3), textcoords="offset points", ha="center",
@@ -123,9 +125,11 @@ def _draw_point(axes: Axes, point: PointCapacity, row: float) -> None:
         return
     held = point.ceiling.held_msgs_per_s
     axes.plot([point.msgs_per_s, held], [row] * 2, color=ink, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-    axes.plot(point.ceiling.msgs_per_s, row, color=ink, marker=CLOSED, markersize=11, linestyle="none", zorder=3)
-    if point.ceiling.paced_msgs_per_s is not None:
-        axes.plot(held, row, color=ink, marker=PACED, markersize=6, linestyle="none", zorder=3)
+    limits = [(point.ceiling.msgs_per_s, CLOSED, 11, "closed")]
+    limits += [(held, PACED, 6, "open")] * (point.ceiling.paced_msgs_per_s is not None)
+    for rate, mark, size_pt, kind in limits:
+        (drawn,) = axes.plot(rate, row, color=ink, marker=mark, markersize=size_pt, linestyle="none", zorder=3)
+        named(drawn, f"{_name(point)}, the tool as {'an' if kind == 'open' else 'a'} {kind} loop")
     axes.annotate(
         f"{words.significant(held / point.msgs_per_s)}×", (held, row - 0.22), xytext=(0, 3),
         textcoords="offset points", ha="center", va="bottom", fontsize=8.5, color=MUTED,

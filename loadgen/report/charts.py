@@ -23,6 +23,8 @@ from loadgen.report.drawing import (
     finish,
     log_latency_axis,
     log_ticks,
+    named,
+    pointable,
     rate_tick,
     styled,
 )
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STYLE", "draw"]  # the method page's charts look like the report's
 
+MS = 1e6
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 CURVE_POINTS = 160
 CPU_MARKS = {"producers": ">", "consumers": "<", "broker": "s"}
@@ -68,7 +71,7 @@ def curve(histogram: Histogram) -> tuple[Any, Any]:
     ends = max(histogram.count, 2)
     x = np.geomspace(1.0, ends, CURVE_POINTS)
     values = histogram.percentiles([round(100 * (1 - 1 / each), 9) for each in x])
-    return x, np.array(values) / 1e6
+    return x, np.array(values) / MS
 
 
 def _latency_panels(table: Table, *, is_open_loop: bool) -> list[pt.Comparison]:
@@ -178,6 +181,7 @@ def percentile_axis(axes: Axes) -> None:
     axes.set_xlabel("percentile of messages")
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)
+    pointable(axes, lambda x: f"{round(100 * (1 - 1 / x), 4):g} % of messages", lambda y: words.duration(y * MS))
 
 
 # --- one line a point: throughput and CPU ---
@@ -260,6 +264,7 @@ def draw_repeats(
     axes.set_xlim(_limits(points, measure))  # by hand: values that are all alike have no range of their own
     axes.set_xscale("log")
     log_ticks(axes)
+    pointable(axes, text)
     for point, height in zip(points, _lines(axes, points, label), strict=True):
         estimate, ink = point.estimate(measure), colour(point.broker)
         if (band := _band(estimate)) is not None:
@@ -272,7 +277,7 @@ def draw_repeats(
                 solid_capstyle="butt",
             )
         face = "none" if point.driver_kind == "client" else ink
-        axes.scatter(
+        dots = axes.scatter(
             estimate.values,
             [height] * estimate.n,
             s=20,
@@ -281,6 +286,7 @@ def draw_repeats(
             linewidths=1.1,
             zorder=3,
         )
+        named(dots, f"{label(point)}, a repeat")
         assert estimate.median is not None
         axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=ink, linewidth=1.6)
         end = max(*estimate.values, *(band or ()), estimate.median)
@@ -325,9 +331,10 @@ def _cpu_chart(table: Table) -> Chart | None:
         medians = {role: point.estimate(pt.cpu_us_per_msg(role)).median for role in CPU_MARKS}
         known = {role: median for role, median in medians.items() if median is not None}
         for role, median in known.items():
-            axes.scatter(
+            dot = axes.scatter(
                 median, height, s=34, marker=CPU_MARKS[role], color=colour(point.broker), linewidths=0, zorder=3
             )
+            named(dot, f"{line_label(point)}, {role}")
         axes.plot([min(known.values()), max(known.values())], [height] * 2, color=colour(point.broker), alpha=0.3)
         missing = [role for role in CPU_MARKS if role not in known]
         text = f"{words.micros(sum(known.values()))} in all" + (f" (without {', '.join(missing)})" if missing else "")
@@ -340,6 +347,7 @@ def _cpu_chart(table: Table) -> Chart | None:
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)
     axes.set_xlim(min(seen) * 0.7, max(seen) * (max(seen) / min(seen)) ** 0.25 * 1.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    pointable(axes, words.micros)
     axes.set_xlabel("CPU time a message, µs (log scale)")
     note = "Medians over repeats at full load."
     return finish(figure, "cpu", "CPU a message", note)

@@ -13,14 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from loadgen.frames import Float64
 
 COLOURS = {"rabbitmq": "#e65c00", "kafka": "#1f3a6e"}
 OTHER_COLOUR = "#5b7f5b"
@@ -57,6 +64,13 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 """Lines of one colour, told apart."""
 
 
+POINTS_PER_INCH = 72.0
+MARKS_MAX = 240
+"""So many values of one line can be pointed at; of longer ones every second, third, … value."""
+Mark = tuple[float, float, str, str]
+"""A value that can be pointed at: where it is (points from the left and the top), its text, whose it is (a broker)."""
+
+
 @dataclass(frozen=True)
 class Chart:
     """One drawing in both formats, with the words that stand in for it where it cannot be seen."""
@@ -66,6 +80,8 @@ class Chart:
     note: str
     svg: str
     png: bytes
+    marks: tuple[Mark, ...] = ()
+    """What the page shows where the pointer is."""
 
 
 @contextmanager
@@ -85,12 +101,73 @@ def finish(figure: Figure, name: str, title: str, note: str) -> Chart:
     FigureCanvasAgg(figure)
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    marks = _marks(figure)
     figure.set_layout_engine("none")  # everything has its place now; to find it again would take as long
     figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     # Ids must stay apart when several drawings stand in one page.
     text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    return Chart(name, title, note, text[text.index("<svg") :], png.getvalue())
+    return Chart(name, title, note, text[text.index("<svg") :], png.getvalue(), marks)
+
+
+def pointable(axes: Axes, x: Callable[[float], str] | None = None, y: Callable[[float], str] | None = None) -> None:
+    """Let values of these axes be read in the page where the pointer is, in these words.
+
+    It is matplotlib's own place for how a cursor's position is told. Of lines and dots those are shown that have a
+    label, in the legend or by `named`.
+    """
+    axes.fmt_xdata, axes.fmt_ydata = x, y
+
+
+def named(artist: Artist, name: str) -> None:
+    """Give a line or dots a name that is in no legend."""
+    artist.set_label(f"_{name}")
+
+
+def _marks(figure: Figure) -> tuple[Mark, ...]:
+    """The values of a drawing that can be pointed at."""
+    height = float(figure.get_figheight()) * POINTS_PER_INCH
+    scale = POINTS_PER_INCH / figure.dpi
+    found: list[Mark] = []
+    for axes in figure.axes:
+        if not axes.get_visible() or (axes.fmt_xdata is None and axes.fmt_ydata is None):
+            continue
+        for artist in (*axes.get_lines(), *axes.collections):
+            name = str(artist.get_label()).removeprefix("_")
+            if name.startswith("child") or not isinstance(artist, (Line2D, PathCollection)):
+                continue
+            for (x, y), (left, top) in zip(*_places(axes, artist), strict=True):
+                told = [of(value) for of, value in ((axes.fmt_ydata, y), (axes.fmt_xdata, x)) if of is not None]
+                text = f"{name}: {' at '.join(told)}"
+                found.append((round(left * scale, 1), round(height - top * scale, 1), text, _whose(artist)))
+    return tuple(found)
+
+
+def _places(axes: Axes, artist: Line2D | PathCollection) -> tuple[list[list[float]], list[list[float]]]:
+    """An artist's values, and where they are in the drawing's pixels: only what is within its axes."""
+    if isinstance(artist, Line2D):
+        transform, held = artist.get_transform(), artist.get_xydata()
+    else:
+        transform, held = artist.get_offset_transform(), artist.get_offsets()
+    if transform != axes.transData:
+        return [], []  # a line across the whole panel has no values of its own
+    values: Float64 = np.asarray(held, np.float64)
+    values = values[:: 1 + len(values) // MARKS_MAX]
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return [], []
+    with np.errstate(all="ignore"):  # what a logarithmic axis cannot show is nowhere
+        places = np.asarray(axes.transData.transform(values), np.float64)
+    box = axes.bbox
+    inside = (box.x0 - 1 <= places[:, 0]) & (places[:, 0] <= box.x1 + 1)
+    inside &= (box.y0 - 1 <= places[:, 1]) & (places[:, 1] <= box.y1 + 1)
+    return values[inside].tolist(), places[inside].tolist()
+
+
+def _whose(artist: Line2D | PathCollection) -> str:
+    """The broker whose colour it has; empty for all others."""
+    inks = [artist.get_color()] if isinstance(artist, Line2D) else list(artist.get_edgecolors())  # type: ignore[attr-defined]
+    return next((broker for broker, ink in COLOURS.items() if inks and to_hex(inks[0]) == ink), "")
 
 
 def log_latency_axis(axes: Axes) -> None:

@@ -11,7 +11,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from loadgen.analysis.outages import GAP_WORDS, gaps
 from loadgen.report import words
-from loadgen.report.drawing import INK, MUTED, Chart, colour, finish, log_latency_axis, rate_tick, styled
+from loadgen.report.drawing import (
+    INK,
+    MUTED,
+    Chart,
+    colour,
+    finish,
+    log_latency_axis,
+    named,
+    pointable,
+    rate_tick,
+    styled,
+)
 from loadgen.report.points import broker_rank, class_rank
 
 if TYPE_CHECKING:
@@ -111,9 +122,14 @@ def _tops(courses: Sequence[Course]) -> tuple[float, tuple[float, float]]:
 def _rates(axes: Axes, course: Course, top: float) -> None:
     record, ink = course.record, colour(course.record["broker"])
     _mark(axes, record, is_labelled=True)
-    for (ends_s, rates), style in ((course.confirmed, (0, (2, 1.5))), (course.delivered, "-")):
+    for verb, (ends_s, rates), style in (
+        ("confirmed", course.confirmed, (0, (2, 1.5))),
+        ("delivered", course.delivered, "-"),
+    ):
         middles_s = ends_s - course.interval_s / 2
-        axes.plot(middles_s, np.minimum(rates, top), color=ink, linewidth=1.3, linestyle=style)
+        (line,) = axes.plot(middles_s, np.minimum(rates, top), color=ink, linewidth=1.3, linestyle=style)
+        named(line, verb)
+    pointable(axes, _second_text, lambda y: f"{'over ' if y >= top else ''}{words.rate(y)}")
     if record["offered_msgs_per_s"]:
         axes.axhline(record["offered_msgs_per_s"], color=MUTED, linewidth=0.7, linestyle=(0, (1, 2)))
     _mark_highest(axes, course, top)
@@ -147,8 +163,13 @@ def _latency(axes: Axes, course: Course, limits: tuple[float, float]) -> None:
     _mark(axes, record, is_labelled=False)
     if course.seconds:
         middles_s = [each.at_s + course.interval_s / 2 for each in course.seconds]
-        axes.plot(middles_s, [each.p50_ns / MS for each in course.seconds], color=ink, linewidth=0.9)
-        axes.plot(middles_s, [each.p99_9_ns / MS for each in course.seconds], color=ink, linewidth=1.8)
+        for name, values, width in (
+            ("p50", [each.p50_ns for each in course.seconds], 0.9),
+            ("p99.9", [each.p99_9_ns for each in course.seconds], 1.8),
+        ):
+            (line,) = axes.plot(middles_s, np.array(values) / MS, color=ink, linewidth=width)
+            named(line, name)
+        pointable(axes, _second_text, lambda y: words.duration(y * MS))
     else:
         text = "no response times: a closed loop"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=MUTED, fontsize=8.5)
@@ -158,6 +179,10 @@ def _latency(axes: Axes, course: Course, limits: tuple[float, float]) -> None:
     axes.set_ylim(*limits)
     axes.set_xlim(0, record["window_s"])
     axes.grid(visible=True, which="major")
+
+
+def _second_text(middle_s: float) -> str:
+    return f"second {middle_s:g}"
 
 
 def _mark(axes: Axes, record: Record, *, is_labelled: bool) -> None:

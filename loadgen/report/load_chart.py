@@ -18,7 +18,19 @@ from loadgen.report import points as pt
 from loadgen.report import words
 from loadgen.report.capacity import limits_text, rate_text
 from loadgen.report.curve import OVERLOAD_NOTE, grouped
-from loadgen.report.drawing import INK, MUTED, PAPER, Chart, colour, finish, log_latency_axis, rate_tick, styled
+from loadgen.report.drawing import (
+    INK,
+    MUTED,
+    PAPER,
+    Chart,
+    colour,
+    finish,
+    log_latency_axis,
+    named,
+    pointable,
+    rate_tick,
+    styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,6 +130,7 @@ def draw_panel(axes: Axes, panel: Sequence[Curve]) -> None:
         for series in SERIES:
             _draw_series(axes, curve, series)
     log_latency_axis(axes)
+    pointable(axes, lambda x: f"{words.rate(x)} offered", lambda y: words.duration(y * MS))
     axes.grid(visible=True, which="major")
     axes.set_axisbelow(True)
     _rate_axis(axes, panel)
@@ -143,7 +156,7 @@ def _draw_series(axes: Axes, curve: Curve, series: Series) -> None:
     for point in shown:
         dots = [(each.offered_msgs_per_s, series.of_repeat(each)) for each in point.repeats]
         told = [(rate, value / MS) for rate, value in dots if value]
-        axes.scatter(
+        drawn = axes.scatter(
             [rate for rate, _ in told],
             [value for _, value in told],
             s=series.size,
@@ -154,6 +167,7 @@ def _draw_series(axes: Axes, curve: Curve, series: Series) -> None:
             alpha=1.0 if point.is_overload else 0.75,
             zorder=4,
         )
+        named(drawn, f"{_named(curve)}, {series.name}{', overload' if point.is_overload else ''}")
     if shown:
         first = shown[0]
         axes.annotate(

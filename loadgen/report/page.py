@@ -23,6 +23,7 @@ from loadgen.report import (
     detail,
     drawing,
     fault_chart,
+    heat_chart,
     load_chart,
     promises,
     slowest,
@@ -83,7 +84,7 @@ def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
     content = gather(run, other)
     drawn = Drawings(
         load=[*capacity_chart.draw(content.table.capacities), *load_chart.draw(content.table.curves)],
-        seconds=timeline.draw(run, content.worst),
+        seconds=[*heat_chart.draw(run, content.table, content.worst), *timeline.draw(run, content.worst)],
         others=[*charts.draw(run, content.table), *sweep_chart.draw(content.table.comparisons)],
         long=soak_chart.draw(content.long),
         faults=fault_chart.draw(content.courses),

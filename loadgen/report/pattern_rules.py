@@ -19,6 +19,18 @@ HIGHER_IS_BETTER = frozenset({"msgs_per_s"})
 OWN_LIMITS = frozenset({"broker", "offered"})
 
 
+def law_in_words(law: scaling.Scaling, whose: str = "") -> str:
+    """`scaling law: contention 0.21, crosstalk 0.004, peak at 14.1; residuals +1%, -3%, +2%`."""
+    if law.contention > 1:
+        return "no scaling law: more of them only cost"
+    peak = f", peak at {law.peak:.1f}" if law.peak is not None else ""
+    residuals = ", ".join(f"{each:+.0%}" for each in law.residuals)
+    return (
+        f"scaling law{whose}: contention {law.contention:.2f}, crosstalk {law.crosstalk:.3f}{peak}; "
+        f"residuals {residuals}"
+    )
+
+
 @dataclass(frozen=True)
 class ScalingClaim:
     """`queue partitioning`, `partition scaling`: several queues or partitions carry more than one."""
@@ -52,15 +64,8 @@ class ScalingClaim:
             )
         except ValueError:
             return ""
-        if law.contention > 1:
-            return " (no scaling law: more of them only cost)"
         whose = "" if all(figure.bound_by == "broker" for figure in figures) else " of client, host and broker together"
-        peak = f", peak at {law.peak:.1f}" if law.peak is not None else ""
-        residuals = ", ".join(f"{each:+.0%}" for each in law.residuals)
-        return (
-            f" (scaling law{whose}: contention {law.contention:.2f}, crosstalk {law.crosstalk:.3f}{peak}; "
-            f"residuals {residuals})"
-        )
+        return f" ({law_in_words(law, whose)})"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def tails(run: Run, trials: Iterable[Record]) -> tuple[list[Tail], list[Record]]
     for record in trials:
         if not enters(record) or not _has_times(record):
             continue
-        tail = explain(run, record["id"]) if _is_long_enough(record) else None
+        tail = explain(run, record["id"]) if is_long_enough(record) else None
         if tail is None or tail.limit_ns is None:
             short.append(record)
         else:
@@ -44,7 +44,8 @@ def _has_times(record: Record) -> bool:
     return fractions[0] <= 1 and any((record["latency_ns"].get(kind) or {}).get("count") for kind in RESPONSE_KINDS)
 
 
-def _is_long_enough(record: Record) -> bool:
+def is_long_enough(record: Record) -> bool:
+    """Whether a trial has seconds enough to tell a usual one from others."""
     return bool((record["window_s"] or 0) >= SECONDS_MIN * (record["interval_s"] or 1.0))
 
 
@@ -59,12 +60,12 @@ def worst(run: Run, found: Iterable[Tail]) -> list[Tail]:
         broker = record["broker"]
         if record["faults"]:
             continue
-        if tail.slow and (broker not in by_broker or _excess(tail) > _excess(by_broker[broker])):
+        if tail.slow and (broker not in by_broker or excess(tail) > excess(by_broker[broker])):
             by_broker[broker] = tail
     return [by_broker[broker] for broker in sorted(by_broker, key=pt.broker_rank)]
 
 
-def _excess(tail: Tail) -> float:
+def excess(tail: Tail) -> float:
     """The slowest second's p99 over the median second's."""
     return tail.slow[0].second.p99_ns / (tail.median_p99_ns or 1.0)
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, rate_tick, styled
+from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, pointable, rate_tick, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,9 @@ def _panel(axes: Axes, trial: Long, label: str, names: Sequence[str]) -> None:
         )  # fmt: skip
     axes.set_ylabel(label)
     axes.grid(visible=True, which="major")
+    if drawn:
+        unit = drawn[0].unit
+        pointable(axes, lambda x: f"minute {x:.1f}", lambda y: words.shown(y * SCALES[unit], unit))
     if not drawn:
         axes.text(0.5, 0.5, "not observed", transform=axes.transAxes, ha="center", color=MUTED, fontsize=8.5)
         return

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, styled
+from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, pointable, styled
 from loadgen.report.slowest import summary
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def draw_seconds(axes: Axes, record: Record, tail: Tail) -> None:
     if tail.limit_ns is not None:
         axes.axhline(tail.limit_ns / MS, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), label="slow above")
     log_latency_axis(axes)
+    pointable(axes, lambda x: f"second {x - length_s / 2:g}", lambda y: words.duration(y * MS))
     axes.set_xlim(0, record["window_s"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, which="major")
