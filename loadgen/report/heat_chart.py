@@ -147,6 +147,6 @@ def _note(shown: Sequence[tuple[Record, Density]]) -> str:
         )
     return (
         f"{' '.join(said)} Each cell is a range of latency in one second (one interval, where trials are long), by the "
-        "moment in which messages were intended; the stronger its colour, the more of that second's messages. A band that splits in "
-        "two, which no percentile shows, can be seen here."
+        "moment in which messages were intended; the stronger its colour, the more of that second's messages. A band "
+        "that splits in two, which no percentile shows, can be seen here."
     )
