@@ -292,6 +292,19 @@ def seen_in(
     return Seen(achieved, why is None, why or carried, limit, is_disturbed(verdict), bool(full), "producers" in full)
 
 
+def latency_limit(record: Mapping[str, Any]) -> Literal["host", "generator"] | None:
+    """Who else than the broker had a part in a trial's response times; None where nobody is known to.
+
+    The machine where all of its CPU was used up, the clients where they were late or had a core full.
+    """
+    found = {each["name"]: each["passed"] for each in record["verdict"].get("checks", ())}
+    if found.get("host CPU", True) is not True:
+        return "host"
+    if found.get("generator CPU", True) is not True or found.get(LATE, True) is not True:
+        return "generator"
+    return None
+
+
 def is_disturbed(verdict: Mapping[str, Any]) -> bool:
     """Whether something else than the trial used the machine meanwhile."""
     return any(
@@ -337,11 +350,9 @@ def _limit_of_missed(record: Mapping[str, Any], p99_ms: float) -> Limit:
     The generator has one where it was late, where one of its threads had its core full, and where messages kept the
     objective from the moment when they were really sent. It is not late where the broker held it back.
     """
-    found = {each["name"]: each["passed"] for each in record["verdict"].get("checks", ())}
-    if found.get("host CPU", True) is None:
-        return "host"
-    if found.get("generator CPU", True) is None or found.get(LATE, True) is not True:
-        return "generator"
+    others = latency_limit(record)
+    if others is not None:
+        return others
     service_ns = (record["latency_ns"].get("e2e_service") or {}).get("p99")
     is_held_back = (record.get("blocked_share") or 0.0) >= HELD_BACK_P99_SHARE
     return "generator" if service_ns is not None and service_ns <= p99_ms * 1e6 and not is_held_back else "objective"

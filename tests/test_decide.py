@@ -159,6 +159,28 @@ def test_a_lost_confirmed_message_decides(tmp_path: Path) -> None:
     assert "which is no proof that none is ever lost" in said(found)
 
 
+def test_a_death_of_which_nothing_is_known_leaves_it_open(tmp_path: Path) -> None:
+    """A promise that was to be seen and was not is no part of an answer; one that nobody tried is said to be none."""
+    found = decided(tmp_path / "a", losses={"rabbitmq": 0, "kafka": None})
+    assert (of(found, "rabbitmq").answer, of(found, "kafka").answer) == ("carries", "cannot tell")
+    assert "what the death of its leader cost is not known" in of(found, "kafka").why[0]
+    untried = decided(tmp_path / "b")
+    assert of(untried, "kafka").answer == "carries"
+    assert "as no leader was killed" in said(untried)
+
+
+def test_searches_that_found_nothing_speak_against_an_answer(tmp_path: Path) -> None:
+    """Trials that kept it, and no search that finds any rate that does: one of them is wrong."""
+    run = decided(tmp_path).run
+    for search in run.header["searches"]:
+        if search["broker"] == "kafka":
+            search.update(capacity_msgs_per_s=None, trial=None, reason="no rate was sustained")
+    decision = decide(run)
+    assert decision is not None
+    assert of(decision, "kafka").answer == "cannot tell"
+    assert "no rate that keeps the objective" in of(decision, "kafka").why[0]
+
+
 def test_enough_headroom_is_at_least(tmp_path: Path) -> None:
     """A search that ended at four times the demand has found no edge, and says so."""
     run = synthetic.decide_run(tmp_path, ASKED, {"kafka": KEPT}, {"kafka": [80e3] * 3})

@@ -27,7 +27,11 @@ MB = 1 << 20
 def figure(point: str, what: str, *values: float, unit: Any = "number", **more: Any) -> Figure:
     """A figure of these values; counts as they are, others with their interval."""
     seen = estimate(values) if unit != "number" else Estimate(values, sorted(values)[len(values) // 2], None, None)
-    return Figure(what, unit, point, "", seen, ("id",), (), more.pop("bound_by", ""), is_found=unit == "number", **more)
+    repeats = dict(enumerate(values, 1))
+    bound_by = more.pop("bound_by", "")
+    return Figure(
+        what, unit, point, "", seen, ("id",), (), bound_by, is_found=unit == "number", by_repeat=repeats, **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,8 +182,8 @@ def test_a_use_goes_to_whom_it_serves_better() -> None:
     judgement, reason = claim.judge_beside(mine, theirs)
     assert judgement == "supports"
     assert reason == (
-        "RPC: better, 0.500 times the other's; task queue: better, 0.333 times the other's; "
-        "event streaming: worse, 0.0100 times the other's"
+        "RPC: better, 0.500× (0.500–0.500) the other's; task queue: better, 0.333× (0.333–0.333) the other's; "
+        "event streaming: worse, 0.0100× (0.0100–0.0100) the other's"
     )
     assert claim.judge_beside(theirs, mine)[0] == "contradicts"
     assert claim.judge_beside(figures(1e5, 9e6, 1.0), theirs)[0] == "cannot tell here"

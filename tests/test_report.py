@@ -214,6 +214,35 @@ def test_latency_claims(claim: LatencyClaim, values_ms: list[float], bound_by: s
     assert reason
 
 
+@pytest.mark.parametrize(
+    ("check", "limit"), [("host CPU", "host"), ("schedule lag", "generator"), ("generator CPU", "generator")]
+)
+def test_a_latency_of_a_crowded_machine_is_not_charged_to_the_broker(tmp_path: Path, check: str, limit: str) -> None:
+    """Where checks doubt machine or clients, a slow median contradicts nothing, and who led had help."""
+    checks = [{"name": check, "passed": None, "reason": "it was full"}]
+    records = []
+    for repeat in (1, 2, 3):
+        for broker, p50_ns in (("rabbitmq", 9 * MS), ("kafka", 2 * MS)):
+            record = synthetic.trial(broker, "latency", repeat=repeat, rate={"kind": "fixed", "msgs_per_s": 5_000.0})
+            record["verdict"] = {"status": "unknown", "bound_by": "offered", "reasons": [], "checks": checks}
+            told = dict.fromkeys(("p50", "p99", "p99_9"), p50_ns + repeat)
+            records.append({**record, "latency_ns": {"e2e": {"count": 20_000, **told}}})
+    found = run_of(tmp_path, records)
+    latency = cell(make_table(found), "Latency", "rabbitmq")
+    assert latency.judgement == "cannot tell here"
+    assert {each.bound_by for each in latency.figures} == {limit}
+    assert f"RabbitMQ bound by {limit}" in write_report(found)["html"].read_text(encoding="utf-8")
+
+
+def test_a_percentile_needs_messages_beyond_it() -> None:
+    """Of 400 messages the p99 is one of the four largest: it is not told."""
+    for count, is_told in ((400, False), (500, True)):
+        record = synthetic.trial("kafka", "latency")
+        record["latency_ns"] = {"e2e": {"count": count, "p50": 1e6, "p99": 9e6}}
+        assert (pt.latency("e2e", "p99")(record) is not None) == is_told
+        assert pt.latency("e2e", "p50")(record) == 1e6
+
+
 def test_latency_points_that_disagree_cannot_tell() -> None:
     """A claim that holds at one rate and fails at another gets no single answer; both reasons are shown."""
     found, reason = UNDER_1_MS.judge([figure([0.3 * MS, 0.31 * MS]), figure([2.0 * MS, 2.01 * MS])])

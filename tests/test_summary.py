@@ -83,7 +83,8 @@ def test_many_loads_are_counted() -> None:
         finding([1e6, 1.0e6, 1.2e6], [1e6, 1.2e6, 1.0e6], "p99", load="d"),
         finding([1e6], [8e6], "p99", load="e"),
     ]
-    (line,) = lines(found)
+    line, level = lines(found)
+    assert level == "Each of these 4 intervals is at 95 %, so that all of them hold in 95 % of runs."
     assert line == (
         "Class broker, p99: 5 loads; Kafka led in 3, 2.00× (2.00–2.00) less (a) … 8.00× (8.00–8.00) less (c); no "
         "difference shown in 1; one repeat each, which cannot tell, in 1."
@@ -106,10 +107,12 @@ def test_every_class_of_a_comparison_has_its_line(tmp_path: Path) -> None:
     """All three formats say who led in which class, by how much, under which load."""
     run = synthetic.compare_run(tmp_path)
     content = gather(run)
-    assert [line.split(":")[0] for line in content.summary] == [
+    *said, level = content.summary
+    assert [line.split(":")[0] for line in said] == [
         "Class none, throughput", "Class broker, throughput", "Class broker, p50", "Class broker, p99",
         "Class flushed, throughput",
     ]  # fmt: skip
+    assert level.startswith("Each of these 7 intervals is at 99.3 %")  # 1 - 0.05 / 7
     assert re.search(r"Class none, throughput: Kafka led, 3\d\.\d× \(.+–.+\) more", content.summary[0])
     assert re.search(
         r"p50: 2 loads; RabbitMQ led in 2, 2\.\d+× .* less \(latency: 1 KiB, [15],000 msg/s", content.summary[2]

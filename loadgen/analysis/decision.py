@@ -273,8 +273,10 @@ def doubt_p99(candidate: Candidate) -> str | None:
 
 def doubt_edge(candidate: Candidate) -> str | None:
     """The interval of its edge holds the demand, or lies on the other side of it than the trials say."""
-    if candidate.edge is None or not candidate.has_edge:
+    if candidate.edge is None:
         return None
+    if not candidate.has_edge:
+        return "its searches found no rate that keeps the objective" if candidate.of("kept") else None
     (low, high), demanded = candidate.edge.limits, candidate.demand.msgs_per_s
     if candidate.of("kept") and low is not None and low <= demanded:
         return "the interval of its edge over the searches includes the demand"
@@ -283,8 +285,21 @@ def doubt_edge(candidate: Candidate) -> str | None:
     return None
 
 
+def doubt_loss(candidate: Candidate) -> str | None:
+    """The leader was to be killed, and what became of confirmed messages is not known."""
+    loss = candidate.loss
+    if loss is None or not candidate.of("kept"):
+        return None
+    failed = next((each["error"] for each in loss["faults"] or () if each.get("error")), None)
+    if failed:
+        return f"its leader was not killed: {failed}"
+    if loss["status"] != "complete" or loss["confirmed_lost"] is None:
+        return f"what the death of its leader cost is not known: {loss['error'] or 'its trial did not come to its end'}"
+    return None
+
+
 DOUBTS: tuple[Callable[[Candidate], str | None], ...] = (
-    doubt_unclear, doubt_mixed, doubt_single, doubt_p99, doubt_edge,
+    doubt_unclear, doubt_mixed, doubt_single, doubt_p99, doubt_edge, doubt_loss,
 )  # fmt: skip
 """Why a candidate's answer cannot be told; the first that holds comes first."""
 

@@ -75,7 +75,10 @@ ARTICLE = (
         "Message retention",
         "per queue (memory/disk)",
         "configurable (days/size)",
-        (LimitedClaim((AGED, SIZED)), LimitedClaim((AGED, SIZED))),
+        (
+            LimitedClaim((AGED, SIZED), untried="whether messages lie in memory or on disk"),
+            LimitedClaim((AGED, SIZED)),
+        ),
         probe="retention",
     ),
     Claimed(

@@ -9,7 +9,7 @@ from loadgen.record import RESPONSE_KINDS
 from loadgen.report import detail, words
 from loadgen.report import points as pt
 from loadgen.report.detail import NOTHING, Quantity, quantity
-from loadgen.stats.confidence import Ratio, paired_ratio
+from loadgen.stats.confidence import CONFIDENCE, Ratio, paired_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,10 +97,11 @@ def pair(group: Iterable[PointCapacity]) -> tuple[PointCapacity, PointCapacity] 
     return by_broker[0][0], by_broker[1][0]
 
 
-def ratio(one: PointCapacity, other: PointCapacity) -> Ratio:
+def ratio(one: PointCapacity, other: PointCapacity, confidence: float = CONFIDENCE) -> Ratio:
     """One capacity over another, paired by repeat."""
     top, bottom = one.by_repeat, other.by_repeat
-    return paired_ratio((top[repeat], bottom[repeat]) for repeat in sorted(top.keys() & bottom.keys()))
+    pairs = [(top[repeat], bottom[repeat]) for repeat in sorted(top.keys() & bottom.keys())]
+    return paired_ratio(pairs, confidence)
 
 
 def rate_text(point: PointCapacity) -> str:

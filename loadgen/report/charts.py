@@ -5,6 +5,7 @@ Latency and throughput show every repeat, so that nobody has to trust a mean.
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ MS = 1e6
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 CURVE_POINTS = 160
 CPU_MARKS = {"producers": ">", "consumers": "<", "broker": "s"}
+TITLE_CHARS = 46
 SHOWN_FROM = 1.2  # 1 / (1 - p): the fastest sixth of the messages is of no interest
 
 
@@ -137,12 +139,10 @@ def _share_latencies(panels: list[Axes]) -> None:
 
 
 def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -> int:
-    shared = comparison.shared
-    axes.set_title(
-        f"{pt.rate_label(shared['rate'])} × {words.size(shared['size_bytes'])}, class {comparison.durability}"
-    )
+    load = textwrap.fill(pt.load_label(comparison.shared), TITLE_CHARS)
+    axes.set_title(f"{comparison.scenario}, class {comparison.durability}\n{load}", fontsize=9)
     points = [point for point in comparison.points if _is_wire(point) and point.used]
-    return draw_latencies(axes, run, points, kind, lambda point: words.broker_name(point.broker))
+    return draw_latencies(axes, run, points, kind, lambda point: pt.driver_name(point.broker, point.driver))
 
 
 def draw_latencies(
@@ -175,10 +175,10 @@ def percentile_axis(axes: Axes) -> None:
     log_latency_axis(axes)
     shown = [p for p in PERCENTILES if 1 / (1 - p / 100) <= longest * 1.001]
     axes.xaxis.set_major_locator(FixedLocator([1 / (1 - p / 100) for p in shown]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * (1 - 1 / x), 4):g} %"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * (1 - 1 / x), 4):g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(SHOWN_FROM, longest)
-    axes.set_xlabel("percentile of messages")
+    axes.set_xlabel("percentile of messages, %")
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)
     pointable(axes, lambda x: f"{round(100 * (1 - 1 / x), 4):g} % of messages", lambda y: words.duration(y * MS))
@@ -290,7 +290,7 @@ def draw_repeats(
         assert estimate.median is not None
         axes.plot([estimate.median] * 2, [height - 0.3, height + 0.3], color=ink, linewidth=1.6)
         end = max(*estimate.values, *(band or ()), estimate.median)
-        caveat = f"  ({point.bound_by}-bound)" if point.bound_by in {"host", "generator"} else ""
+        caveat = f"  ({point.bound_by}-bound)" if pt.has_others_limit(point.bound_by) else ""
         axes.annotate(
             text(estimate.median) + caveat, (end, height), xytext=(7, 0), textcoords="offset points",
             va="center", fontsize=8.5,

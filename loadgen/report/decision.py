@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis.decision import p99_ratio
 from loadgen.demand import ENOUGH
-from loadgen.knobs import CLASS_DEMANDS, DEFAULTS
-from loadgen.report import hurt, words
+from loadgen.report import chosen, hurt, words
 from loadgen.report import points as pt
 from loadgen.report.capacity import ratio as capacity_ratio
-from loadgen.stream_knobs import DEFAULTS as STREAM_DEFAULTS
-from loadgen.stream_knobs import DRIVERS as STREAM_DRIVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,8 +88,15 @@ def headline(decision: Decision) -> str:
     else:
         clauses = [f"{name} carries it" for name in carry] + [f"{name} does not" for name in fail]
         clauses += [f"of {name} it cannot be told" for name in open_]
-        return f"{'; '.join(clauses)}: {load(decision)}, on this machine."
-    return f"{who} {load(decision)}, on this machine."
+        return f"{'; '.join(clauses)}: {load(decision)}, on this machine{_untried(decision)}."
+    return f"{who} {load(decision)}, on this machine{_untried(decision)}."
+
+
+def _untried(decision: Decision) -> str:
+    """That the promise is one of settings alone, where nobody killed a leader although a kill would show it."""
+    is_shown_by_kill = decision.demand.survive in {"broker", "node", "node+power"}
+    untried = is_shown_by_kill and any(each.loss is None for each in decision.candidates)
+    return "; what survives is so by the settings, as no leader was killed" if untried else ""
 
 
 def name_of(candidate: Candidate) -> str:
@@ -271,23 +275,13 @@ def unasked(decision: Decision) -> tuple[str, ...]:
 
 def settings(candidate: Candidate, decision: Decision) -> str:
     """The knobs that differ from our defaults, apart from what the class demands."""
-    is_stream = candidate.driver in STREAM_DRIVERS or candidate.settings.get("queue_type") == "stream"
-    defaults = STREAM_DEFAULTS if is_stream else DEFAULTS[candidate.broker]  # type: ignore[index]
-    demanded = CLASS_DEMANDS[str(candidate.demand.durability)].get(candidate.broker, {})  # type: ignore[call-overload]
-    given = {name: value for name, value in candidate.settings.items() if value is not None}
-    chosen = {name for each in decision.run.header["scenarios"] for name in each.get(candidate.broker) or {}}
-    promised = [f"{name} {_plain(given[name])}" for name in demanded if name in given]
-    changed = [
-        f"{name} {_plain(value)}"
-        for name, value in given.items()
-        if name in defaults
-        and name not in demanded
-        and defaults[name] != value
-        and (defaults[name] is not None or name in chosen)  # what a knob that nobody set was completed to says nothing
-    ]
+    broker, durability, given = candidate.broker, str(candidate.demand.durability), candidate.settings
+    named = {name for each in decision.run.header["scenarios"] for name in each.get(broker) or {}}
+    for_class = chosen.promised(broker, durability, given)
+    changed = chosen.changed(broker, candidate.driver, durability, given, named)
     roles = f"{words.plural(candidate.producers, 'producer')}, {words.plural(candidate.consumers, 'consumer')}"
     own = ", ".join(changed) or "none"
-    return f"{name_of(candidate)}: {roles}; for the class {', '.join(promised) or 'none'}; for the load {own}."
+    return f"{name_of(candidate)}: {roles}; for the class {', '.join(for_class) or 'none'}; for the load {own}."
 
 
 def presets(decision: Decision) -> list[str]:

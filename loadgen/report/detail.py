@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.report import phases, words
 from loadgen.report import points as pt
+from loadgen.report.evidence import settings_of
 from loadgen.stats.confidence import estimate
 from loadgen.stats.order import percentile_interval
 
@@ -86,10 +87,19 @@ def blocks(run: Run, comparisons: Sequence[pt.Comparison]) -> list[Block]:
             is_open_loop=_is_open_loop(first),
             lines=tuple(_line(run, point) for each in together for point in each.points),
             ratios=() if _is_curve(first.shared) else tuple(_ratios(first)),
-            notes=phases.notes(point for each in together for point in each.points),
+            notes=(*_chosen(together), *phases.notes(point for each in together for point in each.points)),
         )
         for first, together in _gathered(comparisons)
     ]
+
+
+def _chosen(together: Sequence[pt.Comparison]) -> list[str]:
+    """What was set for each broker that nobody's default is, where it is the same in all of its points."""
+    seen: dict[str, set[str]] = {}
+    for point in (point for each in together for point in each.points if point.used or point.struck):
+        seen.setdefault(pt.driver_name(point.broker, point.driver), set()).add(settings_of(point))
+    told = [f"{name}: {next(iter(texts))}" for name, texts in seen.items() if len(texts) == 1 and any(texts)]
+    return [f"Set for this load: {'; '.join(told)}"] if told else []
 
 
 def _gathered(comparisons: Iterable[pt.Comparison]) -> list[tuple[pt.Comparison, list[pt.Comparison]]]:

@@ -134,7 +134,7 @@ def _marks(figure: Figure) -> tuple[Mark, ...]:
             continue
         for artist in (*axes.get_lines(), *axes.collections):
             name = str(artist.get_label()).removeprefix("_")
-            if name.startswith("child") or not isinstance(artist, (Line2D, PathCollection)):
+            if name.startswith(("child", "fitted")) or not isinstance(artist, (Line2D, PathCollection)):
                 continue
             for (x, y), (left, top) in zip(*_places(axes, artist), strict=True):
                 told = [of(value) for of, value in ((axes.fmt_ydata, y), (axes.fmt_xdata, x)) if of is not None]

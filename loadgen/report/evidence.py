@@ -6,8 +6,8 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from loadgen.report import chosen, words
 from loadgen.report import points as pt
-from loadgen.report import words
 from loadgen.report.rules import INTERLEAVED, OUT_OF_ORDER, RECEIVED, Figure
 from loadgen.stats.confidence import Estimate, estimate
 
@@ -41,8 +41,16 @@ def _figure(
         estimate=point.estimate(measure),
         trial_ids=tuple(record["id"] for record in point.used),
         struck_ids=tuple(record["id"] for record in point.struck),
-        bound_by=point.bound_by,
+        bound_by=point.latency_bound_by if unit == "ns" else point.bound_by,
+        by_repeat={repeat: value for repeat, value in point.by_repeat(measure).items() if value},
+        chosen=settings_of(point),
     )
+
+
+def settings_of(point: pt.Point) -> str:
+    """What a point's scenario chose for its broker, beside what its class demands: `prefetch 1`."""
+    record = next(iter((*point.used, *point.struck)))
+    return ", ".join(chosen.changed(point.broker, point.driver, point.durability, record["settings"]))
 
 
 def _wire_points(comparisons: Sequence[pt.Comparison], scenario: str, broker: str) -> list[pt.Point]:

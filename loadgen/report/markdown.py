@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from loadgen.record import enters
-from loadgen.report import ab, detail, slowest, words
+from loadgen.report import ab, answer, detail, slowest, words
 from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
 from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
 from loadgen.report.promises import COST_HEADS, COST_NOTE, PROMISE_HEADS
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Columns = Sequence[tuple[str, Callable[[Any], Quantity]]]
 
 WIDTH_CHARS = 110
+CITED_MAX = 12
+"""So many trials or findings are named below a point of a cell; of all trials of a run, no."""
 WORST_LINES = 4  # of a worst trial's slow seconds, for a terminal
 _DETAIL_HEADS = (
     "point", "goodput", "e2e p50", "e2e p99", "e2e p99.9", "ack p50", "ack p99", "ack p99.9",
@@ -61,11 +63,18 @@ def _found_text(figure: Figure) -> str:
 
 
 def by_point(cell: Cell) -> list[tuple[str, list[Figure]]]:
-    """A cell's figures under the point that they belong to."""
+    """A cell's figures under the point that they belong to, with its class and what was set for it."""
     grouped: dict[str, list[Figure]] = {}
     for figure in cell.figures:
-        grouped.setdefault(figure.point, []).append(figure)
+        grouped.setdefault(_heading(figure), []).append(figure)
     return list(grouped.items())
+
+
+def _heading(figure: Figure) -> str:
+    own = f"class {figure.durability}"
+    is_told = not figure.durability or figure.durability == "all" or own in {figure.what, figure.point}
+    parts = [figure.point, *([] if is_told else [own]), *([figure.chosen] if figure.chosen else [])]
+    return ", ".join(parts)
 
 
 def render_text(run: Run, content: Content) -> str:
@@ -207,7 +216,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
+def render_markdown(run: Run, content: Content, charts: Iterable[tuple[str, str]]) -> str:
     """The report as Markdown, for repositories and pull requests; `charts` are (title, relative path)."""
     table = content.table
     what = "A against B" if content.variants else "RabbitMQ vs Kafka"
@@ -235,11 +244,45 @@ def render_markdown(content: Content, charts: Iterable[tuple[str, str]]) -> str:
         lines += _block_markdown(block)
     if content.has_single_runs:
         lines += [detail.ONE_RUN_NOTE, ""]
+    lines += _where_markdown(run)
+    lines += _findings_markdown(content)
     lines += ["## Trials", "", *_trials_markdown(table.trials)]
     for search in content.searches:
         name = f"`{search.id}`: {_escaped(search.answer)}" if search.id else _escaped(search.answer)
         lines += ["", f"<details><summary>{name}</summary>", "", *_trials_markdown(search.probes), "", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _where_markdown(run: Run) -> list[str]:
+    """The machine, the brokers with what differs from their defaults, and the command."""
+    facts = [*answer.machine(run), ("Profile", run.header.get("profile")), ("Command", words.command(run.header))]
+    lines = [
+        "## Where it was measured",
+        "",
+        *(f"- {name}: {_escaped(str(value))}" for name, value in facts if value),
+        "",
+    ]
+    for name, broker in (run.header["brokers"] or {}).items():
+        differs = [f"`{each}`" for each in broker.get("deviations") or ()]
+        said = f"differs from what is shipped: {', '.join(differs)}" if differs else "as shipped"
+        version = broker.get("version") or "of unknown version"
+        lines.append(f"- {words.broker_name(name)} {version} from {broker.get('source')}; {said}")
+    return [*lines, ""]
+
+
+def _findings_markdown(content: Content) -> list[str]:
+    """What probes found, each with the broker's own word."""
+    found = content.table.findings
+    if not found:
+        return []
+    heads = ("finding", "under", "quantity", "found", "the broker's own word")
+    lines = ["## Findings of the probes", "", _row(heads), _row("---" for _ in heads)]
+    for each in found:
+        mark = "~~" if each["agrees"] is False or each["error"] else ""
+        values = ", ".join(words.shown(value, each["unit"]) for value in each["values"])
+        cells = (f"{mark}`{each['id']}`{mark}", each["point"], each["what"], values, each["error"] or each["said"])
+        lines.append(_row(map(_escaped, map(str, cells))))
+    return [*lines, ""]
 
 
 def _decision_markdown(content: Content) -> list[str]:
@@ -354,6 +397,9 @@ def _cell_markdown(cell: Cell) -> str:
     parts = [f"**{cell.judgement}**"]
     for point, figures in by_point(cell):
         parts.append(f"{_escaped(point)}: {'; '.join(_escaped(figure_text(figure)) for figure in figures)}")
+        ids = dict.fromkeys(name for figure in figures for name in (*figure.trial_ids, *figure.struck_ids))
+        parts.append(f"<sub>{' '.join(f'`{name}`' for name in ids)}</sub>" if len(ids) <= CITED_MAX else "")
+    parts = [part for part in parts if part]
     if cell.figures:
         parts.append(f"_{_escaped(cell.reason)}_")
     return "<br>".join(parts)

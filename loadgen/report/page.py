@@ -96,7 +96,7 @@ def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
     links = [(chart.title, f"charts/{chart.name}.svg") for chart in drawn.all]
     return {
         "html": run.save("report.html", render_html(run, content, drawn)),
-        "markdown": run.save("report.md", render_markdown(content, links)),
+        "markdown": run.save("report.md", render_markdown(run, content, links)),
         "charts": run.path / "charts",
     }
 
@@ -153,7 +153,7 @@ def render_html(run: Run, content: Content, drawn: Drawings) -> str:
         trials=[rows[record["id"]] for record in content.table.trials],
         searches=[(each, [rows[record["id"]] for record in each.probes]) for each in content.searches],
         brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
-        command=_command(run.header.get("command")),
+        command=words.command(run.header),
     )
 
 
@@ -231,7 +231,3 @@ def _broker(name: str, broker: Record) -> dict[str, Any]:
         "deviations": broker.get("deviations") or [],
         "configuration": configuration,
     }
-
-
-def _command(command: Any) -> str:
-    return " ".join(str(word) for word in command) if isinstance(command, list) else str(command or "")

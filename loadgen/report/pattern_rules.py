@@ -9,13 +9,17 @@ from loadgen.report import words
 from loadgen.report.probe_rules import BesideClaim, order_of
 from loadgen.report.rules import NOT_MEASURED
 from loadgen.stats import scaling
+from loadgen.stats.confidence import paired_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loadgen.report.rules import Figure, Opinion
+    from loadgen.stats.confidence import Ratio
 
+SIGNS = {"higher": 1, "lower": -1, "no difference shown": 0}
 HIGHER_IS_BETTER = frozenset({"msgs_per_s"})
+SHARED_LAW = " of client, host and broker together"
 OWN_LIMITS = frozenset({"broker", "offered"})
 
 
@@ -49,7 +53,9 @@ class ScalingClaim:
         said = f"{best.at:g} {self.places} carried {words.significant(times)} times what one did{law}"
         if order_of(best, one) > 0:
             return "supports", said
-        if all(order_of(figure, one) < 0 for figure in several) and one.bound_by == "broker":
+        if all(order_of(figure, one) < 0 and figure.bound_by == "broker" for figure in (*several,)) and (
+            one.bound_by == "broker"
+        ):
             return "contradicts", said
         limits = {"host": "broker and clients used up this machine", "generator": "the client was the limit"}
         why = next((text for name, text in limits.items() if name in best.bound_by), "no difference is shown")
@@ -64,8 +70,14 @@ class ScalingClaim:
             )
         except ValueError:
             return ""
-        whose = "" if all(figure.bound_by == "broker" for figure in figures) else " of client, host and broker together"
+        whose = "" if all(figure.bound_by == "broker" for figure in figures) else SHARED_LAW
         return f" ({law_in_words(law, whose)})"
+
+
+def _over(mine: Figure, theirs: Figure) -> Ratio:
+    """One broker's figure over the other's, paired by repeat as everywhere else in the report."""
+    shared = sorted(mine.by_repeat.keys() & theirs.by_repeat.keys())
+    return paired_ratio([(mine.by_repeat[repeat], theirs.by_repeat[repeat]) for repeat in shared])
 
 
 @dataclass(frozen=True)
@@ -75,19 +87,21 @@ class UseClaim(BesideClaim):
     uses: tuple[str, ...]
 
     def judge_beside(self, figures: Sequence[Figure], other: Sequence[Figure]) -> Opinion:
-        """Better is a lower time or a higher rate, whose interval does not touch the other's."""
+        """Better is a lower time or a higher rate, where the interval of the ratio excludes 1."""
         beside = {figure.point: figure for figure in other}
         better, worse, parts = 0, 0, []
         for figure in figures:
             if (theirs := beside.get(figure.point)) is None:
                 continue
-            sign = order_of(figure, theirs) * (1 if figure.unit in HIGHER_IS_BETTER else -1)
+            over = _over(figure, theirs)
+            sign = SIGNS[over.direction] * (1 if figure.unit in HIGHER_IS_BETTER else -1)
             loser = theirs if sign > 0 else figure
             if sign and not set(loser.bound_by.split(" / ")) <= OWN_LIMITS:
                 sign = 0  # what held it back was not the broker
-            ratio = (figure.estimate.median or 0.0) / (theirs.estimate.median or 1.0)
+            if over.ratio is None:
+                continue
             told = {1: "better", -1: "worse", 0: "not told apart"}[sign]
-            parts.append(f"{figure.point}: {told}, {words.significant(ratio)} times the other's")
+            parts.append(f"{figure.point}: {told}, {words.times(over)} the other's")
             if figure.point in self.uses:
                 better, worse = better + (sign > 0), worse + (sign < 0)
         if not parts:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from loadgen.analysis import FOUND_KINDS, is_measured
 from loadgen.record import end_to_end, enters
 from loadgen.report import phases, words
-from loadgen.stats.confidence import Estimate, Ratio, estimate, paired_ratio
+from loadgen.search import latency_limit
+from loadgen.stats.confidence import CONFIDENCE, Estimate, Ratio, estimate, paired_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -87,6 +88,12 @@ class Point:
         return " / ".join(name for name, _ in counted.most_common())
 
     @property
+    def latency_bound_by(self) -> str:
+        """Who had a part in its response times, by the same rule as a search's and a decision's (`latency_limit`)."""
+        counted = Counter(latency_limit(record) or record["verdict"]["bound_by"] for record in self.used)
+        return " / ".join(name for name, _ in counted.most_common())
+
+    @property
     def verdicts(self) -> str:
         """How many repeats are valid, unknown, invalid or not complete."""
         records = (*self.used, *self.struck)
@@ -118,13 +125,16 @@ class Comparison:
         found = [point for point in self.points if (point.broker, point.driver_kind) == (broker, driver_kind)]
         return found[0] if len(found) == 1 else None
 
-    def ratio(self, measure: Callable[[Record], Value], driver_kind: str = "wire") -> Ratio:
+    def ratio(
+        self, measure: Callable[[Record], Value], driver_kind: str = "wire", confidence: float = CONFIDENCE
+    ) -> Ratio:
         """Kafka over RabbitMQ, paired by repeat; empty where a side is missing or swept by itself."""
         kafka, rabbitmq = self.one("kafka", driver_kind), self.one("rabbitmq", driver_kind)
         if kafka is None or rabbitmq is None:
-            return paired_ratio([])
+            return paired_ratio([], confidence)
         theirs, ours = kafka.by_repeat(measure), rabbitmq.by_repeat(measure)
-        return paired_ratio((theirs[repeat], ours[repeat]) for repeat in sorted(theirs.keys() & ours.keys()))
+        pairs = [(theirs[repeat], ours[repeat]) for repeat in sorted(theirs.keys() & ours.keys())]
+        return paired_ratio(pairs, confidence)
 
 
 def load_label(shared: dict[str, Any]) -> str:
@@ -169,15 +179,23 @@ def own_label(broker: str, swept: dict[str, Any], found_producers: int | None) -
     return ", ".join(parts)
 
 
+BEYOND_LEAST = 5
+"""So many messages lie beyond a percentile that is told: of fewer it is one of the largest values, by chance any."""
+SHARE_BEYOND = {"p90": 0.1, "p99": 0.01, "p99_9": 0.001, "p99_99": 0.0001}
+
+
 def latency(kind: str, percentile: str) -> Callable[[Record], Value]:
-    """A trial's percentile of one kind in ns; None where that kind does not exist in it.
+    """A trial's percentile of one kind in ns; None where that kind does not exist in it, or has too few messages.
 
     End to end (e2e) is the round trip where requests are replied to.
     """
 
     def measure(record: Record) -> Value:
         summary = record["latency_ns"].get(kind_of(record, kind))
-        return summary[percentile] if summary else None
+        if not summary or (summary.get("count") or 0) * SHARE_BEYOND.get(percentile, 1.0) < BEYOND_LEAST:
+            return None
+        value: Value = summary[percentile]
+        return value
 
     return measure
 
@@ -299,6 +317,15 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
 def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Values of a sweep, which may be numbers or words, in an order that never fails."""
     return tuple((0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values)
+
+
+OWN_DRIVERS = {"rabbitmq": "amqp", "kafka": "kafka"}
+
+
+def driver_name(broker: str, driver: str) -> str:
+    """A broker as it was driven: `RabbitMQ`, and `RabbitMQ (stream)` where that is not its own wire driver."""
+    name = words.broker_name(broker)
+    return name if OWN_DRIVERS.get(broker) == driver else f"{name} ({driver})"
 
 
 def has_others_limit(bound_by: str) -> bool:

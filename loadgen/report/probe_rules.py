@@ -55,6 +55,8 @@ class LimitedClaim:
     """`per queue`, `configurable (days/size)`: limits of one place take messages away, and none beside it."""
 
     by: tuple[str, ...]
+    untried: str = ""
+    """What else the article says, and no probe asks."""
 
     def judge(self, figures: Sequence[Figure]) -> Opinion:
         """`by` are the quantities that must be over nothing."""
@@ -70,7 +72,8 @@ class LimitedClaim:
             if each.what not in self.by
         ]
         said = "limits of age and size of one place took its messages, and none of the place beside it"
-        return "supports", f"{said}; after consumption {', '.join(kept)}" if kept else said
+        said += f"; after consumption {', '.join(kept)}" if kept else ""
+        return "supports", f"{said}; not tried: {self.untried}" if self.untried else said
 
 
 @dataclass(frozen=True)

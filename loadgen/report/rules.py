@@ -8,13 +8,13 @@ the broker itself was the limit; then it says "cannot tell here".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from loadgen.report import words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from loadgen.stats.confidence import Estimate
 
@@ -48,6 +48,9 @@ class Figure:
     at: float | None = None
     under: str = ""
     run_id: str = ""
+    by_repeat: Mapping[int, float] = field(default_factory=dict)
+    chosen: str = ""
+    """Settings that its scenario chose for this broker alone."""
 
     @property
     def caveat(self) -> str:
@@ -56,7 +59,10 @@ class Figure:
         if "host" in self.bound_by:
             caveats.append("with this client on this host")
         if "generator" in self.bound_by:
-            caveats.append("generator-bound: the client's limit, not the broker's")
+            is_time = self.unit == "ns"
+            caveats.append(
+                "the client was late: part of it is its own" if is_time else "the client's limit, not the broker's"
+            )
         if self.estimate.n == 1 and self.unit != "count" and not self.is_found:
             caveats.append("one repeat, no interval")
         return "; ".join(caveats)
@@ -108,7 +114,7 @@ class CeilingClaim:
             return "cannot tell here", "one repeat has no interval"
         claimed = words.rate(self.ceiling_msgs_per_s)
         if best.estimate.low > self.ceiling_msgs_per_s:
-            return "contradicts", f"class {best.durability} carried more than {claimed} on this machine"
+            return "contradicts", f"{_named(best)} carried more than {claimed} on this machine"
         return "cannot tell here", _why_less(best, self.ceiling_msgs_per_s)
 
 
@@ -125,7 +131,7 @@ class ReachClaim:
             return "cannot tell here", "one repeat has no interval"
         claimed = words.rate(self.reach_msgs_per_s)
         if best.estimate.low >= self.reach_msgs_per_s:
-            return "supports", f"class {best.durability} carried at least {claimed} on this machine"
+            return "supports", f"{_named(best)} carried at least {claimed} on this machine"
         return "cannot tell here", _why_less(best, self.reach_msgs_per_s)
 
 
@@ -186,13 +192,19 @@ def _best(figures: Sequence[Figure]) -> Figure | None:
 def _why_less(best: Figure, claimed_msgs_per_s: float) -> str:
     seen = words.interval(best.estimate, best.unit)
     if best.estimate.high is not None and best.estimate.high >= claimed_msgs_per_s:
-        return f"class {best.durability} carried {seen}, too near to {words.rate(claimed_msgs_per_s)} to tell"
+        return f"{_named(best)} carried {seen}, too near to {words.rate(claimed_msgs_per_s)} to tell"
     why = {
         "broker": "the broker was the limit on this machine, and a larger one may carry more",
         "host": "broker and clients used up this machine together",
         "generator": "the client was the limit, not the broker",
     }.get(best.bound_by, "what set the limit is not known")
-    return f"class {best.durability} carried {seen}: {why}"
+    return f"{_named(best)} carried {seen}: {why}"
+
+
+def _named(figure: Figure) -> str:
+    """`class broker`, and `stream, class broker` where the figure is of something else than the class's own."""
+    own = f"class {figure.durability}"
+    return own if figure.what == own else f"{figure.what}, {own},"
 
 
 def _together(opinions: Sequence[tuple[Judgement, str, str]]) -> Opinion:

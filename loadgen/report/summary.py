@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from loadgen.analysis.ab import corrected_confidence
 from loadgen.report import capacity, words
 from loadgen.report import points as pt
-from loadgen.stats.confidence import Ratio
+from loadgen.stats.confidence import CONFIDENCE, Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -79,17 +80,23 @@ class Finding:
 
 
 def findings(table: Table) -> list[Finding]:
-    """Every comparison of both brokers that the run allows."""
-    found = [_capacity(*both) for group in capacity.grouped(table.capacities) if (both := capacity.pair(group))]
+    """Every comparison of both brokers that the run allows; their intervals hold together (Bonferroni, as in `ab`)."""
+    alone = _findings(table, CONFIDENCE)
+    return _findings(table, corrected_confidence(sum(each.ratio.low is not None for each in alone)))
+
+
+def _findings(table: Table, confidence: float) -> list[Finding]:
+    pairs = [both for group in capacity.grouped(table.capacities) if (both := capacity.pair(group))]
+    found = [_capacity(*both, confidence) for both in pairs]
     for each in table.comparisons:
         kind = each.shared["rate"].get("kind")
         if _is_hurt(each):
             continue
         if kind == "saturate":
-            found += _of(each, "throughput", pt.goodput)
+            found += _of(each, "throughput", pt.goodput, confidence)
         elif kind in {"fixed", "poisson"}:
             for quantity in ("p50", "p99"):
-                found += _of(each, quantity, pt.latency("e2e", quantity))
+                found += _of(each, quantity, pt.latency("e2e", quantity), confidence)
     return found
 
 
@@ -98,26 +105,28 @@ def _is_hurt(comparison: pt.Comparison) -> bool:
     return any(record["faults"] for point in comparison.points for record in point.used)
 
 
-def _capacity(kafka: PointCapacity, rabbitmq: PointCapacity) -> Finding:
+def _capacity(kafka: PointCapacity, rabbitmq: PointCapacity, confidence: float) -> Finding:
     return Finding(
         durability=kafka.durability,
         quantity="capacity",
         load=f"{kafka.scenario}: {capacity.load_text(kafka, kafka.p99_ms)}",
         kafka=kafka.estimate,
         rabbitmq=rabbitmq.estimate,
-        ratio=capacity.ratio(kafka, rabbitmq),
+        ratio=capacity.ratio(kafka, rabbitmq, confidence),
         unreached=tuple(each.broker for each in (kafka, rabbitmq) if each.is_lower_bound),
         limits=_limits((("Kafka", kafka.bound_by), ("RabbitMQ", rabbitmq.bound_by))),
     )
 
 
-def _of(comparison: pt.Comparison, quantity: str, measure: Callable[[Record], float | None]) -> list[Finding]:
+def _of(
+    comparison: pt.Comparison, quantity: str, measure: Callable[[Record], float | None], confidence: float
+) -> list[Finding]:
     """The finding of a comparison in which both brokers have a value."""
     kafka, rabbitmq = comparison.one("kafka", "wire"), comparison.one("rabbitmq", "wire")
     if kafka is None or rabbitmq is None:
         return []
     values = kafka.estimate(measure), rabbitmq.estimate(measure)
-    ratio = comparison.ratio(measure)
+    ratio = comparison.ratio(measure, confidence=confidence)
     if ratio.ratio is None:
         return []
     return [
@@ -128,9 +137,13 @@ def _of(comparison: pt.Comparison, quantity: str, measure: Callable[[Record], fl
             kafka=values[0],
             rabbitmq=values[1],
             ratio=ratio,
-            limits=_limits((("Kafka", kafka.bound_by), ("RabbitMQ", rabbitmq.bound_by))),
+            limits=_limits((("Kafka", _bound(kafka, quantity)), ("RabbitMQ", _bound(rabbitmq, quantity)))),
         )
     ]
+
+
+def _bound(point: pt.Point, quantity: str) -> str:
+    return point.latency_bound_by if quantity in LESS_IS_BETTER else point.bound_by
 
 
 def _limits(bounds: Iterable[tuple[str, str]]) -> str:
@@ -147,6 +160,10 @@ def lines(found: Sequence[Finding]) -> list[str]:
             alike = [each for each in found if (each.durability, each.quantity) == (durability, quantity)]
             if alike:
                 said.append(f"Class {durability}, {quantity}: {_one(alike[0]) if len(alike) == 1 else _many(alike)}.")
+    tested = [each.ratio for each in found if each.ratio.low is not None]
+    if len(tested) > 1:
+        level = f"{tested[0].confidence * 100:.3g} %"
+        said.append(f"Each of these {len(tested)} intervals is at {level}, so that all of them hold in 95 % of runs.")
     return said
 
 

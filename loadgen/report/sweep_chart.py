@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from loadgen.report import points as pt
 from loadgen.report import words
 from loadgen.report.drawing import DASHES, Chart, colour, finish, named, pointable, rate_tick, styled
-from loadgen.report.pattern_rules import law_in_words
+from loadgen.report.pattern_rules import SHARED_LAW, law_in_words
 from loadgen.stats import scaling
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def _lines(points: Sequence[pt.Point], knob: str, values: tuple[Any, ...]) -> tu
 
 
 def _label(broker: str, driver: str, rest: str) -> str:
-    own = {"rabbitmq": "amqp", "kafka": "kafka"}.get(broker) == driver
-    return words.broker_name(broker) + ("" if own else f" ({driver})") + (f", {rest}" if rest else "")
+    return pt.driver_name(broker, driver) + (f", {rest}" if rest else "")
 
 
 def _size_chart(sweep: Sweep, number: int) -> Chart:
@@ -190,7 +189,9 @@ def draw_sweep(axes: Axes, sweep: Sweep, *, scaled: bool = False) -> None:
         if not scaled and (law := sweep.law(line)) is not None and law.contention <= 1:
             many = np.geomspace(x[0], x[-1], LAW_POINTS)
             label = f"fitted law, {words.broker_name(line.broker)}"
-            axes.plot(many, [law.rate(each) for each in many], color=ink, linewidth=0.9, alpha=0.6, label=label)
+            axes.plot(
+                many, [law.rate(each) for each in many], color=ink, linewidth=0.9, linestyle=(0, (1, 1)), label=label
+            )
     _sweep_axes(axes, sweep, scaled=scaled)
 
 
@@ -241,6 +242,7 @@ def _note(found: Sequence[Sweep]) -> str:
                 for value, point in line.points
             )
             law = sweep.law(line)
+            whose = "" if all(point.bound_by == "broker" for _, point in line.points) else SHARED_LAW
             where = "" if len(found) == 1 else f"{sweep.scenario}, {sweep.knob_name}, "
-            said.append(f"{where}{line.label}: {told}{f' ({law_in_words(law)})' if law is not None else ''}.")
+            said.append(f"{where}{line.label}: {told}{f' ({law_in_words(law, whose)})' if law is not None else ''}.")
     return " ".join(said)

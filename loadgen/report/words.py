@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from loadgen.stats.confidence import Estimate, Ratio
 
@@ -182,3 +182,9 @@ def receivers(subscribers: int, consumers: int | None) -> str:
     """`4 consumers`, or `3 subscribers with 4 consumers each`, of which each subscriber receives every message."""
     each = plural(consumers, "consumer")
     return each if subscribers == 1 else f"{plural(subscribers, 'subscriber')} with {each} each"
+
+
+def command(header: Mapping[str, Any]) -> str:
+    """The command line that made a run; empty where it is not known."""
+    given = header.get("command")
+    return " ".join(map(str, given)) if isinstance(given, list) else str(given or "")
