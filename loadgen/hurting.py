@@ -9,11 +9,11 @@ import numpy as np
 
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
-from loadgen.brokers.faults import Injector
+from loadgen.brokers.faults import Injector, refuse_shared
 from loadgen.brokers.through import through
 from loadgen.driver import confirms
 from loadgen.drivers.leaders import leader_of
-from loadgen.faults import needs_proxy
+from loadgen.faults import Crash, needs_proxy
 from loadgen.gaps import Gaps
 from loadgen.observer import OWN_GROUP
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loadgen.brokers.faults import Done
     from loadgen.brokers.through import Through
     from loadgen.driver import Target
-    from loadgen.faults import At, Crash
+    from loadgen.faults import At
     from loadgen.flow import Flow
     from loadgen.gaps import Kind
     from loadgen.observer import Observer
@@ -35,6 +35,10 @@ BACK_SHARE = 0.9
 """The rate is back when nine tenths of what it was before the first fault come through …"""
 BACK_OVER_S = 0.5
 """… in half a second."""
+
+
+SLOWING = frozenset({"cut", "delay", "throttle"})
+"""Faults that nothing goes round: the rate cannot be back before they end."""
 
 
 class Hurting:
@@ -51,9 +55,13 @@ class Hurting:
         self._board: Board | None = None
         self.gaps = Gaps()
         self._done: list[Done] = []
+        self._ordered: tuple[Done, int] | None = None
+        """The last crash that was ordered, and how many there had been."""
 
     def reached(self) -> Target:
         """The target as the trial's clients reach it: where the network is hurt, by a proxy that is started now."""
+        if any(not isinstance(each.fault, Crash) for each in self._faults):
+            refuse_shared(self._target.endpoint)
         if not needs_proxy(self._faults):
             return self._target
         self._through = through(self._target.endpoint, self._cpus)
@@ -83,12 +91,24 @@ class Hurting:
     def _crash(self, fault: Crash) -> None:
         """Tell all clients of a role."""
         assert self._board is not None, "sampled from the start on"
+        assert self._injector is not None, "it is what crashes them"
+        self._see_crash()
+        self._ordered = self._injector.done[-1], self._board.total(Cell.CRASHES)
         cell = Cell.CRASH_PRODUCERS if fault.role == "producers" else Cell.CRASH_CONSUMERS
         number = self._board.ordered(cell) // 2 + 1
         self._board.order(cell, 2 * number + (fault.when == "before"))
 
+    def _see_crash(self) -> None:
+        """Whether anybody has crashed since it was last ordered: who receives nothing has nothing to crash with."""
+        if self._ordered is not None and self._board is not None:
+            done, before = self._ordered
+            if self._board.total(Cell.CRASHES) == before:
+                done.error = done.error or "nobody crashed: none had messages before the next order, or the end"
+        self._ordered = None
+
     def stop(self) -> None:
         """Mend what is broken, and put what was done on the timeline."""
+        self._see_crash()
         try:
             if self._injector is not None:
                 self._done, self._injector = self._injector.stop(), None
@@ -139,6 +159,8 @@ class Hurting:
         if len(at_s) < 2:
             return None
         from_s = max(0.0, (gap[1] - done.began_ns) / SECOND_NS)
+        if done.fault.kind in SLOWING:  # half a second that reaches over its end would be told as within it
+            from_s = max(from_s, (done.mended_ns - done.began_ns) / SECOND_NS)
         begins = at_s[(at_s >= from_s) & (at_s + BACK_OVER_S <= at_s[-1])]
         rates = (np.interp(begins + BACK_OVER_S, at_s, received) - np.interp(begins, at_s, received)) / BACK_OVER_S
         back = np.flatnonzero(rates >= BACK_SHARE * usual)

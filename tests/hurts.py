@@ -22,8 +22,10 @@ def hurt_scenario(*faults: At, **given: Any) -> Scenario:
 
 def bare_run(*records: dict[str, Any], findings: Any = ()) -> Run:
     """A run of these trials and findings, without histograms."""
+    asked = {record.get("scenario"): record.get("faults") for record in records}
+    scenarios = [{"name": name, "faults": faults} for name, faults in asked.items()]
     known = {
         "id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(()),
-        "header": {"findings": list(findings)},
+        "header": {"findings": list(findings), "scenarios": scenarios},
     }  # fmt: skip
     return type("Run", (), {**known, "records": list(records)})  # type: ignore[return-value]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import os
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -73,8 +75,9 @@ class Injector:
         self._due: list[_Due] = []
         self._orders = 0
         self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
-        self._paused: set[int] = set()
+        self._paused: Counter[int] = Counter()  # by how many pauses a node stands still
         self._short: dict[tuple[int, shortage.Resource], process.ProcessId | None] = {}  # who has no more of what
+        self._resuming = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._carry_out, name="faults", daemon=True)]
         self.done: list[Done] = []
@@ -89,13 +92,13 @@ class Injector:
         """Carry out no more; wait for what is under way, mend what is broken; all that was done."""
         self._stopping.set()
         try:
-            self._tolerating(None, lambda: self._resume(sorted(self._paused)))  # first: whatever comes, nobody stays so
+            self._tolerating(None, self._resume)  # first: whatever comes, nobody stays so
             for thread in self._threads:
                 if thread.ident is not None:
                     thread.join(MENDED_S)
         finally:
             last = self.done[-1] if self.done else None
-            self._tolerating(last, lambda: self._resume(sorted(self._paused)))
+            self._tolerating(last, self._resume)
             self._tolerating(last, lambda: self._relieve(sorted(self._short)))
             if self._through is not None:
                 self._tolerating(last, self._through.mend)
@@ -123,6 +126,8 @@ class Injector:
             done.error, done.mended_ns = "not carried out: the window had ended", done.began_ns
             return
         self._tolerating(done, lambda: self._carry(done))
+        if done.error is not None:  # it hurts nobody, and so is over
+            done.mended_ns = done.mended_ns or time.monotonic_ns()
 
     def _carry(self, done: Done) -> None:
         """Hurt, and plan what mends it."""
@@ -131,6 +136,8 @@ class Injector:
             done.mended_ns = time.monotonic_ns()
             return
         fault, done.nodes = done.fault, self._nodes_of(done.fault)
+        self._refuse_absent(done.nodes)
+        refuse_shared(self._endpoint)
         done.began_ns = time.monotonic_ns()
         if isinstance(fault, Kill):
             local.kill(self._endpoint, *done.nodes)
@@ -143,11 +150,14 @@ class Injector:
             self._paused.update(done.nodes)
             self._signal(done.nodes, signal.SIGSTOP)
             go_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
-            self._plan(go_ns, lambda: self._mended(done, lambda: self._resume(done.nodes)))
+            # In a thread of its own: who leads is asked for by this one, of nodes that may stand still.
+            self._mend(done, lambda: self._resume_at(go_ns, done.nodes))
         elif isinstance(fault, Full):
             short: list[tuple[int, shortage.Resource]] = [(node, fault.resource) for node in done.nodes]
             cluster = local.cluster_of(self._endpoint)
             for node, what in short:
+                if (node, what) in self._short:
+                    raise BrokerError(f"{self._endpoint.broker}: node {node} is short of {what} already")
                 self._short[node, what] = local.node_of(cluster, node).server  # before: begun in part, it is given back
                 shortage.begin(self._endpoint, node, what)
             relief_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
@@ -161,12 +171,14 @@ class Injector:
         through = self._through
         assert through is not None, "clients go through a proxy where a fault needs it"
         if isinstance(fault, Reset):
-            through.reset(done.nodes)
+            hit = through.reset(done.nodes)
             done.mended_ns = time.monotonic_ns()
-            return
-        through.begin(fault, done.nodes)
-        mended_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
-        self._plan(mended_ns, lambda: self._mended(done, lambda: through.end(fault, done.nodes)))
+        else:
+            hit = through.begin(fault, done.nodes)
+            mended_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
+            self._plan(mended_ns, lambda: self._mended(done, lambda: through.end(fault, done.nodes)))
+        if not hit:  # RabbitMQ's clients are where they are, whoever leads
+            raise BrokerError(f"no client is connected to node {', '.join(map(str, done.nodes))}: nobody was hurt")
 
     def _mend(self, done: Done, how: Callable[[], None]) -> None:
         """Start nodes again, in a thread of its own."""
@@ -201,6 +213,12 @@ class Injector:
             raise BrokerError(f"{self._endpoint.broker}: nobody leads, or there is no node {node}")
         return (node,)
 
+    def _refuse_absent(self, nodes: Sequence[int]) -> None:
+        """Raise BrokerError where there is nobody to be hurt: a leader may be one that died and is not yet missed."""
+        servers = [node.server for node in local.cluster_of(self._endpoint).nodes if node.index in nodes]
+        if not any(server is not None and server.is_alive() for server in servers):
+            raise BrokerError(f"{self._endpoint.broker}: node {', '.join(map(str, nodes))} is down already")
+
     def _start_due(self) -> None:
         """All nodes whose time has come, together: each may wait for the others."""
         now_ns = time.monotonic_ns()
@@ -225,6 +243,24 @@ class Injector:
         servers = [node.server for node in local.cluster_of(self._endpoint).nodes if node.index in nodes]
         process.signal_all([server for server in servers if server is not None], number)
 
-    def _resume(self, nodes: Sequence[int]) -> None:
-        self._signal(nodes, signal.SIGCONT)
-        self._paused.difference_update(nodes)
+    def _resume_at(self, go_ns: int, nodes: Sequence[int]) -> None:
+        self._stopping.wait(max(0.0, (go_ns - time.monotonic_ns()) / 1e9))
+        with self._resuming:
+            self._paused.subtract(nodes)
+            self._signal([node for node in nodes if self._paused[node] <= 0], signal.SIGCONT)
+
+    def _resume(self) -> None:
+        """Have every node go on, whatever it waits for."""
+        with self._resuming:
+            self._signal(sorted(self._paused), signal.SIGCONT)
+            self._paused.clear()
+
+
+def refuse_shared(endpoint: Endpoint) -> None:
+    """Raise BrokerError where another loadgen uses the broker, too: what is done to it would be done to that one."""
+    owners = {owner.pid for owner in local.cluster_of(endpoint).live_owners().values()} - {os.getpid()}
+    if owners:
+        raise BrokerError(
+            f"{endpoint.broker}: is used by another loadgen, too (pid {', '.join(map(str, sorted(owners)))}), and so "
+            "is not hurt; wait until that has ended"
+        )

@@ -160,6 +160,11 @@ def status(*, progress: Progress) -> list[dict[str, Any]]:
     return found or [_describe(broker, None) for broker in BROKER_NAMES]
 
 
+def left_short(cluster: Cluster, node: Node) -> Path:
+    """A file that is there while a node is kept short of disk or memory (`loadgen.brokers.shortage`)."""
+    return cluster.node_dir(node) / "short"
+
+
 def kill(endpoint: Endpoint, *node_indices: int) -> None:
     """Kills nodes' servers as `kill -9` does, all at once: no flush, no goodbye. Their data stays."""
     cluster = cluster_of(endpoint)
@@ -341,6 +346,10 @@ def _running(broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int],
         raise BrokerError(f"{broker} is up with other nodes or CPUs than asked for: run `loadgen down` first")
     if owners:
         progress(f"{broker}: also used by pid {', '.join(map(str, owners))}; the two disturb each other's figures")
+    elif any(left_short(cluster, node).exists() for node in cluster.nodes):
+        progress(f"{broker}: a run that was killed has left it short of disk or memory; starting it anew")
+        _end(cluster, at_once=True)
+        return None
     else:  # a run that was killed amid a fault may have left one standing still
         process.signal_all([node.server for node in cluster.nodes if node.server is not None], signal.SIGCONT)
     return cluster

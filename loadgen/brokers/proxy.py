@@ -226,12 +226,14 @@ class Proxy:
                 os.write(self._answers, answer)
 
     def _obey(self, order: dict[str, Any]) -> dict[str, Any]:
+        named = [*order.get("reset", ()), *([order["node"]] if "condition" in order else [])]
+        hit = sum(len(self._gates[node].ends) // 2 for node in named)
         for node in order.get("reset", ()):
             while ends := self._gates[node].ends:
                 self._drop(next(iter(ends.values())), is_reset=True)
         if "condition" in order:
             self._change(self._gates[order["node"]], Condition(**order["condition"]))
-        return {"connections": self._connections, "bytes": self._bytes, "cpu_s": time.process_time()}
+        return {"connections": self._connections, "bytes": self._bytes, "cpu_s": time.process_time(), "hit": hit}
 
     def _change(self, gate: _Gate, condition: Condition) -> None:
         before, gate.condition = gate.condition, condition

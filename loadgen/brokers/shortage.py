@@ -31,6 +31,7 @@ def begin(endpoint: Endpoint, node_index: int, what: Resource) -> None:
     """Have a node run out of it; BrokerError where that cannot be."""
     cluster = local.cluster_of(endpoint)
     node = local.node_of(cluster, node_index)
+    local.left_short(cluster, node).touch()  # whoever finds it after this process was killed starts the broker anew
     if endpoint.broker == "kafka":
         assert what == "disk", "a scenario with anything else is refused"
         _limit_files(node, 0)
@@ -47,20 +48,23 @@ def end(endpoint: Endpoint, node_index: int, what: Resource, of: ProcessId | Non
     """
     cluster = local.cluster_of(endpoint)
     node = local.node_of(cluster, node_index)
-    if node.server is None or not node.server.is_alive():
-        return False
-    if of is None or node.server != of:
-        return True
+    is_up = node.server is not None and node.server.is_alive()
+    if is_up and of is not None and node.server == of:
+        _give_back(endpoint, cluster, node, what)
+    local.left_short(cluster, node).unlink(missing_ok=True)
+    return is_up
+
+
+def _give_back(endpoint: Endpoint, cluster: Cluster, node: Node, what: Resource) -> None:
     if endpoint.broker == "kafka":
         _limit_files(node, resource.RLIM_INFINITY)
-        return True
+        return
     status: dict[str, Any] = endpoint.configuration["status"]
     if what == "disk":
         _control(cluster, node, "set_disk_free_limit", str(int(status["disk_free_limit"])))
-        return True
+        return
     ((kind, value),) = dict(status["vm_memory_high_watermark_setting"]).items()
     _control(cluster, node, "set_vm_memory_high_watermark", *(("absolute",) if kind == "absolute" else ()), str(value))
-    return True
 
 
 def _control(cluster: Cluster, node: Node, *words: str) -> None:

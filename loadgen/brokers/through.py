@@ -79,10 +79,10 @@ class Through:
         """The broker as its clients are to reach it."""
         self._nodes = tuple(node for node, _, _ in ways)
 
-    def begin(self, fault: NetworkFault, nodes: Sequence[int]) -> None:
-        """Break the way to these nodes, beside what is broken already, until `end`."""
+    def begin(self, fault: NetworkFault, nodes: Sequence[int]) -> int:
+        """Break the way to these nodes, beside what is broken already, until `end`; how many connections it has."""
         self._faults.append((fault, tuple(nodes)))
-        self._tell(nodes)
+        return self._tell(nodes)
 
     def end(self, fault: NetworkFault, nodes: Sequence[int]) -> None:
         """Mend what was begun."""
@@ -95,16 +95,18 @@ class Through:
         self._faults.clear()
         self._tell(self._nodes)
 
-    def reset(self, nodes: Sequence[int]) -> None:
-        """Close every connection to these nodes by RST, on both sides."""
-        self._ask({"reset": list(nodes)})
+    def reset(self, nodes: Sequence[int]) -> int:
+        """Close every connection to these nodes by RST, on both sides; how many there were."""
+        return int(self._ask({"reset": list(nodes)})["hit"])
 
     def account(self) -> dict[str, Any]:
         """What has passed so far: connections, bytes of both directions, its CPU time in seconds; null if it died."""
+        names = ("connections", "bytes", "cpu_s")
         try:
-            return self._ask({})
+            told = self._ask({})
         except BrokerError:
-            return dict.fromkeys(("connections", "bytes", "cpu_s"))
+            return dict.fromkeys(names)
+        return {name: told[name] for name in names}
 
     def close(self) -> None:
         """End it; never raises."""
@@ -118,9 +120,9 @@ class Through:
                 self._process.kill()
                 self._process.wait()
 
-    def _tell(self, nodes: Sequence[int]) -> None:
-        for node in nodes:
-            self._ask(order_of(node, _condition([fault for fault, hurt in self._faults if node in hurt])))
+    def _tell(self, nodes: Sequence[int]) -> int:
+        orders = [order_of(node, _condition([fault for fault, hurt in self._faults if node in hurt])) for node in nodes]
+        return sum(int(self._ask(order)["hit"]) for order in orders)
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Give an order, and wait until it is carried out."""

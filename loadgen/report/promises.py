@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from loadgen.analysis.outages import PERCENTS
+from loadgen.analysis.outages import GAP_WORDS, PERCENTS
 from loadgen.faults import NETWORK_KINDS
 from loadgen.probes.flushes import OWN
 from loadgen.report import words
@@ -126,7 +126,14 @@ def judged(record: Record) -> tuple[str, State]:
         return promise, "not known"
     if promise == NOTHING:
         return promise, "nothing promised"
+    if lost and waiting(record):
+        return promise, "not known"
     return promise, "broken" if lost > 0 or (is_exact and twice > 0) else "held"
+
+
+def waiting(record: Record) -> int:
+    """How many messages stood in the queue yet when its drain was given up: they did not come, and are not lost."""
+    return int((record["broker_counts"] or {}).get("depth_at_end") or 0)
 
 
 def _is_transactional(record: Record) -> bool:
@@ -138,7 +145,9 @@ def _line(record: Record, cost: Cost) -> Promise:
     promise, state = judged(record)
     if fell_together(record):
         promise += ", which this class does not promise here" if state == "broken" else " (all nodes at once)"
-    gaps = [each["confirm_gap_s"] or each["delivery_gap_s"] or 0.0 for each in record["faults"]]
+    if record["durability"] in FLUSHED:
+        promise += " (a power cut: not testable here)"
+    gaps = [each[f"{kind}_gap_s"] or 0.0 for each in record["faults"] for kind in GAP_WORDS]
     cells = (
         in_words([record]),
         class_of(record),

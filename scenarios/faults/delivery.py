@@ -22,9 +22,11 @@ def delivery(name: str, *faults: At, **given: Any) -> Scenario:
 
 kill_leader = delivery("kill-leader", At("4s", Kill("leader")))
 kill_all = delivery("kill-all", At("4s", Kill("all", back_after_s=1)))
-pause_leader = delivery("pause-leader", At("4s", Pause("leader", for_s=3)))
+# Longer than Kafka's session: another leads meanwhile, and the old one wakes up without knowing.
+pause_leader = delivery("pause-leader", At("4s", Pause("leader", for_s=12)))
+# Apart by more than five seconds, after which Kafka's consumers commit: each crash has something to resume from.
 crash_consumers = delivery(
-    "crash-consumers", At("2s", Crash()), At("4s", Crash(when="before")), At("6s", Crash()), duration_s=10
+    "crash-consumers", At("2s", Crash()), At("8s", Crash(when="before")), At("14s", Crash()), duration_s=18
 )
 crash_producers = delivery("crash-producers", At("2s", Crash("producers")), At("4s", Crash("producers")), duration_s=8)
 transactions = delivery(
