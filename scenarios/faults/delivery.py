@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from loadgen import At, Crash, Durability, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Scenario
+from loadgen import At, Crash, Kafka, Kill, Message, Pause, RabbitMQ, Rate, Scenario
 
 
 def delivery(name: str, *faults: At, **given: Any) -> Scenario:
@@ -13,7 +13,7 @@ def delivery(name: str, *faults: At, **given: Any) -> Scenario:
         "rate": Rate.fixed(500),
         "warmup_s": 2,
         "duration_s": 25,  # Kafka notices a dead broker when its session has ended, after 9 s
-        "durability": [Durability.NONE, Durability.BROKER, Durability.FLUSHED, Durability.REPLICATED],
+        "durability": ["none", "broker", "flushed", "replicated"],
         "rabbitmq": RabbitMQ(),
         "kafka": Kafka(),
     }
@@ -24,15 +24,14 @@ kill_leader = delivery("kill-leader", At("4s", Kill("leader")))
 kill_all = delivery("kill-all", At("4s", Kill("all", back_after_s=1)))
 # Longer than Kafka's session: another leads meanwhile, and the old one wakes up without knowing.
 pause_leader = delivery("pause-leader", At("4s", Pause("leader", for_s=12)))
-# Apart by more than five seconds, after which Kafka's consumers commit: each crash has something to resume from.
-crash_consumers = delivery(
-    "crash-consumers", At("2s", Crash()), At("8s", Crash(when="before")), At("14s", Crash()), duration_s=18
-)
-crash_producers = delivery("crash-producers", At("2s", Crash("producers")), At("4s", Crash("producers")), duration_s=8)
+# Kafka's consumers commit every five seconds: the first crash has nothing to resume from, the second has.
+crash_consumers = delivery("crash-consumers", At("2s", Crash()), At("8s", Crash(when="before")), duration_s=11)
+two = (At("2s", Crash("producers")), At("4s", Crash("producers")))
+crash_producers = delivery("crash-producers", *two, duration_s=8, durability=["none", "broker", "replicated"])
 transactions = delivery(
     "transactions",
     At("4s", Kill("leader")),
-    durability=[Durability.BROKER, Durability.REPLICATED],
+    durability=["broker", "replicated"],
     rabbitmq=None,
     kafka=Kafka(transaction_ms=20, isolation_level=["read_committed", "read_uncommitted"]),
 )
