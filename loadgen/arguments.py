@@ -21,8 +21,8 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = kind(
         prog="loadgen",
         description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
-        epilog="Exit status: 0 good, 2 a run was cut short or some point of it has no valid trial or finding, 3 `ab` "
-        "or `decide` cannot tell, 64 a usage error, 69 a broker cannot be had, 71 the machine lacks something, 130 "
+        epilog="Exit status: 0 good, 1 `check` found a limit missed, 2 a run was cut short or some point of it has no "
+        "valid trial or finding, 3 `ab`, `decide` or `check` cannot tell, 64 a usage error, 69 a broker cannot be had, 71 the machine lacks something, 130 "
         "interrupted.",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -78,6 +78,7 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_prometheus(command)
     _add_output(command)
     _add_report(commands)
+    _add_gate(commands)
     command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
     command.add_argument("--json", action="store_true", help="for machines")
     return parser
@@ -114,6 +115,57 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )  # fmt: skip
     _add_faults(command)
     _add_output(command)
+
+
+ALLOWED = ("machine", "versions", "scenario", "invalid")
+
+
+def _add_gate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "check",
+        help="hold a run against limits and a baseline: 1 missed, 2 the run is invalid, 3 cannot tell",
+        description="Absolute limits and ones against a baseline, from a TOML file (docs/gate.md); without one, that "
+        "nothing is lost or corrupted, and rates and latencies are no worse than the baseline's.",
+    )
+    command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
+    command.add_argument("--baseline", metavar="NAME|RUN|DIR", help="saved by `loadgen baseline save`, a run, or the "
+                         "newest complete one of a folder of runs")  # fmt: skip
+    command.add_argument("--thresholds", type=Path, metavar="FILE", help="limits, in TOML")
+    command.add_argument("--allow", type=_allowed, default=(), metavar="|".join(ALLOWED), help="compare although these "
+                         "differ from the baseline, or the run is invalid; commas between several")  # fmt: skip
+    for name, text in (
+        ("junit", "JUnit XML"),
+        ("summary", "Markdown, appended, such as $GITHUB_STEP_SUMMARY"),
+        ("bencher", "Bencher's Metric Format"),
+        ("benchmark-action", "github-action-benchmark's JSON: FILE-smaller-is-better.json and -bigger-is-better"),
+    ):
+        command.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write {text}")
+    _add_baselines(command)
+    _add_output(command)
+    parent = commands.add_parser("baseline", help="keep runs that others are held against, by name")
+    actions = parent.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(parent))
+    command = actions.add_parser("save", help="keep a run's figures in baselines/NAME")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
+    command.add_argument("--replace", action="store_true", help="in place of the one of that name")
+    _add_baselines(command)
+    _add_output(command)
+    command = actions.add_parser("list", help="the baselines that there are")
+    _add_baselines(command)
+    command.add_argument("--json", action="store_true", help="for machines")
+
+
+def _add_baselines(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--baselines", type=Path, default=Path("baselines"), metavar="DIR", help="where they are (default: baselines)"
+    )
+
+
+def _allowed(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    if stray := next((part for part in found if part not in ALLOWED), None):
+        raise argparse.ArgumentTypeError(f"{stray}: expected {', '.join(ALLOWED)}")
+    return found
 
 
 def _add_faults(command: argparse.ArgumentParser) -> None:

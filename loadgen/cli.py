@@ -15,6 +15,7 @@ from loadgen.console import Console, forget_interrupt
 from loadgen.errors import (
     EXIT_CANNOT_TELL,
     EXIT_INTERRUPTED,
+    EXIT_INVALID,
     EXIT_OK,
     EXIT_UNAVAILABLE,
     EXIT_USAGE,
@@ -437,6 +438,36 @@ def _print_across(runs: list[Any], as_json: bool) -> int:
     return 0
 
 
+def _check(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.engine import exit_status
+    from loadgen.gate.baselines import find
+    from loadgen.gate.checking import check, write
+    from loadgen.gate.limits import read_limits
+    from loadgen.runs import load
+
+    del console
+    limits = read_limits(arguments.thresholds) if arguments.thresholds else None
+    run = load(arguments.run, arguments.results)
+    baseline = find(arguments.baseline, arguments.baselines, arguments.results) if arguments.baseline else None
+    found = check(run, baseline, limits, is_invalid=exit_status(run) == EXIT_INVALID, allowed=arguments.allow)
+    print(json.dumps(found.described(), indent=1) if arguments.json else "\n".join(found.lines))
+    write(found, {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")})
+    return found.exit_status
+
+
+def _baseline(arguments: argparse.Namespace, console: Console) -> int:
+    from loadgen.gate.baselines import in_words, save, saved
+    from loadgen.runs import load
+
+    if arguments.action == "save":
+        run = load(arguments.run, arguments.results)
+        console.message(f"kept as {save(run, arguments.name, arguments.baselines, replaces=arguments.replace)}")
+        return EXIT_OK
+    rows = saved(arguments.baselines)
+    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(map(in_words, rows)) or "none is saved")
+    return EXIT_OK
+
+
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.doctor import examine
 
@@ -462,6 +493,8 @@ _COMMANDS = {
     "probe": _probe,
     "rerun": _rerun,
     "report": _report,
+    "check": _check,
+    "baseline": _baseline,
     "doctor": _doctor,
 }
 

@@ -118,7 +118,7 @@ def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[
             None if number == 0 or estimates[number] is None else unpaired_ratio(each, values[0], confidence)
             for number, each in enumerate(values)
         ]
-        rows.append(Row(_point(first), measure, unit, tuple(estimates), tuple(ratios), tuple(_changed(by_run))))
+        rows.append(Row(_point(first), measure, unit, tuple(estimates), tuple(ratios), tuple(changed_settings(by_run))))
     return rows
 
 
@@ -141,7 +141,7 @@ def _latency(percentile: str) -> Callable[[Record], float | None]:
 _MEASURES: dict[str, Callable[[Record], float | None]] = {"rate": _rate, "p50": _latency("p50"), "p99": _latency("p99")}
 
 
-def _changed(by_run: Sequence[Sequence[Record]]) -> list[str]:
+def changed_settings(by_run: Sequence[Sequence[Record]]) -> list[str]:
     """Settings that are not one value in all trials of the point."""
     names = dict.fromkeys(name for records in by_run for record in records for name in record["settings"])
     found = []
@@ -155,14 +155,20 @@ def _changed(by_run: Sequence[Sequence[Record]]) -> list[str]:
 def _warnings(runs: Sequence[Run]) -> list[str]:
     """What else than the run differs: machines, versions, lengths, and runs that are not complete."""
     said = [f"{run.id} is {run.status}: {run.reason or 'it has not ended'}" for run in runs if run.status != "complete"]
+    return said + [f"{what} differ: {text}" for what, text in differences(runs).items()]
+
+
+def differences(runs: Sequence[Run]) -> dict[str, str]:
+    """What is not the same in all runs beside their points, each in words: `{"machine": "kernel 6.1 / 6.8"}`."""
+    found = {}
     for what, of in (
         ("machine", _machine), ("broker versions", _versions), ("tool and clients", _tools),
         ("brokers’ settings", _set), ("lengths of trials", _lengths),
     ):  # fmt: skip
         told = [of(run) for run in runs]
         if len({json.dumps(each, sort_keys=True, default=str) for each in told}) > 1:
-            said.append(f"{what} differ: {_differences(told)}")
-    return said
+            found[what] = _differences(told)
+    return found
 
 
 def _differences(told: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,97 @@
+"""What CI reads of a check: JUnit XML, a Markdown summary, and the JSON of Bencher and of github-action-benchmark.
+
+Formats: JUnit as Jenkins, GitLab and GitHub's reporters read it (a test case a limit; what is missed is a failure, what
+cannot be told is skipped); Bencher's Metric Format (bencher.dev/docs/reference/bencher-metric-format);
+github-action-benchmark's `customSmallerIsBetter` and `customBiggerIsBetter`, which take a file each.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from loadgen.gate.judging import count, points, usable
+from loadgen.stats.confidence import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.gate.judging import Finding
+    from loadgen.run import Run
+
+MARKS = {"kept": "✓", "missed": "✗", "cannot tell": "?"}
+SLUG_MAX = 64
+"""Bencher's for the name of a measure."""
+
+
+def junit(found: Sequence[Finding], run: Run) -> str:
+    """A test suite of the run with a case for each limit at each point."""
+    told = count(found)
+    suite = ET.Element(
+        "testsuite", name=f"loadgen check {run.id}", tests=str(len(found)), failures=str(told["missed"]),
+        errors="0", skipped=str(told["cannot tell"]), timestamp=str(run.header.get("created_utc", ""))[:19],
+    )  # fmt: skip
+    for each in found:
+        case = ET.SubElement(suite, "testcase", classname=each.point, name=each.limit.text, time="0")
+        if each.outcome == "missed":
+            ET.SubElement(case, "failure", message=each.said, type="missed").text = each.line
+        elif each.outcome == "cannot tell":
+            ET.SubElement(case, "skipped", message=each.said)
+        else:
+            ET.SubElement(case, "system-out").text = each.said
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def summary(found: Sequence[Finding], run: Run, notes: Sequence[str] = (), baseline: Run | None = None) -> str:
+    """Markdown for a pull request or a job's summary page: what was missed first."""
+    told = count(found)
+    against = f" against `{baseline.id}`" if baseline is not None else ""
+    head = f"{told['missed']} missed, {told['cannot tell']} cannot be told, {told['kept']} kept"
+    lines = [f"### loadgen check: {head}", "", f"Run `{run.id}`{against}.", ""]
+    lines += ["| | point | limit | what was found |", "| --- | --- | --- | --- |"]
+    order = {"missed": 0, "cannot tell": 1, "kept": 2}
+    for each in sorted(found, key=lambda each: order[each.outcome]):
+        cells = (f"{MARKS[each.outcome]} {each.outcome}", f"`{each.point}`", each.limit.text, each.said)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    lines += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def bencher(found: Sequence[Finding], run: Run) -> str:
+    """Bencher's Metric Format: each point's metrics with the interval over repeats."""
+    document: dict[str, dict[str, dict[str, float]]] = {}
+    for point, name, values in _measured(found, run):
+        over = estimate(values)
+        value = {"value": over.median if over.median is not None else values[0]}
+        if over.low is not None and over.high is not None:
+            value |= {"lower_value": over.low, "upper_value": over.high}
+        document.setdefault(point, {})[name[:SLUG_MAX].replace("_", "-")] = value
+    return json.dumps(document, indent=1) + "\n"
+
+
+def benchmark_action(found: Sequence[Finding], run: Run, worse: str) -> str:
+    """github-action-benchmark's list of those metrics that get worse this way (`higher`, `lower`)."""
+    ways = {each.limit.metric.name: each.limit.metric for each in found}
+    rows: list[dict[str, Any]] = []
+    for point, name, values in _measured(found, run):
+        if ways[name].worse != worse:
+            continue
+        over = estimate(values)
+        row = {"name": f"{point} {name}", "unit": name.rpartition("_")[2], "value": over.median or values[0]}
+        if over.low is not None and over.high is not None:
+            row["range"] = f"{over.low:.4g} … {over.high:.4g}"
+        row["extra"] = f"{len(values)} repeats of run {run.id}"
+        rows.append(row)
+    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+
+
+def _measured(found: Sequence[Finding], run: Run) -> list[tuple[str, str, list[float]]]:
+    """Each point and metric that a limit speaks of, once, with the repeats' values."""
+    of = points(run)
+    asked = dict.fromkeys((each.point, each.limit.metric) for each in found if each.point in of)
+    measured = [(point, metric.name, usable(metric, of[point])) for point, metric in asked]
+    return [each for each in measured if each[2]]
