@@ -22,8 +22,8 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         prog="loadgen",
         description="Measure and load-test RabbitMQ and Apache Kafka side by side.",
         epilog="Exit status: 0 good, 1 `check` found a limit missed, 2 a run was cut short or some point of it has no "
-        "valid trial or finding, 3 `ab`, `decide` or `check` cannot tell, 64 a usage error, 69 a broker cannot be had, 71 the machine lacks something, 130 "
-        "interrupted.",
+        "valid trial or finding, 3 `ab`, `decide` or `check` cannot tell, 64 a usage error, 69 a broker cannot be had, "
+        "71 the machine lacks something, 130 interrupted.",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=kind)

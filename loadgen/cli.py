@@ -446,8 +446,7 @@ def _check(arguments: argparse.Namespace, console: Console) -> int:
     from loadgen.runs import load
 
     del console
-    limits = read_limits(arguments.thresholds) if arguments.thresholds else None
-    run = load(arguments.run, arguments.results)
+    limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
     baseline = find(arguments.baseline, arguments.baselines, arguments.results) if arguments.baseline else None
     found = check(run, baseline, limits, is_invalid=exit_status(run) == EXIT_INVALID, allowed=arguments.allow)
     print(json.dumps(found.described(), indent=1) if arguments.json else "\n".join(found.lines))
@@ -465,7 +464,7 @@ def _baseline(arguments: argparse.Namespace, console: Console) -> int:
         return EXIT_OK
     rows = saved(arguments.baselines)
     print(json.dumps(rows, indent=1) if arguments.json else "\n".join(map(in_words, rows)) or "none is saved")
-    return EXIT_OK
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

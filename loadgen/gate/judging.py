@@ -1,11 +1,10 @@
 """Limits held against a run, and where they are relative against a baseline: kept, missed, or not to be told.
 
-**A breach is shown, not suspected.** Repeats are the unit. Against a baseline the ratio of geometric means has Welch's t
-interval (`loadgen.stats.confidence.unpaired_ratio`: repeats of two runs are no pairs); it is missed where the interval
-excludes "as good or better", at 5 % for all relative limits of a check together (Bonferroni), and kept where it
-excludes the effect that matters (`effect`, 10 % unless said otherwise). Between the two it cannot be told, and the
-repeats that would tell nine times in ten are named. So a change smaller than the effect passes or not as its repeats
-allow, a shown one of any size is missed: what may be neglected is for the limits' author to say by fewer limits.
+**A breach is shown, not suspected.** Repeats are the unit. Against a baseline the ratio of geometric means has Welch's
+t interval (`loadgen.stats.confidence.unpaired_ratio`: repeats of two runs are no pairs). A limit is missed where the
+interval excludes "as good or better", at 5 % for all relative limits of a check together (Bonferroni); it is kept where
+the interval excludes the effect that matters (`effect`, 10 % unless said otherwise). Between the two it cannot be told,
+and the repeats that would tell nine times in ten are named.
 
 **Of the brokers' ratio** each repeat has its own (they take turns), and those of both runs are compared. It cannot say
 which of the two changed, but what slowed the machine down between the runs falls out of it.

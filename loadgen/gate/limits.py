@@ -74,8 +74,10 @@ class Limit:
         return f"{self.metric.name} {how} {than}"
 
 
-def read_limits(path: Path) -> list[Limit]:
-    """The limits of a file; ScenarioError, one line with its key, where it does not say what it should."""
+def read_limits(path: Path | None) -> list[Limit] | None:
+    """The limits of a file, None without one; ScenarioError, one line with its key, for what it should not say."""
+    if path is None:
+        return None
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
