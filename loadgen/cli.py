@@ -438,14 +438,13 @@ def _print_across(runs: list[Any], as_json: bool) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, console: Console) -> int:
+def _check(arguments: argparse.Namespace, _: Console) -> int:
     from loadgen.engine import exit_status
     from loadgen.gate.baselines import find
     from loadgen.gate.checking import check, write
     from loadgen.gate.limits import read_limits
     from loadgen.runs import load
 
-    del console
     limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
     baseline = find(arguments.baseline, arguments.baselines, arguments.results) if arguments.baseline else None
     found = check(run, baseline, limits, is_invalid=exit_status(run) == EXIT_INVALID, allowed=arguments.allow)
