@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,11 @@ def test_the_worst_tail_is_shown_beside_the_other_brokers_trial_of_its_point(tmp
     (chart,) = heat_chart.draw(run, table, tails)
     assert "RabbitMQ: messages most often took" in chart.note
     assert "Kafka: messages most often took" in chart.note
+    assert {whose for *_, whose in chart.marks} == {"rabbitmq", "kafka"}
+    assert any(
+        re.fullmatch(r"over 10 % of its second's messages: [\d.]+ ms to [\d.]+ ms at second \d+", text)
+        for _, _, text, _ in chart.marks
+    )
     calm = [record["id"] for record in heat_chart._records(run, table, [])]
     assert len({each.rpartition("fraction=")[2] for each in calm}) == 1, "without slow seconds: the first point"
 

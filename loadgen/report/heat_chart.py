@@ -15,7 +15,7 @@ from loadgen.checks import milliseconds
 from loadgen.record import end_to_end
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, styled
+from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, named, pointable, styled
 from loadgen.report.slowest import excess, is_long_enough
 
 if TYPE_CHECKING:
@@ -107,11 +107,21 @@ def draw_density(axes: Axes, record: Record, found: Density) -> None:
     """A trial's messages by second and latency, in the broker's colour."""
     shares = found.shares
     ends = [*(least for least, _, _ in LEVELS[1:]), np.inf]
-    for (least, alpha, _), end in zip(LEVELS, ends, strict=True):
+    ink, edges_ms = colour(record["broker"]), found.edges_ns / MS
+    for (least, alpha, share), end in zip(LEVELS, ends, strict=True):
         columns, bins = np.nonzero((shares > 0) & (shares >= least) & (shares < end))
         if len(columns):
             # One path for all cells of a shade: a drawing of thousands of elements would make the page heavy.
-            axes.add_patch(PathPatch(_cells(found, columns, bins), color=colour(record["broker"]), alpha=alpha, lw=0))
+            axes.add_patch(PathPatch(_cells(found, columns, bins), color=ink, alpha=alpha, lw=0))
+            middles_ms = np.sqrt(edges_ms[bins] * edges_ms[bins + 1])
+            middles = axes.scatter((columns + 0.5) * found.column_s, middles_ms, edgecolors=ink, visible=False)
+            named(middles, f"{share} of its second's messages")
+
+    def between(middle_ms: float) -> str:
+        place = int(np.searchsorted(edges_ms, middle_ms)) - 1
+        return " to ".join(words.duration(found.edges_ns[each]) for each in (place, place + 1))
+
+    pointable(axes, lambda x: f"second {x - found.column_s / 2:g}", between)
     log_latency_axis(axes)
     axes.set_xlim(0, record["window_s"])
     axes.set_ylim(found.edges_ns[0] / MS / 1.2, found.edges_ns[-1] / MS * 1.2)
