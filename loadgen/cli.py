@@ -10,12 +10,12 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
+from loadgen import commands
 from loadgen.arguments import BROKER_NAMES, make_parser
 from loadgen.console import Console, forget_interrupt
 from loadgen.errors import (
     EXIT_CANNOT_TELL,
     EXIT_INTERRUPTED,
-    EXIT_INVALID,
     EXIT_OK,
     EXIT_UNAVAILABLE,
     EXIT_USAGE,
@@ -110,26 +110,6 @@ def _status(arguments: argparse.Namespace, console: Console) -> int:
     for row in [] if arguments.json else rows:
         print(brokers.in_words(row))
     return EXIT_UNAVAILABLE if any("error" in row for row in rows) else 0
-
-
-def _list(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.load import load_scenarios, scenario_files
-    from loadgen.probes import NAMES, load_probe
-
-    del console
-    rows = [
-        {"file": str(path), "name": scenario.name, "question": scenario.question}
-        for path in scenario_files()
-        for scenario in load_scenarios(path)
-    ]
-    if not rows:
-        raise ScenarioError("no scenarios in ./scenarios: run it in loadgen's checkout")
-    rows += [{"probe": name, "name": name, "question": load_probe(name).question} for name in NAMES]
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-    for row in [] if arguments.json else rows:
-        print(f"{row.get('file') or 'probe ' + row['name']:38} {row['question']}")
-    return 0
 
 
 def _probe(arguments: argparse.Namespace, console: Console) -> int:
@@ -438,51 +418,11 @@ def _print_across(runs: list[Any], as_json: bool) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, _: Console) -> int:
-    from loadgen.engine import exit_status
-    from loadgen.gate.baselines import find
-    from loadgen.gate.checking import check, write
-    from loadgen.gate.limits import read_limits
-    from loadgen.runs import load
-
-    limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
-    baseline = find(arguments.baseline, arguments.baselines, arguments.results) if arguments.baseline else None
-    found = check(run, baseline, limits, is_invalid=exit_status(run) == EXIT_INVALID, allowed=arguments.allow)
-    print(json.dumps(found.described(), indent=1) if arguments.json else "\n".join(found.lines))
-    write(found, {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")})
-    return found.exit_status
-
-
-def _baseline(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.gate.baselines import in_words, save, saved
-    from loadgen.runs import load
-
-    if arguments.action == "save":
-        run = load(arguments.run, arguments.results)
-        console.message(f"kept as {save(run, arguments.name, arguments.baselines, replaces=arguments.replace)}")
-        return EXIT_OK
-    rows = saved(arguments.baselines)
-    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(map(in_words, rows)) or "none is saved")
-    return 0
-
-
-def _doctor(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.doctor import examine
-
-    del console
-    findings = examine()
-    if arguments.json:
-        print(json.dumps(findings, indent=1))
-    for each in [] if arguments.json else findings:
-        print(f"{each['status']:8} {each['what']}: {each['text']}")
-    return 0 if all(each["status"] != "missing" for each in findings) else 71
-
-
 _COMMANDS = {
     "up": _up,
     "down": _down,
     "status": _status,
-    "list": _list,
+    "list": commands.list_scenarios,
     "run": _run,
     "plan": _plan,
     "compare": _run,
@@ -491,9 +431,9 @@ _COMMANDS = {
     "probe": _probe,
     "rerun": _rerun,
     "report": _report,
-    "check": _check,
-    "baseline": _baseline,
-    "doctor": _doctor,
+    "check": commands.check_run,
+    "baseline": commands.baseline,
+    "doctor": commands.doctor,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Commands that only read: what there is, and what runs on disk say. None of them touches a broker."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from loadgen.errors import EXIT_HOST, EXIT_INVALID, EXIT_OK, ScenarioError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from loadgen.console import Console
+
+
+def list_scenarios(arguments: argparse.Namespace, _: Console) -> int:
+    """Scenarios and probes, with the question that each one asks."""
+    from loadgen.load import load_scenarios, scenario_files
+    from loadgen.probes import NAMES, load_probe
+
+    rows = [
+        {"file": str(path), "name": scenario.name, "question": scenario.question}
+        for path in scenario_files()
+        for scenario in load_scenarios(path)
+    ]
+    if not rows:
+        raise ScenarioError("no scenarios in ./scenarios: run it in loadgen's checkout")
+    rows += [{"probe": name, "name": name, "question": load_probe(name).question} for name in NAMES]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    for row in [] if arguments.json else rows:
+        print(f"{row.get('file') or 'probe ' + row['name']:38} {row['question']}")
+    return 0
+
+
+def check_run(arguments: argparse.Namespace, _: Console) -> int:
+    """A run held against limits and a baseline."""
+    from loadgen.engine import exit_status
+    from loadgen.gate.baselines import find
+    from loadgen.gate.checking import check, write
+    from loadgen.gate.limits import read_limits
+    from loadgen.runs import load
+
+    limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
+    baseline = find(arguments.baseline, arguments.baselines, arguments.results) if arguments.baseline else None
+    found = check(run, baseline, limits, is_invalid=exit_status(run) == EXIT_INVALID, allowed=arguments.allow)
+    print(json.dumps(found.described(), indent=1) if arguments.json else "\n".join(found.lines))
+    write(found, {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")})
+    return found.exit_status
+
+
+def baseline(arguments: argparse.Namespace, console: Console) -> int:
+    """Keep a run by a name, or list those that are kept."""
+    from loadgen.gate.baselines import in_words, save, saved
+    from loadgen.runs import load
+
+    if arguments.action == "save":
+        run = load(arguments.run, arguments.results)
+        console.message(f"kept as {save(run, arguments.name, arguments.baselines, replaces=arguments.replace)}")
+        return EXIT_OK
+    rows = saved(arguments.baselines)
+    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(map(in_words, rows)) or "none is saved")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace, _: Console) -> int:
+    """Is this machine ready?"""
+    from loadgen.doctor import examine
+
+    findings = examine()
+    if arguments.json:
+        print(json.dumps(findings, indent=1))
+    for each in [] if arguments.json else findings:
+        print(f"{each['status']:8} {each['what']}: {each['text']}")
+    return 0 if all(each["status"] != "missing" for each in findings) else EXIT_HOST
