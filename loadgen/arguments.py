@@ -79,6 +79,7 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_output(command)
     _add_report(commands)
     _add_gate(commands)
+    _add_store(commands)
     command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
     command.add_argument("--json", action="store_true", help="for machines")
     return parser
@@ -152,6 +153,30 @@ def _add_gate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_output(command)
     command = actions.add_parser("list", help="the baselines that there are")
     _add_baselines(command)
+    command.add_argument("--json", action="store_true", help="for machines")
+
+
+def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parent = commands.add_parser("runs", help="list, tag and remove runs")
+    actions = parent.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(parent))
+    command = actions.add_parser("list", help="every run, the oldest first")
+    _add_output(command)
+    for name, text in (("tag", "give a run a name, and keep it when others are pruned"), ("untag", "take it away")):
+        command = actions.add_parser(name, help=text)
+        command.add_argument("name", metavar="TAG")
+        command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
+        _add_output(command)
+    command = actions.add_parser("prune", help="remove all but the newest runs, and those that are tagged")
+    command.add_argument("--keep", type=_positive, required=True, metavar="N", help="so many of the newest")
+    command.add_argument("--yes", action="store_true", help="remove them; without it they are only named")
+    _add_output(command)
+    command = commands.add_parser("history", help="points over runs: since when is it slower, and what was changed?")
+    command.add_argument(
+        "pattern", nargs="?", default="results/*", metavar="PATTERN", help="run folders (default: results/*)"
+    )
+    command.add_argument(
+        "--metric", default="e2e_p99_ns", metavar="COLUMN", help="of Run.trials (default: e2e_p99_ns; docs/jupyter.md)"
+    )
     command.add_argument("--json", action="store_true", help="for machines")
 
 

@@ -433,6 +433,8 @@ _COMMANDS = {
     "report": _report,
     "check": commands.check_run,
     "baseline": commands.baseline,
+    "runs": commands.runs,
+    "history": commands.history,
     "doctor": commands.doctor,
 }
 

@@ -63,6 +63,47 @@ def baseline(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def runs(arguments: argparse.Namespace, console: Console) -> int:
+    """List, tag and remove runs."""
+    from loadgen import store
+    from loadgen.runs import load
+
+    if arguments.action in {"tag", "untag"}:
+        run = load(arguments.run, arguments.results)
+        now = store.tag(run, arguments.name, is_on=arguments.action == "tag")
+        console.message(f"{run.id}: {', '.join(now) or 'no tag'}")
+        return EXIT_OK
+    found = store.stored(arguments.results)
+    if arguments.action == "prune":
+        gone = store.superfluous(found, arguments.keep)
+        for run in gone:
+            print(f"{'removed' if arguments.yes else 'would be removed'}: {store.in_words(store.described(run))}")
+        if arguments.yes:
+            store.remove(gone)
+        elif gone:
+            console.message("nothing was removed: --yes does")
+        return EXIT_OK
+    rows = [store.described(run) for run in found]
+    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(map(store.in_words, rows)) or "no runs")
+    return EXIT_OK
+
+
+def history(arguments: argparse.Namespace, _: Console) -> int:
+    """Each point over runs, and where its level changed."""
+    from loadgen.analysis.changes import RUNS_LEAST, change_points
+    from loadgen.analysis.history import histories
+    from loadgen.report.history import lines, rows
+    from loadgen.runs import load_runs
+
+    found = histories(load_runs(arguments.pattern), arguments.metric)
+    told = [(each, change_points(each)) for each in found]
+    if arguments.json:
+        print(json.dumps(rows(told), indent=1))
+    else:
+        print("\n".join(lines(told, RUNS_LEAST)))
+    return EXIT_OK
+
+
 def doctor(arguments: argparse.Namespace, _: Console) -> int:
     """Is this machine ready?"""
     from loadgen.doctor import examine

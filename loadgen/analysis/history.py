@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Moment:
     """What one run says of a point: its repeats; over the run before, the step, and what was set otherwise.
 
-    `step` is None in the first run, `changed` empty; a change is `name: before → now`.
+    `step` is None in the first run, `changed` empty; a change is `name: before → now`. `revision` is the tool's tree's.
     """
 
     run_id: str
@@ -37,6 +37,7 @@ class Moment:
     estimate: Estimate
     step: Ratio | None
     changed: tuple[str, ...]
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def histories(runs: Sequence[Run], measure: str = "e2e_p99_ns", **where: Any) ->
             changed = () if before is None else _changes(before, now)
             values = estimate(number_of(record, measure) for record in records)
             step = unpaired_ratio(values.values, moments[-1].estimate.values) if moments else None
-            moments.append(Moment(run_id, str(run.header.get("created_utc")), values, step, changed))
+            revision = (run.environment.get("git") or {}).get("revision")
+            moments.append(Moment(run_id, str(run.header.get("created_utc")), values, step, changed, revision))
             before = now
         found.append(History(point, str(next(iter(by_run.values()))[0]["broker"]), measure, tuple(moments)))
     return found

@@ -1,0 +1,89 @@
+"""The runs of a folder: listed, tagged, and removed when they are too many.
+
+A tag is a line in the file `tags` of a run's folder, so that it moves with it: runs go from machine to machine as
+folders. What is tagged, and what still runs, is never removed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from loadgen.errors import ScenarioError
+from loadgen.files import as_host_error, write_atomically
+from loadgen.runs import RUN_FILE, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from loadgen.run import Run
+
+TAGS_FILE = "tags"
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def stored(root: Path) -> list[Run]:
+    """Every run under a folder, the oldest first; what cannot be read is passed over."""
+    found = []
+    for path in sorted(root.glob(f"*/{RUN_FILE}")):
+        if not path.parent.is_symlink():
+            try:
+                found.append(load(path.parent))
+            except ScenarioError:
+                continue
+    return sorted(found, key=lambda run: (str(run.header.get("created_utc")), run.id))
+
+
+def tags(run: Run) -> list[str]:
+    """A run's tags, in order."""
+    path = run.path / TAGS_FILE
+    return sorted(set(path.read_text(encoding="utf-8").split())) if path.is_file() else []
+
+
+def tag(run: Run, name: str, *, is_on: bool = True) -> list[str]:
+    """Add a tag to a run, or take it away; all that it has then. ScenarioError for what is no tag, or not there."""
+    if not _TAG.fullmatch(name):
+        raise ScenarioError(f"tag {name!r}: expected letters, digits, '.', '_' and '-'")
+    now = set(tags(run))
+    if not is_on and name not in now:
+        raise ScenarioError(f"{run.id}: has no tag {name}; it has {', '.join(sorted(now)) or 'none'}")
+    kept = sorted(now | {name} if is_on else now - {name})
+    write_atomically(run.path / TAGS_FILE, "".join(f"{each}\n" for each in kept).encode())
+    return kept
+
+
+def described(run: Run) -> dict[str, Any]:
+    """A run as a list of runs shows it."""
+    verdicts = [record["verdict"]["status"] for record in run.records if record["status"] == "complete"]
+    return {
+        "id": run.id,
+        "created_utc": run.header.get("created_utc"),
+        "status": run.status,
+        "trials": len(run.records),
+        "valid": verdicts.count("valid"),
+        "invalid": verdicts.count("invalid"),
+        "size_bytes": sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()),
+        "tags": tags(run),
+    }
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """One line of a list of runs."""
+    named = f"  [{', '.join(row['tags'])}]" if row["tags"] else ""
+    counted = f"{row['trials']} trials, {row['valid']} valid, {row['invalid']} invalid"
+    return f"{row['id']:42} {row['status']:9} {counted:38} {row['size_bytes'] / 1e6:8.1f} MB{named}"
+
+
+def superfluous(runs: Sequence[Run], keep: int) -> list[Run]:
+    """All but the newest `keep` runs, those that are tagged, and those that still run."""
+    old = list(runs)[: max(0, len(runs) - keep)]
+    return [run for run in old if run.status != "running" and not tags(run)]
+
+
+def remove(runs: Sequence[Run]) -> None:
+    """Remove runs from the disk; HostError where that is refused."""
+    for run in runs:
+        with as_host_error(run.path):
+            shutil.rmtree(run.path)

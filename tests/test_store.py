@@ -1,0 +1,101 @@
+"""Runs as a store: listed, tagged, pruned, moved as folders; and their history, with the run that changed a level."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+
+from loadgen import store
+from loadgen.errors import ScenarioError
+from loadgen.runs import RUN_FILE, Run, RunWriter, load
+
+
+def written(root: Path, number: int, p50_ms: float = 1.0, **settings: Any) -> Run:
+    """A run of three repeats, begun `number` days after the first one."""
+    writer = RunWriter(root, "latency", {**synthetic.HEADER, "scenarios": [{"name": "latency"}]})
+    rate = {"kind": "fixed", "msgs_per_s": 1_000.0, "to_msgs_per_s": None}
+    for repeat in (1, 2, 3):
+        record = synthetic.trial("kafka", "latency", repeat=repeat, rate=rate)
+        told = {"count": 4_000, "p50": p50_ms * 1e6 * (1 + repeat / 1_000), "p99": 9e6}
+        writer.add_trial({**record, "settings": {**record["settings"], **settings}, "latency_ns": {"e2e": told}})
+    path = writer.finish("complete")
+    document = json.loads((path / RUN_FILE).read_text())
+    document["created_utc"] = f"2026-11-{number + 1:02}T00:00:00.000Z"
+    document["environment"] = {**document["environment"], "git": {"revision": f"rev{number:02}", "dirty": False}}
+    (path / RUN_FILE).write_text(json.dumps(document))
+    return load(path)
+
+
+def loadgen(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "loadgen.cli", *words], check=False, capture_output=True, text=True, timeout=60,
+        cwd=folder,
+    )  # fmt: skip
+
+
+def test_runs_are_listed_tagged_and_pruned(tmp_path: Path) -> None:
+    """What is tagged stays, nothing goes without --yes, and a run moves with its tag."""
+    results = tmp_path / "results"
+    made = [written(results, number) for number in range(4)]
+    assert loadgen("runs", "tag", "release", made[0].id, folder=tmp_path).returncode == 0
+    rows = json.loads(loadgen("runs", "list", "--json", folder=tmp_path).stdout)
+    assert [row["id"] for row in rows] == [run.id for run in made], "the oldest first, and `latest` only once"
+    assert [row["tags"] for row in rows] == [["release"], [], [], []]
+    told = loadgen("runs", "prune", "--keep", "1", folder=tmp_path)
+    assert told.stdout.count("would be removed") == 2
+    assert len(store.stored(results)) == 4
+    assert loadgen("runs", "prune", "--keep", "1", "--yes", folder=tmp_path).stdout.count("removed: ") == 2
+    assert [run.id for run in store.stored(results)] == [made[0].id, made[3].id]
+    moved = tmp_path / "elsewhere" / made[0].id
+    shutil.copytree(made[0].path, moved)
+    (there,) = store.stored(moved.parent)
+    assert store.tags(there) == ["release"]
+    assert store.tag(there, "release", is_on=False) == []
+    for name, said in (("a b", "expected letters"), ("gone", "has no tag gone; it has none")):
+        with pytest.raises(ScenarioError, match=said):
+            store.tag(there, name, is_on=False)
+
+
+def test_a_run_that_still_runs_is_never_removed(tmp_path: Path) -> None:
+    """Its writer would find its folder gone."""
+    writer = RunWriter(tmp_path, "now", {**synthetic.HEADER, "created": time.time()})
+    (run,) = store.stored(tmp_path)
+    assert run.status == "running"
+    assert store.superfluous([run], 0) == []
+    writer.finish("partial", "a test")
+
+
+def test_a_history_names_the_run_that_changed_the_level(tmp_path: Path) -> None:
+    """Slower from the sixth of ten runs on: its run, its revision and what was set otherwise stand there."""
+    rng = np.random.default_rng(4)
+    results = tmp_path / "results"
+    for number in range(10):
+        is_late = number >= 5
+        written(results, number, (1.4 if is_late else 1.0) * rng.lognormal(0, 0.03), linger_ms=20.0 if is_late else 0.0)
+    done = loadgen("history", "--metric", "e2e_p50_ns", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (changed,) = [line for line in done.stdout.splitlines() if "changed with" in line]
+    assert "(revision rev05)" in changed
+    assert "kafka.linger_ms: 0.0 → 20.0" in changed
+    (point,) = json.loads(loadgen("history", "--metric", "e2e_p50_ns", "--json", folder=tmp_path).stdout)
+    assert 1.3 < point["changes"][0]["ratio"] < 1.5
+    few = loadgen("history", "results/*", "--metric", "luck", folder=tmp_path)
+    assert few.returncode == 64
+    assert len(few.stderr.strip().splitlines()) == 1
+
+
+def test_runs_of_the_first_schema_still_load() -> None:
+    """The run that comes with the project is of schema version 1; a newer version than this one's is refused."""
+    run = load(Path(__file__).parents[1] / "results" / "example")
+    assert run.header["schema_version"] == 1
+    assert run.trials["e2e_p50_ns"].notna().any()
