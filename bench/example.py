@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadgen.brokers.state import cache_dir
 from loadgen.runs import load, load_runs
+from loadgen.store import portable
 
 EXAMPLE, HISTORY = Path("results/example"), Path("results/example-history")
 KEPT = ("run.json", "histograms.hlog", "series.parquet")
@@ -31,15 +31,14 @@ def measure(root: Path, *words: str) -> None:
     subprocess.run([sys.executable, "-m", "loadgen.cli", "run", *words, "--results", str(root)], check=True)
 
 
-def ship(run: Path, target: Path, places: dict[str, str]) -> None:
-    """Copy a run's own files, with `places` (folder: what it is) replaced in run.json."""
+def ship(run: Path, target: Path, results: str) -> None:
+    """Copy a run's own files, without the folders of this machine; `results` is where it was measured."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in KEPT:
         shutil.copyfile(run / name, target / name)
     text = (target / "run.json").read_text(encoding="utf-8")
-    for folder, what in sorted(places.items(), key=lambda each: -len(each[0])):
-        text = text.replace(folder, what)
+    text = portable(text.replace(results, "<results>"))
     (target / "run.json").write_text(text, encoding="utf-8")
     size_bytes = sum(each.stat().st_size for each in target.iterdir())
     print(f"{target}: {load(target)!r}, {size_bytes / 1e3:.0f} kB")
@@ -52,16 +51,16 @@ def main() -> None:
     parts = parser.parse_args().parts
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        places = {str(Path.cwd()): "<checkout>", str(cache_dir()): "<installed>", os.path.realpath(root): "<results>"}
+        results = os.path.realpath(root)
         if "example" in parts:
             measure(root / "example", "notebooks/example.py", "--repeats", "2")
-            ship(root / "example" / "latest", EXAMPLE, places)
+            ship(root / "example" / "latest", EXAMPLE, results)
         if "history" in parts:
             for words in CHANGED:
                 measure(root / "history", *LATENCY, *words)
             shutil.rmtree(HISTORY, ignore_errors=True)
             for number, run in enumerate(load_runs(root / "history" / "*"), 1):
-                ship(run.path, HISTORY / str(number), places)
+                ship(run.path, HISTORY / str(number), results)
 
 
 if __name__ == "__main__":

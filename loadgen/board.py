@@ -39,8 +39,9 @@ class Cell(IntEnum):
     AHEAD_NS = 17  # in row 0: how far the clock that stamps are told by is ahead of this host's now
     CRASH_PRODUCERS = 18  # in row 0: twice the number of crashes that were ordered of them …
     CRASH_CONSUMERS = 19  # … and one more where the last is to come before the work
-    CRASHES = 20  # how many crashes an agent has carried out
-    FIRST_SHARE = 21  # … of which (`SHARES`) the last are in this cell and those after it, in turn
+    CRASHED_PRODUCERS = 20  # how many crashes an agent has carried out, by its role
+    CRASHED_CONSUMERS = 21
+    FIRST_SHARE = 22  # … of which (`SHARES`) the last are in this cell and those after it, in turn
 
 
 ROW_CELLS = 32  # four cache lines a row: writers do not slow each other down

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from loadgen.errors import EXIT_HOST, EXIT_INVALID, EXIT_OK, ScenarioError
+from loadgen.errors import EXIT_HOST, EXIT_OK, ScenarioError
 
 if TYPE_CHECKING:
     import argparse
@@ -42,8 +42,9 @@ def check_run(arguments: argparse.Namespace, _: Console) -> int:
     from loadgen.runs import load
 
     limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
-    baseline = find(arguments.baseline, arguments.baselines, arguments.results) if arguments.baseline else None
-    found = check(run, baseline, limits, is_invalid=exit_status(run) == EXIT_INVALID, allowed=arguments.allow)
+    places = arguments.baselines, arguments.results
+    baseline = find(arguments.baseline, *places, but=run) if arguments.baseline else None
+    found = check(run, baseline, limits, is_invalid=exit_status(run) != EXIT_OK, allowed=arguments.allow)
     print(json.dumps(found.described(), indent=1) if arguments.json else "\n".join(found.lines))
     write(found, {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")})
     return found.exit_status
@@ -51,11 +52,15 @@ def check_run(arguments: argparse.Namespace, _: Console) -> int:
 
 def baseline(arguments: argparse.Namespace, console: Console) -> int:
     """Keep a run by a name, or list those that are kept."""
+    from loadgen.engine import exit_status
     from loadgen.gate.baselines import in_words, save, saved
+    from loadgen.gate.checking import INVALID, RefusedError
     from loadgen.runs import load
 
     if arguments.action == "save":
         run = load(arguments.run, arguments.results)
+        if exit_status(run) != EXIT_OK:
+            raise RefusedError(f"{run.id}: {INVALID}: not kept; measure it again")
         console.message(f"kept as {save(run, arguments.name, arguments.baselines, replaces=arguments.replace)}")
         return EXIT_OK
     rows = saved(arguments.baselines)
@@ -96,7 +101,8 @@ def history(arguments: argparse.Namespace, _: Console) -> int:
     from loadgen.runs import load_runs
 
     found = histories(load_runs(arguments.pattern), arguments.metric)
-    told = [(each, change_points(each)) for each in found]
+    tested = sum(len(each.moments) >= RUNS_LEAST for each in found)
+    told = [(each, change_points(each, max(1, tested))) for each in found]
     if arguments.json:
         print(json.dumps(rows(told), indent=1))
     else:

@@ -218,7 +218,7 @@ class ConsumerAgent(Agent):
         self.keep_books()
         self._show_counts()
         consumer.crash()
-        self.row[Cell.CRASHES] += 1
+        self.row[Cell.CRASHED_CONSUMERS] += 1
         self._again_below = dict(self._passed)
         self.consumer = self.client = self.connect(self.spec.target)
         return self.consumer

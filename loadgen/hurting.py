@@ -55,8 +55,8 @@ class Hurting:
         self._board: Board | None = None
         self.gaps = Gaps()
         self._done: list[Done] = []
-        self._ordered: tuple[Done, int] | None = None
-        """The last crash that was ordered, and how many there had been."""
+        self._ordered: dict[Cell, tuple[Done, int]] = {}
+        """The last crash that each role was told of, and how many there had been."""
 
     def reached(self) -> Target:
         """The target as the trial's clients reach it: where the network is hurt, by a proxy that is started now."""
@@ -92,23 +92,24 @@ class Hurting:
         """Tell all clients of a role."""
         assert self._board is not None, "sampled from the start on"
         assert self._injector is not None, "it is what crashes them"
-        self._see_crash()
-        self._ordered = self._injector.done[-1], self._board.total(Cell.CRASHES)
-        cell = Cell.CRASH_PRODUCERS if fault.role == "producers" else Cell.CRASH_CONSUMERS
-        number = self._board.ordered(cell) // 2 + 1
-        self._board.order(cell, 2 * number + (fault.when == "before"))
+        is_producers = fault.role == "producers"
+        ordered = Cell.CRASH_PRODUCERS if is_producers else Cell.CRASH_CONSUMERS
+        carried = Cell.CRASHED_PRODUCERS if is_producers else Cell.CRASHED_CONSUMERS
+        self._see_crash(carried)
+        self._ordered[carried] = self._injector.done[-1], self._board.total(carried)
+        number = self._board.ordered(ordered) // 2 + 1
+        self._board.order(ordered, 2 * number + (fault.when == "before"))
 
-    def _see_crash(self) -> None:
-        """Whether anybody has crashed since it was last ordered: who receives nothing has nothing to crash with."""
-        if self._ordered is not None and self._board is not None:
-            done, before = self._ordered
-            if self._board.total(Cell.CRASHES) == before:
-                done.error = done.error or "nobody crashed: none had messages before the next order, or the end"
-        self._ordered = None
+    def _see_crash(self, carried: Cell) -> None:
+        """Whether anybody of a role has crashed since it was last told to: who receives nothing has no work amid it."""
+        done, before = self._ordered.pop(carried, (None, 0))
+        if done is not None and self._board is not None and self._board.total(carried) == before:
+            done.error = done.error or "nobody crashed: none had messages before the next order, or the end"
 
     def stop(self) -> None:
         """Mend what is broken, and put what was done on the timeline."""
-        self._see_crash()
+        for carried in (Cell.CRASHED_PRODUCERS, Cell.CRASHED_CONSUMERS):
+            self._see_crash(carried)
         try:
             if self._injector is not None:
                 self._done, self._injector = self._injector.stop(), None

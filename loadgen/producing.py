@@ -182,7 +182,7 @@ class ProducerAgent(Agent):
         self._crashes = self.board.ordered(Cell.CRASH_PRODUCERS)
         self._note_resent(producer)
         producer.crash()
-        self.row[Cell.CRASHES] += 1
+        self.row[Cell.CRASHED_PRODUCERS] += 1
         self.client = self.connect()
         return self.client
 

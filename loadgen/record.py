@@ -78,6 +78,27 @@ def enters(record: Mapping[str, Any]) -> bool:
     return record["status"] == "complete" and record["verdict"]["status"] in {"valid", "unknown"}
 
 
+def waiting(record: Mapping[str, Any]) -> int:
+    """How many messages were with the broker yet when the drain was given up: they did not come, and are not lost.
+
+    RabbitMQ's queue holds only such; of Kafka a fresh consumer's reading tells, as what was read stays.
+    """
+    counts = record.get("broker_counts") or {}
+    if record.get("broker") != "kafka":
+        return int(counts.get("depth_at_end") or 0)
+    read, lost = counts.get("read_again"), record.get("lost")
+    return 0 if read is None or lost is None else max(0, int(read) - (int(record["sent"]) - int(lost)))
+
+
+def surely_lost(record: Mapping[str, Any]) -> int | None:
+    """How many confirmed messages are lost, whatever of those that did not come waits yet; None where nobody knows."""
+    lost = record.get("confirmed_lost")
+    if lost is None:
+        return None
+    sure = max(0, int(lost) - waiting(record))
+    return sure if sure or not lost else None
+
+
 def is_required(record: Mapping[str, Any]) -> bool:
     """Whether a run needs a usable trial of its point: an answer of its scenario, and below the point's capacity.
 

@@ -286,8 +286,11 @@ class RunWriter:
             fresh.replace(link)
 
 
-def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
-    """Load a run by its folder, by its id under `root`, or `latest`; ScenarioError where there is none."""
+def load(path: str | Path = "latest", root: Path = Path("results"), *, is_mended: bool = True) -> Run:
+    """Load a run by its folder, by its id under `root`, or `latest`; ScenarioError where there is none.
+
+    Of a run whose writer was killed what it left is put in order, unless `is_mended` is false.
+    """
     folder = _locate(Path(path), root)
     try:
         document = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -302,7 +305,7 @@ def load(path: str | Path = "latest", root: Path = Path("results")) -> Run:
     trials = [completed(record) for record in document.pop("trials")]
     document = {"searches": [], "ceilings": [], "findings": [], **document}
     run = Run(folder, document, trials, document["status"], document["reason"], _index(folder / HLOG_FILE))
-    if run.status == "running" and not _is_alive(document["writer"]):
+    if is_mended and run.status == "running" and not _is_alive(document["writer"]):
         _recover(run)
     return run
 

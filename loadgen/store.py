@@ -6,21 +6,25 @@ folders. What is tagged, and what still runs, is never removed.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loadgen.brokers.state import cache_dir
 from loadgen.errors import ScenarioError
 from loadgen.files import as_host_error, write_atomically
 from loadgen.runs import RUN_FILE, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from loadgen.run import Run
 
 TAGS_FILE = "tags"
+_OWN = re.compile(r"\d{8}T\d{6}Z-")
+"""How a run's folder begins that nobody has given another name."""
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -30,7 +34,7 @@ def stored(root: Path) -> list[Run]:
     for path in sorted(root.glob(f"*/{RUN_FILE}")):
         if not path.parent.is_symlink():
             try:
-                found.append(load(path.parent))
+                found.append(load(path.parent, is_mended=False))
             except ScenarioError:
                 continue
     return sorted(found, key=lambda run: (str(run.header.get("created_utc")), run.id))
@@ -77,9 +81,22 @@ def in_words(row: dict[str, Any]) -> str:
 
 
 def superfluous(runs: Sequence[Run], keep: int) -> list[Run]:
-    """All but the newest `keep` runs, those that are tagged, and those that still run."""
-    old = list(runs)[: max(0, len(runs) - keep)]
+    """All but the newest `keep` runs, those that are tagged, that still run, and whose folder somebody named.
+
+    A run that was killed says that it runs until it is loaded once (`loadgen report RUN`).
+    """
+    own = [run for run in runs if _OWN.match(run.path.name)]
+    old = own[: max(0, len(own) - keep)]
     return [run for run in old if run.status != "running" and not tags(run)]
+
+
+def portable(text: str) -> str:
+    """A run's document without the folders of this machine: `<checkout>`, `<installed>`, `<home>`."""
+    places = {str(Path.cwd()): "<checkout>", str(cache_dir().resolve()): "<installed>", str(Path.home()): "<home>"}
+    for folder, what in sorted(places.items(), key=lambda each: -len(each[0])):
+        if len(folder) > 1:
+            text = text.replace(json.dumps(folder)[1:-1], what)
+    return text
 
 
 def remove(runs: Sequence[Run]) -> None:

@@ -62,7 +62,7 @@ def test_the_same_points_are_compared_against_the_first_run(tmp_path: Path) -> N
             {}, "broker versions differ: kafka 4.3.1 / 4.2",
         ),
         ({"plan": {"warmup_s": 9.0, "duration_s": 4.0}}, {}, "lengths of trials differ"),
-        ({}, {"versions": {"loadgen": "9.9"}}, "tool and clients differ: loadgen"),
+        ({}, {"versions": {"loadgen": "9.9"}}, "loadgen differ: loadgen"),
         ({}, {"settings": {"linger_ms": 5.0}}, "settings differ: linger_ms 0.0, 5.0"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -84,6 +85,14 @@ def test_a_breach_is_shown_and_not_suspected(now: list[float], outcome: Outcome)
     assert found.said.startswith("e2e_p99_ms ")
     if outcome == "cannot tell":
         assert "repeats" in found.said or "2 at the least" in found.said
+
+
+def test_what_is_neglected_is_no_breach_however_surely_it_is_shown() -> None:
+    """Runs of different days differ by more than their repeats do: the limits' author says what is too little."""
+    now, before = [10.4, 10.41, 10.42], [10.0, 10.01, 10.02]
+    assert only(P99, now, before).outcome == "missed"
+    assert only(replace(P99, neglect_ratio=1.05), now, before).outcome == "kept"
+    assert only(replace(P99, neglect_ratio=1.05), [11.5, 11.51, 11.52], before).outcome == "missed"
 
 
 def test_a_rate_is_worse_where_it_is_lower() -> None:
@@ -208,6 +217,7 @@ def test_a_file_of_limits_says_what_it_means(tmp_path: Path) -> None:
         ('[[limit]]\nmetric = "e2e_p99_ms"\nmax = 3\n', "max: expected one of"),
         ('[[relative]]\nmetric = "lost"\n', "a count has no ratio"),
         ('[[relative]]\nmetric = "e2e_p99_ms"\neffect = 10\n', "effect: 10: expected a percentage"),
+        ('neglect = "10%"\n[[relative]]\nmetric = "e2e_p99_ms"\n', "expected more than what is neglected"),
         ("[[limit\n", "is no TOML"),
     ],
 )
@@ -262,9 +272,10 @@ def test_what_cannot_be_compared_is_refused_unless_told(tmp_path: Path) -> None:
     for given, trials, what in (
         ({"environment": other}, both, "machine"),
         ({"brokers": brokers}, both, "versions"),
+        ({}, [{**each, "versions": {"client": "pika 9.9", "loadgen": "x"}} for each in both], "versions"),
         ({}, both[:3], "scenario"),
     ):
-        now = written(tmp_path / what, *trials, **given)
+        now = written(tmp_path / what / str(len(given)), *trials, **given)
         with pytest.raises(ScenarioError, match=f"--allow {what}"):
             baselines.refuse_incomparable(now, before)
         assert baselines.refuse_incomparable(now, before, (what,))
@@ -273,6 +284,26 @@ def test_what_cannot_be_compared_is_refused_unless_told(tmp_path: Path) -> None:
     assert any("settings differ: linger_ms 0.0, 20.0" in each for each in said)
     with pytest.raises(ScenarioError, match="held against itself"):
         baselines.refuse_incomparable(before, before)
+    kept = load(baselines.save(before, "copy", tmp_path / "b"))
+    with pytest.raises(ScenarioError, match="held against itself"):
+        baselines.refuse_incomparable(before, kept)
+
+
+def test_a_rate_of_nothing_is_a_value_and_no_traceback(tmp_path: Path) -> None:
+    """Zero keeps no lower limit, and has no ratio."""
+    trials = [completed(synthetic.trial("kafka", repeat=n, goodput_msgs_per_s=rate)) for n, rate in
+              ((1, 0.0), (2, 1_200.0), (3, 1_210.0))]  # fmt: skip
+    least = Limit("limit", metric("goodput_msgs_per_s"), at_least=1_000)
+    assert judge([least], bare(*trials))[0].outcome == "cannot tell"
+    nothing = [{**each, "goodput_msgs_per_s": 0.0} for each in trials]
+    (found,) = judge([RATE], bare(*nothing), bare(*trials))
+    assert found.outcome == "cannot tell"
+    assert "no usable repeat in this run" in found.said
+    unread = {**trials[1], "consumers": 0, "goodput_msgs_per_s": 0.0, "achieved_msgs_per_s": 700.0}
+    assert metric("goodput_msgs_per_s").of(unread) == 700.0
+    nobody = check(written(tmp_path / "a", *records([1.0])), written(tmp_path / "b"),
+                   None, is_invalid=False, allowed=("scenario",))  # fmt: skip
+    assert nobody.exit_status == 3, "nothing was compared"
 
 
 def test_an_invalid_run_is_not_checked(tmp_path: Path) -> None:
@@ -343,7 +374,14 @@ def test_the_command_line_checks_as_ci_does(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.glob("bench-*.json")} == {
         "bench-smaller-is-better.json", "bench-bigger-is-better.json",
     }  # fmt: skip
-    told = json.loads(loadgen("check", "latest", "--baseline", "main", "--json", folder=tmp_path).stdout)
+    writer = RunWriter(results, "gate", {**synthetic.HEADER, "scenarios": [{"name": "latency"}]})
+    writer.add_trial(records([10.0])[0])
+    writer.finish("partial", "interrupted")
+    for words in (("check", "latest", "--baseline", "main"), ("baseline", "save", "half")):
+        done = loadgen(*words, folder=tmp_path)
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+        assert "was cut short" in done.stderr
+    told = json.loads(loadgen("check", now.id, "--baseline", "main", "--json", folder=tmp_path).stdout)
     assert told["exit_status"] == 3
     for words, said in ((("check", "latest"), "nothing to hold"), (("check", "latest", "--baseline", "x"), "no such"),
                         (("check", "latest", "--baseline", "main", "--allow", "luck"), "luck: expected")):  # fmt: skip

@@ -120,11 +120,15 @@ def test_a_run_that_is_not_the_matrix_proves_nothing() -> None:
 
 def test_what_waits_in_the_queue_is_not_lost() -> None:
     """Where a drain was given up with messages in the queue, nobody knows whether the promise was held."""
-    waiting = record(confirmed_lost=40, broker_counts={"stored": None, "depth_at_end": 40, "read_again": None})
+    counts = {"stored": None, "depth_at_end": 40, "read_again": None}
+    waiting = record(broker="rabbitmq", confirmed_lost=40, broker_counts=counts)
     assert judged(waiting) == (KEPT, "not known")
     (told,) = hurt.sentences(run := bare_run({**waiting, "driver": "amqp", "proxy": None}), costs(run))
-    assert "40 of them did not come before the drain was given up, with 40 messages in the queue yet" in told
+    assert "40 of them did not come before the drain was given up, with 40 messages at the broker yet" in told
     assert "LOST" not in told
+    assert judged({**waiting, "broker": "rabbitmq", "confirmed_lost": 41}) == (KEPT, "broken"), "one more than waits"
+    kafka = record(confirmed_lost=40, lost=40, broker_counts={"stored": 1_000, "depth_at_end": 0, "read_again": 1_000})
+    assert judged(kafka) == (KEPT, "not known"), "a fresh consumer finds them"
 
 
 def test_the_longest_gap_is_the_longest_of_both_kinds() -> None:

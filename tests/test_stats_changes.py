@@ -27,6 +27,13 @@ def test_a_series_without_a_change_shows_one_in_twenty_cases() -> None:
     assert shown <= 20, "10 of 200 are due; over 20 would come once in a thousand times"
 
 
+@pytest.mark.parametrize("runs", [6, 7])
+def test_too_few_values_have_no_change_however_far_apart(runs: int) -> None:
+    """Of six, any division is as extreme in 2 of 20 orders; ties by rounding count as ties."""
+    values = [0.1 * place for place in range(3)] + [5 + 0.1 * place for place in range(runs - 3)]
+    assert all(changes(values, seed=seed) == [] for seed in range(5))
+
+
 def test_an_outlier_is_no_change() -> None:
     """One bad run, however bad."""
     rng = np.random.default_rng(3)

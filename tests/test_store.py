@@ -66,6 +66,25 @@ def test_runs_are_listed_tagged_and_pruned(tmp_path: Path) -> None:
             store.tag(there, name, is_on=False)
 
 
+def test_folders_that_somebody_named_and_killed_runs_stay(tmp_path: Path) -> None:
+    """The example that comes with the project is never one too many; listing changes nothing on disk."""
+    run = written(tmp_path, 1)
+    shutil.copytree(run.path, tmp_path / "example")
+    assert [each.path.name for each in store.superfluous(store.stored(tmp_path), 0)] == [run.id]
+    killed = tmp_path / run.id / RUN_FILE
+    document = json.loads(killed.read_text())
+    killed.write_text(json.dumps({**document, "status": "running", "writer": {**document["writer"], "pid": 2**22}}))
+    assert {each.status for each in store.stored(tmp_path)} == {"complete", "running"}
+    assert store.superfluous(store.stored(tmp_path), 0) == []
+
+
+def test_what_is_shipped_names_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline goes into git: checkout and home are told by what they are."""
+    monkeypatch.chdir(tmp_path)
+    text = json.dumps({"log.dirs": f"{tmp_path}/.brokers/kafka", "other": "/usr/share"})
+    assert json.loads(store.portable(text)) == {"log.dirs": "<checkout>/.brokers/kafka", "other": "/usr/share"}
+
+
 def test_a_run_that_still_runs_is_never_removed(tmp_path: Path) -> None:
     """Its writer would find its folder gone."""
     writer = RunWriter(tmp_path, "now", {**synthetic.HEADER, "created": time.time()})

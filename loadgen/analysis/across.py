@@ -162,7 +162,7 @@ def differences(runs: Sequence[Run]) -> dict[str, str]:
     """What is not the same in all runs beside their points, each in words: `{"machine": "kernel 6.1 / 6.8"}`."""
     found = {}
     for what, of in (
-        ("machine", _machine), ("broker versions", _versions), ("tool and clients", _tools),
+        ("machine", _machine), ("broker versions", _versions), ("clients", _clients), ("loadgen", _tools),
         ("brokers’ settings", _set), ("lengths of trials", _lengths),
     ):  # fmt: skip
         told = [of(run) for run in runs]
@@ -196,11 +196,20 @@ def _set(run: Run) -> dict[str, Any]:
     return {name: sorted(broker.get("deviations") or ()) for name, broker in run.header["brokers"].items()}
 
 
+def _clients(run: Run) -> dict[str, Any]:
+    """The client libraries; a wire driver's client is loadgen itself."""
+    return _seen(run, lambda name, value: name == "client" and not value.startswith("loadgen "))
+
+
 def _tools(run: Run) -> dict[str, Any]:
+    return _seen(run, lambda name, _: name in {"loadgen", "python"})
+
+
+def _seen(run: Run, fits: Callable[[str, str], bool]) -> dict[str, Any]:
     seen: dict[str, dict[str, None]] = {}
     for record in run.records:
         for name, value in (record["versions"] or {}).items():
-            if value is not None and name != "broker":
+            if value is not None and fits(name, str(value)):
                 whose = f"{name} of {record['driver']}" if name == "client" else name
                 seen.setdefault(whose, {})[str(value)] = None
     return {name: " and ".join(values) for name, values in sorted(seen.items())}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.analysis.capacity import capacities, response_ns
 from loadgen.demand import DEMAND, LOSS, Demand
-from loadgen.record import enters
+from loadgen.record import enters, surely_lost
 from loadgen.search import seen_in
 from loadgen.stats.confidence import Estimate, Ratio, estimate, log_ratios, paired_ratio
 from loadgen.stats.power import repeats_needed, spread_bound
@@ -230,7 +230,7 @@ def answered(candidate: Candidate) -> Candidate:
 
 def has_lost(candidate: Candidate) -> str | None:
     """Confirmed messages that were gone after the leader's death, which no p99 makes good."""
-    lost = candidate.loss["confirmed_lost"] if candidate.loss is not None else None
+    lost = surely_lost(candidate.loss) if candidate.loss is not None else None
     return f"{lost:,} confirmed messages were lost when its leader was killed" if lost else None
 
 
@@ -293,7 +293,7 @@ def doubt_loss(candidate: Candidate) -> str | None:
     failed = next((each["error"] for each in loss["faults"] or () if each.get("error")), None)
     if failed:
         return f"its leader was not killed: {failed}"
-    if loss["status"] != "complete" or loss["confirmed_lost"] is None:
+    if loss["status"] != "complete" or surely_lost(loss) is None:
         return f"what the death of its leader cost is not known: {loss['error'] or 'its trial did not come to its end'}"
     return None
 

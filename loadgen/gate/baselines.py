@@ -7,17 +7,17 @@ git. Histograms and series stay with the run.
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import is_measured
 from loadgen.analysis.across import changed_settings, differences
 from loadgen.errors import ScenarioError
-from loadgen.files import as_host_error
+from loadgen.files import as_host_error, write_atomically
 from loadgen.gate.judging import points
 from loadgen.record import enters, point_label
 from loadgen.runs import RUN_FILE, load, load_runs
+from loadgen.store import portable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,7 +29,7 @@ DIFFERENCES = ("machine", "versions", "scenario")
 _WHICH = {
     "machine": "machine",
     "broker versions": "versions",
-    "tool and clients": "versions",
+    "clients": "versions",
     "lengths of trials": "scenario",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -45,9 +45,9 @@ def save(run: Run, name: str, root: Path, *, replaces: bool = False) -> Path:
     if not any(is_measured(record) and enters(record) for record in run.records):
         raise ScenarioError(f"{run.id}: has no trial to be used; expected a run that others can be held against")
     with as_host_error(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        shutil.copyfile(run.path / RUN_FILE, folder / RUN_FILE)
+        text = portable((run.path / RUN_FILE).read_text(encoding="utf-8"))
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RUN_FILE, text.encode())
     return folder
 
 
@@ -60,7 +60,7 @@ def saved(root: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": folder.name,
-                "run": run.id if run.header.get("id") is None else run.header["id"],
+                "run": _id(run),
                 "created_utc": run.header.get("created_utc"),
                 "scenarios": [scenario["name"] for scenario in run.header["scenarios"]],
                 "points": len(points),
@@ -70,6 +70,16 @@ def saved(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _id(run: Run) -> str:
+    """Which run it is, under whatever name it is kept."""
+    return str(run.header.get("id") or run.id)
+
+
+def _is_same(one: Run, other: Run) -> bool:
+    """Whether they are one run: two of one second may have one id, in folders of their own."""
+    return _id(one) == _id(other) and one.header.get("created_utc") == other.header.get("created_utc")
+
+
 def in_words(row: dict[str, Any]) -> str:
     """A line of `saved` for people."""
     when = str(row["created_utc"] or "")[:16].replace("T", " ")
@@ -77,13 +87,17 @@ def in_words(row: dict[str, Any]) -> str:
     return f"{row['name']:20} {when:16}  {what}, revision {row['revision'] or 'unknown'}"
 
 
-def find(text: str, root: Path, results: Path) -> Run:
-    """A baseline by its name, a run by its folder or id, or the newest complete run of a folder of runs."""
+def find(text: str, root: Path, results: Path, but: Run | None = None) -> Run:
+    """A baseline by its name, a run by its folder or id, or the newest complete run of a folder of runs.
+
+    `but` is the run that it is for, which is not held against itself.
+    """
     if (root / text / RUN_FILE).is_file():
         return load(root / text)
     folder = Path(text)
     if folder.is_dir() and not (folder / RUN_FILE).is_file():
-        complete = [run for run in load_runs(folder / "*") if run.status == "complete"]
+        runs = load_runs(folder / "*")
+        complete = [run for run in runs if run.status == "complete" and not (but and _is_same(run, but))]
         if not complete:
             raise ScenarioError(f"{folder}: no complete run there; expected one to be held against")
         return complete[-1]
@@ -101,7 +115,7 @@ def refuse_incomparable(run: Run, baseline: Run, allowed: Collection[str] = ()) 
 
     Settings of the brokers may differ: whether they make a run worse is what is asked.
     """
-    if baseline.path == run.path:
+    if _is_same(baseline, run):
         raise ScenarioError(f"{run.id}: is held against itself; expected another run as the baseline")
     said = []
     for what, text in differences([baseline, run]).items():

@@ -9,7 +9,7 @@ from loadgen.errors import EXIT_CANNOT_TELL, EXIT_INVALID, EXIT_OK, EXIT_THRESHO
 from loadgen.files import as_host_error
 from loadgen.gate import formats
 from loadgen.gate.baselines import refuse_incomparable
-from loadgen.gate.judging import count, judge
+from loadgen.gate.judging import Finding, count, judge
 from loadgen.gate.limits import usual_limits
 from loadgen.record import plain
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from loadgen.gate.judging import Finding
     from loadgen.gate.limits import Limit
     from loadgen.run import Run
+
+
+INVALID = "was cut short, or a point of it has no valid trial"
 
 
 class RefusedError(LoadgenError):
@@ -97,14 +99,15 @@ def check(
     if limits is not None and baseline is None and (lacking := [each for each in limits if each.kind != "limit"]):
         raise ScenarioError(f"check: {lacking[0].text}: needs --baseline RUN")
     if is_invalid and "invalid" not in allowed:
-        raise RefusedError(
-            f"{run.id}: was cut short, or a point of it has no valid trial: not checked; to do so: --allow invalid"
-        )
+        raise RefusedError(f"{run.id}: {INVALID}: not checked; to do so: --allow invalid")
     notes = [] if baseline is None else refuse_incomparable(run, baseline, allowed)
     asked = usual_limits(has_baseline=baseline is not None) if limits is None else limits
     findings = judge(asked, run, baseline)
     if limits is None:  # which of the usual ones speak of anything is not for the user to know
         findings = [each for each in findings if each.value is not None or each.point != "every point"]
+        if baseline is not None and not any(each.limit.kind == "relative" for each in findings):
+            nothing = "no rate or response time can be held against the baseline's (a curve's are at its own rates)"
+            findings.append(Finding("every point", asked[-1], "cannot tell", nothing))
     return Checked(run, baseline, tuple(findings), tuple(notes))
 
 
@@ -124,5 +127,7 @@ def write(checked: Checked, files: dict[str, Path | None]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     if (path := files.get("summary")) is not None:
-        with as_host_error(path), path.open("a", encoding="utf-8") as file:  # a job's summary is of several steps
-            file.write(formats.summary(found, run, checked.notes, checked.baseline))
+        with as_host_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:  # a job's summary is of several steps
+                file.write(formats.summary(found, run, checked.notes, checked.baseline))

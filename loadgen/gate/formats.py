@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loadgen.gate.judging import Finding
+    from loadgen.gate.metrics import Metric
     from loadgen.run import Run
 
 MARKS = {"kept": "✓", "missed": "✗", "cannot tell": "?"}
@@ -64,34 +65,39 @@ def summary(found: Sequence[Finding], run: Run, notes: Sequence[str] = (), basel
 def bencher(found: Sequence[Finding], run: Run) -> str:
     """Bencher's Metric Format: each point's metrics with the interval over repeats."""
     document: dict[str, dict[str, dict[str, float]]] = {}
-    for point, name, values in _measured(found, run):
-        over = estimate(values)
-        value = {"value": over.median if over.median is not None else values[0]}
-        if over.low is not None and over.high is not None:
-            value |= {"lower_value": over.low, "upper_value": over.high}
-        document.setdefault(point, {})[name[:SLUG_MAX].replace("_", "-")] = value
+    for point, metric, values in _measured(found, run):
+        value, ends = _told(metric, values)
+        entry = {"value": value} | (dict(zip(("lower_value", "upper_value"), ends, strict=True)) if ends else {})
+        document.setdefault(point, {})[metric.name[:SLUG_MAX].replace("_", "-")] = entry
     return json.dumps(document, indent=1) + "\n"
 
 
 def benchmark_action(found: Sequence[Finding], run: Run, worse: str) -> str:
     """github-action-benchmark's list of those metrics that get worse this way (`higher`, `lower`)."""
-    ways = {each.limit.metric.name: each.limit.metric for each in found}
     rows: list[dict[str, Any]] = []
-    for point, name, values in _measured(found, run):
-        if ways[name].worse != worse:
+    for point, metric, values in _measured(found, run):
+        if metric.worse != worse:
             continue
-        over = estimate(values)
-        row = {"name": f"{point} {name}", "unit": name.rpartition("_")[2], "value": over.median or values[0]}
-        if over.low is not None and over.high is not None:
-            row["range"] = f"{over.low:.4g} … {over.high:.4g}"
+        value, ends = _told(metric, values)
+        row = {"name": f"{point} {metric.name}", "unit": metric.unit, "value": value}
+        if ends:
+            row["range"] = f"{ends[0]:.4g} … {ends[1]:.4g}"
         row["extra"] = f"{len(values)} repeats of run {run.id}"
         rows.append(row)
     return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
 
 
-def _measured(found: Sequence[Finding], run: Run) -> list[tuple[str, str, list[float]]]:
+def _told(metric: Metric, values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """The median with its interval over repeats; of counts the largest, which are no sample."""
+    over = estimate(values)
+    if metric.is_count or over.median is None or over.dropped:
+        return max(values), None
+    return over.median, None if over.low is None or over.high is None else (over.low, over.high)
+
+
+def _measured(found: Sequence[Finding], run: Run) -> list[tuple[str, Metric, list[float]]]:
     """Each point and metric that a limit speaks of, once, with the repeats' values."""
     of = points(run)
     asked = dict.fromkeys((each.point, each.limit.metric) for each in found if each.point in of)
-    measured = [(point, metric.name, usable(metric, of[point])) for point, metric in asked]
+    measured = [(point, metric, usable(metric, of[point])) for point, metric in asked]
     return [each for each in measured if each[2]]

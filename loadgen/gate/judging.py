@@ -4,7 +4,8 @@
 t interval (`loadgen.stats.confidence.unpaired_ratio`: repeats of two runs are no pairs). A limit is missed where the
 interval excludes "as good or better", at 5 % for all relative limits of a check together (Bonferroni); it is kept where
 the interval excludes the effect that matters (`effect`, 10 % unless said otherwise). Between the two it cannot be told,
-and the repeats that would tell nine times in ten are named.
+and the repeats that would tell nine times in ten are named. Runs of different days differ by more than their repeats
+do: changes up to `neglect` (0 unless said otherwise) are then no breach, however surely they are shown.
 
 **Of the brokers' ratio** each repeat has its own (they take turns), and those of both runs are compared. It cannot say
 which of the two changed, but what slowed the machine down between the runs falls out of it.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import geometric_mean, stdev
+from statistics import geometric_mean, median, stdev
 from typing import TYPE_CHECKING, Literal
 
 from loadgen.analysis import is_measured
@@ -158,9 +159,10 @@ def _absolute(limit: Limit, point: str, records: Sequence[Record]) -> Finding:
     values = usable(limit.metric, records)
     if not values:
         return Finding(point, limit, "cannot tell", f"{limit.text}: no trial of it is to be used")
-    found = estimate(values)
-    middle = found.median if found.median is not None else 0.0
+    found, middle = estimate(values), float(median(values))
     low, high = (found.low, found.high) if found.low is not None and found.high is not None else (middle, middle)
+    if found.dropped:  # a rate of 0 has no logarithm, and is a value all the same
+        low, high = min(values), max(values)
     most, least = limit.at_most, limit.at_least
     text = limit.metric.text
     shown = f"{text(middle)} ({text(low)} … {text(high)}, {len(values)} repeats)" if low < high else text(middle)
@@ -205,7 +207,7 @@ def _count(limit: Limit, point: str, records: Sequence[Record]) -> Finding:
 
 
 def _is_testable(question: _Question) -> bool:
-    return min(len(question.now), len(question.before)) > 1
+    return all(sum(each > 0 for each in values) > 1 for values in (question.now, question.before))
 
 
 def _answer(question: _Question, family: int) -> Finding:
@@ -213,8 +215,9 @@ def _answer(question: _Question, family: int) -> Finding:
     limit, is_ratio = question.limit, question.limit.kind == "ratio"
     alpha = ALPHA / family * (1 if is_ratio else 2)
     change = unpaired_ratio(question.now, question.before, 1 - alpha)
+    now, then = ([each for each in values if each > 0] for values in (question.now, question.before))
     name = limit.metric.name if not is_ratio else f"Kafka/RabbitMQ {limit.metric.name}"
-    value, before = (geometric_mean(each) if each else None for each in (question.now, question.before))
+    value, before = (geometric_mean(each) if each else None for each in (now, then))
 
     def finding(outcome: Outcome, said: str, needed: int | None = None) -> Finding:
         return Finding(question.point, limit, outcome, f"{name} {said}", value, before, change, needed)
@@ -226,11 +229,11 @@ def _answer(question: _Question, family: int) -> Finding:
     span = f"{question.texts(before)} → {question.texts(value)}"
     if change.low is None or change.high is None:
         return finding("cannot tell", f"{told} ({span}): one repeat has no interval; needs 2 at the least")
-    told = f"{told} ({change.low - 1:+.1%} … {change.high - 1:+.1%} at {1 - ALPHA / family:.4g}, {span})"
+    told = f"{told} ({change.low - 1:+.1%} … {change.high - 1:+.1%} at {change.confidence:.4g}, {span})"
     most, least = _worse(limit, change)
-    if least > 1 or (is_ratio and most < 1):
+    if least > limit.neglect_ratio or (is_ratio and most < 1 / limit.neglect_ratio):
         return finding("missed", told)
-    if max(most, 1 / least if is_ratio else 0) < limit.effect_ratio:
+    if max(most, _inverse(least) if is_ratio else 0) < limit.effect_ratio:
         return finding("kept", told)
     needed = _needed(question, limit.effect_ratio, alpha)
     wants = f"{needed}" if needed is not None else "more than 1,000"
@@ -245,7 +248,11 @@ def _worse(limit: Limit, change: Ratio) -> tuple[float, float]:
     assert change.high is not None
     if limit.kind == "ratio" or limit.metric.worse == "higher":
         return change.high, change.low
-    return (1 / change.low if change.low else math.inf), 1 / change.high
+    return _inverse(change.low), _inverse(change.high)
+
+
+def _inverse(factor: float) -> float:
+    return 1 / factor if factor else math.inf
 
 
 def _needed(question: _Question, effect_ratio: float, alpha: float) -> int | None:
@@ -253,8 +260,8 @@ def _needed(question: _Question, effect_ratio: float, alpha: float) -> int | Non
 
     Two independent samples of n are taken as n pairs of the same spread, which asks for a little too many.
     """
-    spreads = [stdev([math.log(value) for value in values]) for values in (question.now, question.before)]
-    pairs = min(len(question.now), len(question.before))
+    logs = [[math.log(each) for each in values if each > 0] for values in (question.now, question.before)]
+    spreads, pairs = [stdev(each) for each in logs], min(map(len, logs))
     return repeats_needed(effect_ratio, spread_bound(math.hypot(*spreads), pairs - 1), POWER, min(0.5, alpha))
 
 

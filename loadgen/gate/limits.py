@@ -1,6 +1,7 @@
 """A file of limits, in TOML: absolute ones, ones against a baseline, and ones on the brokers' ratio.
 
 effect = "10%"                     # the change that matters, where a limit does not say another
+neglect = "0%"                     # and up to which one is no breach, however surely it is shown
 
 [[limit]]                          # of the run alone
 scenario = "latency"               # patterns; what is not named fits all
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
 Kind = Literal["limit", "relative", "ratio"]
 WHERE = ("scenario", "broker", "driver", "durability", "rate", "point")
 TOLD_KINDS = ("fixed", "poisson", "ramp")
+USUAL = {"effect": f"{EFFECT_RATIO - 1:.0%}", "neglect": "0%"}
 KEYS: dict[str, frozenset[str]] = {
     "limit": frozenset({*WHERE, "metric", "at_most", "at_least"}),
-    "relative": frozenset({*WHERE, "metric", "effect"}),
-    "ratio": frozenset({"scenario", "durability", "rate", "metric", "effect"}),
+    "relative": frozenset({*WHERE, "metric", "effect", "neglect"}),
+    "ratio": frozenset({"scenario", "durability", "rate", "metric", "effect", "neglect"}),
 }
 
 
@@ -55,6 +57,7 @@ class Limit:
     at_most: float | None = None
     at_least: float | None = None
     effect_ratio: float = EFFECT_RATIO
+    neglect_ratio: float = 1.0
 
     def fits(self, record: Record) -> bool:
         """Whether the rule speaks of this trial."""
@@ -84,9 +87,9 @@ def read_limits(path: Path | None) -> list[Limit] | None:
         raise ScenarioError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{path}: is no TOML: {error}") from None
-    if stray := next((name for name in document if name not in {*KEYS, "effect"}), None):
-        raise ScenarioError(f"{path}: {stray}: expected [[limit]], [[relative]], [[ratio]] or effect")
-    usual = _effect(f"{path}: effect", document.get("effect", f"{EFFECT_RATIO - 1:.0%}"))
+    if stray := next((name for name in document if name not in {*KEYS, *USUAL}), None):
+        raise ScenarioError(f"{path}: {stray}: expected [[limit]], [[relative]], [[ratio]], {' or '.join(USUAL)}")
+    usual = {name: document.get(name, given) for name, given in USUAL.items()}
     found = []
     for kind in KEYS:
         rules = document.get(kind, [])
@@ -99,7 +102,7 @@ def read_limits(path: Path | None) -> list[Limit] | None:
     return found
 
 
-def _limit(place: str, kind: Kind, rule: Mapping[str, Any], usual: float) -> Limit:
+def _limit(place: str, kind: Kind, rule: Mapping[str, Any], usual: Mapping[str, Any]) -> Limit:
     if stray := next((name for name in rule if name not in KEYS[kind]), None):
         raise ScenarioError(f"{place}: {stray}: expected one of {', '.join(sorted(KEYS[kind]))}")
     if "metric" not in rule:
@@ -114,8 +117,11 @@ def _limit(place: str, kind: Kind, rule: Mapping[str, Any], usual: float) -> Lim
     if kind != "limit" and what.is_count:
         raise ScenarioError(f"{place}: {what.name}: a count has no ratio; expected a [[limit]] with at_most")
     where = {name: str(rule[name]) for name in WHERE if name in rule}
-    effect = _effect(f"{place}: effect", rule["effect"]) if "effect" in rule else usual
-    return Limit(kind, what, where, bounds.get("at_most"), bounds.get("at_least"), effect)
+    asked = {name: rule.get(name, given) for name, given in usual.items()}
+    effect, neglect = (_percentage(f"{place}: {name}", value) for name, value in asked.items())
+    if effect <= neglect:
+        raise ScenarioError(f"{place}: effect: {asked['effect']}: expected more than what is neglected")
+    return Limit(kind, what, where, bounds.get("at_most"), bounds.get("at_least"), effect, neglect)
 
 
 def _number(place: str, value: Any) -> float:
@@ -124,15 +130,15 @@ def _number(place: str, value: Any) -> float:
     return float(value)
 
 
-def _effect(place: str, value: Any) -> float:
+def _percentage(place: str, value: Any) -> float:
     """`10%` as 1.1."""
     text = str(value)
     try:
-        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else 0.0
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else -1.0
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 10:
-        raise ScenarioError(f"{place}: {text}: expected a percentage over 0%, such as 10%")
+        share = -1.0
+    if not 0 <= share <= 10:
+        raise ScenarioError(f"{place}: {text}: expected a percentage, such as 10%")
     return 1 + share
 
 

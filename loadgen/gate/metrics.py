@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from loadgen.errors import ScenarioError
-from loadgen.record import LATENCY_KINDS, number_of
+from loadgen.record import LATENCY_KINDS, number_of, surely_lost
 
 if TYPE_CHECKING:
     from loadgen.record import Record
@@ -21,6 +21,10 @@ COUNTS = (
     "out_of_order", "corrupted", "foreign",
 )  # fmt: skip
 MEMORY = ("rss_producers_bytes", "rss_consumers_bytes", "rss_broker_bytes")
+UNITS = {
+    "_msgs_per_s": "msg/s", "_bytes_per_s": "B/s", "_us_per_msg": "µs", "_ms": "ms", "_us": "µs", "_s": "s",
+    "_bytes": "B",
+}  # fmt: skip
 CPU = {
     "client_cpu_us_per_msg": ("cpu_producers_s", "cpu_consumers_s"),
     "broker_cpu_us_per_msg": ("cpu_broker_s",),
@@ -37,6 +41,11 @@ class Metric:
 
     def of(self, record: Record) -> float | None:
         """A trial's value in the unit of the name; None where it has none."""
+        if self.name == "confirmed_lost":
+            sure = surely_lost(record)
+            return None if sure is None else float(sure)
+        if self.name == "goodput_msgs_per_s" and record["consumers"] == 0:
+            return number_of(record, "achieved_msgs_per_s")  # where nobody consumes, what was confirmed
         if self.name in CPU:
             spent_s = [number_of(record, column) for column in CPU[self.name]]
             messages = (record["achieved_msgs_per_s"] or 0) * (record["window_s"] or 0)
@@ -50,16 +59,14 @@ class Metric:
 
     def text(self, value: float) -> str:
         """A value with its unit, for people: `12.3 ms`."""
-        name = self.name
         if self.is_count:
             return f"{value:,.0f}"
-        for suffix, unit in (
-            ("_msgs_per_s", "msg/s"), ("_bytes_per_s", "B/s"), ("_us_per_msg", "µs"), ("_ms", "ms"), ("_us", "µs"),
-            ("_s", "s"), ("_bytes", "B"),
-        ):  # fmt: skip
-            if name.endswith(suffix):
-                return f"{value:,.0f} {unit}" if abs(value) >= 1_000 else f"{value:.3g} {unit}"
-        return f"{value:.4g}"
+        return f"{value:,.0f} {self.unit}" if abs(value) >= 1_000 else f"{value:.3g} {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """`ms`, `msg/s`; of counts `messages`."""
+        return next((unit for suffix, unit in UNITS.items() if self.name.endswith(suffix)), "messages")
 
 
 def names() -> list[str]:

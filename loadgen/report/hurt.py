@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loadgen.analysis.outages import BEFORE_S, GAP_WORDS
+from loadgen.record import surely_lost, waiting
 from loadgen.report import words
-from loadgen.report.promises import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,10 +84,13 @@ def _account(record: Record) -> str:
     if record["confirmed_lost"] is None:
         return "What was lost is not known: nobody consumed, or the trial was cut short."
     confirmed = "nothing is confirmed in this class" if record["acked"] is None else f"{record['acked']:,} confirmed"
-    kept = "none of them lost" if not record["confirmed_lost"] else f"{record['confirmed_lost']:,} of them LOST"
-    if record["confirmed_lost"] and (left := waiting(record)):
-        missing = f"{record['confirmed_lost']:,} of them did not come"
-        kept = f"{missing} before the drain was given up, with {left:,} messages in the queue yet"
+    sure = surely_lost(record)
+    kept = (
+        "none of them lost" if sure == 0 else f"{sure:,} of them LOST" if sure else "whether any is lost is not known"
+    )
+    if left := waiting(record):
+        missing = f"{record['confirmed_lost']:,} of them did not come before the drain was given up"
+        kept += f": {missing}, with {left:,} messages at the broker yet"
     lost = f"{confirmed}, {kept}" if record["acked"] is not None else confirmed
     doubled = record["duplicated"] or 0
     explained = (record["dup_resend"] or 0) + (record["dup_redelivery"] or 0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from loadgen.analysis.outages import GAP_WORDS, PERCENTS
 from loadgen.faults import NETWORK_KINDS
 from loadgen.probes.flushes import OWN
+from loadgen.record import surely_lost
 from loadgen.report import words
 from loadgen.report.points import broker_rank, class_rank
 
@@ -121,19 +122,12 @@ def judged(record: Record) -> tuple[str, State]:
     """What was promised, and whether it was kept."""
     is_exact = record["settings"].get("isolation_level") == "read_committed" and _is_transactional(record)
     promise = EXACTLY if is_exact else NOTHING if record["durability"] == "none" else KEPT
-    lost, twice = record["confirmed_lost"], record["duplicated"]
+    lost, twice = surely_lost(record), record["duplicated"]
     if record["status"] != "complete" or lost is None or twice is None:
         return promise, "not known"
     if promise == NOTHING:
         return promise, "nothing promised"
-    if lost and waiting(record):
-        return promise, "not known"
     return promise, "broken" if lost > 0 or (is_exact and twice > 0) else "held"
-
-
-def waiting(record: Record) -> int:
-    """How many messages stood in the queue yet when its drain was given up: they did not come, and are not lost."""
-    return int((record["broker_counts"] or {}).get("depth_at_end") or 0)
 
 
 def _is_transactional(record: Record) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SIDE_LEAST = 3
 """Fewer values on either side are an outlier's, not a level's."""
 PERMUTATIONS = 499
+TIES = 1e-9
+"""Permutations that differ by the rounding of their sums alone are as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def changes(values: ArrayLike, *, seed: int, alpha: float = 0.05) -> list[Change
         if len(part) < 2 * SIDE_LEAST:
             continue
         place, statistic = _largest(part)
-        by_chance = sum(_largest(rng.permutation(part))[1] >= statistic for _ in range(PERMUTATIONS))
+        least = statistic * (1 - TIES)
+        by_chance = sum(_largest(rng.permutation(part))[1] >= least for _ in range(PERMUTATIONS))
         p_value = (1 + by_chance) / (1 + PERMUTATIONS)
         if p_value <= alpha and statistic > 0:
             found.append(Change(begin + place, p_value))
