@@ -58,15 +58,27 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_report(run)["html"]
 
 
-@pytest.fixture
-def browser(page: Path, tmp_path: Path) -> Iterator[Browser]:
-    """The page, opened, with all that it has folded away."""
-    with Browser(tmp_path / "browser") as found:
+@pytest.fixture(scope="module")
+def window(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all that is asked of a page: to start one takes longer than to ask."""
+    del page
+    with Browser(tmp_path_factory.mktemp("browser")) as found:
         found.listen()
-        found.open(page.as_uri())
-        found.wait("document.readyState === 'complete' && !!document.querySelector('.tip')")
-        found.run(OPEN_ALL)
         yield found
+
+
+@pytest.fixture
+def browser(window: Browser, page: Path) -> Browser:
+    """The page, opened anew, with all that it has folded away."""
+    window.call("Emulation.clearDeviceMetricsOverride")
+    window.call("Emulation.setEmulatedMedia", media="", features=[])
+    window.open("about:blank")
+    window.wait("location.href === 'about:blank'")
+    window.events.clear()
+    window.open(page.as_uri())
+    window.wait("document.readyState === 'complete' && !!document.querySelector('.tip')")
+    window.run(OPEN_ALL)
+    return window
 
 
 def of(browser: Browser, *methods: str) -> list[dict[str, Any]]:
