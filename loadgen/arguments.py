@@ -128,7 +128,7 @@ def _add_gate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Absolute limits and ones against a baseline, from a TOML file (docs/gate.md); without one, that "
         "nothing is lost or corrupted, and rates and latencies are no worse than the baseline's.",
     )
-    command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
+    _add_which(command)
     command.add_argument("--baseline", metavar="NAME|RUN|DIR", help="saved by `loadgen baseline save`, a run, or the "
                          "newest complete one of a folder of runs")  # fmt: skip
     command.add_argument("--thresholds", type=Path, metavar="FILE", help="limits, in TOML")
@@ -147,7 +147,7 @@ def _add_gate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     actions = parent.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(parent))
     command = actions.add_parser("save", help="keep a run's figures in baselines/NAME")
     command.add_argument("name", metavar="NAME")
-    command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
+    _add_which(command)
     command.add_argument("--replace", action="store_true", help="in place of the one of that name")
     _add_baselines(command)
     _add_output(command)
@@ -164,7 +164,7 @@ def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for name, text in (("tag", "give a run a name, and keep it when others are pruned"), ("untag", "take it away")):
         command = actions.add_parser(name, help=text)
         command.add_argument("name", metavar="TAG")
-        command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
+        _add_which(command)
         _add_output(command)
     command = actions.add_parser("prune", help="remove all but the newest runs, and those that are tagged")
     command.add_argument("--keep", type=_positive, required=True, metavar="N", help="so many of the newest")
@@ -178,6 +178,10 @@ def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--metric", default="e2e_p99_ns", metavar="COLUMN", help="of Run.trials (default: e2e_p99_ns; docs/jupyter.md)"
     )
     command.add_argument("--json", action="store_true", help="for machines")
+
+
+def _add_which(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", nargs="?", default="latest", metavar="RUN", help="a folder or id (default: latest)")
 
 
 def _add_baselines(command: argparse.ArgumentParser) -> None:

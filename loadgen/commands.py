@@ -65,7 +65,7 @@ def baseline(arguments: argparse.Namespace, console: Console) -> int:
         return EXIT_OK
     rows = saved(arguments.baselines)
     print(json.dumps(rows, indent=1) if arguments.json else "\n".join(map(in_words, rows)) or "none is saved")
-    return 0
+    return EXIT_OK
 
 
 def runs(arguments: argparse.Namespace, console: Console) -> int:

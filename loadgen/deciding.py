@@ -22,7 +22,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from loadgen.demand import DEMAND, EDGE, LOSS
+from loadgen.demand import DEMAND, EDGE, LOSS, SHOWN_BY_KILL
 from loadgen.errors import ScenarioError
 from loadgen.faults import At, Kill
 from loadgen.load import apply_sets
@@ -48,8 +48,6 @@ LINGER_SHARE, LINGER_MOST_MS = 0.2, 5.0
 PRODUCERS_MOST = 8
 KILL_AT_S, KILLED_S = 5.0, 30.0
 """When the leader is killed, and the window: it comes back after 5 s, and Kafka takes as long to notice."""
-HURT = frozenset({"broker", "node", "node+power"})
-"""What a kill can show: kill -9 keeps the page cache, so that it shows nothing of a power cut."""
 OWN = {
     "rate": "--rate", "durability": "--survive", "size_bytes": "--size", "message.size_bytes": "--size",
     "subscribers": "--subscribers", "duration_s": "--duration",
@@ -96,7 +94,7 @@ def demand_scenarios(
             **shared,
         ),
     ]
-    if is_hurt and demand.survive in HURT:
+    if is_hurt and demand.survive in SHOWN_BY_KILL:
         scenarios.append(
             Scenario(
                 name=LOSS,

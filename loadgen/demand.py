@@ -19,6 +19,8 @@ CLASSES = {
     "node+power": Durability.REPLICATED_FLUSHED,
 }
 """The weakest durability class that keeps what is to be survived."""
+SHOWN_BY_KILL = frozenset({"broker", "node", "node+power"})
+"""What a kill can show: kill -9 keeps the page cache, so that it shows nothing of a power cut."""
 DEMAND, EDGE, LOSS = "decide-demand", "decide-edge", "decide-loss"
 """The names of its scenarios (`loadgen.deciding`)."""
 ENOUGH = 4.0

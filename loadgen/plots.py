@@ -285,15 +285,10 @@ def _ids(run: Run, where: dict[str, Any]) -> set[str] | None:
     return {record["id"] for record in run.select(struck=True, **where)} if where else None
 
 
-def _unit(measure: str) -> str:
-    """The unit of a column, by its name."""
-    return next((unit for unit in ("msgs_per_s", "bytes", "ns", "s") if measure.endswith(f"_{unit}")), "number")
-
-
 def _text_of(measure: str) -> Callable[[float], str]:
-    return lambda value: words.shown(value, _unit(measure))
+    return lambda value: words.shown(value, words.unit_of(measure))
 
 
 def _tick(measure: str, value: float) -> str:
-    unit = _unit(measure)
+    unit = words.unit_of(measure)
     return rate_tick(value) if unit in {"msgs_per_s", "number"} else words.shown(value, unit)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TAGS_FILE = "tags"
 _OWN = re.compile(r"\d{8}T\d{6}Z-")
 """How a run's folder begins that nobody has given another name."""
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def stored(root: Path) -> list[Run]:
@@ -40,6 +40,12 @@ def stored(root: Path) -> list[Run]:
     return sorted(found, key=lambda run: (str(run.header.get("created_utc")), run.id))
 
 
+def demand_name(what: str, name: str) -> None:
+    """Raise ScenarioError for what cannot be a name that somebody gives to a run."""
+    if not _NAME.fullmatch(name):
+        raise ScenarioError(f"{what} {name!r}: expected letters, digits, '.', '_' and '-'")
+
+
 def tags(run: Run) -> list[str]:
     """A run's tags, in order."""
     path = run.path / TAGS_FILE
@@ -48,8 +54,7 @@ def tags(run: Run) -> list[str]:
 
 def tag(run: Run, name: str, *, is_on: bool = True) -> list[str]:
     """Add a tag to a run, or take it away; all that it has then. ScenarioError for what is no tag, or not there."""
-    if not _TAG.fullmatch(name):
-        raise ScenarioError(f"tag {name!r}: expected letters, digits, '.', '_' and '-'")
+    demand_name("tag", name)
     now = set(tags(run))
     if not is_on and name not in now:
         raise ScenarioError(f"{run.id}: has no tag {name}; it has {', '.join(sorted(now)) or 'none'}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import synthetic
+from commandline import loadgen
 
 from loadgen.errors import ScenarioError
 from loadgen.gate import baselines, formats
@@ -346,14 +345,6 @@ def test_ci_reads_every_format(tmp_path: Path) -> None:
     smaller = json.loads(formats.benchmark_action(found.findings, now, "higher"))
     assert {"name", "unit", "value"} <= set(smaller[0])
     assert json.loads(formats.benchmark_action(found.findings, now, "lower")) == []
-
-
-def loadgen(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command line, in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "loadgen.cli", *words], check=False, capture_output=True, text=True, timeout=60,
-        cwd=folder,
-    )  # fmt: skip
 
 
 def test_the_command_line_checks_as_ci_does(tmp_path: Path) -> None:

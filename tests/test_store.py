@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic
+from commandline import loadgen
 
 from loadgen import store
 from loadgen.errors import ScenarioError
@@ -33,14 +32,6 @@ def written(root: Path, number: int, p50_ms: float = 1.0, **settings: Any) -> Ru
     document["environment"] = {**document["environment"], "git": {"revision": f"rev{number:02}", "dirty": False}}
     (path / RUN_FILE).write_text(json.dumps(document))
     return load(path)
-
-
-def loadgen(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command line, in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "loadgen.cli", *words], check=False, capture_output=True, text=True, timeout=60,
-        cwd=folder,
-    )  # fmt: skip
 
 
 def test_runs_are_listed_tagged_and_pruned(tmp_path: Path) -> None:

@@ -16,6 +16,11 @@ def is_measured(record: Record) -> bool:
     return bool(record["purpose"] == "measure")
 
 
+def is_answer(record: Record) -> bool:
+    """Whether a trial is of a point: measured, and known by more than its intervals."""
+    return is_measured(record) and record["broker"] is not None and record["rate"] is not None
+
+
 def capacity_key(record: Record) -> str:
     """Which capacity a trial builds on: as `key` of the run's `searches`, but by the driver that really ran."""
     rest = {name: str(value) for name, value in record["point"].items() if name != "fraction"}

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loadgen.analysis import FOUND_KINDS, is_measured
+from loadgen.analysis import FOUND_KINDS, is_answer
 from loadgen.analysis.ab import corrected_confidence
 from loadgen.analysis.capacity import response_ns
 from loadgen.errors import ScenarioError
@@ -88,7 +88,7 @@ def _points(run: Run) -> dict[str, list[Record]]:
     """A run's trials that are answers, by point."""
     found: dict[str, list[Record]] = {}
     for record in run.records:
-        if is_measured(record) and record["broker"] is not None and record["rate"] is not None:
+        if is_answer(record):
             found.setdefault(json.dumps(_point(record), sort_keys=True, default=str), []).append(record)
     return found
 

@@ -215,8 +215,7 @@ class Injector:
 
     def _refuse_absent(self, nodes: Sequence[int]) -> None:
         """Raise BrokerError where there is nobody to be hurt: a leader may be one that died and is not yet missed."""
-        servers = [node.server for node in local.cluster_of(self._endpoint).nodes if node.index in nodes]
-        if not any(server is not None and server.is_alive() for server in servers):
+        if not any(server.is_alive() for server in self._servers(nodes)):
             raise BrokerError(f"{self._endpoint.broker}: node {', '.join(map(str, nodes))} is down already")
 
     def _start_due(self) -> None:
@@ -240,8 +239,12 @@ class Injector:
         self._start_again(ended)
 
     def _signal(self, nodes: Sequence[int], number: signal.Signals) -> None:
+        process.signal_all(self._servers(nodes), number)
+
+    def _servers(self, nodes: Sequence[int]) -> list[process.ProcessId]:
+        """The processes of nodes, as far as they have one."""
         servers = [node.server for node in local.cluster_of(self._endpoint).nodes if node.index in nodes]
-        process.signal_all([server for server in servers if server is not None], number)
+        return [server for server in servers if server is not None]
 
     def _resume_at(self, go_ns: int, nodes: Sequence[int]) -> None:
         self._stopping.wait(max(0.0, (go_ns - time.monotonic_ns()) / 1e9))

@@ -6,7 +6,6 @@ git. Histograms and series stay with the run.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,30 +14,27 @@ from loadgen.analysis.across import changed_settings, differences
 from loadgen.errors import ScenarioError
 from loadgen.files import as_host_error, write_atomically
 from loadgen.gate.judging import points
-from loadgen.record import enters, point_label
+from loadgen.record import enters
 from loadgen.runs import RUN_FILE, load, load_runs
-from loadgen.store import portable
+from loadgen.store import demand_name, portable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from loadgen.run import Run
 
-DIFFERENCES = ("machine", "versions", "scenario")
-"""What makes two runs no comparison of what changed, unless somebody says that it is to be passed over."""
 _WHICH = {
     "machine": "machine",
     "broker versions": "versions",
     "clients": "versions",
     "lengths of trials": "scenario",
 }
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What makes two runs no comparison of what changed, and the word by which it is passed over all the same."""
 
 
 def save(run: Run, name: str, root: Path, *, replaces: bool = False) -> Path:
     """Keep a run as the baseline of this name; ScenarioError for a name that is taken or is none."""
-    if not _NAME.fullmatch(name):
-        raise ScenarioError(f"baseline {name!r}: expected letters, digits, '.', '_' and '-'")
+    demand_name("baseline", name)
     folder = root / name
     if folder.exists() and not replaces:
         raise ScenarioError(f"{folder}: is there already; choose another name, or --replace it")
@@ -56,14 +52,13 @@ def saved(root: Path) -> list[dict[str, Any]]:
     rows = []
     for folder in sorted(path.parent for path in root.glob(f"*/{RUN_FILE}")):
         run = load(folder)
-        points = {point_label(record) for record in run.records if is_measured(record) and record["rate"]}
         rows.append(
             {
                 "name": folder.name,
                 "run": _id(run),
                 "created_utc": run.header.get("created_utc"),
                 "scenarios": [scenario["name"] for scenario in run.header["scenarios"]],
-                "points": len(points),
+                "points": len(points(run)),
                 "revision": (run.environment.get("git") or {}).get("revision"),
             }
         )

@@ -9,7 +9,7 @@ from loadgen.errors import EXIT_CANNOT_TELL, EXIT_INVALID, EXIT_OK, EXIT_THRESHO
 from loadgen.files import as_host_error
 from loadgen.gate import formats
 from loadgen.gate.baselines import refuse_incomparable
-from loadgen.gate.judging import Finding, count, judge
+from loadgen.gate.judging import EVERY_POINT, Finding, count, judge
 from loadgen.gate.limits import usual_limits
 from loadgen.record import plain
 
@@ -104,10 +104,10 @@ def check(
     asked = usual_limits(has_baseline=baseline is not None) if limits is None else limits
     findings = judge(asked, run, baseline)
     if limits is None:  # which of the usual ones speak of anything is not for the user to know
-        findings = [each for each in findings if each.value is not None or each.point != "every point"]
+        findings = [each for each in findings if each.point != EVERY_POINT]
         if baseline is not None and not any(each.limit.kind == "relative" for each in findings):
             nothing = "no rate or response time can be held against the baseline's (a curve's are at its own rates)"
-            findings.append(Finding("every point", asked[-1], "cannot tell", nothing))
+            findings.append(Finding(EVERY_POINT, asked[-1], "cannot tell", nothing))
     return Checked(run, baseline, tuple(findings), tuple(notes))
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean, median, stdev
 from typing import TYPE_CHECKING, Literal
 
-from loadgen.analysis import is_measured
+from loadgen.analysis import is_answer
 from loadgen.analysis.ab import ALPHA, POWER, percentage
 from loadgen.record import enters, point_label
 from loadgen.stats.confidence import Ratio, estimate, unpaired_ratio
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from loadgen.record import Record
     from loadgen.run import Run
 
+EVERY_POINT = "every point"
 Outcome = Literal["kept", "missed", "cannot tell"]
 BROKERS = ("kafka", "rabbitmq")
 """Over and under the fraction bar of a `ratio`."""
@@ -68,7 +69,7 @@ Values = list[float]
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A relative limit at one point, before it is known how many there are."""
+    """A relative limit at one point, before it is known how many there are; its values are above 0."""
 
     point: str
     limit: Limit
@@ -84,7 +85,7 @@ def judge(limits: Sequence[Limit], run: Run, baseline: Run | None = None) -> lis
     for limit in limits:
         told = list(_ask(limit, now, before))
         if not told:
-            told = [Finding("every point", limit, "cannot tell", f"{limit.text}: no trial here that it speaks of")]
+            told = [Finding(EVERY_POINT, limit, "cannot tell", f"{limit.text}: no trial here that it speaks of")]
         found += told
     family = max(1, sum(_is_testable(each) for each in found if isinstance(each, _Question)))
     return [_answer(each, family) if isinstance(each, _Question) else each for each in found]
@@ -99,21 +100,22 @@ def _ask(
         yield from (_absolute(limit, point, records) for point, records in fitting.items() if _has(limit, records))
         return
     if limit.kind == "ratio":
-        for point, pairs in _shared(limit, fitting).items():
-            there = _shared(limit, {name: records for name, records in before.items() if limit.fits(records[0])})
-            yield _Question(point, limit, pairs, there.get(point, []), lambda value: f"{value:.3g}")
+        there = _shared(limit, {name: records for name, records in before.items() if limit.fits(records[0])})
+        for point, ratios in _shared(limit, fitting).items():
+            yield _Question(point, limit, ratios, there.get(point, []), lambda value: f"{value:.3g}")
         return
     for point, records in fitting.items():
         if point in before and _has(limit, records) and _has(limit, before[point]):
-            values = (usable(limit.metric, records), usable(limit.metric, before[point]))
-            yield _Question(point, limit, *values, limit.metric.text)
+            # A value of 0 has no ratio to anything.
+            these, those = ([each for each in usable(limit.metric, of) if each > 0] for of in (records, before[point]))
+            yield _Question(point, limit, these, those, limit.metric.text)
 
 
 def points(run: Run) -> dict[str, list[Record]]:
     """A run's trials that are answers, by point; those that are struck out too, since a limit may speak of them."""
     found: dict[str, list[Record]] = {}
     for record in run.records:
-        if is_measured(record) and record["broker"] is not None and record["rate"] is not None:
+        if is_answer(record):
             found.setdefault(point_label(record), []).append(record)
     return found
 
@@ -207,7 +209,7 @@ def _count(limit: Limit, point: str, records: Sequence[Record]) -> Finding:
 
 
 def _is_testable(question: _Question) -> bool:
-    return all(sum(each > 0 for each in values) > 1 for values in (question.now, question.before))
+    return min(len(question.now), len(question.before)) > 1
 
 
 def _answer(question: _Question, family: int) -> Finding:
@@ -215,9 +217,8 @@ def _answer(question: _Question, family: int) -> Finding:
     limit, is_ratio = question.limit, question.limit.kind == "ratio"
     alpha = ALPHA / family * (1 if is_ratio else 2)
     change = unpaired_ratio(question.now, question.before, 1 - alpha)
-    now, then = ([each for each in values if each > 0] for values in (question.now, question.before))
     name = limit.metric.name if not is_ratio else f"Kafka/RabbitMQ {limit.metric.name}"
-    value, before = (geometric_mean(each) if each else None for each in (now, then))
+    value, before = (geometric_mean(each) if each else None for each in (question.now, question.before))
 
     def finding(outcome: Outcome, said: str, needed: int | None = None) -> Finding:
         return Finding(question.point, limit, outcome, f"{name} {said}", value, before, change, needed)
@@ -260,7 +261,7 @@ def _needed(question: _Question, effect_ratio: float, alpha: float) -> int | Non
 
     Two independent samples of n are taken as n pairs of the same spread, which asks for a little too many.
     """
-    logs = [[math.log(each) for each in values if each > 0] for values in (question.now, question.before)]
+    logs = [[math.log(each) for each in values] for values in (question.now, question.before)]
     spreads, pairs = [stdev(each) for each in logs], min(map(len, logs))
     return repeats_needed(effect_ratio, spread_bound(math.hypot(*spreads), pairs - 1), POWER, min(0.5, alpha))
 

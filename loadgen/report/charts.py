@@ -175,13 +175,18 @@ def percentile_axis(axes: Axes) -> None:
     log_latency_axis(axes)
     shown = [p for p in PERCENTILES if 1 / (1 - p / 100) <= longest * 1.001]
     axes.xaxis.set_major_locator(FixedLocator([1 / (1 - p / 100) for p in shown]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * (1 - 1 / x), 4):g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _percent(x)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(SHOWN_FROM, longest)
     axes.set_xlabel("percentile of messages, %")
     axes.grid(visible=True, which="major")
     axes.tick_params(labelleft=True)
-    pointable(axes, lambda x: f"{round(100 * (1 - 1 / x), 4):g} % of messages", lambda y: words.duration(y * MS))
+    pointable(axes, lambda x: f"{_percent(x)} % of messages", lambda y: words.duration(y * MS))
+
+
+def _percent(x: float) -> str:
+    """The percentile at a place 1/(1 − p) of the axis: `99.9`."""
+    return f"{round(100 * (1 - 1 / x), 4):g}"
 
 
 # --- one line a point: throughput and CPU ---

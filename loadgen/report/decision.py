@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis.decision import p99_ratio
-from loadgen.demand import ENOUGH
+from loadgen.demand import ENOUGH, SHOWN_BY_KILL
 from loadgen.report import chosen, hurt, words
 from loadgen.report import points as pt
 from loadgen.report.capacity import ratio as capacity_ratio
@@ -94,8 +94,7 @@ def headline(decision: Decision) -> str:
 
 def _untried(decision: Decision) -> str:
     """That the promise is one of settings alone, where nobody killed a leader although a kill would show it."""
-    is_shown_by_kill = decision.demand.survive in {"broker", "node", "node+power"}
-    untried = is_shown_by_kill and any(each.loss is None for each in decision.candidates)
+    untried = decision.demand.survive in SHOWN_BY_KILL and any(each.loss is None for each in decision.candidates)
     return "; what survives is so by the settings, as no leader was killed" if untried else ""
 
 

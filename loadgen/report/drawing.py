@@ -114,7 +114,7 @@ def pointable(axes: Axes, x: Callable[[float], str] | None = None, y: Callable[[
     """Let values of these axes be read in the page where the pointer is, in these words.
 
     It is matplotlib's own place for how a cursor's position is told. Of lines and dots those are shown that have a
-    label, in the legend or by `named`.
+    label, in the legend or by `named`, but those that were drawn with `picker=False`.
     """
     axes.fmt_xdata, axes.fmt_ydata = x, y
 
@@ -134,7 +134,11 @@ def _marks(figure: Figure) -> tuple[Mark, ...]:
             continue
         for artist in (*axes.get_lines(), *axes.collections):
             name = str(artist.get_label()).removeprefix("_")
-            if name.startswith(("child", "fitted")) or not isinstance(artist, (Line2D, PathCollection)):
+            if (
+                name.startswith("child")
+                or not isinstance(artist, (Line2D, PathCollection))
+                or artist.get_picker() is False
+            ):
                 continue
             for (x, y), (left, top) in zip(*_places(axes, artist), strict=True):
                 told = [of(value) for of, value in ((axes.fmt_ydata, y), (axes.fmt_xdata, x)) if of is not None]

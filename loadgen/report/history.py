@@ -50,17 +50,13 @@ def rows(told: Told) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _unit(measure: str) -> str:
-    return next((unit for unit in ("msgs_per_s", "bytes", "ns", "s") if measure.endswith(f"_{unit}")), "number")
-
-
 def _last(found: History) -> str:
-    values = [words.shown(each.estimate.median, _unit(found.measure)) for each in found.moments[-5:]]
+    values = [words.shown(each.estimate.median, words.unit_of(found.measure)) for each in found.moments[-5:]]
     return f"{'… ' * (len(found.moments) > len(values))}{', '.join(values)}"
 
 
 def _change(found: History, change: ChangePoint) -> str:
-    unit, moment = _unit(found.measure), change.moment
+    unit, moment = words.unit_of(found.measure), change.moment
     levels = f"{words.shown(change.before, unit)} → {words.shown(change.after, unit)} ({change.ratio - 1:+.1%})"
     what = f"; set otherwise: {'; '.join(moment.changed)}" if moment.changed else ""
     where = f"{moment.run_id} (revision {moment.revision or 'unknown'})"

@@ -398,8 +398,8 @@ def _cell_markdown(cell: Cell) -> str:
     for point, figures in by_point(cell):
         parts.append(f"{_escaped(point)}: {'; '.join(_escaped(figure_text(figure)) for figure in figures)}")
         ids = dict.fromkeys(name for figure in figures for name in (*figure.trial_ids, *figure.struck_ids))
-        parts.append(f"<sub>{' '.join(f'`{name}`' for name in ids)}</sub>" if len(ids) <= CITED_MAX else "")
-    parts = [part for part in parts if part]
+        if len(ids) <= CITED_MAX:
+            parts.append(f"<sub>{' '.join(f'`{name}`' for name in ids)}</sub>")
     if cell.figures:
         parts.append(f"_{_escaped(cell.reason)}_")
     return "<br>".join(parts)

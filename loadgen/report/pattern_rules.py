@@ -53,9 +53,8 @@ class ScalingClaim:
         said = f"{best.at:g} {self.places} carried {words.significant(times)} times what one did{law}"
         if order_of(best, one) > 0:
             return "supports", said
-        if all(order_of(figure, one) < 0 and figure.bound_by == "broker" for figure in (*several,)) and (
-            one.bound_by == "broker"
-        ):
+        is_less = all(order_of(figure, one) < 0 for figure in several)
+        if is_less and all(figure.bound_by == "broker" for figure in figures):
             return "contradicts", said
         limits = {"host": "broker and clients used up this machine", "generator": "the client was the limit"}
         why = next((text for name, text in limits.items() if name in best.bound_by), "no difference is shown")

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loadgen.analysis import FOUND_KINDS, is_measured
+from loadgen.analysis import FOUND_KINDS, is_answer
 from loadgen.record import end_to_end, enters
 from loadgen.report import phases, words
 from loadgen.search import latency_limit
@@ -235,7 +235,7 @@ def comparisons(trials: Iterable[Record], searches: Iterable[Record] = ()) -> li
     repeats: dict[str, list[Record]] = {}
     homes: dict[str, Comparison] = {}
     for record in trials:
-        if record["broker"] is None or record["rate"] is None or not is_measured(record):
+        if not is_answer(record):
             continue  # a trial known only by its intervals, or a search's: it is listed, and compared with nothing
         shared = _shared(record)
         home = _key(record["scenario"], record["durability"], shared)

@@ -69,11 +69,15 @@ class Sweep:
         return self.knob.rpartition(".")[2]
 
     @property
+    def what(self) -> str:
+        """The knob in words: `max poll records`."""
+        return "message size" if self.knob == "size_bytes" else self.knob_name.replace("_", " ")
+
+    @property
     def title(self) -> str:
         """`scaling: queues, class broker`."""
         classes = " and ".join(dict.fromkeys(line.durability for line in self.lines))
-        what = "message size" if self.knob == "size_bytes" else self.knob_name.replace("_", " ")
-        return f"{self.scenario}: throughput against {what}, class {classes}"
+        return f"{self.scenario}: throughput against {self.what}, class {classes}"
 
     def law(self, line: Line) -> scaling.Scaling | None:
         """The fitted scaling law of a line; None where the knob is no number of places, or has too few values."""
@@ -190,7 +194,13 @@ def draw_sweep(axes: Axes, sweep: Sweep, *, scaled: bool = False) -> None:
             many = np.geomspace(x[0], x[-1], LAW_POINTS)
             label = f"fitted law, {words.broker_name(line.broker)}"
             axes.plot(
-                many, [law.rate(each) for each in many], color=ink, linewidth=0.9, linestyle=(0, (1, 1)), label=label
+                many,
+                [law.rate(each) for each in many],
+                color=ink,
+                linewidth=0.9,
+                linestyle=(0, (1, 1)),
+                label=label,
+                picker=False,
             )
     _sweep_axes(axes, sweep, scaled=scaled)
 
@@ -200,13 +210,6 @@ def _place(sweep: Sweep, value: Any) -> float:
 
 
 def _sweep_axes(axes: Axes, sweep: Sweep, *, scaled: bool) -> None:
-    def rate(value: float) -> str:
-        return f"{rate_tick(value)}B/s" if scaled else rate_tick(value)
-
-    def nearest(x: float) -> str:
-        value = min(sweep.values, key=lambda each: abs(_place(sweep, each) - x))
-        return f"{sweep.knob_name} {_value_text(sweep.knob, value)}" if _place(sweep, value) == x else f"{x:.1f}"
-
     if sweep.is_on_scale:
         axes.set_xscale("log")
     axes.set_yscale("log")
@@ -216,12 +219,15 @@ def _sweep_axes(axes: Axes, sweep: Sweep, *, scaled: bool) -> None:
     texts = dict(zip(places, (_value_text(sweep.knob, value) for value in sweep.values), strict=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: texts.get(x, "")))
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: rate(y)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{rate_tick(y)}B/s" if scaled else rate_tick(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    what = "message size" if sweep.knob == "size_bytes" else sweep.knob_name.replace("_", " ")
-    axes.set_xlabel(f"{what} (log scale)" if sweep.is_on_scale else what)
+    axes.set_xlabel(f"{sweep.what} (log scale)" if sweep.is_on_scale else sweep.what)
     axes.set_ylabel(f"{'bytes' if scaled else 'messages'} a second (log scale)")
-    pointable(axes, nearest, lambda y: f"{rate_tick(round(y))}B/s" if scaled else words.rate(y))
+    pointable(
+        axes,
+        lambda x: f"{sweep.knob_name} {texts[x]}",
+        lambda y: f"{rate_tick(round(y))}B/s" if scaled else words.rate(y),
+    )
     axes.grid(visible=True, which="major")
     axes.set_axisbelow(True)
 

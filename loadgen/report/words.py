@@ -90,6 +90,11 @@ def shown(value: float | None, unit: str) -> str:
     return _SHOWN[unit](value)
 
 
+def unit_of(column: str) -> str:
+    """The unit of a column of `Run.trials`, by its name: `ns` of `e2e_p99_ns`."""
+    return next((unit for unit in ("msgs_per_s", "bytes", "ns", "s") if column.endswith(f"_{unit}")), "number")
+
+
 def number(value: float | None) -> str:
     """A count."""
     return NOTHING if value is None else f"{value:,.10g}"
