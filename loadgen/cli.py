@@ -26,7 +26,7 @@ from loadgen.errors import (
 from loadgen.redaction import without_userinfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from loadgen.endpoint import BrokerName
@@ -361,11 +361,16 @@ def _carry_out(
 
 
 def _write_report(run: Any, console: Console, other: Any = None) -> int:
-    """Write the report beside what was printed already; where the disk refuses it, that is a warning and a status."""
+    """Write the report beside what was printed already."""
     from loadgen.report import write_report
 
+    return _written(lambda: write_report(run, other), console)
+
+
+def _written(write: Callable[[], dict[str, Path]], console: Console) -> int:
+    """Tell where a page was written; where the disk refuses it, that is a warning and a status."""
     try:
-        console.message(f"report: {write_report(run, other)['html']}")
+        console.message(f"report: {write()['html']}")
     except HostError as error:
         console.message(f"loadgen: no report was written: {error}")
         return error.exit_status
@@ -402,20 +407,20 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
     runs = [load(name, arguments.results) for name in arguments.runs or ["latest"]]
     if len(runs) > 1:
-        return _print_across(runs, arguments.json)
+        return _compare_runs(runs, arguments.json, console)
     other = _faulted(runs[0], arguments)
     _print_run(runs[0], arguments.json, other)
     return _write_report(runs[0], console, other)
 
 
-def _print_across(runs: list[Any], as_json: bool) -> int:
+def _compare_runs(runs: list[Any], as_json: bool, console: Console) -> int:
     from loadgen.analysis.across import compare_runs
     from loadgen.record import plain
-    from loadgen.report import render_across
+    from loadgen.report import render_across, write_comparison
 
     found = compare_runs(runs)
     print(json.dumps(plain(asdict(found)), indent=1) if as_json else render_across(found))
-    return 0
+    return _written(lambda: write_comparison(runs, found), console)
 
 
 _COMMANDS = {

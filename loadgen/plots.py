@@ -68,7 +68,7 @@ def histogram(found: Histogram, label: str = "", *, ax: Axes | None = None, **li
         axes.plot(*charts.curve(found), **style)
         charts.percentile_axis(axes)
         axes.set_ylabel("ms (log scale)")
-        _fit_latencies(axes)
+        charts.fit_latencies([axes])
         if label:
             axes.legend(frameon=False, loc="upper left", handlelength=1.8)
     return axes
@@ -81,17 +81,8 @@ def percentiles(run: Run, kind: str = "e2e", *, ax: Axes | None = None, **where:
         axes = _axes(ax)
         charts.draw_latencies(axes, run, points, kind, _naming(points))
         axes.set_ylabel(f"{kind}, ms (log scale)")
-        _fit_latencies(axes)
+        charts.fit_latencies([axes])
     return axes
-
-
-def _fit_latencies(axes: Axes) -> None:
-    """A range from the lowest latency shown to the highest."""
-    shown = [
-        np.asarray(line.get_ydata(), float)[np.asarray(line.get_xdata(), float) >= charts.SHOWN_FROM]
-        for line in axes.get_lines()
-    ]
-    axes.set_ylim(min(each.min() for each in shown) * 0.8, max(each.max() for each in shown) * 1.15)
 
 
 def timeline(run: Run, trial: str | None = None, kind: str | None = None, *, ax: Axes | None = None) -> Axes:

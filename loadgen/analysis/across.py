@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.analysis import FOUND_KINDS, is_answer
 from loadgen.analysis.ab import corrected_confidence
@@ -33,6 +33,7 @@ SHARED = (
 MACHINE = ("memory_bytes", "kernel", "os")
 CPU = ("model", "cores", "limit_cores", "governor")
 DISK = ("filesystem", "rotational")
+Change = Literal["better", "worse", "no difference shown", "cannot tell"]
 QUANTITIES: tuple[tuple[str, str], ...] = (("rate", "msgs_per_s"), ("p50", "ns"), ("p99", "ns"))
 
 
@@ -51,6 +52,17 @@ class Row:
     ratios: tuple[Ratio | None, ...]
     settings: tuple[str, ...] = ()
     """Settings that are not the same in all runs: `prefetch 100, 1000`."""
+    trials: tuple[tuple[str, ...], ...] = ()
+    """The trials behind each run's estimate, by their ids."""
+
+    def change(self, number: int) -> Change:
+        """What is shown of a later run against the first one: a higher rate is better, a higher latency worse."""
+        ratio = self.ratios[number]
+        if ratio is None or ratio.low is None:
+            return "cannot tell"
+        if ratio.direction == "no difference shown":
+            return "no difference shown"
+        return "better" if (ratio.direction == "higher") == (self.unit == "msgs_per_s") else "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +122,8 @@ def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[
     rows = []
     for measure, unit in QUANTITIES:
         of = _MEASURES[measure]
-        values = [[of(record) for record in records if enters(record)] for records in by_run]
+        counted = [[record for record in records if enters(record)] for records in by_run]
+        values = [[of(record) for record in records] for records in counted]
         estimates = [estimate(each) if any(value for value in each) else None for each in values]
         if sum(each is not None for each in estimates) < 2 or estimates[0] is None:
             continue
@@ -118,7 +131,9 @@ def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[
             None if number == 0 or estimates[number] is None else unpaired_ratio(each, values[0], confidence)
             for number, each in enumerate(values)
         ]
-        rows.append(Row(_point(first), measure, unit, tuple(estimates), tuple(ratios), tuple(changed_settings(by_run))))
+        trials = tuple(tuple(record["id"] for record in records) for records in counted)
+        settings = tuple(changed_settings(by_run))
+        rows.append(Row(_point(first), measure, unit, tuple(estimates), tuple(ratios), settings, trials))
     return rows
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from loadgen.analysis.across import Across
     from loadgen.analysis.decision import Decision
     from loadgen.runs import Run
 
-__all__ = ["render_across", "render_decision", "render_run", "write_report"]
+__all__ = ["render_across", "render_decision", "render_run", "write_comparison", "write_report"]
 
 
 def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
@@ -22,6 +23,13 @@ def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
     from loadgen.report.page import write_report as write  # noqa: PLC0415 - matplotlib takes a second to import
 
     return write(run, other)
+
+
+def write_comparison(runs: Sequence[Run], found: Across) -> dict[str, Path]:
+    """Write comparison.html, comparison.md and charts/ into the last run's folder; keys as above."""
+    from loadgen.report.across_page import write_comparison as write  # noqa: PLC0415 - likewise
+
+    return write(runs, found)
 
 
 def render_run(run: Run, other: Run | None = None) -> str:
@@ -44,4 +52,4 @@ def render_across(found: Across) -> str:
     from loadgen.report.across import across_lines  # noqa: PLC0415
     from loadgen.report.markdown import wrapped  # noqa: PLC0415
 
-    return "\n".join(wrapped(line, "    " if line.startswith("  ") else "") for line in across_lines(found))
+    return "\n".join(wrapped(line.strip(), "    " if line.startswith("  ") else "") for line in across_lines(found))

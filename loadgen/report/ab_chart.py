@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from loadgen.analysis.ab import finding, level, percentage
 from loadgen.report import words
 from loadgen.report.ab import label
-from loadgen.report.drawing import GRID, INK, MUTED, PAPER, Chart, colour, finish, named, pointable, styled
+from loadgen.report.drawing import GRID, INK, MUTED, PAPER, Chart, colour, finish, named, styled
+from loadgen.report.ratio_axis import ratio_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from loadgen.analysis.ab import Compared, Effect
 
 ROW_INCHES = 0.36
-MARKS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e5, 1e6)
-REACH_MOST = 3.0
-"""An interval that reaches further than so many times the pairs themselves is cut off; its ends stand beside it."""
 
 
 def draw(found: Sequence[Compared], effect_ratio: float) -> list[Chart | None]:
@@ -55,29 +52,11 @@ def _chart(compared: Compared, number: int, effect_ratio: float) -> Chart | None
 
 
 def _axis(axes: Axes, effects: Sequence[Effect], effect_ratio: float) -> None:
-    """A logarithmic axis around 1, on which a ratio and its reciprocal are equally far."""
-    asked = abs(math.log(effect_ratio))
-    dots = max(asked, *(abs(math.log(ratio)) for effect in effects for ratio in effect.ratios))
-    ends = [end for effect in effects for end in (effect.ratio.low, effect.ratio.high) if end and math.isfinite(end)]
-    widest = max([dots, *(abs(math.log(end)) for end in ends)])
-    reach = 1.15 * min(widest, REACH_MOST * dots)
-    axes.set_xlim(math.exp(-reach), math.exp(1.9 * reach))  # by hand; the figures stand on the right
-    axes.set_xscale("log")
+    """A logarithmic axis around 1; grey is less than the effect asked about."""
+    seen = [ratio for effect in effects for ratio in effect.ratios]
+    ends = [end for effect in effects for end in (effect.ratio.low, effect.ratio.high)]
+    ratio_axis(axes, [*seen, effect_ratio], ends, "B / A")
     axes.axvspan(1 / effect_ratio, effect_ratio, color=GRID, alpha=0.55, linewidth=0, zorder=0)
-    axes.axvline(1.0, color=INK, linewidth=0.9, zorder=1)
-    axes.xaxis.set_major_locator(FixedLocator(_marks(reach)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
-    axes.set_xlabel("B / A (log scale)")
-    pointable(axes, lambda x: f"{words.significant(x)}×")
-    axes.grid(visible=True, axis="x")
-    axes.set_axisbelow(True)
-
-
-def _marks(reach: float) -> list[float]:
-    """1, and the three largest round ratios within reach (a natural logarithm), with their reciprocals."""
-    above = [mark for mark in MARKS if math.log(mark) <= reach][-3:]
-    return [*(1 / mark for mark in reversed(above)), 1.0, *above]
 
 
 def _draw_effect(axes: Axes, effect: Effect, row: int, ink: str) -> None:

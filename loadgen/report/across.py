@@ -2,32 +2,80 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from loadgen.report import points as pt
 from loadgen.report import words
 
 if TYPE_CHECKING:
-    from loadgen.analysis.across import Across, Row
+    from loadgen.analysis.across import Across, Change, Row
     from loadgen.stats.confidence import Ratio
 
 
 def across_lines(found: Across) -> list[str]:
     """The comparison for a terminal, a line each; `A` is the first run, against which all others stand."""
     lines = [f"{letter}: {name}" for letter, name in zip(letters(found), found.runs, strict=True)]
-    lines += [f"Not the same: {each}." for each in found.warnings]
-    if any("machine differ" in each for each in found.warnings):
-        lines.append("Runs of different machines compare the machines, whatever else changed.")
-    place = None
+    lines += [*headlines(found), *differences(found)]
+    for point, rows in by_point(found):
+        lines += ["", point, *(f"  settings differ: {each}" for each in rows[0].settings)]
+        lines += [f"  {row.measure}: {'; '.join(_values(row, letters(found)))}" for row in rows]
+    return [*lines, "", *notes(found)]
+
+
+def headlines(found: Across) -> list[str]:
+    """A sentence for each later run: how many figures are worse or better than the first one's, the largest named."""
+    names = letters(found)
+    return [_headline(found, number, f"{names[number]} against {names[0]}") for number in range(1, len(names))]
+
+
+def _headline(found: Across, number: int, who: str) -> str:
+    changes: dict[Change, list[Row]] = {"worse": [], "better": [], "no difference shown": [], "cannot tell": []}
     for row in found.rows:
-        if (here := label(row)) != place:
-            lines += ["", here, *(f"  settings differ: {each}" for each in row.settings)]
-            place = here
-        lines.append(f"  {row.measure}: {'; '.join(_values(row, letters(found)))}")
-    lines += ["", _level(found)]
-    if found.alone:
-        lines.append(f"{words.plural(found.alone, 'point')} of only one run: not compared.")
-    return lines
+        if row.ratios[number] is not None:
+            changes[row.change(number)].append(row)
+    total = sum(map(len, changes.values()))
+    if not total:
+        return f"{who}: no point in common."
+    said = []
+    for change in ("worse", "better"):
+        rows = sorted(changes[change], key=lambda row: -abs(math.log(_ratio_of(row, number))))
+        if rows:
+            largest = rows[0]
+            by = f"{largest.measure} {words.significant(_ratio_of(largest, number))}× in {label(largest)}"
+            said.append(f"{len(rows)} {change}{', most of all' if len(rows) > 1 else ':'} {by}")
+    said += [f"{len(changes[each])} {each}" for each in ("no difference shown", "cannot tell") if changes[each]]
+    return f"{who}, of {words.plural(total, 'figure')}: {'; '.join(said)}."
+
+
+def _ratio_of(row: Row, number: int) -> float:
+    ratio = row.ratios[number]
+    assert ratio is not None, "it was compared"
+    assert ratio.ratio is not None, "a change is shown"
+    return ratio.ratio
+
+
+def differences(found: Across) -> list[str]:
+    """What is not the same beside the points, a sentence each."""
+    said = [f"Not the same: {each}." for each in found.warnings]
+    if any("machine differ" in each for each in found.warnings):
+        said.append("Runs of different machines compare the machines, whatever else changed.")
+    return said
+
+
+def by_point(found: Across) -> list[tuple[str, list[Row]]]:
+    """The rows of each point under its name; both brokers' points of a scenario beside each other."""
+    scenarios = list(dict.fromkeys(row.point["scenario"] for row in found.rows))
+    grouped: dict[str, list[Row]] = {}
+    for row in sorted(found.rows, key=lambda row: (scenarios.index(row.point["scenario"]), label(row))):
+        grouped.setdefault(label(row), []).append(row)
+    return list(grouped.items())
+
+
+def notes(found: Across) -> list[str]:
+    """How sure the intervals are, and what is not compared."""
+    alone = [f"{words.plural(found.alone, 'point')} of only one run: not compared."] if found.alone else []
+    return [_level(found), *alone]
 
 
 def letters(found: Across) -> list[str]:

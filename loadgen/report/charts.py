@@ -118,7 +118,7 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
         axes.set_visible(False)
     if not drawn:
         return None
-    _share_latencies([axes for axes in grid.flat if axes.get_visible()])
+    fit_latencies([axes for axes in grid.flat if axes.get_visible()])
     what = "response time, from the intended send" if is_open_loop else f"service time: {words.CLOSED_LOOP}"
     for axes in grid[:, 0]:
         axes.set_ylabel(f"end to end, ms\n({what.partition(':')[0].partition(',')[0]})")
@@ -131,8 +131,8 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
     return finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
 
 
-def _share_latencies(panels: list[Axes]) -> None:
-    """One range for all panels: from the lowest latency shown to the highest of any repeat."""
+def fit_latencies(panels: Sequence[Axes]) -> None:
+    """One range for all panels (which share it): from the lowest latency shown to the highest of any line."""
     curves = [line.get_data() for axes in panels for line in axes.get_lines()]
     shown = [np.asarray(y, float)[np.asarray(x, float) >= SHOWN_FROM] for x, y in curves]
     panels[0].set_ylim(min(y.min() for y in shown) * 0.8, max(y.max() for y in shown) * 1.15)

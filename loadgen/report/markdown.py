@@ -221,11 +221,11 @@ def render_markdown(run: Run, content: Content, charts: Iterable[tuple[str, str]
     table = content.table
     what = "A against B" if content.variants else "RabbitMQ vs Kafka"
     lines = [f"# {what}: {table.run_id}", "", *_decision_markdown(content)]
-    lines += [" ".join(map(_escaped, content.sentences)), "", *_parts_markdown(content.in_words)]
+    lines += [" ".join(map(escaped, content.sentences)), "", *_parts_markdown(content.in_words)]
     lines += _variants_markdown(content)
     lines += ["| Feature | RabbitMQ | | Apache Kafka | |", "| --- | --- | --- | --- | --- |"]
     for row in table.rows:
-        cells = [text for cell in row.cells for text in (_escaped(cell.claim), _cell_markdown(cell))]
+        cells = [text for cell in row.cells for text in (escaped(cell.claim), _cell_markdown(cell))]
         lines.append(f"| {row.feature} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -234,8 +234,8 @@ def render_markdown(run: Run, content: Content, charts: Iterable[tuple[str, str]
         *_capacity_markdown(content),
     ]
     for title, path in charts:
-        lines += [f"![{_escaped(title)}]({path})", ""]
-    lines += ["## Caveats", "", *(f"- {_escaped(each)}" for each in content.caveats), ""]
+        lines += [f"![{escaped(title)}]({path})", ""]
+    lines += ["## Caveats", "", *(f"- {escaped(each)}" for each in content.caveats), ""]
     lines += _promises_markdown(content)
     lines += _soak_markdown(content)
     lines += _slowest_markdown(content)
@@ -248,7 +248,7 @@ def render_markdown(run: Run, content: Content, charts: Iterable[tuple[str, str]
     lines += _findings_markdown(content)
     lines += ["## Trials", "", *_trials_markdown(table.trials)]
     for search in content.searches:
-        name = f"`{search.id}`: {_escaped(search.answer)}" if search.id else _escaped(search.answer)
+        name = f"`{search.id}`: {escaped(search.answer)}" if search.id else escaped(search.answer)
         lines += ["", f"<details><summary>{name}</summary>", "", *_trials_markdown(search.probes), "", "</details>"]
     return "\n".join(lines) + "\n"
 
@@ -259,7 +259,7 @@ def _where_markdown(run: Run) -> list[str]:
     lines = [
         "## Where it was measured",
         "",
-        *(f"- {name}: {_escaped(str(value))}" for name, value in facts if value),
+        *(f"- {name}: {escaped(str(value))}" for name, value in facts if value),
         "",
     ]
     for name, broker in (run.header["brokers"] or {}).items():
@@ -276,26 +276,26 @@ def _findings_markdown(content: Content) -> list[str]:
     if not found:
         return []
     heads = ("finding", "under", "quantity", "found", "the broker's own word")
-    lines = ["## Findings of the probes", "", _row(heads), _row("---" for _ in heads)]
+    lines = ["## Findings of the probes", "", row_markdown(heads), row_markdown("---" for _ in heads)]
     for each in found:
         mark = "~~" if each["agrees"] is False or each["error"] else ""
         values = ", ".join(words.shown(value, each["unit"]) for value in each["values"])
         cells = (f"{mark}`{each['id']}`{mark}", each["point"], each["what"], values, each["error"] or each["said"])
-        lines.append(_row(map(_escaped, map(str, cells))))
+        lines.append(row_markdown(map(escaped, map(str, cells))))
     return [*lines, ""]
 
 
 def _decision_markdown(content: Content) -> list[str]:
     if content.decision is None:
         return []
-    lines = [f"**{_escaped(content.decision.headline)}**", "", *_parts_markdown(content.decision.parts)]
+    lines = [f"**{escaped(content.decision.headline)}**", "", *_parts_markdown(content.decision.parts)]
     return [*lines, "## The run behind it", ""]
 
 
 def _parts_markdown(parts: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     lines: list[str] = []
     for head, said in parts:
-        lines += [f"## {head}", "", *(f"- {_escaped(line)}" for line in said), ""]
+        lines += [f"## {head}", "", *(f"- {escaped(line)}" for line in said), ""]
     return lines
 
 
@@ -305,7 +305,7 @@ def _variants_markdown(content: Content) -> list[str]:
     columns = ab.columns(content.variants.effect_ratio)
     lines = ["## A against B", ""]
     for block in content.variants.blocks:
-        lines += [f"### {_escaped(_name(block))}", "", f"What differs: {_escaped(block.in_words)}.", ""]
+        lines += [f"### {escaped(_name(block))}", "", f"What differs: {escaped(block.in_words)}.", ""]
         lines += [*_table_markdown([head for head, _ in columns], columns, block.lines), ""]
         lines += [f"{words.plural(block.struck, 'trial')} struck out.", ""] if block.struck else []
     return [*lines, content.variants.multiplicity, ""]
@@ -316,14 +316,14 @@ def _capacity_markdown(content: Content) -> list[str]:
         return []
     lines = ["## Capacity", "", CAPACITY_NOTE, ""]
     for block in content.capacities:
-        lines += [f"### {block.scenario}, class {block.durability}: {_escaped(block.load)}", ""]
+        lines += [f"### {block.scenario}, class {block.durability}: {escaped(block.load)}", ""]
         lines += _table_markdown(["", *(head for head, _ in CAPACITY_COLUMNS)], CAPACITY_COLUMNS, block.lines)
-        lines += [f"- {_escaped(note)}" for note in block.notes]
+        lines += [f"- {escaped(note)}" for note in block.notes]
         lines += [f"- Kafka / RabbitMQ, capacity: {block.ratio}"] if block.ratio else []
         lines.append("")
     for sheet in content.curves:
-        lines += [f"### Latency against load: {_escaped(_name(sheet))}, class {sheet.durability}", ""]
-        lines += [f"{sheet.scenario}, {_escaped(sheet.load)}: {_escaped(sheet.knee)}.", ""]
+        lines += [f"### Latency against load: {escaped(_name(sheet))}, class {sheet.durability}", ""]
+        lines += [f"{sheet.scenario}, {escaped(sheet.load)}: {escaped(sheet.knee)}.", ""]
         lines += [*_table_markdown([head for head, _ in CURVE_COLUMNS], CURVE_COLUMNS, sheet.lines), ""]
         lines += [OVERLOAD_NOTE, ""] if sheet.has_overload else []
     return lines
@@ -331,30 +331,32 @@ def _capacity_markdown(content: Content) -> list[str]:
 
 def _table_markdown(heads: Sequence[str], columns: Columns, lines: Sequence[Any]) -> list[str]:
     """A table of quantities; where there is a head more than columns, each line's name comes first."""
-    names = [[_escaped(_name(line))] if len(heads) > len(columns) else [] for line in lines]
+    names = [[escaped(_name(line))] if len(heads) > len(columns) else [] for line in lines]
     rows = [
-        [*name, *(_quantity_markdown(of(line)) for _, of in columns)] for name, line in zip(names, lines, strict=True)
+        [*name, *(quantity_markdown(of(line)) for _, of in columns)] for name, line in zip(names, lines, strict=True)
     ]
-    return [_row(heads), _row(["---"] * len(heads)), *map(_row, rows)]
+    return [row_markdown(heads), row_markdown(["---"] * len(heads)), *map(row_markdown, rows)]
 
 
-def _row(cells: Iterable[str]) -> str:
+def row_markdown(cells: Iterable[str]) -> str:
+    """A table's row of texts that are escaped already."""
     return f"| {' | '.join(cells)} |"
 
 
-def _quantity_markdown(quantity: Quantity) -> str:
-    text, interval = _escaped(quantity.text), _escaped(quantity.interval)
+def quantity_markdown(quantity: Quantity) -> str:
+    """A figure, and below it its interval."""
+    text, interval = escaped(quantity.text), escaped(quantity.interval)
     return f"{text}<br><sub>{interval}</sub>" if interval else text
 
 
 def _promises_markdown(content: Content) -> list[str]:
     if not content.promises:
         return []
-    lines = ["## Promises under faults", "", _escaped(content.promise_note), ""]
-    lines += [_row(PROMISE_HEADS), _row("---" for _ in PROMISE_HEADS)]
-    lines += [*(_row(map(_escaped, line.cells)) for line in content.promises), ""]
-    lines += [COST_NOTE, "", _row(COST_HEADS), _row("---" for _ in COST_HEADS)]
-    return [*lines, *(_row(map(_escaped, line.cost)) for line in content.promises), ""]
+    lines = ["## Promises under faults", "", escaped(content.promise_note), ""]
+    lines += [row_markdown(PROMISE_HEADS), row_markdown("---" for _ in PROMISE_HEADS)]
+    lines += [*(row_markdown(map(escaped, line.cells)) for line in content.promises), ""]
+    lines += [COST_NOTE, "", row_markdown(COST_HEADS), row_markdown("---" for _ in COST_HEADS)]
+    return [*lines, *(row_markdown(map(escaped, line.cost)) for line in content.promises), ""]
 
 
 def _soak_markdown(content: Content) -> list[str]:
@@ -362,9 +364,9 @@ def _soak_markdown(content: Content) -> list[str]:
         return []
     lines = ["## Over time", "", SOAK_NOTE, ""]
     for block in content.soaks:
-        lines += [f"### {_escaped(block.title)}", "", f"{block.answer} {block.kept}", ""]
-        lines += [_row(SOAK_HEADS), _row("---" for _ in SOAK_HEADS)]
-        lines += [*(_row(map(_escaped, line.cells)) for line in block.lines), ""]
+        lines += [f"### {escaped(block.title)}", "", f"{block.answer} {block.kept}", ""]
+        lines += [row_markdown(SOAK_HEADS), row_markdown("---" for _ in SOAK_HEADS)]
+        lines += [*(row_markdown(map(escaped, line.cells)) for line in block.lines), ""]
     return lines
 
 
@@ -375,7 +377,7 @@ def _slowest_markdown(content: Content) -> list[str]:
     lines = ["## The slowest seconds", "", said, ""]
     lines += [slowest.SLOWEST_NOTE, ""] if content.table.tails else []
     for tail in content.worst:
-        lines += [f"- `{tail.trial_id}`", *(f"  - {_escaped(line)}" for line in tail.lines())]
+        lines += [f"- `{tail.trial_id}`", *(f"  - {escaped(line)}" for line in tail.lines())]
     return [*lines, ""]
 
 
@@ -388,7 +390,7 @@ def _trials_markdown(trials: Iterable[Record]) -> list[str]:
         goodput = words.rate(record["goodput_msgs_per_s"])
         lines.append(
             f"| {mark}`{record['id']}`{mark} | {mark}{goodput}{mark} | {verdict['status']} "
-            f"| {verdict['bound_by']} | {_escaped(why)} |"
+            f"| {verdict['bound_by']} | {escaped(why)} |"
         )
     return lines
 
@@ -396,30 +398,30 @@ def _trials_markdown(trials: Iterable[Record]) -> list[str]:
 def _cell_markdown(cell: Cell) -> str:
     parts = [f"**{cell.judgement}**"]
     for point, figures in by_point(cell):
-        parts.append(f"{_escaped(point)}: {'; '.join(_escaped(figure_text(figure)) for figure in figures)}")
+        parts.append(f"{escaped(point)}: {'; '.join(escaped(figure_text(figure)) for figure in figures)}")
         ids = dict.fromkeys(name for figure in figures for name in (*figure.trial_ids, *figure.struck_ids))
         if len(ids) <= CITED_MAX:
             parts.append(f"<sub>{' '.join(f'`{name}`' for name in ids)}</sub>")
     if cell.figures:
-        parts.append(f"_{_escaped(cell.reason)}_")
+        parts.append(f"_{escaped(cell.reason)}_")
     return "<br>".join(parts)
 
 
 def _block_markdown(block: detail.Block) -> list[str]:
     kind = "response times" if block.is_open_loop else f"service times: {words.CLOSED_LOOP}"
-    lines = [f"### {block.scenario}, class {block.durability}: {_escaped(block.load)}", "", f"Times are {kind}.", ""]
-    lines += [_row(_DETAIL_HEADS), _row(["---"] * len(_DETAIL_HEADS))]
+    lines = [f"### {block.scenario}, class {block.durability}: {escaped(block.load)}", "", f"Times are {kind}.", ""]
+    lines += [row_markdown(_DETAIL_HEADS), row_markdown(["---"] * len(_DETAIL_HEADS))]
     for line in block.lines:
         quantities = (line.rate, *line.e2e, *line.ack, *line.cpu)
-        shown = [_quantity_markdown(each) for each in quantities]
-        name = _escaped(_name(line))
+        shown = [quantity_markdown(each) for each in quantities]
+        name = escaped(_name(line))
         lines.append(f"| {name} | {' | '.join(shown)} | {line.verdicts} | {line.bound_by} |")
     lines.append("")
     lines += [f"- Kafka / RabbitMQ, {what}: {ratio}, {direction}" for what, ratio, direction in block.ratios]
-    lines += [f"- {_escaped(note)}" for note in block.notes]
+    lines += [f"- {escaped(note)}" for note in block.notes]
     return [*lines, ""]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that cannot break a table or become markup."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ").replace("*", "\\*")

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from loadgen.analysis import FOUND_KINDS
 from loadgen.record import end_to_end, enters
 from loadgen.report import (
@@ -21,7 +18,6 @@ from loadgen.report import (
     charts,
     curve,
     detail,
-    drawing,
     fault_chart,
     heat_chart,
     load_chart,
@@ -35,6 +31,7 @@ from loadgen.report import (
 )
 from loadgen.report.content import gather
 from loadgen.report.markdown import by_point, render_markdown
+from loadgen.report.sheet import anchors_of, environment, save_charts, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,17 +41,6 @@ if TYPE_CHECKING:
     from loadgen.report.drawing import Chart
     from loadgen.runs import Run
 
-# The drawings' colours become the page's variables, so that one drawing serves light and dark.
-VARIABLES = {
-    drawing.COLOURS["rabbitmq"]: "var(--rabbitmq)",
-    drawing.COLOURS["kafka"]: "var(--kafka)",
-    drawing.OTHER_COLOUR: "var(--other)",
-    drawing.INK: "var(--ink)",
-    drawing.MUTED: "var(--muted)",
-    drawing.GRID: "var(--grid)",
-    drawing.PAPER: "var(--paper)",
-    "'DejaVu Sans'": "system-ui, 'DejaVu Sans', sans-serif",
-}
 COUNTS = ("sent", "acked", "received", "lost", "duplicated", "out_of_order", "corrupted")
 MARKS = {True: "✓", False: "✗", None: "?"}
 CONFIGURATION_CHARS_MAX = 400  # of one value: lists of features run to pages
@@ -90,10 +76,7 @@ def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
         faults=fault_chart.draw(content.courses),
         pairs=ab_chart.draw(content.variants.compared, content.variants.effect_ratio) if content.variants else (),
     )
-    for chart in drawn.all:
-        run.save(f"charts/{chart.name}.svg", _standalone(chart))
-        run.save(f"charts/{chart.name}.png", chart.png)
-    links = [(chart.title, f"charts/{chart.name}.svg") for chart in drawn.all]
+    links = save_charts(run, drawn.all)
     return {
         "html": run.save("report.html", render_html(run, content, drawn)),
         "markdown": run.save("report.md", render_markdown(run, content, links)),
@@ -101,65 +84,52 @@ def write_report(run: Run, other: Run | None = None) -> dict[str, Path]:
     }
 
 
-def _standalone(chart: Chart) -> str:
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{chart.svg}'
-
-
 def render_html(run: Run, content: Content, drawn: Drawings) -> str:
     """The page's text. Everything from the run is escaped; only our own drawings are markup."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(duration=words.duration, rate=words.rate, broker=words.broker_name)
-    anchors = _anchors(run)
+    anchors = anchors_of(run)
     anchors |= {each["id"]: f"finding-{number}" for number, each in enumerate(content.table.findings, 1)}
     rows = {record["id"]: _trial_row(record, anchors[record["id"]]) for record in run.records}
-    return environment.get_template("page.html.jinja").render(
-        run=run,
-        content=content,
-        table=content.table,
-        machine=answer.machine(run),
-        by_point=by_point,
-        words=words,
-        notes={
-            "capacity": capacity.CAPACITY_NOTE,
-            "overload": curve.OVERLOAD_NOTE,
-            "one_run": detail.ONE_RUN_NOTE,
-            "soak": soak.SOAK_NOTE,
-            "promises": content.promise_note,
-            "cost": promises.COST_NOTE,
-            "slowest": slowest.SLOWEST_NOTE,
-            "slow_lead": slowest.lead(content.table.tails, content.table.short),
-        },
-        columns={
-            "capacity": capacity.CAPACITY_COLUMNS,
-            "curve": curve.CURVE_COLUMNS,
-            "soak": soak.SOAK_HEADS,
-            "promises": promises.PROMISE_HEADS,
-            "cost": promises.COST_HEADS,
-        },
-        variants=_variants(content, drawn),
-        charts={
-            name: [_shown(chart) for chart in getattr(drawn, name)]
-            for name in ("load", "long", "faults", "seconds", "others")
-        },
-        anchors=anchors,
-        links=_links(run, content.table.other, anchors),
-        tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],
-        trials=[rows[record["id"]] for record in content.table.trials],
-        searches=[(each, [rows[record["id"]] for record in each.probes]) for each in content.searches],
-        brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
-        command=words.command(run.header),
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            run=run,
+            content=content,
+            table=content.table,
+            machine=answer.machine(run),
+            by_point=by_point,
+            words=words,
+            notes={
+                "capacity": capacity.CAPACITY_NOTE,
+                "overload": curve.OVERLOAD_NOTE,
+                "one_run": detail.ONE_RUN_NOTE,
+                "soak": soak.SOAK_NOTE,
+                "promises": content.promise_note,
+                "cost": promises.COST_NOTE,
+                "slowest": slowest.SLOWEST_NOTE,
+                "slow_lead": slowest.lead(content.table.tails, content.table.short),
+            },
+            columns={
+                "capacity": capacity.CAPACITY_COLUMNS,
+                "curve": curve.CURVE_COLUMNS,
+                "soak": soak.SOAK_HEADS,
+                "promises": promises.PROMISE_HEADS,
+                "cost": promises.COST_HEADS,
+            },
+            variants=_variants(content, drawn),
+            charts={
+                name: [shown(chart) for chart in getattr(drawn, name)]
+                for name in ("load", "long", "faults", "seconds", "others")
+            },
+            anchors=anchors,
+            links=_links(run, content.table.other, anchors),
+            tails=[(tail, slowest.summary(tail)) for tail in content.table.tails],
+            trials=[rows[record["id"]] for record in content.table.trials],
+            searches=[(each, [rows[record["id"]] for record in each.probes]) for each in content.searches],
+            brokers=[_broker(name, broker) for name, broker in run.header["brokers"].items()],
+            command=words.command(run.header),
+        )
     )
-
-
-def _anchors(run: Run) -> dict[str, str]:
-    """Where each trial's line is in its run's page."""
-    return {record["id"]: f"trial-{number}" for number, record in enumerate(run.records, 1)}
 
 
 def _links(run: Run, other: Run | None, anchors: Mapping[str, str]) -> dict[tuple[str, str], str]:
@@ -167,7 +137,7 @@ def _links(run: Run, other: Run | None, anchors: Mapping[str, str]) -> dict[tupl
     links = {("", name): f"#{anchor}" for name, anchor in anchors.items()}
     if other is not None:
         page = (Path(os.path.relpath(other.path, run.path)) / "report.html").as_posix()
-        links |= {(other.id, name): f"{page}#{anchor}" for name, anchor in _anchors(other).items()}
+        links |= {(other.id, name): f"{page}#{anchor}" for name, anchor in anchors_of(other).items()}
     return links
 
 
@@ -175,27 +145,12 @@ def _variants(content: Content, drawn: Drawings) -> dict[str, Any] | None:
     """A against B as the page shows it: each point's block beside its chart."""
     if content.variants is None:
         return None
-    figures = [_shown(chart) if chart else None for chart in drawn.pairs]
+    figures = [shown(chart) if chart else None for chart in drawn.pairs]
     return {
         "blocks": list(zip(content.variants.blocks, figures, strict=True)),
         "columns": ab.columns(content.variants.effect_ratio),
         "multiplicity": content.variants.multiplicity,
     }
-
-
-def _shown(chart: Chart) -> dict[str, Any]:
-    return {"chart": chart, "svg": _inline(chart)}
-
-
-def _inline(chart: Chart) -> Markup:
-    svg = chart.svg
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    # The drawing's own size in points would not shrink on a phone; its viewBox does.
-    head, end, rest = svg.partition(">")
-    words_of_head = [part for part in head.split() if not part.startswith(("width=", "height="))]
-    label = Markup.escape(f"{chart.title}. {chart.note}")
-    return Markup(f'{" ".join(words_of_head)} role="img" aria-label="{label}"{end}{rest}')  # noqa: S704 - our own drawing
 
 
 def _trial_row(record: Record, anchor: str) -> dict[str, Any]:
