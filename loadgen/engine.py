@@ -20,6 +20,7 @@ from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError,
 from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.judging import describe
+from loadgen.knobs import Site
 from loadgen.pinning import Pins, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.probes import expected_s
@@ -43,7 +44,8 @@ WRITTEN_SOURCES = frozenset({"local", "docker"})  # an external broker's disk is
 WARM_LOAD_S = 6.0  # each of two: the JIT compiles most of a hot path meanwhile; the last gain takes most of a minute
 # Full batches warm what a message costs, and hardly what a request does: some hundred a second leave that path to be
 # compiled while the first trials with small batches are measured. So there are as many requests as messages as well.
-WARM_LOADS = ((100, "throughput", Kafka()), (1024, "low_latency", Kafka(batch_size=1200)))
+# The buffer bounds what waits: a cold cluster answers some hundred requests a second, and all that waits is drained.
+WARM_LOADS = ((100, "throughput", Kafka()), (1024, "low_latency", Kafka(batch_size=1200, buffer_memory=128 << 10)))
 
 
 class Listener(Protocol):
@@ -84,7 +86,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         _staffed(options.fleet, listener) as roster,
         Sites(options.brokers, wanted, listener) as sites,
     ):
-        endpoints, pins = sites.of(plan.sizes[0], plan.brokers_of(plan.sizes[0]))
+        endpoints, pins = sites.of(plan.sites[0], plan.brokers_of(plan.sites[0]))
         data_dirs = [each.data_dir for each in endpoints.values() if each.data_dir is not None]
         for data_dir in data_dirs:
             plan.refuse_over_half_of(host.disk_free(data_dir))
@@ -99,23 +101,23 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         reason: str | None = "the run stopped on an internal error"
         try:
             bench = _Bench(plan, writer, listener, exposition, roster)
-            for nodes in plan.sizes if plan.trials else ():
-                bench.endpoints, bench.pins = sites.of(nodes, plan.brokers_of(nodes))
-                writer.add_brokers(brokers_of(bench.endpoints, nodes))
-                _warm(bench.endpoints, nodes, listener, bench.pins)
-                bench.run_all(plan.of_size(nodes))
+            for site in plan.sites if plan.trials else ():
+                bench.endpoints, bench.pins = sites.of(site, plan.brokers_of(site))
+                writer.add_brokers(brokers_of(bench.endpoints, site))
+                _warm(bench.endpoints, site.nodes, listener, bench.pins)
+                bench.run_all(plan.of_site(site))
             reason = None
             if options.probes:
                 classes = {str(trial.durability) for trial in plan.trials if trial.faults}
 
                 def standing(nodes: int) -> Mapping[BrokerName, Endpoint]:
                     # Brokers from elsewhere are of the size that they are.
-                    nodes = nodes if options.brokers == "local" else 1
-                    asked, _ = sites.of(nodes, plan.brokers)
-                    writer.add_brokers(brokers_of(asked, nodes))
+                    site = Site(nodes if options.brokers == "local" else 1)
+                    asked, _ = sites.of(site, plan.brokers)
+                    writer.add_brokers(brokers_of(asked, site))
                     return asked
 
-                run_probes(options.probes, standing, plan.repeats, writer, listener, classes, plan.sizes[-1])
+                run_probes(options.probes, standing, plan.repeats, writer, listener, classes, plan.sites[-1].nodes)
         except KeyboardInterrupt:
             reason = "interrupted"
         except LoadgenError as error:
@@ -386,14 +388,15 @@ def header_of(
         "pins": {"broker": pins.broker, "client": pins.client},
         "scenarios": [scenario.model_dump(mode="json", exclude_none=True) for scenario in plan.scenarios],
         "environment": environment,
-        "brokers": brokers_of(endpoints, plan.sizes[0]),
+        "brokers": brokers_of(endpoints, plan.sites[0]),
     }
 
 
-def brokers_of(endpoints: dict[BrokerName, Endpoint], nodes: int) -> dict[str, dict[str, Any]]:
+def brokers_of(endpoints: dict[BrokerName, Endpoint], site: Site) -> dict[str, dict[str, Any]]:
     """What ran and how it was set, as a run's header has it; of a cluster the first node's settings."""
+    kind = ("" if site.nodes == 1 else f" × {site.nodes}") + (", linked through a proxy" if site.is_linked else "")
     return {
-        name if nodes == 1 else f"{name} × {nodes}": {
+        f"{name}{kind}": {
             "version": each.version,
             "source": each.source,
             "configuration": each.configuration,

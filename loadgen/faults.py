@@ -3,8 +3,9 @@
 Who is hurt is a node by its number, all of them, or the leader: of the (first) quorum queue or the topic's first
 partition, by the broker's own word at that moment; a broker of one node is its own leader.
 
-Faults of the network are between clients and nodes: clients then reach the broker through a proxy
-(`loadgen.brokers.through`). What is broken is called a cut and not a partition, since a partition is a part of a topic.
+Faults of the network are between clients and nodes, or between nodes: either then reach a node through a proxy
+(`loadgen.brokers.through`, `links`). What is broken is called a cut and not a partition, since a partition is a part of
+a topic.
 """
 
 from __future__ import annotations
@@ -97,8 +98,21 @@ class Full(_Fault):
         return f"full {self.resource} of {self._whom}"
 
 
-class Cut(_Fault):
-    """Nothing passes between clients and the node, in either direction: connections stay open, new ones time out."""
+class _NetworkFault(_Fault):
+    """One of the way between a node and its clients, or between it and the other nodes of its cluster."""
+
+    between: Literal["clients", "nodes"] = "clients"
+    """Whose connections with the node are hurt: its clients', or the other nodes', whoever of the two opened them."""
+
+    def _way(self, to_clients: str) -> str:
+        """What is hurt in words: of clients as given."""
+        if self.between == "clients":
+            return to_clients
+        return "between all nodes" if self.who == "all" else f"between {self._whom} and the other nodes"
+
+
+class Cut(_NetworkFault):
+    """Nothing passes between the node and the others, in either direction: connections stay open, new ones time out."""
 
     kind: Literal["cut"] = "cut"
     for_s: _Seconds = 5.0
@@ -109,11 +123,11 @@ class Cut(_Fault):
 
     def described(self) -> str:
         """For people."""
-        return f"cut of {self._whom} from the clients"
+        return f"cut {self._way(f'of {self._whom} from the clients')}"
 
 
-class Delay(_Fault):
-    """The way between clients and the node takes longer; its bytes stay in order, and no fewer of them pass."""
+class Delay(_NetworkFault):
+    """The way between the node and the others takes longer; its bytes stay in order, and no fewer of them pass."""
 
     kind: Literal["delay"] = "delay"
     delay_ms: Annotated[float, Field(gt=0, le=60_000)]
@@ -126,15 +140,15 @@ class Delay(_Fault):
 
     def described(self) -> str:
         """For people."""
-        return f"delay of {self.delay_ms:g} ms to {self._whom}"
+        return f"delay of {self.delay_ms:g} ms {self._way(f'to {self._whom}')}"
 
 
-class Throttle(_Fault):
-    """So many bytes a second pass between clients and the node: a token bucket for each direction."""
+class Throttle(_NetworkFault):
+    """So many bytes a second pass between the node and the others: a token bucket for each direction."""
 
     kind: Literal["throttle"] = "throttle"
     rate_bytes_per_s: Annotated[int, Field(ge=1_000, le=10_000_000_000)]
-    """In each direction, of all connections to the node together (bytes/s)."""
+    """In each direction, of all connections to the node together; of nodes, between it and each other one (bytes/s)."""
     for_s: _Seconds = 5.0
     """For how long (s)."""
 
@@ -143,11 +157,11 @@ class Throttle(_Fault):
 
     def described(self) -> str:
         """For people."""
-        return f"throttle of {self._whom} to {self.rate_bytes_per_s:,} bytes/s"
+        return f"throttle {self._way(f'of {self._whom}')} to {self.rate_bytes_per_s:,} bytes/s"
 
 
-class Reset(_Fault):
-    """Every connection between clients and the node is closed by RST, at that moment; new ones are served."""
+class Reset(_NetworkFault):
+    """Every connection between the node and the others is closed by RST, at that moment; new ones are served."""
 
     kind: Literal["reset"] = "reset"
 
@@ -156,7 +170,7 @@ class Reset(_Fault):
 
     def described(self) -> str:
         """For people."""
-        return f"reset of the connections to {self._whom}"
+        return f"reset of the connections {self._way(f'to {self._whom}')}"
 
 
 NetworkFault = Cut | Delay | Throttle | Reset
@@ -174,6 +188,7 @@ class Crash(Part):
 
     kind: Literal["crash"] = "crash"
     role: Literal["consumers", "producers"] = "consumers"
+    """Whose clients leave."""
     when: Literal["before", "after"] = "after"
     """Consumers, at the next batch that comes: before they have worked on it, or after, with nothing of it settled."""
 
@@ -189,7 +204,9 @@ class At(Part):
     """A fault, and when it is carried out, since the measured window began."""
 
     at_s: _Seconds
+    """When, since the measured window began: a number of seconds, or text such as `10s`."""
     fault: Annotated[Kill | Restart | Pause | Full | NetworkFault | Crash, Field(discriminator="kind")]
+    """What is done."""
 
     def __init__(self, at_s: float | str, fault: Any, **values: Any) -> None:
         try:
@@ -201,7 +218,12 @@ class At(Part):
 
 def needs_proxy(faults: tuple[At, ...]) -> bool:
     """Whether clients must reach the broker through a proxy: the network between them is hurt."""
-    return any(each.fault.kind in NETWORK_KINDS for each in faults)
+    return any(isinstance(each.fault, NetworkFault) and each.fault.between == "clients" for each in faults)
+
+
+def needs_links(faults: tuple[At, ...]) -> bool:
+    """Whether the nodes must reach each other through a proxy: the network between them is hurt."""
+    return any(isinstance(each.fault, NetworkFault) and each.fault.between == "nodes" for each in faults)
 
 
 def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:
@@ -217,6 +239,11 @@ def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:
     absent = next((each for each in whom if isinstance(each, int) and each > nodes), None)
     if absent is not None:
         raise ScenarioError(f"faults: there is no node {absent}: expected 1 to {nodes} in class {point.durability}")
+    if nodes == 1 and needs_links(faults):
+        raise ScenarioError(
+            f"faults: between = nodes is of a cluster, and class {point.durability} has one node; expected durability "
+            "= replicated or replicated_flushed"
+        )
     if broker == "kafka" and any(isinstance(each.fault, Full) and each.fault.resource != "disk" for each in faults):
         raise ScenarioError("faults: Kafka has no alarm for memory; expected Full('disk'), or RabbitMQ alone")
     crashes = any(isinstance(each.fault, Crash) for each in faults)

@@ -10,10 +10,12 @@ import numpy as np
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.brokers.faults import Injector, refuse_shared
+from loadgen.brokers.links import Links
+from loadgen.brokers.local import cluster_of
 from loadgen.brokers.through import through
 from loadgen.driver import confirms
 from loadgen.drivers.leaders import leader_of
-from loadgen.faults import Crash, needs_proxy
+from loadgen.faults import Crash, needs_links, needs_proxy
 from loadgen.gaps import Gaps
 from loadgen.observer import OWN_GROUP
 
@@ -47,8 +49,11 @@ class Hurting:
     def __init__(self, faults: tuple[At, ...], target: Target, *, consumes: bool, cpus: Collection[int] = ()) -> None:
         self._faults, self._target, self._cpus = faults, target, cpus
         self._through: Through | None = None
+        self._links: Links | None = None
         self.proxy: Record | None = None
         """What passed through the proxy by which clients reached the broker, where there was one; told at the end."""
+        self.links: Record | None = None
+        """The same of the proxy by which its nodes reached each other."""
         self._confirms, self._consumes = confirms(target.settings), consumes
         self._injector: Injector | None = None
         self._window_ns = 0
@@ -59,9 +64,11 @@ class Hurting:
         """The last crash that each role was told of, and how many there had been."""
 
     def reached(self) -> Target:
-        """The target as the trial's clients reach it: where the network is hurt, by a proxy that is started now."""
+        """The target as the trial's clients reach it: where their network is hurt, by a proxy that is started now."""
         if any(not isinstance(each.fault, Crash) for each in self._faults):
             refuse_shared(self._target.endpoint)
+        if needs_links(self._faults):
+            self._links = Links(cluster_of(self._target.endpoint))
         if not needs_proxy(self._faults):
             return self._target
         self._through = through(self._target.endpoint, self._cpus)
@@ -76,9 +83,11 @@ class Hurting:
             lambda pid: observer.add("broker", pid),
             self._crash,
             self._through,
+            self._links,
         )
-        if self._through is not None:
-            observer.add(OWN_GROUP, self._through.pid)
+        for proxy in (self._through, self._links):
+            if proxy is not None:
+                observer.add(OWN_GROUP, proxy.pid)
         schedule = [(window_ns + round(each.at_s * SECOND_NS), each.fault) for each in self._faults]
         self._injector.start(schedule, until_ns=end_ns)
 
@@ -118,6 +127,10 @@ class Hurting:
                 self.proxy = self._through.account()
                 self._through.close()
                 self._through = None
+            if self._links is not None:
+                self.links = self._links.account()
+                self._links.close()
+                self._links = None
         for each in self._done:
             nodes = f" (node {', '.join(map(str, each.nodes))})" if each.nodes else ""
             self._observer.note("fault", each.began_ns, each.mended_ns, f"{each.fault.described()}{nodes}")

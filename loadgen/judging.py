@@ -81,7 +81,7 @@ def judged(
     if live.hurting is not None:
         end_ns = live.start_ns + round((trial.warmup_s + trial.duration_s) * SECOND_NS)
         record["faults"] = live.hurting.record(live.flow, end_ns)
-        record["proxy"] = live.hurting.proxy
+        record["proxy"], record["links"] = live.hurting.proxy, live.hurting.links
     if outcome.start_ns:
         record["backlog"] = drained(trial, live.flow, outcome, account)
         record["rebalances"] = rebalances(trial, outcome)

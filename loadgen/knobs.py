@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loadgen import backlog, faults, kafka_knobs, membership, patterns, rabbitmq_knobs, stream_knobs
 from loadgen.backlog import Backlog
@@ -18,7 +18,7 @@ from loadgen.patterns import Pattern
 from loadgen.think import Think
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from loadgen.endpoint import BrokerName
     from loadgen.faults import At
@@ -75,6 +75,18 @@ PRESETS: dict[str, dict[BrokerName, Settings]] = {
         },
     },
 }
+
+
+class Site(NamedTuple):
+    """Which brokers a trial runs on: their number of nodes, and whether these reach each other through a proxy."""
+
+    nodes: int = 1
+    is_linked: bool = False
+
+    @classmethod
+    def of(cls, durability: str, hurt: tuple[At, ...]) -> Site:
+        """As a class demands, and faults between nodes."""
+        return cls(NODES.get(str(durability), 1), faults.needs_links(hurt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +200,22 @@ def _refuse_unfit(point: Point) -> None:
         stream_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     else:
         rabbitmq_knobs.refuse_unfit(point.settings, point.message, point.consumers)
+
+
+def refuse_sites(a: Sequence[Point], b: Sequence[Point]) -> None:
+    """Raise ScenarioError where a pair needs brokers that do not stand side by side."""
+    for one, other in zip(a, b, strict=True):
+        sites = [Site.of(each.durability, each.faults) for each in (one, other)]
+        if sites[0].nodes != sites[1].nodes:
+            raise ScenarioError(
+                f"A has durability {one.durability} and B {other.durability}: brokers of one node and of three do not "
+                "stand side by side, so that such trials cannot be interleaved; expected classes of one size"
+            )
+        if sites[0] != sites[1]:
+            raise ScenarioError(
+                "faults: of A and B one has faults between nodes, which need brokers of their own, so that such trials "
+                "cannot be interleaved; expected such faults in both or in none"
+            )
 
 
 def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -> Settings:

@@ -19,7 +19,7 @@ from loadgen.backlog import PLACES, Backlog
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.faults import refuse_late
-from loadgen.knobs import NODES, Point, has_keys, points
+from loadgen.knobs import Point, Site, has_keys, points, refuse_sites
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
 from loadgen.scenario import Rate
@@ -144,9 +144,14 @@ class Trial:
         return cost.stored_bytes_max(self)
 
     @property
+    def site(self) -> Site:
+        """Which brokers it runs on."""
+        return Site.of(self.durability, self.faults)
+
+    @property
     def nodes(self) -> int:
-        """How many nodes its broker has, as its class demands."""
-        return NODES.get(str(self.durability), 1)
+        """How many nodes its broker has."""
+        return self.site.nodes
 
     @property
     def interval_s(self) -> int:
@@ -256,18 +261,18 @@ class Plan:
         return max((a + b for a, b in zip_longest(stored, stored[1:], fillvalue=0.0)), default=0.0)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The numbers of nodes that its trials need, in the order in which they are run: one after the other."""
-        return tuple(sorted({trial.nodes for trial in self.trials})) or (1,)
+    def sites(self) -> tuple[Site, ...]:
+        """The brokers that its trials need, in the order in which they stand: one kind after the other."""
+        return tuple(sorted({trial.site for trial in self.trials})) or (Site(),)
 
-    def brokers_of(self, nodes: int) -> tuple[BrokerName, ...]:
-        """The brokers whose trials need so many nodes; all of them where there are no trials."""
-        needed = {trial.broker for trial in self.of_size(nodes)}
+    def brokers_of(self, site: Site) -> tuple[BrokerName, ...]:
+        """Those whose trials need such brokers; all of them where there are no trials."""
+        needed = {trial.broker for trial in self.of_site(site)}
         return tuple(name for name in self.brokers if name in needed) or self.brokers
 
-    def of_size(self, nodes: int) -> list[Trial]:
-        """The trials on brokers of so many nodes, in their order."""
-        return [trial for trial in self.trials if trial.nodes == nodes]
+    def of_site(self, site: Site) -> list[Trial]:
+        """The trials on such brokers, in their order."""
+        return [trial for trial in self.trials if trial.site == site]
 
     def describe(self) -> dict[str, Any]:
         """Plain data for machines."""
@@ -313,7 +318,7 @@ def make_plan(
         for scenario, pair in shuffled:
             order = pair if repeat % 2 else tuple(reversed(pair))
             trials += [_trial(scenario, point, profile, repeat, seed) for point in order]
-    trials = sorted([*_searches(trials), *trials], key=attrgetter("nodes"))  # brokers of one size stand at a time
+    trials = sorted([*_searches(trials), *trials], key=attrgetter("site"))  # brokers of one kind stand at a time
     _refuse_beyond_drivers(trials)
     names = [trial.id for trial in trials]
     assert len(set(names)) == len(names), "trial ids are unique"
@@ -346,7 +351,7 @@ def make_ab_plan(
         raise ScenarioError(f"A and B have {counts} points: expected the same number on the same brokers")
     if not found[0]:
         raise ScenarioError(f"nothing to run: no scenario here drives {' or '.join(brokers)}")
-    _refuse_sizes(*found)
+    refuse_sites(*found)
     count = profile.repeats if repeats is None else repeats
     trials: list[Trial] = []
     for repeat in range(1, count + 1):
@@ -368,16 +373,6 @@ def make_ab_plan(
     if len(set(names)) < len(names):
         raise ScenarioError(f"{a.name}: its sweeps make two points that cannot be told apart; sweep fewer values")
     return Plan(tuple(trials), (a, b), profile, count, seed, tuple(brokers), effect_ratio)
-
-
-def _refuse_sizes(a: Sequence[Point], b: Sequence[Point]) -> None:
-    """Raise ScenarioError where a pair needs brokers of different sizes."""
-    for one, other in zip(a, b, strict=True):
-        if NODES.get(str(one.durability), 1) != NODES.get(str(other.durability), 1):
-            raise ScenarioError(
-                f"A has durability {one.durability} and B {other.durability}: brokers of one node and of three do not "
-                "stand side by side, so that such trials cannot be interleaved; expected classes of one size"
-            )
 
 
 def _seed(scenario: Scenario, repeat: int, seed: int) -> int:

@@ -1,9 +1,13 @@
-"""Which brokers stand while trials run: those of one node first, then, where a class demands it, those of three."""
+"""Which brokers stand while trials run: those of one node first, then, where a class demands it, those of three.
+
+Where the network between nodes is hurt, these are others: they reach each other through a proxy.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +16,7 @@ from loadgen.brokers.state import brokers_dir
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import HostError, ScenarioError
 from loadgen.faults import Crash
+from loadgen.knobs import Site
 from loadgen.pinning import Pins, pinned
 
 if TYPE_CHECKING:
@@ -30,12 +35,12 @@ if TYPE_CHECKING:
 
 
 class Sites:
-    """The brokers of a spec, of one size at a time: others would take part of the machine, and are ended before."""
+    """The brokers of a spec, of one kind at a time: others would take part of the machine, and are ended before."""
 
     def __init__(self, spec: str, wanted: Pins, listener: Listener) -> None:
         self._spec, self._wanted, self._listener = spec, wanted, listener
         self._held = contextlib.ExitStack()
-        self._now: tuple[int, dict[BrokerName, Endpoint], Pins] | None = None
+        self._now: tuple[Site, dict[BrokerName, Endpoint], Pins] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -45,16 +50,16 @@ class Sites:
     ) -> None:
         self._held.close()
 
-    def of(self, nodes: int, names: Sequence[BrokerName]) -> tuple[dict[BrokerName, Endpoint], Pins]:
-        """Brokers of so many nodes, and the CPUs that they are held to; those that stand already are kept."""
-        if nodes > 1 and self._spec == "local" and _running(self._spec, 1):
+    def of(self, site: Site, names: Sequence[BrokerName]) -> tuple[dict[BrokerName, Endpoint], Pins]:
+        """Brokers of a kind, and the CPUs that they are held to; those that stand already are kept."""
+        if site.nodes > 1 and self._spec == "local" and _running(self._spec, Site()):
             self._listener.message("brokers of one node are up as well, and take part of the machine: `loadgen down`")
-        if self._now is None or self._now[0] != nodes or not set(names) <= set(self._now[1]):
+        if self._now is None or self._now[0] != site or not set(names) <= set(self._now[1]):
             self._held.close()
             self._now = None
-            endpoints = self._held.enter_context(_opened(self._spec, names, nodes, self._wanted, self._listener))
+            endpoints = self._held.enter_context(_opened(self._spec, names, site, self._wanted, self._listener))
             pins = self._held.enter_context(pinned(endpoints, self._wanted, self._listener.message))
-            self._now = (nodes, endpoints, pins)
+            self._now = (site, endpoints, pins)
         return self._now[1], self._now[2]
 
 
@@ -69,7 +74,7 @@ def refuse_faults(spec: str, trials: Sequence[Trial]) -> None:
 
 @contextlib.contextmanager
 def _opened(
-    spec: str, names: Sequence[BrokerName], nodes: int, pins: Pins, listener: Listener
+    spec: str, names: Sequence[BrokerName], site: Site, pins: Pins, listener: Listener
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """The brokers of the spec; `memory` is none at all, to see a plan run through without one."""
     if spec == "memory":
@@ -77,24 +82,23 @@ def _opened(
         return
     # A broker sizes its pools when it starts: pinned from then on, it has as many threads as it has CPUs. One that is
     # up already is used as it is, and held to its CPUs while the run lasts.
-    up = [name for name in names if pins.broker and name in _running(spec, nodes)]
+    up = [name for name in names if pins.broker and name in _running(spec, site)]
     new = [name for name in names if name not in up]
+    opened = partial(open_brokers, spec, nodes=site.nodes, linked=site.is_linked, progress=listener.message)
     with contextlib.ExitStack() as stack:
         found: dict[BrokerName, Endpoint] = {}
         if up:
             listener.message(f"{' and '.join(up)}: up already, with pools for the CPUs that it was started with")
-            found |= stack.enter_context(open_brokers(spec, up, nodes=nodes, progress=listener.message))
+            found |= stack.enter_context(opened(up))
         if new:
-            found |= stack.enter_context(
-                open_brokers(spec, new, nodes=nodes, cpus=pins.broker, progress=listener.message)
-            )
+            found |= stack.enter_context(opened(new, cpus=pins.broker))
         yield {name: found[name] for name in names}
 
 
-def _running(spec: str, nodes: int) -> set[str]:
+def _running(spec: str, site: Site) -> set[str]:
     if spec != "local":
         return set()
-    return {row["broker"] for row in status(spec) if row["running"] and len(row["nodes"]) == nodes}
+    return {row["broker"] for row in status(spec) if row["running"] and (len(row["nodes"]), row["linked"]) == site}
 
 
 def disk_dir(spec: str) -> Path:

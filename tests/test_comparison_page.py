@@ -24,7 +24,7 @@ FASTER = 1_000.0  # of two repeats only such a ratio is shown
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example beside itself, a thousand times as fast where it went as fast as it could; the first has its report."""
+    """The example beside itself, a thousand times as fast where no schedule held it; the first has its report."""
     root = tmp_path_factory.mktemp("runs")
     for name in ("first", "second"):
         shutil.copytree(EXAMPLE, root / name)

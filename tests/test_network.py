@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from loadgen import At, Crash, Cut, Delay, Kill, RabbitMQ, Reset, Scenario, Throttle
 from loadgen.analysis.outages import costs
 from loadgen.errors import ScenarioError
-from loadgen.faults import needs_proxy
+from loadgen.faults import needs_links, needs_proxy
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, Profile, make_plan
 from loadgen.record import completed
@@ -62,6 +62,11 @@ def test_a_network_that_resets_and_cuts_loses_nothing_confirmed(
         (lambda: Reset("everybody"), "who"),
         (lambda: Reset("leader", for_s=1), "for_s"),
         (lambda: hurt_scenario(At("1s", Cut(2))), "there is no node 2: expected 1 to 1 in class broker"),
+        (lambda: Cut(between="racks"), "between"),
+        (
+            lambda: hurt_scenario(At("1s", Cut(between="nodes"))),
+            "class broker has one node; expected durability = replicated or replicated_flushed",
+        ),
         (
             lambda: hurt_scenario(At("1s", Reset()), rabbitmq=RabbitMQ(driver="pika")),
             "driver pika does not open another",
@@ -85,8 +90,22 @@ def test_only_who_asks_for_it_pays_for_a_proxy() -> None:
         "cut of node 2 from the clients", "delay of 0.5 ms to all nodes", "reset of the connections to node 1",
         "throttle of the leader to 20,000 bytes/s",
     ]  # fmt: skip
-    assert all(needs_proxy((each,)) for each in faults)
+    assert all(needs_proxy((each,)) and not needs_links((each,)) for each in faults)
     assert not needs_proxy((At(1, Kill()), At(2, Crash())))
+
+
+def test_faults_between_nodes_are_described_as_such_and_need_no_proxy_for_clients() -> None:
+    """Each of the four; the scenario remembers between whom."""
+    faults = [At(1, Cut(2, between="nodes")), At(2, Delay("all", delay_ms=0.5, between="nodes")),
+              At(3, Reset(1, between="nodes")), At(4, Throttle(rate_bytes_per_s=20_000, between="nodes"))]  # fmt: skip
+    made = hurt_scenario(*faults, durability="replicated")
+    assert Scenario(**made.model_dump(mode="json", exclude_none=True)).faults == faults
+    assert [each.fault.described() for each in faults] == [
+        "cut between node 2 and the other nodes", "delay of 0.5 ms between all nodes",
+        "reset of the connections between node 1 and the other nodes",
+        "throttle between the leader and the other nodes to 20,000 bytes/s",
+    ]  # fmt: skip
+    assert all(needs_links((each,)) and not needs_proxy((each,)) for each in faults)
 
 
 def test_the_scenario_of_networks_can_be_planned() -> None:

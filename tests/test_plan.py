@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, plan
+from loadgen import At, Cut, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario, plan
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.errors import HostError, ScenarioError
+from loadgen.knobs import Site
 from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
 from loadgen.plan import PROFILES, make_ab_plan, make_plan
 
@@ -68,10 +69,26 @@ def test_trials_on_brokers_of_one_size_come_together() -> None:
     mixed = BOTH.model_copy(update={"durability": [Durability.REPLICATED, Durability.BROKER]})
     made = make_plan([mixed], PROFILES["quick"])
     assert [trial.nodes for trial in made.trials] == [1] * 18 + [3] * 18
-    assert made.sizes == (1, 3)
-    assert made.brokers_of(3) == ("rabbitmq", "kafka")
+    assert made.sites == (Site(1), Site(3))
+    assert made.brokers_of(Site(3)) == ("rabbitmq", "kafka")
     with pytest.raises(ScenarioError, match="do not stand side by side"):
         make_ab_plan(BOTH, BOTH.model_copy(update={"durability": Durability.REPLICATED}), PROFILES["quick"])
+
+
+def test_trials_with_faults_between_nodes_have_brokers_of_their_own() -> None:
+    """After all others of three nodes; beside a variant without such faults they cannot be interleaved."""
+    whole = BOTH.model_copy(update={"durability": Durability.REPLICATED, "rate": Rate.fixed(100)})
+    cut, kill = (
+        whole.model_copy(update={"name": name, "faults": (At(1, fault),)})
+        for name, fault in (("cut", Cut(between="nodes")), ("kill", Kill()))
+    )
+    made = make_plan([cut, kill, whole], PROFILES["quick"], repeats=1)
+    assert made.sites == (Site(3), Site(3, is_linked=True))
+    assert {trial.scenario for trial in made.of_site(Site(3, is_linked=True))} == {"cut"}
+    assert [trial.scenario == "cut" for trial in made.trials] == [False] * 4 + [True] * 2
+    assert {trial.nodes for trial in made.trials} == {3}
+    with pytest.raises(ScenarioError, match="faults between nodes, which need brokers of their own"):
+        make_ab_plan(whole, cut, PROFILES["quick"])
 
 
 def test_subscribers_are_in_a_trials_line_and_in_what_it_stores() -> None:

@@ -123,7 +123,7 @@ def test_what_waits_in_the_queue_is_not_lost() -> None:
     counts = {"stored": None, "depth_at_end": 40, "read_again": None}
     waiting = record(broker="rabbitmq", confirmed_lost=40, broker_counts=counts)
     assert judged(waiting) == (KEPT, "not known")
-    (told,) = hurt.sentences(run := bare_run({**waiting, "driver": "amqp", "proxy": None}), costs(run))
+    (told,) = hurt.sentences(run := bare_run({**waiting, "driver": "amqp", "proxy": None, "links": None}), costs(run))
     assert "40 of them did not come before the drain was given up, with 40 messages at the broker yet" in told
     assert "LOST" not in told
     assert judged({**waiting, "broker": "rabbitmq", "confirmed_lost": 41}) == (KEPT, "broken"), "one more than waits"

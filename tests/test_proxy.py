@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen import Cut, Delay, Throttle
+from loadgen.brokers.orders import _condition
 from loadgen.brokers.process import ProcessId
-from loadgen.brokers.proxy import NS_PER_S, PACKET_BYTES, Bucket, Condition
-from loadgen.brokers.through import Through, _condition
+from loadgen.brokers.through import Through
+from loadgen.brokers.way import NS_PER_S, PACKET_BYTES, Bucket, Condition
 from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError, HostError
 

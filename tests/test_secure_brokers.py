@@ -17,6 +17,7 @@ from test_driver_contract import BROKER_OF, FIXED, Bench, demand_perfect, payloa
 
 from loadgen import brokers, cli, engine
 from loadgen.brokers import external, local, login, ports, state
+from loadgen.brokers.kinds import kind_of
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.endpoint import Credentials, Endpoint, Tls
@@ -110,7 +111,7 @@ def kafka_settings(node: dict[str, int], papers: Papers) -> dict[str, str]:
 
 def planned(broker: BrokerName, folder: Path, papers: Papers, held: ExitStack) -> state.Cluster:
     """One node with a TLS port; it is ended by pid when `held` is closed."""
-    kind = local.kind_of(broker)
+    kind = kind_of(broker)
     installation = kind.install(state.cache_dir(), print)
     node = state.Node(1, held.enter_context(ports.reserve([*kind.NODE_PORTS, "tls", "stream_tls"])))
     make = kafka_settings if broker == "kafka" else rabbitmq_settings
@@ -139,9 +140,9 @@ def sites(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[
     with ExitStack() as held, pytest.MonkeyPatch.context() as patch:
         clusters = [planned(broker, tmp_path_factory.mktemp("secure"), papers, held) for broker in brokers.BOTH]
         for cluster in clusters:
-            local.kind_of(cluster.broker).launch(cluster, cluster.nodes[0])
+            kind_of(cluster.broker).launch(cluster, cluster.nodes[0])
         for cluster in clusters:
-            local.kind_of(cluster.broker).wait_ready(cluster, cluster.nodes[0])
+            kind_of(cluster.broker).wait_ready(cluster, cluster.nodes[0])
         forget_settings(patch)
         for name, value in environment_of(papers).items():
             patch.setenv(name, value)

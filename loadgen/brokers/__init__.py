@@ -51,6 +51,7 @@ def open_brokers(
     brokers: Sequence[BrokerName] = BOTH,
     *,
     nodes: int = 1,
+    linked: bool = False,
     cpus: Sequence[int] = (),
     progress: Progress = _silent,
 ) -> Iterator[dict[BrokerName, Endpoint]]:
@@ -64,10 +65,14 @@ def open_brokers(
         spec: Where they come from.
         brokers: Which ones.
         nodes: The cluster's size.
+        linked: Whether its nodes are to reach each other through a proxy, so that the network between them can be hurt;
+            such are brokers of their own, and only local ones.
         cpus: The CPUs that brokers started here may use; none means all.
         progress: Told each step.
     """
-    with _signals_unwind(), _opened(spec, brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
+    if linked and spec != "local":
+        raise LoadgenError("only local brokers can be linked through a proxy: use --brokers local")
+    with _signals_unwind(), _opened(spec, brokers, nodes, linked=linked, cpus=cpus, progress=progress) as endpoints:
         yield endpoints
 
 
@@ -197,12 +202,12 @@ def is_warmed(endpoint: Endpoint) -> bool:
 
 @contextmanager
 def _opened(
-    spec: str, brokers: Sequence[BrokerName], *, nodes: int, cpus: Sequence[int], progress: Progress
+    spec: str, brokers: Sequence[BrokerName], nodes: int, *, linked: bool, cpus: Sequence[int], progress: Progress
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     from loadgen.brokers import docker, external, local  # noqa: PLC0415
 
     if spec == "local":
-        with local.opened(brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
+        with local.opened(brokers, nodes=nodes, linked=linked, cpus=cpus, progress=progress) as endpoints:
             yield endpoints
     elif spec == "docker":
         with docker.opened(brokers, nodes=nodes, progress=progress) as endpoints:

@@ -19,7 +19,7 @@ from loadgen.faults import Crash, Full, Kill, NetworkFault, Pause, Reset
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from loadgen.brokers.through import Through
+    from loadgen.brokers.orders import Orders
     from loadgen.endpoint import Endpoint
     from loadgen.faults import Restart
 
@@ -59,7 +59,8 @@ class Injector:
         leader: the number of the node that leads now, by the broker's own word.
         launched: told the pid of each node that is started again.
         crash: has the trial's clients crash.
-        through: the proxy that clients reach the broker through, where the network is hurt.
+        through: the proxy that clients reach the broker through, where their network is hurt.
+        links: the proxy that its nodes reach each other through, where that network is.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class Injector:
         leader: Callable[[], int],
         launched: Callable[[int], None],
         crash: Callable[[Crash], None],
-        through: Through | None = None,
+        through: Orders | None = None,
+        links: Orders | None = None,
     ) -> None:
         self._endpoint, self._leader, self._launched, self._crash = endpoint, leader, launched, crash
-        self._through = through
+        known = {"clients": through, "nodes": links}
+        self._proxies = {between: proxy for between, proxy in known.items() if proxy is not None}
         self._due: list[_Due] = []
         self._orders = 0
         self._down: dict[int, int] = {}  # nodes that are down, and when they are to be back (monotonic ns)
@@ -100,8 +103,8 @@ class Injector:
             last = self.done[-1] if self.done else None
             self._tolerating(last, self._resume)
             self._tolerating(last, lambda: self._relieve(sorted(self._short)))
-            if self._through is not None:
-                self._tolerating(last, self._through.mend)
+            for proxy in self._proxies.values():
+                self._tolerating(last, proxy.mend)
             self._tolerating(last, lambda: self._start_again(sorted(self._down)))
         now_ns = time.monotonic_ns()
         for each in self.done:
@@ -168,17 +171,18 @@ class Injector:
             self._mend(done, lambda: self._start_again(done.nodes))
 
     def _hurt_network(self, done: Done, fault: NetworkFault) -> None:
-        through = self._through
-        assert through is not None, "clients go through a proxy where a fault needs it"
+        proxy = self._proxies[fault.between]
         if isinstance(fault, Reset):
-            hit = through.reset(done.nodes)
+            hit = proxy.reset(done.nodes)
             done.mended_ns = time.monotonic_ns()
         else:
-            hit = through.begin(fault, done.nodes)
+            hit = proxy.begin(fault, done.nodes)
             mended_ns = time.monotonic_ns() + round(fault.for_s * 1e9)
-            self._plan(mended_ns, lambda: self._mended(done, lambda: through.end(fault, done.nodes)))
+            self._plan(mended_ns, lambda: self._mended(done, lambda: proxy.end(fault, done.nodes)))
         if not hit:  # RabbitMQ's clients are where they are, whoever leads
-            raise BrokerError(f"no client is connected to node {', '.join(map(str, done.nodes))}: nobody was hurt")
+            whoever = {"clients": "client", "nodes": "other node"}[fault.between]
+            named = ", ".join(map(str, done.nodes))
+            raise BrokerError(f"no {whoever} is connected to node {named}: nobody was hurt")
 
     def _mend(self, done: Done, how: Callable[[], None]) -> None:
         """Start nodes again, in a thread of its own."""

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.brokers import host, install_kafka, java, ports, process
+from loadgen.brokers import host, install_kafka, java, links, ports, process
 from loadgen.brokers.kafka_admin import describe_broker
 from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loadgen.brokers.state import Cluster, Node, Progress
 
 NODE_PORTS = ("kafka", "controller", "through", "proxy")  # on the last a trial's proxy listens, while there is one
+LINK_PORTS = ("replication", "replication_gate", "controller_gate")
 CLUSTER_PORTS: tuple[str, ...] = ()
 FORMAT_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 120.0
@@ -68,9 +69,13 @@ logger.channel.level = WARN
 
 # Clients follow the addresses that the listener advertises by which they came in: this one's are the proxy's.
 THROUGH = "THROUGH"
+# Where nodes reach each other through a proxy, its gates are what they advertise to each other. So with the quorum of
+# controllers: its leader tells the others the address that it advertises.
+REPLICATION = "REPLICATION"
 LOOPBACK = "on the loopback interface only, on ports of its own"
 AS_SHIPPED = "the shipped server.properties has it so"
 FOR_FAULTS = f"listener {THROUGH} is for clients that reach this node through a proxy, where the network is hurt"
+FOR_LINKS = "nodes reach each other through a proxy, where the network between them is hurt"
 ONE_NODE = "a single node cannot hold more replicas"
 
 
@@ -136,6 +141,12 @@ def way_in(node: Node) -> tuple[int, int]:
     return node.ports["proxy"], node.ports["through"]
 
 
+def gates(node: Node) -> list[tuple[int, int]]:
+    """Where the proxy between nodes listens in place of this one, and where each of these leads."""
+    own = node.ports
+    return [(own["replication_gate"], own["replication"]), (own["controller_gate"], own["controller"])]
+
+
 def _fresh_id() -> str:
     """A cluster's id as Kafka makes them: one that began with a dash would be taken for an option."""
     while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
@@ -192,7 +203,15 @@ def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
     through = f"{THROUGH}://{ports.HOST}:{node.ports['through']}"
     listeners = f"{plain},{through},CONTROLLER://{ports.HOST}:{node.ports['controller']}"
     advertised = f"{plain},{THROUGH}://{ports.HOST}:{node.ports['proxy']}"
-    voters = ",".join(f"{other.index}@{ports.HOST}:{other.ports['controller']}" for other in cluster.nodes)
+    security, way = f"PLAINTEXT:PLAINTEXT,{THROUGH}:PLAINTEXT,CONTROLLER:PLAINTEXT", "controller"
+    linked: dict[str, tuple[str, str]] = {}
+    if cluster.is_linked:
+        way, security = "controller_gate", f"{security},{REPLICATION}:PLAINTEXT"
+        listeners += f",{REPLICATION}://{ports.HOST}:{node.ports['replication']}"
+        advertised += f",{REPLICATION}://{ports.HOST}:{node.ports['replication_gate']}"
+        advertised += f",CONTROLLER://{ports.HOST}:{node.ports['controller_gate']}"
+        linked = {"inter.broker.listener.name": (REPLICATION, FOR_LINKS)}
+    voters = ",".join(f"{other.index}@{ports.HOST}:{other.ports[way]}" for other in cluster.nodes)
     replicas = str(min(3, len(cluster.nodes)))
     in_sync = str(max(1, int(replicas) - 1))
     return {
@@ -201,9 +220,10 @@ def _settings(cluster: Cluster, node: Node) -> dict[str, tuple[str, str]]:
         "controller.quorum.voters": (voters, LOOPBACK),
         "listeners": (listeners, f"{LOOPBACK}; {FOR_FAULTS}"),
         "advertised.listeners": (advertised, f"{LOOPBACK}; {FOR_FAULTS}"),
-        "listener.security.protocol.map": (f"PLAINTEXT:PLAINTEXT,{THROUGH}:PLAINTEXT,CONTROLLER:PLAINTEXT", FOR_FAULTS),
+        "listener.security.protocol.map": (security, FOR_FAULTS),
         "controller.listener.names": ("CONTROLLER", AS_SHIPPED),
         "inter.broker.listener.name": ("PLAINTEXT", AS_SHIPPED),
+        **linked,
         "log.dirs": (str(cluster.node_dir(node) / "data"), "the project's own folder"),
         "offsets.topic.replication.factor": (replicas, ONE_NODE),
         "transaction.state.log.replication.factor": (replicas, ONE_NODE),
@@ -240,6 +260,8 @@ def _deviations(cluster: Cluster, node: Node, changed: dict[str, str]) -> list[s
     ]
     if _jvm_flags() is not JVM_FLAGS:
         lines.append(f"{JVM_VARIABLE} = {' '.join(_jvm_flags())} (found in the environment)")
+    if cluster.is_linked:
+        lines.append(links.DEVIATION)
     if cluster.cpus:
         lines.append(f"cpus = {host.cpu_list(cluster.cpus)} (kept apart from the clients)")
     return lines

@@ -8,10 +8,10 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from loadgen.brokers import install, install_kafka, install_rabbitmq, ports, process, state
+from loadgen.brokers import install, install_kafka, install_rabbitmq, links, ports, process, state
+from loadgen.brokers.kinds import kind_of
 from loadgen.brokers.process import ProcessId
 from loadgen.brokers.state import BROKER_NAMES, SIZES, Cluster, Node
 from loadgen.errors import BrokerError, HostError
@@ -19,6 +19,7 @@ from loadgen.errors import BrokerError, HostError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from loadgen.brokers.install import Installation
     from loadgen.brokers.state import Progress
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
 CLUSTER = "cluster"  # where brokers of three nodes live, beside those of one
+LINKED = "linked"  # … and those whose nodes reach each other through a proxy
 PRIVATE = "private"  # where brokers of one program alone live, each start in a folder of its own
 ORPHANED_S = 1_800.0  # nobody takes so long from making a folder to starting a broker in it
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
@@ -37,62 +39,28 @@ STARTER = "starter"  # stands for a run's token while brokers are started that a
 class Wanted:
     """What brokers are to have beside the usual: settings, in which a port's name in braces is its number, and ports.
 
-    With several nodes a port's number would be the first one's: only for one.
+    With several nodes a port's number would be the first one's: only for one. `is_linked`: nodes reach each other
+    through a proxy.
     """
 
     settings: Mapping[BrokerName, Settings] = field(default_factory=dict)
     ports: tuple[str, ...] = ()
-
-
-class Kind(Protocol):
-    """What `rabbitmq.py` and `kafka.py` know how to do."""
-
-    @property
-    def NODE_PORTS(self) -> tuple[str, ...]:  # noqa: N802  # a module's constant
-        """The names of each node's ports."""
-
-    @property
-    def CLUSTER_PORTS(self) -> tuple[str, ...]:  # noqa: N802
-        """The names of the ports that the nodes share."""
-
-    @property
-    def STOP_TIMEOUT_S(self) -> float:  # noqa: N802
-        """How long it may take to end in order."""
-
-    def install(self, cache: Path, progress: Progress) -> Installation:
-        """Finds or installs it."""
-
-    def way_in(self, node: Node) -> tuple[int, int]:
-        """For clients that come through a proxy: the port that it listens on (0: any), and the one it leads to."""
-
-    def launch(self, cluster: Cluster, node: Node) -> None:
-        """Starts one node."""
-
-    def wait_ready(self, cluster: Cluster, node: Node) -> None:
-        """Returns when the node serves."""
-
-    def endpoint(self, cluster: Cluster) -> Endpoint:
-        """Describes the running cluster."""
-
-
-def kind_of(broker: BrokerName) -> Kind:
-    """The module that knows this broker."""
-    if broker == "rabbitmq":
-        from loadgen.brokers import rabbitmq  # noqa: PLC0415  # imported when needed: `import loadgen` stays cheap
-
-        return rabbitmq
-    from loadgen.brokers import kafka  # noqa: PLC0415
-
-    return kafka
+    is_linked: bool = False
 
 
 @contextmanager
 def opened(
-    brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
+    brokers: Sequence[BrokerName],
+    *,
+    nodes: int = 1,
+    linked: bool = False,
+    cpus: Sequence[int] = (),
+    progress: Progress,
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """Running brokers for as long as the block lasts; those that nobody else wants are ended after it."""
-    home = _home(nodes)  # now: the block may change the current folder
-    with _opened(home, brokers, nodes=nodes, cpus=cpus, progress=progress) as endpoints:
+    home = _home(nodes, linked=linked)  # now: the block may change the current folder
+    wanted = Wanted(is_linked=linked)
+    with _opened(home, brokers, nodes=nodes, cpus=cpus, wanted=wanted, progress=progress) as endpoints:
         yield endpoints
 
 
@@ -137,7 +105,7 @@ def up(
 def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
     """Ends brokers, whoever started them, and returns what was ended."""
     ended = []
-    for home in filter(Path.exists, map(_home, SIZES)):
+    for home in _homes():
         with _lock(home, progress):
             ended += _end_abandoned(home, progress)
             for broker in brokers:
@@ -151,7 +119,7 @@ def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str,
 def status(*, progress: Progress) -> list[dict[str, Any]]:
     """What runs and what is installed, as plain data."""
     found: list[dict[str, Any]] = []
-    for home in filter(Path.exists, map(_home, SIZES)):
+    for home in _homes():
         with _lock(home, progress):
             _end_abandoned(home, progress)
             known = [(broker, state.load(broker, home)) for broker in BROKER_NAMES]
@@ -226,12 +194,19 @@ def cluster_of(endpoint: Endpoint) -> Cluster:
     return cluster
 
 
-def _home(nodes: int) -> Path:
-    """Where brokers of so many nodes live."""
+def _home(nodes: int, *, linked: bool = False) -> Path:
+    """Where brokers of so many nodes live, or those whose nodes reach each other through a proxy."""
     if nodes not in SIZES:
         raise BrokerError(f"local brokers have {' or '.join(map(str, SIZES))} nodes, {nodes} were asked for")
     root = state.brokers_dir()
+    if linked:
+        return root / LINKED
     return root if nodes == 1 else root / CLUSTER
+
+
+def _homes() -> list[Path]:
+    """Where there are brokers, or have been."""
+    return [home for home in (*map(_home, SIZES), _home(SIZES[-1], linked=True)) if home.exists()]
 
 
 def _named(cluster: Cluster) -> str:
@@ -289,6 +264,7 @@ def _acquire(
                 _own(cluster, token)
             for cluster in begun:
                 progress(f"{_named(cluster)} {cluster.version}: starting")
+                links.start(cluster)
                 for node in cluster.nodes:
                     kind_of(cluster.broker).launch(cluster, node)
             endpoints = {cluster.broker: _serving(cluster, progress) for cluster in taken}
@@ -369,7 +345,8 @@ def _planned(
     folder = state.cluster_dir(broker, root)
     shutil.rmtree(folder, ignore_errors=True)  # an earlier start's data and logs
     state.make_dir(folder)
-    names = (*kind.NODE_PORTS, *wanted.ports)
+    names = (*kind.NODE_PORTS, *wanted.ports, *(kind.LINK_PORTS if wanted.is_linked else ()))
+    shared = (*kind.CLUSTER_PORTS, *([links.NAME] if wanted.is_linked else []))
     planned = [Node(index, held.enter_context(ports.reserve(names))) for index in range(1, nodes + 1)]
     own = wanted.settings.get(broker, {})
     return Cluster(
@@ -377,10 +354,11 @@ def _planned(
         folder=folder,
         installation=installation.folder,
         version=installation.versions[broker],
-        ports=held.enter_context(ports.reserve(kind.CLUSTER_PORTS)),
+        ports=held.enter_context(ports.reserve(shared)),
         nodes=planned,
         cpus=sorted(cpus),
         settings={key: value.format_map(planned[0].ports) for key, value in own.items()},
+        is_linked=wanted.is_linked,
         started_unix_s=time.time(),
     )
 
@@ -484,6 +462,7 @@ def _describe(broker: BrokerName, cluster: Cluster | None) -> dict[str, Any]:
         "kept": cluster.kept,
         "used_by_pids": sorted({owner.pid for owner in cluster.live_owners().values()}),
         "warmed": cluster.warmed,
+        "linked": cluster.is_linked,
         "nodes": [
             {"index": node.index, "pid": node.server.pid if node.server else None, "ports": node.ports}
             for node in cluster.nodes

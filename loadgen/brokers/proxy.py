@@ -1,17 +1,18 @@
-"""A TCP proxy in front of a broker's nodes, in a process of its own, where the way from clients to a node can be hurt.
+"""A TCP proxy in front of a broker's nodes, in a process of its own, where the way between two parties can be hurt.
 
-It knows no protocol: what comes from a client goes to the node and back, byte for byte and in order, each direction of
-each connection for itself. Its maker says by lines of JSON on its standard input what is wrong with the way to a node
-(`Condition`) or that its connections are to be reset; each is answered by a line when it has been done. When that input
-ends, it ends: whoever made it may have been killed.
+It knows no protocol: what comes from one side goes to the other and back, byte for byte and in order, each direction of
+each connection for itself. Its maker says by lines of JSON what is wrong with a link (`Condition`: the clients' with a
+node, or that of two nodes) or that its connections are to be reset; each is answered by a line when it has been done.
+When those orders end, it ends: whoever made it may have been killed.
 
-- Cut: nothing is read, written or accepted. What clients send meanwhile waits in the sockets and passes afterwards.
-  The listener's queue is filled, so that the kernel drops the SYN of who wants to connect, as a network does that loses
-  packets: it is repeated after 1, 3 and 7 s. Unlike behind a real cut, a client's kernel is told that its bytes came.
+- Cut: nothing is read, written or accepted. What is sent meanwhile waits in the sockets and passes afterwards. The
+  listener's queue is filled, so that the kernel drops the SYN of who wants to connect, as a network does that loses
+  packets: it is repeated after 1, 3 and 7 s. Unlike behind a real cut, the sender's kernel is told that its bytes came.
+  Where several parties come by one listener it stays open, and who is cut off is let in no further than here.
 - Late: each chunk of bytes waits before it is passed on, none overtakes another, and as many may be under way as come
   (up to `LATE_BYTES` in each direction of a connection).
-- Rate: a token bucket for each direction of a node, which all connections share in turns. What is above it waits, first
-  here (`HELD_BYTES`), then in the sockets' buffers, then in the client or the broker.
+- Rate: a token bucket for each direction of a link, which all its connections share in turns. What is above it waits,
+  first here (`HELD_BYTES`), then in the sockets' buffers, then in who sends.
 
 Waiting is `select` on the epoll's own descriptor, since it is exact to microseconds where `epoll` rounds up to
 milliseconds (as `drivers/wire/framed.py` does).
@@ -28,176 +29,55 @@ import socket
 import struct
 import sys
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from loadgen.brokers.way import HELD_BYTES, NOBODY, NS_PER_S, Bucket, Condition, End, Gate, Link, Way
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable
 
 BUFFER_BYTES = 256 << 10
-HELD_BYTES = 256 << 10
 LATE_BYTES = 64 << 20
-PACKET_BYTES = 1_500  # an Ethernet frame: no bucket of a real link holds less
-BURST_S = 0.02  # … and so much of its rate otherwise
-SHARES = 8  # a connection takes at most such a part of a bucket at a time
 BACKLOG = 1_024
-NS_PER_S = 1_000_000_000
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER for 0 s: closing says RST
+_HAS_LEFT = frozenset({7, 8})  # TCP_CLOSE, TCP_CLOSE_WAIT as TCP_INFO begins: the peer has sent all that it will
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What is wrong with the way to a node: by default nothing."""
-
-    is_cut: bool = False
-    """Nothing passes."""
-    late_ns: int = 0
-    """By how much each direction's bytes are late."""
-    rate_bytes_per_s: int | None = None
-    """How much passes in each direction, of all connections together; None is all."""
-
-
-class Bucket:
-    """How many bytes may pass: `rate_bytes_per_s`, and `burst_bytes` at once. Full when it is made."""
-
-    def __init__(self, rate_bytes_per_s: int, now_ns: int) -> None:
-        self.burst_bytes = max(PACKET_BYTES, round(rate_bytes_per_s * BURST_S))
-        self.share_bytes = max(PACKET_BYTES, self.burst_bytes // SHARES)
-        self._rate = rate_bytes_per_s
-        self._level = self.burst_bytes * NS_PER_S  # bytes × 10⁹: whole numbers, so that nothing is ever rounded up
-        self._at_ns = now_ns
-
-    def has_bytes(self, now_ns: int) -> int:
-        """What may pass now."""
-        self._level = min(self.burst_bytes * NS_PER_S, self._level + self._rate * (now_ns - self._at_ns))
-        self._at_ns = now_ns
-        return self._level // NS_PER_S
-
-    def take(self, size_bytes: int) -> None:
-        """So much has passed."""
-        self._level -= size_bytes * NS_PER_S
-
-    def full_at_ns(self, size_bytes: int) -> int:
-        """When so much may pass, as things are."""
-        return self._at_ns + max(0, -(-(size_bytes * NS_PER_S - self._level) // self._rate))
-
-
-@dataclass(slots=True, eq=False)
-class _End:
-    """One socket of a connection: what comes out of it goes `out`, what goes into it comes by `into`."""
-
-    socket: socket.socket
-    number: int
-    out: _Way = field(init=False)
-    into: _Way = field(init=False)
-    is_connecting: bool = False
-    watched: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Way:
-    """One direction of a connection, and what is held of it: (when it is due in monotonic ns, bytes)."""
-
-    gate: _Gate
-    source: _End
-    sink: _End
-    direction: int
-    held: deque[tuple[int, memoryview]] = field(default_factory=deque)
-    held_bytes: int = 0
-    last_ns: int = 0
-    is_blocked: bool = False
-    """The sink takes nothing more for now."""
-    has_ended: bool = False
-    is_dead: bool = False
-    """One of its sockets broke: its end is a reset."""
-    is_done: bool = False
-    """The sink knows that it has ended, or is gone."""
-
-    def hold(self, data: bytes, due_ns: int) -> None:
-        """Keep bytes until it is time; none overtakes another."""
-        self.last_ns = max(self.last_ns, due_ns)
-        self.held.append((self.last_ns, memoryview(data)))
-        self.held_bytes += len(data)
-
-    def push(self, most_bytes: int) -> int:
-        """Write the first of what is held, at most so much of it; how much the sink took."""
-        due_ns, data = self.held[0]
-        count = self.write(data[:most_bytes])
-        if count == len(data):
-            self.held.popleft()
-        elif count:
-            self.held[0] = (due_ns, data[count:])
-        self.held_bytes -= count
-        return count
-
-    def write(self, data: memoryview) -> int:
-        """Write now what the sink takes: how much."""
-        try:
-            count = self.sink.socket.send(data)
-        except BlockingIOError:
-            count = 0
-        except OSError:
-            self.lose_sink()
-            return 0
-        self.is_blocked = count < len(data)
-        return count
-
-    def lose_sink(self) -> None:
-        """Nobody is there to take anything any more."""
-        self.has_ended = self.is_dead = self.is_done = True
-        self.is_blocked = False
-        self.held.clear()
-        self.held_bytes = 0
-
-    @property
-    def reads(self) -> bool:
-        """Whether more is taken from its source."""
-        return not self.has_ended and self.held_bytes < self.gate.room_bytes
-
-
-@dataclass(slots=True, eq=False)
-class _Gate:
-    """The way to one node: where clients come in, where they are led to, and what is wrong with it."""
-
-    node: int
-    listener: socket.socket
-    upstream: tuple[str, int]
-    condition: Condition = field(default_factory=Condition)
-    buckets: list[Bucket | None] = field(default_factory=lambda: [None, None])
-    room_bytes: int = HELD_BYTES
-    filler: socket.socket | None = None
-    filler_address: tuple[str, int] | None = None
-    """Of a filler that is to be accepted yet."""
-    ends: dict[int, _End] = field(default_factory=dict)
-    holding: tuple[deque[_Way], deque[_Way]] = field(default_factory=lambda: (deque(), deque()))
-    """The ways that hold bytes, by direction."""
+Parties = tuple[int, int]
+"""Whom a link is between, in order: two nodes, or `NOBODY` and one."""
 
 
 class Proxy:
-    """Serves clients on listening sockets until its maker is gone.
+    """Serves whoever connects to its gates, until `run` is told that it is over.
 
     Args:
-        gates: (node, the listening socket's descriptor, the port on 127.0.0.1 that it leads to) of each node.
-        orders: the descriptor that orders come from.
-        answers: the descriptor that answers go to.
+        gates: each way in to a node.
+        opener: the party that opened a connection, by the address of its other end and the gate's port; None where all
+            are clients, whom a cut keeps out at the gate itself.
     """
 
-    def __init__(self, gates: list[tuple[int, int, int]], orders: int, answers: int) -> None:
+    def __init__(self, gates: Iterable[Gate], opener: Callable[[tuple[str, int], int], int] | None = None) -> None:
         self._epoll = select.epoll()
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._orders, self._answers, self._heard = orders, answers, b""
+        self._gates, self._opener = list(gates), opener
+        self._heard = b""
         self._is_over = False
         self._connections = self._bytes = 0
-        self._gates: dict[int, _Gate] = {}
-        self._by_listener: dict[int, _Gate] = {}
-        self._ends: dict[int, _End] = {}
+        self._links: dict[Parties, Link] = {}
+        self._ends: dict[int, End] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
+        for gate in self._gates:
+            gate.listener.setblocking(False)
+            self._attend(gate.listener.fileno(), partial(self._accept, gate))
+
+    def obey(self, orders: int, answers: int) -> None:
+        """Hear orders from one descriptor from now on, and answer them by another."""
         os.set_blocking(orders, False)
-        self._epoll.register(orders, _IN)
-        for node, number, port in gates:
-            listener = socket.socket(fileno=number)
-            listener.setblocking(False)
-            gate = _Gate(node, listener, ("127.0.0.1", port))
-            self._gates[node] = self._by_listener[listener.fileno()] = gate
-            self._epoll.register(listener.fileno(), _IN)
+        self._heard = b""
+        self._attend(orders, partial(self._hear, orders, answers))
 
     def run(self) -> None:
         """Serve until orders end."""
@@ -206,71 +86,97 @@ class Proxy:
             wait_s = None if due_ns is None else max(0, due_ns - time.monotonic_ns()) / NS_PER_S
             select.select([self._epoll.fileno()], [], [], wait_s)
             for number, events in self._epoll.poll(0):
-                if number == self._orders:
-                    self._hear()
-                elif number in self._by_listener:
-                    self._accept(self._by_listener[number])
+                if number in self._watched:
+                    self._watched[number]()
                 elif number in self._ends:  # none that went in this very turn
                     self._serve(self._ends[number], events)
             due_ns = self._release()
 
+    def _attend(self, number: int, act: Callable[[], None]) -> None:
+        self._watched[number] = act
+        self._epoll.register(number, _IN)
+
+    def _ignore(self, number: int) -> None:
+        del self._watched[number]
+        self._epoll.unregister(number)
+
     # --- orders ---
 
-    def _hear(self) -> None:
-        data = os.read(self._orders, 1 << 16)
-        self._is_over = not data
+    def _hear(self, orders: int, answers: int) -> None:
+        try:
+            data = os.read(orders, 1 << 16)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._parted(orders)
+            return
         *lines, self._heard = (self._heard + data).split(b"\n")
         for line in lines:
             answer = json.dumps(self._obey(json.loads(line))).encode() + b"\n"
-            with contextlib.suppress(BrokenPipeError):  # its end is the next thing that is heard
-                os.write(self._answers, answer)
+            with contextlib.suppress(ConnectionError):  # its end is the next thing that is heard
+                os.write(answers, answer)
+
+    def _parted(self, orders: int) -> None:
+        """Nobody gives orders any more."""
+        self._ignore(orders)
+        self._is_over = True
 
     def _obey(self, order: dict[str, Any]) -> dict[str, Any]:
-        named = [*order.get("reset", ()), *([order["node"]] if "condition" in order else [])]
-        hit = sum(len(self._gates[node].ends) // 2 for node in named)
-        for node in order.get("reset", ()):
-            while ends := self._gates[node].ends:
-                self._drop(next(iter(ends.values())), is_reset=True)
+        """Carry an order out; how many connections it hit, and what has passed so far."""
+        resets = [self._link(*parties) for parties in order.get("reset", ())]
+        hit = sum(len(link.ends) // 2 for link in resets)
+        for link in resets:
+            while link.ends:
+                self._drop(next(iter(link.ends.values())), is_reset=True)
         if "condition" in order:
-            self._change(self._gates[order["node"]], Condition(**order["condition"]))
+            low, high = order["link"]
+            hit += len(self._link(low, high).ends) // 2
+            self._change((low, high), Condition(**order["condition"]))
         return {"connections": self._connections, "bytes": self._bytes, "cpu_s": time.process_time(), "hit": hit}
 
-    def _change(self, gate: _Gate, condition: Condition) -> None:
-        before, gate.condition = gate.condition, condition
+    def _link(self, party: int, other: int) -> Link:
+        return self._links.setdefault((min(party, other), max(party, other)), Link())
+
+    def _change(self, parties: Parties, condition: Condition) -> None:
+        link = self._link(*parties)
+        before, link.condition = link.condition, condition
         rate, now_ns = condition.rate_bytes_per_s, time.monotonic_ns()
         if rate != before.rate_bytes_per_s:
-            gate.buckets = [None if rate is None else Bucket(rate, now_ns) for _ in gate.buckets]
-        gate.room_bytes = HELD_BYTES
+            link.buckets = [None if rate is None else Bucket(rate, now_ns) for _ in link.buckets]
+        link.room_bytes = HELD_BYTES
         if condition.late_ns:
             under_way = LATE_BYTES if rate is None else rate * condition.late_ns // NS_PER_S
-            gate.room_bytes = min(LATE_BYTES, HELD_BYTES + under_way)
-        if condition.is_cut and not before.is_cut:
-            self._shut(gate)
-        elif before.is_cut and not condition.is_cut:
-            self._open(gate)
-        for end in gate.ends.values():
+            link.room_bytes = min(LATE_BYTES, HELD_BYTES + under_way)
+        if condition.is_cut != before.is_cut:
+            for gate in self._gates:
+                if self._opener is None and gate.node == parties[1]:
+                    (self._shut if condition.is_cut else self._open)(gate)
+        if not condition.is_cut:
+            for end in self._still_waiting(link):
+                self._connect(end)
+        for end in link.ends.values():
             self._watch(end)
 
-    def _shut(self, gate: _Gate) -> None:
+    def _shut(self, gate: Gate) -> None:
         """Let nobody connect: with its queue full, the kernel drops every SYN."""
-        self._epoll.unregister(gate.listener.fileno())
+        self._ignore(gate.listener.fileno())
         gate.listener.listen(0)
         gate.filler = socket.socket()
         gate.filler.setblocking(False)
         gate.filler.connect_ex(gate.listener.getsockname())
 
-    def _open(self, gate: _Gate) -> None:
+    def _open(self, gate: Gate) -> None:
         assert gate.filler is not None, "it was shut"
         with contextlib.suppress(OSError):  # it may not have come in: others had filled the queue before
             gate.filler.getpeername()
             gate.filler_address = gate.filler.getsockname()
         gate.filler.close()
         gate.listener.listen(BACKLOG)
-        self._epoll.register(gate.listener.fileno(), _IN)
+        self._attend(gate.listener.fileno(), partial(self._accept, gate))
 
     # --- connections ---
 
-    def _accept(self, gate: _Gate) -> None:
+    def _accept(self, gate: Gate) -> None:
         try:
             client, address = gate.listener.accept()
         except OSError:  # it has left already
@@ -279,28 +185,47 @@ class Proxy:
             client.close()
             gate.filler_address = None
             return
-        server = socket.socket()
-        ends: list[_End] = []
-        for each in (client, server):
+        ends: list[End] = []
+        for each in (client, socket.socket()):
             each.setblocking(False)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ends.append(_End(each, each.fileno()))
+            ends.append(End(each, each.fileno()))
         self._connections += 1
-        is_refused = server.connect_ex(gate.upstream) not in {0, errno.EINPROGRESS}
-        ends[1].is_connecting = True
-        for direction, (source, sink) in enumerate([ends, ends[::-1]]):
-            source.out = sink.into = _Way(gate, source, sink, direction)
+        opener = NOBODY if self._opener is None else self._opener(address, gate.listener.getsockname()[1])
+        link = self._link(opener, gate.node)
+        ends[1].is_connecting, ends[1].waits_for = True, gate.upstream
+        for source, sink in (ends, ends[::-1]):
+            source.out = sink.into = Way(link, source, sink, int((source is ends[0]) is (opener > gate.node)))
         ends[1].into.is_blocked = True  # until it is connected
         for end in ends:
-            self._ends[end.number] = gate.ends[end.number] = end
-            self._watch(end)
-        if is_refused:
-            self._drop(ends[0], is_reset=True)
+            self._ends[end.number] = link.ends[end.number] = end
+        if not link.condition.is_cut:
+            self._connect(ends[1])
+        else:  # or they would take all descriptors that there are
+            self._still_waiting(link)
 
-    def _watch(self, end: _End) -> None:
+    def _connect(self, end: End) -> None:
+        """Lead a connection on; one that is refused at once is reset."""
+        upstream, end.waits_for = end.waits_for, None
+        assert upstream is not None, "it is led on once"
+        if end.socket.connect_ex(upstream) not in {0, errno.EINPROGRESS}:
+            self._drop(end, is_reset=True)
+            return
+        self._watch(end.out.sink)
+        self._watch(end)
+
+    def _still_waiting(self, link: Link) -> list[End]:
+        """Those who came while their link was cut; who has given up meanwhile is forgotten, as if never there."""
+        waiting = [end for end in link.ends.values() if end.waits_for is not None]
+        for end in waiting:
+            if end.out.sink.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _HAS_LEFT:
+                self._drop(end, is_reset=True)
+        return [end for end in waiting if end.number in self._ends]
+
+    def _watch(self, end: End) -> None:
         """Be told of what is of use now, and of nothing else: an end that has broken would be told again and again."""
         wanted = 0
-        if not end.out.gate.condition.is_cut:
+        if not end.out.link.condition.is_cut:
             wanted = (_IN if end.out.reads else 0) | (_OUT if end.into.is_blocked else 0)
         if wanted == end.watched:
             return
@@ -312,15 +237,15 @@ class Proxy:
             self._epoll.register(end.number, wanted)
         end.watched = wanted
 
-    def _serve(self, end: _End, events: int) -> None:
-        if end.out.gate.condition.is_cut:  # since this turn
+    def _serve(self, end: End, events: int) -> None:
+        if end.out.link.condition.is_cut:  # since this turn
             return
         if end.into.is_blocked and events & ~_IN:
             self._take_more(end)
         if end.number in self._ends and end.watched & _IN and events & ~_OUT:
             self._read(end.out)
 
-    def _take_more(self, end: _End) -> None:
+    def _take_more(self, end: End) -> None:
         """The sink takes bytes again, or for the first time; or it could not be connected."""
         if end.is_connecting and end.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._drop(end, is_reset=True)
@@ -329,7 +254,7 @@ class Proxy:
         self._watch(end)
         self._end_if_over(end.into)
 
-    def _read(self, way: _Way) -> None:
+    def _read(self, way: Way) -> None:
         """Take what has come, and pass it on where nothing keeps it."""
         try:
             count = way.source.socket.recv_into(self._buffer)
@@ -341,24 +266,24 @@ class Proxy:
         if not count:
             way.has_ended = True
         self._bytes += count
-        condition, rest = way.gate.condition, self._buffer[:count]
+        condition, rest = way.link.condition, self._buffer[:count]
         is_free = not way.held and not way.is_blocked and not condition.late_ns and condition.rate_bytes_per_s is None
         if count and is_free:
             rest = rest[way.write(rest) :]
         if len(rest) and not way.is_dead:
             if not way.held:
-                way.gate.holding[way.direction].append(way)
+                way.link.holding[way.direction].append(way)
             way.hold(bytes(rest), time.monotonic_ns() + condition.late_ns)
         if way.has_ended or way.is_blocked or not way.reads:
             self._settle(way)
 
-    def _settle(self, way: _Way) -> None:
+    def _settle(self, way: Way) -> None:
         """What became of a way after it was read from or written to."""
         self._watch(way.source)
         self._watch(way.sink)
         self._end_if_over(way)
 
-    def _end_if_over(self, way: _Way) -> None:
+    def _end_if_over(self, way: Way) -> None:
         """Tell the sink that nothing more comes; when both have been told, the connection is over."""
         twin = way.sink.out
         if way.has_ended and not way.held and not way.is_done and not way.is_blocked:
@@ -369,15 +294,15 @@ class Proxy:
         if way.is_done and twin.is_done:
             self._drop(way.source, is_reset=way.is_dead or twin.is_dead)
 
-    def _drop(self, end: _End, *, is_reset: bool) -> None:
+    def _drop(self, end: End, *, is_reset: bool) -> None:
         """Close both sockets of a connection, by RST or in order."""
         for each in (end, end.out.sink):
             if each.watched:
                 self._epoll.unregister(each.number)
             del self._ends[each.number]
-            del each.out.gate.ends[each.number]
+            del each.out.link.ends[each.number]
             with contextlib.suppress(ValueError):
-                each.out.gate.holding[each.out.direction].remove(each.out)
+                each.out.link.holding[each.out.direction].remove(each.out)
             each.out.held.clear()
             if is_reset:
                 with contextlib.suppress(OSError):
@@ -389,13 +314,13 @@ class Proxy:
     def _release(self) -> int | None:
         """Pass on what is due; when there is more to do that no socket tells (monotonic ns), None for never."""
         due: list[int] = []
-        for gate in self._gates.values():
-            for ways, bucket in zip(gate.holding, gate.buckets, strict=True):
-                if ways and not gate.condition.is_cut:
+        for link in self._links.values():
+            for ways, bucket in zip(link.holding, link.buckets, strict=True):
+                if ways and not link.condition.is_cut:
                     due += self._release_from(ways, bucket)
         return min(due, default=None)
 
-    def _release_from(self, ways: deque[_Way], bucket: Bucket | None) -> list[int]:
+    def _release_from(self, ways: deque[Way], bucket: Bucket | None) -> list[int]:
         """The same of one direction: each way in its turn; who lacks tokens has the next one, so that all share."""
         due: list[int] = []
         idle = 0
@@ -426,13 +351,18 @@ class Proxy:
 
 
 def main() -> None:
-    """Serve; the argument is the gates as JSON."""
-    Proxy(json.loads(sys.argv[1]), sys.stdin.fileno(), sys.stdout.fileno()).run()
+    """Serve clients; the argument is (node, the listening socket's descriptor, the port it leads to) of each gate."""
+    gates = [
+        Gate(node, socket.socket(fileno=number), ("127.0.0.1", port)) for node, number, port in json.loads(sys.argv[1])
+    ]
+    proxy = Proxy(gates)
+    proxy.obey(sys.stdin.fileno(), sys.stdout.fileno())
+    proxy.run()
 
 
-def order_of(node: int, condition: Condition) -> dict[str, Any]:
-    """The order that something be wrong with the way to a node, or nothing any more."""
-    return {"node": node, "condition": asdict(condition)}
+def order_of(parties: Parties, condition: Condition) -> dict[str, Any]:
+    """The order that something be wrong with a link, or nothing any more."""
+    return {"link": parties, "condition": asdict(condition)}
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from loadgen.brokers import host, install_rabbitmq, ports, process
+from loadgen.brokers import host, install_rabbitmq, links, ports, process
 from loadgen.endpoint import Credentials, Endpoint
 from loadgen.errors import BrokerError
 from loadgen.redaction import redacted
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from loadgen.brokers.state import Cluster, Node, Progress
 
 NODE_PORTS = ("amqp", "management", "prometheus", "stream", "stomp", "mqtt", "distribution")
+LINK_PORTS = ("distribution_gate",)
 CLUSTER_PORTS = ("epmd",)
 PLUGINS = (
     "rabbitmq_management",
@@ -64,8 +66,8 @@ def launch(cluster: Cluster, node: Node) -> None:
         # In the foreground and first, so that it is ours by pid; the node would start a daemon that outlives
         # it.
         cluster.helpers["epmd"] = process.spawn(
-            [install_rabbitmq.erlang_bin(cluster.installation) / "epmd"],
-            environment=environment,
+            _port_mapper(cluster),
+            environment=links.environment() if cluster.is_linked else environment,
             node_dir=folder,
             output=folder / "log/epmd.out",
         )
@@ -86,6 +88,19 @@ def launch(cluster: Cluster, node: Node) -> None:
 def way_in(node: Node) -> tuple[int, int]:
     """Where a proxy for clients listens (0: anywhere, as clients stay with the address they are given), and leads."""
     return 0, node.ports["amqp"]
+
+
+def gates(node: Node) -> list[tuple[int, int]]:
+    """Where the proxy between nodes listens in place of this one, and where that leads."""
+    return [(node.ports["distribution_gate"], node.ports["distribution"])]
+
+
+def _port_mapper(cluster: Cluster) -> list[str | Path]:
+    """Erlang's own, or the one that sends nodes to each other's gates."""
+    if not cluster.is_linked:
+        return [install_rabbitmq.erlang_bin(cluster.installation) / "epmd"]
+    named = {_node_name(node).partition("@")[0]: node.ports["distribution_gate"] for node in cluster.nodes}
+    return [sys.executable, "-m", "loadgen.brokers.epmd", str(cluster.ports["epmd"]), json.dumps(named)]
 
 
 def wait_ready(cluster: Cluster, node: Node) -> None:
@@ -177,6 +192,8 @@ def _deviations(cluster: Cluster, node: Node) -> list[str]:
         f"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS = {LOOPBACK_ARGUMENTS} (the distribution port)",
         f"ERL_EPMD_ADDRESS = {ports.HOST} (epmd on loopback only, on a port of its own)",
     ]
+    if cluster.is_linked:
+        lines += [links.DEVIATION, "epmd = one of loadgen's (Erlang's as shipped; it names that proxy's ports)"]
     if cluster.cpus:
         lines.append(f"cpus = {host.cpu_list(cluster.cpus)} (kept apart from the clients)")
     return lines

@@ -66,7 +66,8 @@ class Cluster:
 
     A cluster is `kept` when `loadgen up` started it. Otherwise it belongs to its `owners`, the runs that use
     it, by token, and is ended when the last of them has gone, however it went. Until it is `ready` it belongs
-    to the one process that starts it. `settings` are the broker's own, set on every node after ours.
+    to the one process that starts it. `settings` are the broker's own, set on every node after ours. The nodes of one
+    that `is_linked` reach each other through a proxy, which is one of its `helpers`.
     """
 
     broker: BrokerName
@@ -81,6 +82,7 @@ class Cluster:
     owners: dict[str, ProcessId] = field(default_factory=dict)
     cpus: list[int] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    is_linked: bool = False
     started_unix_s: float = 0.0
     ready_after_s: float = 0.0
     commands: list[str] = field(default_factory=list)
@@ -102,8 +104,10 @@ class Cluster:
         return {token: owner for token, owner in self.owners.items() if owner.is_alive()}
 
     def is_serving(self) -> bool:
-        """Whether every node's process runs."""
-        return self.ready and all(node.server is not None and node.server.is_alive() for node in self.nodes)
+        """Whether every node's process runs, and what they reach each other through."""
+        helpers = self.helpers.values() if self.is_linked else ()
+        needed = [*(node.server for node in self.nodes), *helpers]
+        return self.ready and all(each is not None and each.is_alive() for each in needed)
 
     def is_abandoned(self) -> bool:
         """Whether nobody wants it any more: what started or used it was killed before it could clean up."""

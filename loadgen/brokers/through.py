@@ -10,39 +10,37 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loadgen.brokers import local, ports
-from loadgen.brokers.proxy import BACKLOG, NS_PER_S, Condition, order_of
-from loadgen.errors import BrokerError, HostError
-from loadgen.faults import Cut, Delay, Throttle
+from loadgen.brokers.kinds import kind_of
+from loadgen.brokers.orders import Orders
+from loadgen.brokers.proxy import BACKLOG
+from loadgen.brokers.way import NOBODY
+from loadgen.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from loadgen.brokers.proxy import Parties
     from loadgen.endpoint import Endpoint
-    from loadgen.faults import NetworkFault
 
-ANSWER_S = 10.0
 STOP_S = 5.0
 
 
 def through(endpoint: Endpoint, cpus: Collection[int] = ()) -> Through:
     """A proxy in front of every node of a local broker; `cpus` are those that it may use, none means all."""
     cluster = local.cluster_of(endpoint)
-    way_in = local.kind_of(cluster.broker).way_in
+    way_in = kind_of(cluster.broker).way_in
     return Through(endpoint, [(node.index, *way_in(node)) for node in cluster.nodes], cpus)
 
 
-class Through:
+class Through(Orders):
     """A running proxy in front of a broker's nodes; it ends with this process in any case.
 
     Args:
@@ -52,8 +50,7 @@ class Through:
     """
 
     def __init__(self, endpoint: Endpoint, ways: Sequence[tuple[int, int, int]], cpus: Collection[int] = ()) -> None:
-        self._lock = threading.Lock()
-        self._faults: list[tuple[NetworkFault, tuple[int, ...]]] = []
+        super().__init__()
         with ExitStack() as held:  # the proxy's own copies of the sockets are all that stay
             listeners, gates = [], []
             for node, port, upstream in ways:
@@ -77,36 +74,6 @@ class Through:
         self.pid = self._process.pid
         self.endpoint = replace(endpoint, hosts=hosts)
         """The broker as its clients are to reach it."""
-        self._nodes = tuple(node for node, _, _ in ways)
-
-    def begin(self, fault: NetworkFault, nodes: Sequence[int]) -> int:
-        """Break the way to these nodes, beside what is broken already, until `end`; how many connections it has."""
-        self._faults.append((fault, tuple(nodes)))
-        return self._tell(nodes)
-
-    def end(self, fault: NetworkFault, nodes: Sequence[int]) -> None:
-        """Mend what was begun."""
-        if (fault, tuple(nodes)) in self._faults:
-            self._faults.remove((fault, tuple(nodes)))
-            self._tell(nodes)
-
-    def mend(self) -> None:
-        """Mend all of it."""
-        self._faults.clear()
-        self._tell(self._nodes)
-
-    def reset(self, nodes: Sequence[int]) -> int:
-        """Close every connection to these nodes by RST, on both sides; how many there were."""
-        return int(self._ask({"reset": list(nodes)})["hit"])
-
-    def account(self) -> dict[str, Any]:
-        """What has passed so far: connections, bytes of both directions, its CPU time in seconds; null if it died."""
-        names = ("connections", "bytes", "cpu_s")
-        try:
-            told = self._ask({})
-        except BrokerError:
-            return dict.fromkeys(names)
-        return {name: told[name] for name in names}
 
     def close(self) -> None:
         """End it; never raises."""
@@ -120,50 +87,16 @@ class Through:
                 self._process.kill()
                 self._process.wait()
 
-    def _tell(self, nodes: Sequence[int]) -> int:
-        orders = [order_of(node, _condition([fault for fault, hurt in self._faults if node in hurt])) for node in nodes]
-        return sum(int(self._ask(order)["hit"]) for order in orders)
+    def _links_of(self, nodes: Sequence[int]) -> list[Parties]:
+        return [(NOBODY, node) for node in nodes]
 
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Give an order, and wait until it is carried out."""
-        with self._lock:
-            orders, answers = self._process.stdin, self._process.stdout
-            assert orders is not None, "it was asked for"
-            assert answers is not None, "it was asked for"
-            try:
-                orders.write(json.dumps(order).encode() + b"\n")  # at once: it is less than a pipe takes
-                answer = _line_of(answers.fileno())
-            except (OSError, ValueError):  # the latter where it was closed
-                answer = b""
-        if not answer:
-            raise BrokerError(
-                f"the proxy in front of {self.endpoint.broker} does not answer (exit status {self._process.poll()})"
-            )
-        told: dict[str, Any] = json.loads(answer)
-        return told
+    def _descriptors(self) -> tuple[int, int]:
+        assert self._process.stdin is not None, "it was asked for"
+        assert self._process.stdout is not None, "it was asked for"
+        return self._process.stdin.fileno(), self._process.stdout.fileno()
 
-
-def _line_of(number: int) -> bytes:
-    """A line of the proxy's; empty where it has ended or says nothing."""
-    line, until_s = b"", time.monotonic() + ANSWER_S
-    while not line.endswith(b"\n"):
-        if not select.select([number], [], [], max(0.0, until_s - time.monotonic()))[0]:
-            return b""
-        data = os.read(number, 1 << 16)
-        if not data:
-            return b""
-        line += data
-    return line
-
-
-def _condition(faults: Sequence[NetworkFault]) -> Condition:
-    """What several faults at once come to: delays add up, the lowest rate holds."""
-    delay_ms = sum(each.delay_ms for each in faults if isinstance(each, Delay))
-    return Condition(
-        is_cut=any(isinstance(each, Cut) for each in faults),
-        late_ns=round(delay_ms / 1_000 * NS_PER_S / 2),  # half on the way there, half on the way back
-        rate_bytes_per_s=min((each.rate_bytes_per_s for each in faults if isinstance(each, Throttle)), default=None),
-    )
+    def _silent(self) -> str:
+        return f"the proxy in front of {self.endpoint.broker} does not answer (exit status {self._process.poll()})"
 
 
 def _listener(port: int, endpoint: Endpoint) -> socket.socket:

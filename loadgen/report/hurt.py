@@ -27,17 +27,19 @@ def _told(record: Record, cost: Cost) -> str:
     """Its faults, and the account of its messages."""
     name = words.broker_name(record["broker"])
     faults = "; ".join(_fault(each) for each in record["faults"])
-    proxy = record["proxy"]
-    passed = "" if proxy is None else f" {_passed(proxy)}"
+    passed = "".join(f" {_passed(whose, record[name])}" for name, whose in _PROXIES.items() if record[name])
     told = f"{faults}. {_latency(cost)}{_account(record)}{passed}"
     return f"{name} ({record['driver']}), class {record['durability']}: {told}"
 
 
-def _passed(proxy: Record) -> str:
+_PROXIES = {"proxy": "Clients reached it", "links": "Its nodes reached each other"}
+
+
+def _passed(whose: str, proxy: Record) -> str:
     if proxy["bytes"] is None:
-        return "Clients reached it through a proxy, which died."
+        return f"{whose} through a proxy, which died."
     return (
-        f"Clients reached it through a proxy ({proxy['bytes']:,} bytes, {proxy['cpu_s']:.1f} s of CPU): its own time "
+        f"{whose} through a proxy ({proxy['bytes']:,} bytes, {proxy['cpu_s']:.1f} s of CPU): its own time "
         "is in every latency."
     )
 
