@@ -27,6 +27,7 @@ from loadgen.engine import Options, execute
 from loadgen.errors import HostError, TrialError
 from loadgen.fleet import Fleet, terminate_as_interrupt
 from loadgen.host import Written
+from loadgen.knobs import Site
 from loadgen.observer import Observer
 from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, make_plan
@@ -345,12 +346,12 @@ def test_only_brokers_that_start_now_are_sized_for_their_cpus(monkeypatch: pytes
 
     monkeypatch.setattr(sites, "open_brokers", opened)
     rows = [
-        {"broker": "rabbitmq", "running": True, "nodes": [1]},
-        {"broker": "kafka", "running": True, "nodes": [1, 2, 3]},
+        {"broker": "rabbitmq", "running": True, "linked": False, "nodes": [1]},
+        {"broker": "kafka", "running": True, "linked": False, "nodes": [1, 2, 3]},
     ]
     monkeypatch.setattr(sites, "status", lambda _: rows)
     quiet = Quiet()
-    with sites._opened("local", ("kafka", "rabbitmq"), 1, Pins((0,), (1,)), quiet) as endpoints:
+    with sites._opened("local", ("kafka", "rabbitmq"), Site(1), Pins((0,), (1,)), quiet) as endpoints:
         assert list(endpoints) == ["kafka", "rabbitmq"]
     assert asked == {"rabbitmq": (), "kafka": (0,)}
     assert "rabbitmq: up already" in quiet.lines[0]
