@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help compare test scenarios faults prove prove-faults lint format bench up down clean
+.PHONY: help install compare test scenarios faults prove prove-faults prove-gate docs lint format bench up down clean
 help:
+	@echo "make install   make .venv with loadgen and its libraries: docs/tutorial.md goes on from there"
 	@echo "make compare   measure RabbitMQ against Kafka on this machine, and write the report"
-	@echo "make test      run every test, on real brokers"
+	@echo "make test      run the tests, on real brokers (at most 20 minutes)"
+	@echo "make test-long run those that take longest and have a shorter relative in make test (at most 10 minutes)"
 	@echo "make scenarios run every scenario in short on both brokers, and look at the verdicts (at most 25 minutes)"
 	@echo "make faults    break brokers and clients under load in every class, and look at what was promised (at most 30 minutes)"
 	@echo "make prove-faults  kill leaders, transactions' processors and young queues, again and again (at most 90 minutes)"
 	@echo "make prove     measure what is known from elsewhere, and write docs/method.md (at most 30 minutes)"
+	@echo "make prove-gate  the gate on recorded trials, and on brokers whose settings are made worse (at most 25 minutes)"
+	@echo "make docs      build the documentation as a site, docs/_build/html; a warning is an error"
 	@echo "make lint      ruff and mypy        make bench    the speed bars of docs/performance.md"
 	@echo "make up|down   start or stop the brokers        make clean    remove what was installed"
 
@@ -32,6 +36,8 @@ else
 endif
 	@rm -f $(VENV)/.installed-* && touch $@
 
+install: $(STAMP)
+
 compare: $(STAMP)
 	@$(BIN)/loadgen compare --profile quick
 
@@ -40,9 +46,12 @@ test: $(STAMP)
 ifdef TESTS
 	@$(BIN)/python -m pytest $(TESTS)
 else
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone"
-	@$(BIN)/python -m pytest -m alone
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone and not long"
+	@$(BIN)/python -m pytest -m "alone and not long"
 endif
+
+test-long: $(STAMP)
+	@$(BIN)/python -m pytest -m long
 
 scenarios: $(STAMP)
 	@$(BIN)/python bench/all_scenarios.py
@@ -57,6 +66,14 @@ prove-faults: $(STAMP)
 
 prove: $(STAMP)
 	@PYTHONPATH=bench $(BIN)/python -m prove
+
+prove-gate: $(STAMP)
+	@$(BIN)/python bench/gate.py recorded
+	@$(BIN)/python bench/gate.py broker
+
+docs: $(STAMP)
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

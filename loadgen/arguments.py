@@ -9,11 +9,36 @@ from typing import TYPE_CHECKING
 from loadgen.times import seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 BROKER_NAMES = ("rabbitmq", "kafka")
 SURVIVE = ("nothing", "broker", "power", "node", "node+power")
 """What a confirmed message is to survive, in the words of `loadgen decide`; one for each durability class."""
+
+EXAMPLES = {
+    "up": "loadgen up",
+    "down": "loadgen down",
+    "status": "loadgen status",
+    "list": "loadgen list",
+    "run": "loadgen run scenarios/latency.py --broker kafka --set kafka.linger_ms=0,5,20 --set rate=2000",
+    "plan": "loadgen plan scenarios/task_queue.py",
+    "compare": "loadgen compare --profile standard",
+    "ab": "loadgen ab scenarios/latency.py --broker kafka --set kafka.linger_ms=0 --set kafka.linger_ms=5",
+    "decide": "loadgen decide --rate 2000 --size 1024 --p99 50ms --survive broker",
+    "probe": "loadgen probe message-size delivery",
+    "rerun": "loadgen rerun latest",
+    "report": "loadgen report latest",
+    "check": "loadgen check latest --baseline main",
+    "baseline save": "loadgen baseline save main",
+    "baseline list": "loadgen baseline list",
+    "runs list": "loadgen runs list",
+    "runs tag": "loadgen runs tag release-1 latest",
+    "runs untag": "loadgen runs untag release-1 latest",
+    "runs prune": "loadgen runs prune --keep 20",
+    "history": "loadgen history 'results/*-latency' --metric e2e_p50_ns",
+    "doctor": "loadgen doctor",
+}
+"""A line for each command that does something, as a person types it."""
 
 
 def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -62,16 +87,7 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_prometheus(command)
     command.add_argument("--effect", type=_effect, metavar="PERCENT", help="effect worth finding (default: 10)")
     _add_decide(commands)
-    command = commands.add_parser(
-        "probe",
-        help="ask what no load shows: limits, retention, protocols, connections, what it takes to begin",
-        description="Ask each broker by a few messages, and hold the answer against the broker's own word "
-        "(`loadgen list` names the probes); `loadgen compare` asks all of them after its trials.",
-    )
-    command.add_argument("probes", nargs="*", metavar="PROBE", help="which ones (default: all)")
-    _add_brokers(command)
-    command.add_argument("--repeats", type=_positive, default=3, help="of what varies from start to start (default: 3)")
-    _add_output(command)
+    _add_probe(commands)
     command = commands.add_parser("rerun", help="the same trials again, exactly")
     command.add_argument("run", help="a run's folder or id, or `latest`")
     _add_brokers(command)
@@ -82,7 +98,23 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     _add_store(commands)
     command = commands.add_parser("doctor", help="is this machine ready, and fit to measure on?")
     command.add_argument("--json", action="store_true", help="for machines")
+    _add_examples(parser)
     return parser
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A command's parser, and those of the commands below it."""
+    yield parser
+    for action in parser._actions:  # noqa: SLF001 - argparse tells its options in no other way
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for each in action.choices.values():
+                yield from parsers(each)
+
+
+def _add_examples(parser: argparse.ArgumentParser) -> None:
+    for each in parsers(parser):
+        if example := EXAMPLES.get(each.prog.partition(" ")[2]):
+            each.epilog = f"Example: {example}"
 
 
 SOURCES = {
@@ -103,8 +135,25 @@ def _add_brokers(command: argparse.ArgumentParser, sources: Sequence[str] = tupl
     command.add_argument("--broker", choices=BROKER_NAMES, help="only this one")
 
 
+def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "probe",
+        help="ask what no load shows: limits, retention, protocols, connections, what it takes to begin",
+        description="Ask each broker by a few messages, and hold the answer against the broker's own word "
+        "(`loadgen list` names the probes); `loadgen compare` asks all of them after its trials.",
+    )
+    command.add_argument("probes", nargs="*", metavar="PROBE", help="which ones (default: all)")
+    _add_brokers(command)
+    command.add_argument(
+        "--repeats", type=_positive, default=3, metavar="N", help="of what varies from start to start (default: 3)"
+    )
+    _add_output(command)
+
+
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept (default: results)")
+    command.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are kept (default: results)"
+    )
     command.add_argument("--json", action="store_true", help="results for machines, on stdout")
 
 
@@ -146,7 +195,7 @@ def _add_gate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parent = commands.add_parser("baseline", help="keep runs that others are held against, by name")
     actions = parent.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=type(parent))
     command = actions.add_parser("save", help="keep a run's figures in baselines/NAME")
-    command.add_argument("name", metavar="NAME")
+    command.add_argument("name", metavar="NAME", help="what it is to be called")
     _add_which(command)
     command.add_argument("--replace", action="store_true", help="in place of the one of that name")
     _add_baselines(command)
@@ -163,7 +212,7 @@ def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_output(command)
     for name, text in (("tag", "give a run a name, and keep it when others are pruned"), ("untag", "take it away")):
         command = actions.add_parser(name, help=text)
-        command.add_argument("name", metavar="TAG")
+        command.add_argument("name", metavar="TAG", help="the name")
         _add_which(command)
         _add_output(command)
     command = actions.add_parser("prune", help="remove all but the newest runs, and those that are tagged")
@@ -221,8 +270,10 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool, has_duration:
             "--duration", type=_seconds, metavar="TIME", help="measured window of each trial, such as 90s, 20m, 4h or "
             "2d, in place of the profile's (docs/soak.md)",
         )  # fmt: skip
-    command.add_argument("--repeats", type=_positive, help="in place of the profile's")
-    command.add_argument("--seed", type=int, default=1, help="of messages, arrivals and the order of trials")
+    command.add_argument("--repeats", type=_positive, metavar="N", help="in place of the profile's")
+    command.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of messages, arrivals and the order of trials"
+    )
     command.add_argument("--cpus-broker", metavar="LIST", help="pin the brokers' processes, such as 0-3")
     command.add_argument("--cpus-client", metavar="LIST", help="pin producers and consumers, such as 4-7")
     _add_output(command)
@@ -245,9 +296,13 @@ def _add_decide(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--survive", choices=SURVIVE, required=True, help="what a confirmed message survives: nothing promised, kill "
         "-9 of the broker, a power cut of one node, the loss of one node of three, or of one and a power cut of all",
     )  # fmt: skip
-    command.add_argument("--subscribers", type=_positive, default=1, help="how many receive every message (default: 1)")
-    command.add_argument("--producers", type=_positive, help="processes that send (default: as many as the rate needs)")
-    command.add_argument("--consumers", type=_positive, default=1, help="of each subscriber (default: 1)")
+    command.add_argument(
+        "--subscribers", type=_positive, default=1, metavar="N", help="how many receive every message (default: 1)"
+    )
+    command.add_argument(
+        "--producers", type=_positive, metavar="N", help="processes that send (default: as many as the rate needs)"
+    )
+    command.add_argument("--consumers", type=_positive, default=1, metavar="N", help="of each subscriber (default: 1)")
     _add_run(command, scenarios=False, has_duration=True)
     _add_prometheus(command)
     command.set_defaults(repeats=3)

@@ -65,7 +65,7 @@ Record = dict[str, Any]
 def measure_ceiling(
     trial: Trial, setting: Setting, seconds: float = SECONDS, needed_msgs_per_s: float | None = None
 ) -> Record:
-    """What the trial's clients carry without a broker: a record with the fields of docs/results.md, "A ceiling".
+    """What the trial's clients carry without a broker: a record of `ceilings` (run.schema.json).
 
     Args:
         trial: any trial of the point; its rate is replaced by a closed loop, its lengths by the ceiling's own.

@@ -46,20 +46,21 @@ EDGE_BUCKETS = bucket_indices(EDGES_NS)
 BOUNDS = [floatToGoString((edge - 1) / 1e9) for edge in EDGES_NS.tolist()]  # type: ignore[no-untyped-call]
 
 COUNTERS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    ("sent", "messaging_client_sent_messages", "Messages handed to the client.", SEND),
-    ("received", "messaging_client_consumed_messages", "Messages received, duplicates included.", RECEIVE),
-    ("acked", "loadgen_confirmed_messages", "Messages that the broker confirmed.", {}),
+    ("sent", "messaging_client_sent_messages", "Messages handed to the client, warm-up included.", SEND),
+    ("received", "messaging_client_consumed_messages", "Messages that all subscribers received, duplicates included.",
+     RECEIVE),
+    ("acked", "loadgen_confirmed_messages", "Messages that the broker confirmed; absent without confirms.", {}),
     ("failed_requests", "loadgen_failed_requests", "Requests that were refused or lost, and tried again.", {}),
-)
+)  # fmt: skip
 LATENCIES = "loadgen_latency_seconds"
 OPERATION = "messaging_client_operation_duration_seconds"
 # What the observer saw last of the trial under way: its name there, here, what it is, further labels.
 BROKER_GAUGES: tuple[tuple[str, str, str], ...] = (
     ("depth_msgs", "loadgen_broker_depth_messages", "Queue depth, or the lag of all consumer groups."),
     ("broker_connections", "loadgen_broker_connections", "Established connections to the ports that clients use."),
-    ("connected_consumers", "loadgen_broker_consumers", "Consumers of all queues, or members of all groups."),
-    ("broker_rss_bytes", "loadgen_broker_resident_memory_bytes", "Resident memory of the broker's processes."),
-    ("broker_memory_bytes", "loadgen_broker_reported_memory_bytes", "Memory in use as the broker itself tells."),
+    ("connected_consumers", "loadgen_broker_consumers", "Consumers of queues, members of groups; absent without any."),
+    ("broker_rss_bytes", "loadgen_broker_resident_memory_bytes", "Resident memory of the broker if it runs here."),
+    ("broker_memory_bytes", "loadgen_broker_reported_memory_bytes", "Memory in use as RabbitMQ tells (not Kafka)."),
 )
 ENDED_GAUGES = (
     ("achieved_msgs_per_s", "loadgen_trial_achieved_messages_per_second", "What came through in the measured window."),
@@ -115,16 +116,23 @@ class Exposition(Collector):
         with self._lock:
             trials = [*self._ended] + ([_shown(self._live)] if self._live is not None else [])
             verdicts = dict(self._verdicts)
-        planned = GaugeMetricFamily("loadgen_trials_planned", "Trials of the plan.")
+        planned = GaugeMetricFamily(
+            "loadgen_trials_planned", "Trials of the plan; those that a search adds come on top."
+        )
         planned.add_metric([], self._planned)
         yield planned
         ended = CounterMetricFamily("loadgen_trials_ended", "Trials that have ended, by verdict.", labels=["verdict"])
         for status, number in verdicts.items():
             ended.add_metric([status], number)
         yield ended
-        yield from _counters(trials)
-        yield from _histograms(trials)
-        yield from _gauges(trials)
+        yield from families(trials)
+
+
+def families(trials: Sequence[Shown]) -> Iterator[Metric]:
+    """Every metric that trials have, with what it is of each of these."""
+    yield from _counters(trials)
+    yield from _histograms(trials)
+    yield from _gauges(trials)
 
 
 def _shown(live: Live) -> Shown:
@@ -159,7 +167,9 @@ def _counters(trials: Iterable[Shown]) -> Iterator[Metric]:
                 family.add_metric([*each.labels, *labels.values()], each.counts[name])
         yield family
     family = CounterMetricFamily(
-        "loadgen_errors", "Messages refused, given up or damaged.", labels=[*TRIAL_LABELS, "error_type"]
+        "loadgen_errors",
+        "Messages refused, returned, damaged or, known at the end only, given up.",
+        labels=[*TRIAL_LABELS, "error_type"],
     )
     for each in trials:
         for reason, number in each.errors.items():
@@ -168,10 +178,14 @@ def _counters(trials: Iterable[Shown]) -> Iterator[Metric]:
 
 
 def _histograms(trials: Iterable[Shown]) -> Iterator[Metric]:
-    own = HistogramMetricFamily(LATENCIES, "Durations by the kind that run.json has.", labels=[*TRIAL_LABELS, "kind"])
+    own = HistogramMetricFamily(
+        LATENCIES, "Durations by kind: those of `trial.latency_ns` in run.json but `ack_service`, and `resolution`.",
+        labels=[*TRIAL_LABELS, "kind"],
+    )  # fmt: skip
     operation = HistogramMetricFamily(
-        OPERATION, "Sending: from handing a message over to its confirmation.", labels=[*TRIAL_LABELS, *SEND]
-    )
+        OPERATION, "Sending: from handing a message over to its confirmation (`ack_service` of run.json).",
+        labels=[*TRIAL_LABELS, *SEND],
+    )  # fmt: skip
     for each in trials:
         for kind, (counts, sum_ns) in each.latencies.items():
             family, last = (operation, SEND["messaging_operation_name"]) if kind == "ack_service" else (own, kind)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from loadgen.part import Codec, Counted, Flag, Millis, Part, SegmentBytes, Sweep, Whole
+from loadgen.part import Codec, Counted, Flag, Millis, Part, SegmentBytes, Sweep, Unit, Whole, WholeBytes, WholeMsgs
 
 
 def _acks_word(value: Any) -> Any:
@@ -28,12 +28,14 @@ _TransactionMsgs = Annotated[int, Field(ge=1, le=1_000_000)]
 _TransactionMillis = Annotated[float, Field(gt=0, le=400_000)]
 _Group = Literal["partitions", "share"]
 _AcquireMode = Literal["batch_optimized", "record_limit"]
-_Deliveries = Annotated[int, Field(ge=2, le=10)]
-_Locks = Annotated[int, Field(ge=100, le=4_000)]  # these three: what a broker as it is shipped allows a group
+# These three: what a broker as it is shipped allows a group.
+_Deliveries = Annotated[int, Field(ge=2, le=10), Unit("deliveries")]
+_Locks = Annotated[int, Field(ge=100, le=4_000), Unit("messages")]
 _LockMillis = Annotated[int, Field(ge=15_000, le=60_000)]
 _KafkaDriver = Literal["kafka", "confluent", "confluent-sync"]
-_InFlight = Annotated[int, Field(ge=1, le=1_000)]
+_InFlight = Annotated[int, Field(ge=1, le=1_000), Unit("requests")]
 _Partitions = Annotated[int, Field(ge=1, le=10_000)]
+_Transactions = Annotated[Counted, Unit("transactions")]
 
 
 class Kafka(Part):
@@ -57,21 +59,21 @@ class Kafka(Part):
     """No duplicates by the producer's own retries; needs acks=all and at most 5 requests in flight."""
     linger_ms: Millis | Sweep[Millis] | None = None
     """How long a batch may wait for more messages."""
-    batch_size: Whole | Sweep[Whole] | None = None
+    batch_size: WholeBytes | Sweep[WholeBytes] | None = None
     """Upper bound of a batch, in bytes."""
     max_in_flight_requests_per_connection: _InFlight | Sweep[_InFlight] | None = None
     """Produce requests in flight at once."""
-    buffer_memory: Whole | Sweep[Whole] | None = None
+    buffer_memory: WholeBytes | Sweep[WholeBytes] | None = None
     """Upper bound of what a producer holds unsent and unconfirmed, in bytes."""
     compression_type: Codec | Sweep[Codec] | None = None
     """The producer's codec."""
-    max_poll_records: Whole | Sweep[Whole] | None = None
+    max_poll_records: WholeMsgs | Sweep[WholeMsgs] | None = None
     """How many records a consumer processes at most before it stores their offsets."""
-    fetch_min_bytes: Whole | Sweep[Whole] | None = None
+    fetch_min_bytes: WholeBytes | Sweep[WholeBytes] | None = None
     """How much the broker gathers before it answers a fetch."""
     fetch_max_wait_ms: Counted | Sweep[Counted] | None = None
     """How long the broker waits for `fetch_min_bytes`."""
-    max_partition_fetch_bytes: Whole | Sweep[Whole] | None = None
+    max_partition_fetch_bytes: WholeBytes | Sweep[WholeBytes] | None = None
     """Upper bound of one partition's share of a fetch."""
     auto_commit_interval_ms: Whole | Sweep[Whole] | None = None
     """How often the offsets of processed records are committed."""
@@ -120,7 +122,7 @@ class Kafka(Part):
     its transaction is committed. None, with `transaction_ms` too: no transactions."""
     transaction_ms: _TransactionMillis | Sweep[_TransactionMillis] | None = None
     """After how long a transaction ends that has not had all of its messages."""
-    transaction_abort_every: Counted | Sweep[Counted] | None = None
+    transaction_abort_every: _Transactions | Sweep[_Transactions] | None = None
     """Of so many transactions the last is aborted, whose messages then count as failed; 0 is none."""
-    flush_messages: Whole | Sweep[Whole] | None = None
+    flush_messages: WholeMsgs | Sweep[WholeMsgs] | None = None
     """The topic's flush.messages; class `flushed` sets 1, the others leave it unset."""

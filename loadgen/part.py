@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -23,9 +24,18 @@ def _different(values: list[_Item]) -> list[_Item]:
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a knob's number counts, where its name (the broker's own) does not end with it: part of its type."""
+
+    name: str
+
+
 Sweep = Annotated[list[_Item], Field(min_length=1), AfterValidator(_different)]
 
 Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
+WholeMsgs = Annotated[Whole, Unit("messages")]
+WholeBytes = Annotated[Whole, Unit("bytes")]
 Counted = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Millis = Annotated[float, Field(ge=0, le=3_600_000)]
 Flag = Annotated[bool, Field(strict=True)]

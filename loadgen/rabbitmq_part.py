@@ -6,18 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loadgen.part import Codec, Counted, Flag, Part, SegmentBytes, Sweep, Whole
+from loadgen.part import Codec, Counted, Flag, Part, SegmentBytes, Sweep, Unit, Whole, WholeMsgs
 
-_Prefetch = Annotated[int, Field(ge=0, le=65_535)]
+_Prefetch = Annotated[int, Field(ge=0, le=65_535), Unit("messages")]
+_Heartbeat = Annotated[int, Field(ge=0, le=65_535), Unit("s")]
 _QueueType = Literal["classic", "quorum", "stream"]
 _Exchange = Literal["default", "direct", "fanout", "topic", "headers", "consistent-hash"]
 _Bindings = Annotated[int, Field(ge=1, le=10_000)]
 _Queues = Annotated[int, Field(ge=1, le=256)]
 _RabbitMQDriver = Literal["amqp", "stream", "pika", "pika-blocking", "aio-pika", "rstream"]
 _StreamPartitions = Annotated[int, Field(ge=1, le=200)]
-_SubEntry = Annotated[int, Field(ge=1, le=65_535)]
-_Members = Annotated[int, Field(ge=1, le=7)]
-_Credits = Annotated[int, Field(ge=2, le=65_535)]
+_SubEntry = Annotated[int, Field(ge=1, le=65_535), Unit("messages")]
+_Members = Annotated[int, Field(ge=1, le=7), Unit("nodes")]
+_Credits = Annotated[int, Field(ge=2, le=65_535), Unit("chunks")]
 _Age = Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 _Ack = Literal["automatic", "manual"]
 _Lanes = Annotated[int, Field(ge=1, le=64)]
@@ -26,6 +27,7 @@ _Overflow = Literal["drop-head", "reject-publish", "reject-publish-dlx"]
 _ExpiresMillis = Annotated[int, Field(ge=10_000, le=2**32 - 1)]  # shorter, it would be gone before it is accounted for
 _Priorities = Annotated[int, Field(ge=2, le=32)]  # all that a quorum queue has; each costs a classic queue a queue
 _ReplyTo = Literal["direct", "exclusive"]
+_Failures = Annotated[Whole, Unit("failed deliveries")]
 
 
 class RabbitMQ(Part):
@@ -47,7 +49,7 @@ class RabbitMQ(Part):
     """delivery_mode 2; only class `none` may be transient."""
     confirms: Flag | Sweep[Flag] | None = None
     """Publisher confirms; every class but `none` has them."""
-    confirm_window: Whole | Sweep[Whole] | None = None
+    confirm_window: WholeMsgs | Sweep[WholeMsgs] | None = None
     """How many messages may be unconfirmed at once, per producer (without confirms: sent and not received)."""
     prefetch: _Prefetch | Sweep[_Prefetch] | None = None
     """basic.qos prefetch count per consumer; 0 is unlimited."""
@@ -55,11 +57,11 @@ class RabbitMQ(Part):
     """Automatic acknowledges on delivery; manual after processing (every class but `none`)."""
     ack_every: Whole | Sweep[Whole] | None = None
     """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle)."""
-    heartbeat: _Prefetch | Sweep[_Prefetch] | None = None
+    heartbeat: _Heartbeat | Sweep[_Heartbeat] | None = None
     """Heartbeat in seconds; 0 is off."""
     mandatory: Flag | Sweep[Flag] | None = None
     """Whether the broker returns a message that no queue takes, instead of dropping it."""
-    max_length: Whole | Sweep[Whole] | None = None
+    max_length: WholeMsgs | Sweep[WholeMsgs] | None = None
     """x-max-length: how many messages a queue holds; None is any number."""
     max_length_bytes: Whole | Sweep[Whole] | None = None
     """x-max-length-bytes: how many bytes of messages a queue holds, or how much of a stream is kept, in whole segments;
@@ -74,7 +76,7 @@ class RabbitMQ(Part):
     dead_letter: Flag | Sweep[Flag] | None = None
     """Whether queues have a dead-letter exchange, and each subscriber a queue behind it for what was rejected, expired,
     dropped or delivered too often."""
-    delivery_limit: Whole | Sweep[Whole] | None = None
+    delivery_limit: _Failures | Sweep[_Failures] | None = None
     """x-delivery-limit: how often a message of a quorum queue may have failed when it is delivered; None is 20."""
     quorum_initial_group_size: _Members | Sweep[_Members] | None = None
     """x-quorum-initial-group-size: how many nodes hold a quorum queue; the replicated classes have 3, None is all."""

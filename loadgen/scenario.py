@@ -52,7 +52,9 @@ class Uniform(Part):
     """Sizes drawn evenly from `min_bytes` to `max_bytes`, both included."""
 
     min_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    """The smallest size."""
     max_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    """The largest size."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -74,8 +76,11 @@ class LogNormal(Part):
     """Log-normal sizes of a given median and sigma (of the logarithm), clipped to 24 … `max_bytes`."""
 
     median_bytes: int = Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    """Half of all messages are smaller."""
     sigma: float = Field(gt=0, le=4)
+    """Of the logarithm of sizes: with 1, a third is over e times the median or under 1/e of it."""
     max_bytes: int = Field(default=1_000_000, ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)
+    """What would be larger is of this size."""
 
     @property
     def mean_bytes(self) -> float:
@@ -92,6 +97,7 @@ class FromFile(Part):
     """Sizes in bytes taken at random from a text file with one whole number a line."""
 
     path: Path
+    """The file, seen from the folder in which the command is given."""
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
@@ -175,6 +181,7 @@ class Rate(Part):
     """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp`, `.saturate`, `.search` or `.curve`."""
 
     kind: Literal["fixed", "poisson", "ramp", "saturate", "search", "curve"]
+    """Which of the ways above it was made in."""
     msgs_per_s: RateMsgs | Sweep[RateMsgs] | None = None
     """All producers together; for a ramp, where it begins."""
     to_msgs_per_s: RateMsgs | None = None
@@ -267,8 +274,11 @@ class Scenario(Part):
     question: str = Field(min_length=1, max_length=300)
     """What the reader wants to know, in one sentence."""
     message: Message = Message()
+    """What is sent."""
     rate: Rate
+    """When it is sent."""
     producers: _Producers | Sweep[_Producers] = 1
+    """Processes that send; the rate is that of all of them together."""
     consumers: _Processes | Sweep[_Processes] = 1
     """Of each subscriber; they compete for its messages."""
     subscribers: _Subscribers | Sweep[_Subscribers] = 1
@@ -303,8 +313,11 @@ class Scenario(Part):
     faults: list[At] = Field(default_factory=list, max_length=100)
     """What is done to local brokers in each trial, and when, such as `[At("10s", Kill("leader"))]`."""
     durability: Durability | Sweep[Durability] = Durability.BROKER
+    """What a confirmed message survives; brokers are compared only within one class."""
     rabbitmq: RabbitMQ | None = None
+    """RabbitMQ's knobs; left out, it is not asked."""
     kafka: Kafka | None = None
+    """Kafka's knobs; left out, it is not asked."""
     preset: Literal["default", "low_latency", "throughput"] = "default"
     """Client settings of both brokers in one spirit; single knobs win over it."""
     warmup_s: float | None = Field(default=None, ge=0, le=3_600)

@@ -50,7 +50,7 @@ class Bench(Protocol):
 
 
 def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = time.monotonic) -> Record:
-    """Search the capacity of a trial's point; the value is the search's record (docs/results.md, `searches`).
+    """Search the capacity of a trial's point; the value is the search's record (run.schema.json, `searches`).
 
     Raises what `bench.run` raises, after the search has been written down as one that cannot tell.
     """

@@ -72,6 +72,19 @@ def test_what_else_differs_is_flagged(tmp_path: Path, header: dict[str, Any], gi
     assert word in " ".join(render_across(compare_runs(runs)).split())
 
 
+def test_settings_of_brokers_are_told_by_name_and_places_are_none(tmp_path: Path) -> None:
+    """A setting that differs is named with both values; another port or folder is no other setting."""
+
+    def kafka(*deviations: str) -> dict[str, Any]:
+        return {"brokers": {**BROKERS, "kafka": {**BROKERS["kafka"], "deviations": list(deviations)}}}
+
+    places = "listeners = PLAINTEXT://127.0.0.1:{} (why)", "log.dirs = {}/run/data (a folder)"
+    first = kafka(places[0].format(9092), places[1].format("<checkout>"), "num.io.threads = 8 (found so)")
+    second = kafka(places[0].format(19092), places[1].format("/home/me"), "num.io.threads = 2 (found so)")
+    runs = [run_of(tmp_path, "a", GOODPUT["A"], first), run_of(tmp_path, "b", GOODPUT["B"], second)]
+    assert compare_runs(runs).warnings == ("brokers’ settings differ: kafka num.io.threads 8 / 2",)
+
+
 def test_single_repeats_cannot_tell(tmp_path: Path) -> None:
     """One value each has a ratio and no interval."""
     found = compare_runs([run_of(tmp_path, name, GOODPUT[name][:1]) for name in "AB"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from reference import prometheus_metrics
 
 from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.cli import main
@@ -27,6 +27,8 @@ from loadgen.plan import Profile, make_plan
 from loadgen.trial import Live
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.runs import Run
 
@@ -155,12 +157,11 @@ def test_while_it_runs_counts_grow_and_the_broker_is_seen(seen: tuple[Run, Scrap
 
 
 def test_every_name_on_the_page_is_documented(seen: tuple[Run, Scraping]) -> None:
-    """docs/metrics.md tells of each metric, and of no other."""
+    """The reference tells of each metric, and of no other."""
     _, listener = seen
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for page in listener.during for name, _ in page}
     shown |= {re.sub(r"_(bucket|sum|count)$", "", name) for page in listener.after for name, _ in page}
-    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
-    told = set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
+    told = {each.name + "_total" * (each.type == "counter") for each in prometheus_metrics()}
     # Only of what goes wrong, and of consumers in a group that is joined.
     assert told == shown | {"loadgen_errors_total", "loadgen_broker_consumers", "loadgen_broker_reported_memory_bytes"}
 

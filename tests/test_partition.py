@@ -97,7 +97,7 @@ def _told_by(target: Target, node: int) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("broker", ["kafka", "rabbitmq"])
+@pytest.mark.parametrize("broker", ["kafka", pytest.param("rabbitmq", marks=pytest.mark.long)])
 def test_a_leader_that_is_cut_off_keeps_what_was_confirmed(
     linked: dict[BrokerName, Endpoint], broker: BrokerName, monkeypatch: pytest.MonkeyPatch
 ) -> None:

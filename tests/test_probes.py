@@ -109,6 +109,7 @@ def test_what_was_consumed_stays_in_logs_and_limits_take_it_away(ground: Ground)
         assert all(0 < each.values[0] < 100 for each in sized)
 
 
+@pytest.mark.long
 def test_consumers_that_are_killed_break_only_what_is_not_promised(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def test_what_a_start_takes_is_counted(ground: Ground) -> None:
     assert not list((brokers_dir() / "private").glob("*"))
 
 
+@pytest.mark.long
 def test_every_kind_of_listener_carries_the_same_load(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without login and TLS all is confirmed and received, and each kind's listener is the broker's own."""
     monkeypatch.setattr(security, "LENGTHS", Profile("security", 0.2, 0.5, 1))

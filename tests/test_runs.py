@@ -98,33 +98,6 @@ def test_unknown_fields_are_null_and_never_absent() -> None:
     assert (record["driver_kind"], record["acked"], record["errors"]) == ("client", None, {})
 
 
-def schema_rows(schema: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Every documented field of the schema, as the documentation names it."""
-    rows: dict[str, str] = {}
-    for name, field in schema.get("properties", {}).items():
-        path = prefix + name
-        rows[path] = field["description"]
-        if name in {"trials", "searches", "ceilings", "findings"} and not prefix:
-            rows |= schema_rows(field["items"], "trial." if name == "trials" else f"{name}.")
-        elif name == "brokers":
-            rows |= schema_rows(field["additionalProperties"], "brokers.<broker>.")
-        elif name == "faults":
-            rows |= schema_rows(field["items"], f"{path}.")
-        elif name == "latency_ns":
-            rows |= {f"{path}.{kind}": each["description"] for kind, each in field["properties"].items()}
-            rows |= schema_rows(field["additionalProperties"], f"{path}.<kind>.")
-        else:
-            rows |= schema_rows(field, path + ".")
-    return rows
-
-
-def test_documentation_and_schema_are_in_step() -> None:
-    """docs/results.md explains each field of the schema in the schema's own words, and no other."""
-    text = (PACKAGE.parent / "docs" / "results.md").read_text()
-    section = text.partition("## run.json")[2].partition("## histograms.hlog")[0]
-    assert dict(re.findall(r"^\| `(.+?)` \| (.+) \|$", section, re.MULTILINE)) == schema_rows(SCHEMA)
-
-
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs that begin in the same second do not share or overwrite anything."""
     monkeypatch.setattr(runs_module.time, "time", lambda: 1_700_000_000.0)

@@ -258,18 +258,26 @@ def _quiet(_: str) -> None:
     """Progress that nobody watches."""
 
 
+def record_all(count: int, folder: Path, *, is_latencies_only: bool = False) -> None:
+    """Record so many pairs on both brokers, and keep them in a folder, as `kept` and `kept_latencies` read them."""
+    rates: list[dict[str, Any]] = []
+    latencies: list[dict[str, Any]] = []
+    brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
+    for broker in () if is_latencies_only else brokers:  # each is kept at once: it took minutes
+        rates.append(asdict(record(broker, count)))
+        (folder / KEPT.name).write_text(json.dumps(rates) + "\n", encoding="utf-8")
+    for broker in brokers:
+        latencies.append(asdict(record_latencies(broker, count)))
+        (folder / KEPT_LATENCIES.name).write_text(json.dumps(latencies) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Record pairs on both brokers, and keep them."""
     parser = argparse.ArgumentParser(prog="prove.pairs", description=main.__doc__)
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--latencies-only", action="store_true", help="leave the rates as they are")
     chosen = parser.parse_args()
-    brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
-    if not chosen.latencies_only:
-        made = [asdict(record(broker, chosen.pairs)) for broker in brokers]
-        KEPT.write_text(json.dumps(made) + "\n", encoding="utf-8")
-    latencies = [asdict(record_latencies(broker, chosen.pairs)) for broker in brokers]
-    KEPT_LATENCIES.write_text(json.dumps(latencies) + "\n", encoding="utf-8")
+    record_all(chosen.pairs, KEPT.parent, is_latencies_only=chosen.latencies_only)
 
 
 if __name__ == "__main__":

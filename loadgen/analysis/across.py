@@ -9,6 +9,7 @@ machine, other versions, other settings or lengths.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,8 @@ MACHINE = ("memory_bytes", "kernel", "os")
 CPU = ("model", "cores", "limit_cores", "governor")
 DISK = ("filesystem", "rotational")
 Change = Literal["better", "worse", "no difference shown", "cannot tell"]
+PLACES = re.compile(r"(?<=:)\d{2,5}\b|(?<![\w:/>])(?:<\w+>)?/[^\s,;)]+")
+"""Ports and folders in a setting's text: `127.0.0.1:9092`, `/var/kafka`, `<checkout>/data`."""
 QUANTITIES: tuple[tuple[str, str], ...] = (("rate", "msgs_per_s"), ("p50", "ns"), ("p99", "ns"))
 
 
@@ -208,7 +211,10 @@ def _versions(run: Run) -> dict[str, Any]:
 
 
 def _set(run: Run) -> dict[str, Any]:
-    return {name: sorted(broker.get("deviations") or ()) for name, broker in run.header["brokers"].items()}
+    """What is not as shipped, by its name; ports and folders are each start's own, and no setting that matters."""
+    lines = [(name, line) for name, broker in run.header["brokers"].items() for line in broker.get("deviations") or ()]
+    pairs = [(name, *line.partition(" = ")[::2]) for name, line in lines]
+    return {f"{name} {setting}": PLACES.sub("…", value.partition(" (")[0]) for name, setting, value in pairs}
 
 
 def _clients(run: Run) -> dict[str, Any]:

@@ -5,7 +5,8 @@ t interval (`loadgen.stats.confidence.unpaired_ratio`: repeats of two runs are n
 interval excludes "as good or better", at 5 % for all relative limits of a check together (Bonferroni); it is kept where
 the interval excludes the effect that matters (`effect`, 10 % unless said otherwise). Between the two it cannot be told,
 and the repeats that would tell nine times in ten are named. Runs of different days differ by more than their repeats
-do: changes up to `neglect` (0 unless said otherwise) are then no breach, however surely they are shown.
+do: changes up to `neglect` (3 % unless said otherwise) are no breach, however surely they are shown. So chance fails
+5 of 100 checks of runs that differ by just so much, and fewer of runs that are alike.
 
 **Of the brokers' ratio** each repeat has its own (they take turns), and those of both runs are compared. It cannot say
 which of the two changed, but what slowed the machine down between the runs falls out of it.
@@ -236,7 +237,7 @@ def _answer(question: _Question, family: int) -> Finding:
         return finding("missed", told)
     if max(most, _inverse(least) if is_ratio else 0) < limit.effect_ratio:
         return finding("kept", told)
-    needed = _needed(question, limit.effect_ratio, alpha)
+    needed = repeats_to_tell(limit, question.now, question.before, alpha)
     wants = f"{needed}" if needed is not None else "more than 1,000"
     return finding(
         "cannot tell", f"{told}: {percentage(limit.effect_ratio)} needs {wants} repeats of each run to be told", needed
@@ -256,14 +257,21 @@ def _inverse(factor: float) -> float:
     return 1 / factor if factor else math.inf
 
 
-def _needed(question: _Question, effect_ratio: float, alpha: float) -> int | None:
+def repeats_to_tell(limit: Limit, now: Sequence[float], before: Sequence[float], alpha: float) -> int | None:
     """Repeats of each run that would find the effect nine times in ten, by the upper bound of the spread seen.
 
-    Two independent samples of n are taken as n pairs of the same spread, which asks for a little too many.
+    To be found it has to be told from what is neglected. Two independent samples of n are taken as n pairs of the same
+    spread, which asks for a little too many. None where 1,000 would not do.
+
+    Args:
+        limit: the relative limit, with its effect and what it neglects.
+        now: the run's values, at least two.
+        before: the baseline's values, at least two.
+        alpha: the level of the two-sided interval that the limit is judged by.
     """
-    logs = [[math.log(each) for each in values] for values in (question.now, question.before)]
-    spreads, pairs = [stdev(each) for each in logs], min(map(len, logs))
-    return repeats_needed(effect_ratio, spread_bound(math.hypot(*spreads), pairs - 1), POWER, min(0.5, alpha))
+    spreads, pairs = [stdev(map(math.log, each)) for each in (now, before)], min(len(now), len(before))
+    bound = spread_bound(math.hypot(*spreads), pairs - 1)
+    return repeats_needed(limit.effect_ratio / limit.neglect_ratio, bound, POWER, min(0.5, alpha))
 
 
 def count(found: Iterable[Finding]) -> dict[Outcome, int]:

@@ -25,6 +25,16 @@ UNITS = {
     "_msgs_per_s": "msg/s", "_bytes_per_s": "B/s", "_us_per_msg": "µs", "_ms": "ms", "_us": "µs", "_s": "s",
     "_bytes": "B",
 }  # fmt: skip
+OWN = {
+    "errors": "Messages refused, returned or given up, of all reasons.",
+    "confirmed_lost": "Confirmed, and surely lost: what waits with the broker when the drain is given up is not.",
+    "rss_producers_bytes": "The most resident memory that producers had together.",
+    "rss_consumers_bytes": "The most resident memory that consumers had together.",
+    "rss_broker_bytes": "The most resident memory that the broker's processes had together.",
+    "client_cpu_us_per_msg": "CPU time of producers and consumers for each message that came through.",
+    "broker_cpu_us_per_msg": "CPU time of the broker for each message that came through.",
+}
+"""What a metric means that is no field of a trial by its own name."""
 CPU = {
     "client_cpu_us_per_msg": ("cpu_producers_s", "cpu_consumers_s"),
     "broker_cpu_us_per_msg": ("cpu_broker_s",),

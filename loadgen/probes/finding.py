@@ -40,7 +40,7 @@ class Finding:
     error: str | None = None
 
     def record(self, probe: str, number: int) -> dict[str, Any]:
-        """As it stands in run.json (docs/results.md, `findings`)."""
+        """As it stands in run.json (run.schema.json, `findings`)."""
         return {"id": f"{probe}/{self.broker}/{number}", "probe": probe, **asdict(self), "values": list(self.values)}
 
 
