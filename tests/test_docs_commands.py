@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
 PAGES = docpages.pages()
 EXAMPLE, LATER = "1-latency", "4-latency"
-LONG_PAGES = {"docs/locust.md", "docs/tutorial.md"}  # much of what they ask for stands in the README, too
+# Much of what these ask for stands in the README, too, which is looked at in any case.
+LONG_PAGES = {f"docs/{name}.md" for name in ("distributed", "locust", "metrics", "reference/cli", "soak", "tutorial")}
 PATIENCE_S = 150.0
 MEASURING = {"run", "ab", "decide", "rerun", "locust"}
 AT_ONCE = 3  # commands that measure, which mostly wait

@@ -97,7 +97,8 @@ def _told_by(target: Target, node: int) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("broker", ["kafka", pytest.param("rabbitmq", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("broker", ["kafka", "rabbitmq"])
 def test_a_leader_that_is_cut_off_keeps_what_was_confirmed(
     linked: dict[BrokerName, Endpoint], broker: BrokerName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_leader_that_is_cut_off_keeps_what_was_confirmed(
     assert "Its nodes reached each other through a proxy" in told
 
 
+@pytest.mark.long
 def test_such_brokers_are_others_and_say_so(linked: dict[BrokerName, Endpoint]) -> None:
     """In their deviations, and as long as they are up in the list of what runs."""
     for endpoint in linked.values():

@@ -88,6 +88,7 @@ def test_the_largest_message_is_the_one_that_the_limit_names(ground: Ground) -> 
         assert each.broker == "rabbitmq" or "max.message.bytes is " in each.said
 
 
+@pytest.mark.long
 def test_what_was_consumed_stays_in_logs_and_limits_take_it_away(ground: Ground) -> None:
     """A queue is empty after consumption, a log is as it was; limits of age and size remove messages in either."""
     findings = found(ground, "retention")
