@@ -53,11 +53,14 @@ if TYPE_CHECKING:
 
 PAGES = docpages.pages()
 EXAMPLE, LATER = "1-latency", "4-latency"
-# Much of what these ask for stands in the README, too, which is looked at in any case.
-LONG_PAGES = {f"docs/{name}.md" for name in ("distributed", "locust", "metrics", "reference/cli", "soak", "tutorial")}
+# Pages whose commands measure: minutes on a machine that does other things meanwhile.
+LONG_PAGES = {"README.md"} | {
+    f"docs/{name}.md" for name in ("distributed", "locust", "metrics", "reference/cli", "soak", "tutorial")
+}
 PATIENCE_S = 150.0
 MEASURING = {"run", "ab", "decide", "rerun", "locust"}
-AT_ONCE = 3  # commands that measure, which mostly wait
+# Commands that measure, which mostly wait; where other tests run beside them, they have their processors already.
+AT_ONCE = 1 if "PYTEST_XDIST_WORKER" in os.environ else 3
 # Half a second of load, and three of a search, may be too little: what a trial without a figure says then.
 TOO_SHORT = ("no capacity was found", "budget used up", "no whole second was measured", "no load: the test was stopped")
 # 2 and 3: of trials that last half a second some are invalid on a busy machine, and few are told apart.
@@ -267,8 +270,10 @@ def test_every_command_is_run(page: str, sandbox: Sandbox, monkeypatch: pytest.M
                 continue
             sandbox.done.add(command.text)
             measures = program(command.text) in MEASURING and command.text not in {**PLANNED, **ELSEWHERE}
-            while running and len(running) >= (AT_ONCE if measures else 1):
-                judge(*running.pop(0))
+            ending = [each for each in running if "--worker" not in each[0].text]  # a worker waits for a run to come
+            while ending and len(ending) >= (AT_ONCE if measures else 1):
+                running.remove(ending[0])
+                judge(*ending.pop(0))
             if measures:
                 running.append((command, sandbox.start(sandbox.form_of(command))))
                 measured += "--worker" not in command.text
@@ -320,6 +325,17 @@ def test_no_form_is_of_a_command_that_nobody_gives() -> None:
     tables = [*SHORT, *PLANNED, *ELSEWHERE]
     assert len(tables) == len(set(tables))
     assert set(tables) <= given
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_ours_takes_its_words(page: str) -> None:
+    """Whether or not it is run in this session: its options and files are there."""
+    for part in (part for command in commands(PAGES[page]) for part in re.split(r";|&&|\|", command.text)):
+        words = shlex.split(part)
+        if words and words[0] == "loadgen":
+            asked = make_parser(argparse.ArgumentParser).parse_args(words[1:])
+            for path in getattr(asked, "scenarios", None) or ():
+                assert (ROOT / path).exists() or "*" in str(path), part
 
 
 def test_commands_are_marked_as_such() -> None:
