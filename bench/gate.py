@@ -23,6 +23,7 @@ import gate_resampled
 import gate_tried
 from prove import pairs
 
+from loadgen.brokers import BOTH
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="recorded: where the trials are, or are to be kept")
     parser.add_argument("--pairs", type=int, default=20, help="recorded: of each broker and load (default: 20)")
     parser.add_argument("--resamples", type=int, default=gate_resampled.RESAMPLES, help="recorded: of each line")
-    parser.add_argument("--broker", choices=gate_resampled.BROKERS, help="broker: one of them alone")
+    parser.add_argument("--broker", choices=BOTH, help="broker: one of them alone")
     arguments = parser.parse_args(argv)
     began_s = time.monotonic()
     try:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.what == "recorded":
                 status = recorded(arguments.folder or Path(fresh), arguments.pairs, arguments.resamples)
             else:
-                brokers = (arguments.broker,) if arguments.broker else gate_resampled.BROKERS
+                brokers = (arguments.broker,) if arguments.broker else BOTH
                 status = told([row for broker in brokers for row in gate_tried.rows(broker, Path(fresh) / broker)])
     except LoadgenError as error:
         print(f"gate: {error}", file=sys.stderr)

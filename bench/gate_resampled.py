@@ -29,6 +29,8 @@ from prove import pairs
 from prove.proof import Row
 
 from loadgen.analysis.ab import ALPHA, POWER
+from loadgen.brokers import BOTH
+from loadgen.endpoint import OWN_DRIVERS
 from loadgen.errors import TrialError
 from loadgen.gate.judging import judge, repeats_to_tell
 from loadgen.gate.limits import NEGLECT_RATIO, usual_limits
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
     from prove.pairs import Recorded, RecordedLatencies
 
-    from loadgen.endpoint import BrokerName
     from loadgen.gate.limits import Limit
     from loadgen.record import Record
 
@@ -52,7 +53,6 @@ FEW = 5
 """Repeats of a run in docs/gate.md: so many trials one after the other are held against the next ones, too."""
 WHOLE_REPEATS = 10
 LATENCIES = ("e2e p50", "e2e p99")
-BROKERS: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,11 @@ def of_latencies(recorded: RecordedLatencies) -> Pool:
 
 def _trial(title: str, msgs_per_s: float, e2e_ns: Sequence[float] = ()) -> Record:
     """A trial with these figures: of an open loop with (p50, p99), of a closed one with the rate alone."""
-    broker = next(each for each in BROKERS if title.startswith(broker_name(each)))
+    broker = next(each for each in BOTH if title.startswith(broker_name(each)))
     kind, asked = ("fixed", msgs_per_s) if e2e_ns else ("saturate", None)
     told = dict(zip(("p50", "p99"), e2e_ns, strict=True)) if e2e_ns else None
     record = {
-        "id": kind, "scenario": "gate", "broker": broker, "driver": {"rabbitmq": "amqp", "kafka": "kafka"}[broker],
+        "id": kind, "scenario": "gate", "broker": broker, "driver": OWN_DRIVERS[broker],
         "durability": "broker", "repeat": 1, "rate": {"kind": kind, "msgs_per_s": asked},
         "message": {"size_bytes": 100}, "consumers": 1, "goodput_msgs_per_s": msgs_per_s,
         "achieved_msgs_per_s": msgs_per_s, "latency_ns": {"e2e": told},

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BrokerName = Literal["rabbitmq", "kafka"]
+OWN_DRIVERS: dict[str, str] = {"rabbitmq": "amqp", "kafka": "kafka"}
+"""Each broker's own wire driver."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from browser import Browser
-from test_report_page import OPEN_ALL, SHOWN, of
+from test_report_page import EXAMPLE, SHOWN, of, unfold
 
 from loadgen import cli
 from loadgen.runs import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[1] / "results" / "example"
 FASTER = 1_000.0  # of two repeats only such a ratio is shown
 
 
@@ -44,9 +43,7 @@ def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Br
     """The page, opened with all that it has folded away."""
     with Browser(tmp_path_factory.mktemp("browser")) as found:
         found.listen()
-        found.open(page.as_uri())
-        found.wait("document.readyState === 'complete' && !!document.querySelector('.tip')")
-        found.run(OPEN_ALL)
+        unfold(found, page)
         yield found
 
 

@@ -18,6 +18,7 @@ from loadgen.brokers import process, state
 from loadgen.driver import Target
 from loadgen.drivers import kafka_admin, load_driver, rabbitmq_admin
 from loadgen.drivers.wire.kafka_protocol import Connection
+from loadgen.endpoint import OWN_DRIVERS
 from loadgen.errors import BrokerError
 from loadgen.knobs import resolve
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 WAIT_S = 100.0  # the whole tool and a broker start within it, however busy the machine
 PATIENCE_S = 1.0
-DRIVERS = {"rabbitmq": "amqp", "kafka": "kafka"}
 
 
 def stands_still(thread: Path) -> bool:
@@ -62,7 +62,7 @@ def test_every_call_of_the_control_plane_ends(
     endpoint = endpoints[broker]
     settings = resolve(broker, {}, "broker", "default")
     target = Target(endpoint, f"hung-{uuid4().hex[:8]}", settings)
-    admin, other = (load_driver(DRIVERS[broker]).admin(endpoint) for _ in range(2))
+    admin, other = (load_driver(OWN_DRIVERS[broker]).admin(endpoint) for _ in range(2))
     admin.create(target)
     monkeypatch.setattr(rabbitmq_admin, "CALL_S", PATIENCE_S)
     monkeypatch.setattr(rabbitmq_admin, "CONNECT_TIMEOUT_S", PATIENCE_S)

@@ -45,6 +45,13 @@ INK = """(broker) => [...document.querySelectorAll(`figure svg [style*="var(--${
   .filter((e) => e.getBoundingClientRect().width).length"""
 
 
+def unfold(window: Browser, page: Path) -> None:
+    """Open a page of ours, with all that it has folded away."""
+    window.open(page.as_uri())
+    window.wait("document.readyState === 'complete' && !!document.querySelector('.tip')")
+    window.run(OPEN_ALL)
+
+
 @pytest.fixture(scope="module", params=["compared", "curve", "example"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of invented trials, one of curves with slow seconds, and one of a real run."""
@@ -75,9 +82,7 @@ def browser(window: Browser, page: Path) -> Browser:
     window.open("about:blank")
     window.wait("location.href === 'about:blank'")
     window.events.clear()
-    window.open(page.as_uri())
-    window.wait("document.readyState === 'complete' && !!document.querySelector('.tip')")
-    window.run(OPEN_ALL)
+    unfold(window, page)
     return window
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from loadgen import host
 from loadgen.analysis.ab import compare_variants
+from loadgen.brokers import BOTH
 from loadgen.errors import TrialError
 from loadgen.plan import Profile, make_ab_plan
 from loadgen.record import enters
@@ -262,11 +263,10 @@ def record_all(count: int, folder: Path, *, is_latencies_only: bool = False) -> 
     """Record so many pairs on both brokers, and keep them in a folder, as `kept` and `kept_latencies` read them."""
     rates: list[dict[str, Any]] = []
     latencies: list[dict[str, Any]] = []
-    brokers: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
-    for broker in () if is_latencies_only else brokers:  # each is kept at once: it took minutes
+    for broker in () if is_latencies_only else BOTH:  # each is kept at once: it took minutes
         rates.append(asdict(record(broker, count)))
         (folder / KEPT.name).write_text(json.dumps(rates) + "\n", encoding="utf-8")
-    for broker in brokers:
+    for broker in BOTH:
         latencies.append(asdict(record_latencies(broker, count)))
         (folder / KEPT_LATENCIES.name).write_text(json.dumps(latencies) + "\n", encoding="utf-8")
 

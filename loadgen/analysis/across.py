@@ -212,9 +212,12 @@ def _versions(run: Run) -> dict[str, Any]:
 
 def _set(run: Run) -> dict[str, Any]:
     """What is not as shipped, by its name; ports and folders are each start's own, and no setting that matters."""
-    lines = [(name, line) for name, broker in run.header["brokers"].items() for line in broker.get("deviations") or ()]
-    pairs = [(name, *line.partition(" = ")[::2]) for name, line in lines]
-    return {f"{name} {setting}": PLACES.sub("…", value.partition(" (")[0]) for name, setting, value in pairs}
+    found = {}
+    for name, broker in run.header["brokers"].items():
+        for line in broker.get("deviations") or ():
+            setting, _, value = line.partition(" = ")
+            found[f"{name} {setting}"] = PLACES.sub("…", value.partition(" (")[0])
+    return found
 
 
 def _clients(run: Run) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadgen.brokers import process
+from loadgen.brokers.ports import HOST
 from loadgen.brokers.proxy import BACKLOG, Proxy
 from loadgen.brokers.way import NOBODY, Condition, Gate
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from loadgen.brokers.process import ProcessId
 
-HOST = "127.0.0.1"
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 

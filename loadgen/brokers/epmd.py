@@ -19,10 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loadgen.brokers.ports import HOST
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-HOST = "127.0.0.1"
 REGISTER, PORT_OF, NAMES = 120, 122, 110  # ALIVE2_REQ, PORT_PLEASE2_REQ, NAMES_REQ
 REGISTERED, PORT_IS = 118, 119  # ALIVE2_X_RESP, as from OTP 23, and PORT2_RESP
 FIRST_CREATION = 4  # nodes before OTP 23 had 1 to 3

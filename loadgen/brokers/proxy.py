@@ -33,6 +33,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from loadgen.brokers.ports import HOST
 from loadgen.brokers.way import HELD_BYTES, NOBODY, NS_PER_S, Bucket, Condition, End, Gate, Link, Way
 
 if TYPE_CHECKING:
@@ -352,9 +353,7 @@ class Proxy:
 
 def main() -> None:
     """Serve clients; the argument is (node, the listening socket's descriptor, the port it leads to) of each gate."""
-    gates = [
-        Gate(node, socket.socket(fileno=number), ("127.0.0.1", port)) for node, number, port in json.loads(sys.argv[1])
-    ]
+    gates = [Gate(node, socket.socket(fileno=number), (HOST, port)) for node, number, port in json.loads(sys.argv[1])]
     proxy = Proxy(gates)
     proxy.obey(sys.stdin.fileno(), sys.stdout.fileno())
     proxy.run()

@@ -24,6 +24,7 @@ import numpy as np
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
+from loadgen.endpoint import OWN_DRIVERS
 from loadgen.errors import BrokerError
 from loadgen.knobs import resolve
 from loadgen.payload import Payloads
@@ -46,7 +47,6 @@ CLASSES = {1: ("broker", "flushed"), 3: ("replicated", "replicated_flushed")}
 WINDOWS = ((1, 100), (100, 10))  # messages under way at once, and how often so many are published
 OWN, SHARE = "confirms after a flush of their own", "flushes per confirm"
 MESSAGE = Message(size_bytes=100)
-DRIVERS = {"rabbitmq": "amqp", "kafka": "kafka"}
 _NODE = re.compile(r"/node(\d+)/data/")
 
 
@@ -97,7 +97,7 @@ class Tried:
 
 def _tries(endpoint: Endpoint, durability: str) -> Iterator[Tried]:
     with _fresh(endpoint, durability) as target:
-        producer = load_driver(DRIVERS[endpoint.broker]).producer(target, Payloads(MESSAGE, 1, 1))
+        producer = load_driver(OWN_DRIVERS[endpoint.broker]).producer(target, Payloads(MESSAGE, 1, 1))
         queue_type = target.settings.get("queue_type")
         try:
             sent, before = 0, count(endpoint)
@@ -113,7 +113,7 @@ def _tries(endpoint: Endpoint, durability: str) -> Iterator[Tried]:
 @contextmanager
 def _fresh(endpoint: Endpoint, durability: str) -> Iterator[Target]:
     """A queue or topic of a class, with the settings that the class has in any scenario."""
-    driver = DRIVERS[endpoint.broker]
+    driver = OWN_DRIVERS[endpoint.broker]
     settings = resolve(endpoint.broker, {"driver": driver}, durability, "default")
     if endpoint.broker == "kafka":
         settings |= {"partitioner": "sticky"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -10,8 +9,8 @@ from matplotlib.figure import Figure
 from loadgen.analysis.ab import finding, level, percentage
 from loadgen.report import words
 from loadgen.report.ab import label
-from loadgen.report.drawing import GRID, INK, MUTED, PAPER, Chart, colour, finish, named, styled
-from loadgen.report.ratio_axis import ratio_axis
+from loadgen.report.drawing import GRID, PAPER, Chart, colour, finish, name_rows, named, styled
+from loadgen.report.ratio_axis import draw_band, ratio_axis, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +37,7 @@ def _chart(compared: Compared, number: int, effect_ratio: float) -> Chart | None
     _axis(axes, effects, effect_ratio)
     for row, effect in enumerate(effects):
         _draw_effect(axes, effect, row, colour(compared.broker))
-    axes.set_yticks(range(len(effects)), [effect.measure for effect in effects])
-    axes.set_ylim(len(effects) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    name_rows(axes, range(len(effects)), [effect.measure for effect in effects], len(effects) - 0.4)
     where = ", ".join(part for part in (words.broker_name(compared.broker), label(compared)) if part)
     said = " ".join(f"{effect.measure}: {finding(effect, effect_ratio)}." for effect in effects)
     note = (
@@ -63,9 +59,8 @@ def _draw_effect(axes: Axes, effect: Effect, row: int, ink: str) -> None:
     ratio = effect.ratio
     assert ratio.ratio is not None
     text = f"{words.significant(ratio.ratio)}×"
+    draw_band(axes, ratio, row, ink)
     if ratio.low is not None and ratio.high is not None:
-        high = ratio.high if math.isfinite(ratio.high) else axes.get_xlim()[1]
-        axes.plot([ratio.low, high], [row] * 2, color=ink, linewidth=8, alpha=0.28, solid_capstyle="butt", zorder=2)
         text += f" ({words.significant(ratio.low)}–{words.significant(ratio.high)} at {level(effect)})"
     dots = axes.scatter(
         effect.ratios,
@@ -78,7 +73,4 @@ def _draw_effect(axes: Axes, effect: Effect, row: int, ink: str) -> None:
     )
     named(dots, f"{effect.measure}, a pair")
     axes.plot([ratio.ratio] * 2, [row - 0.3, row + 0.3], color=ink, linewidth=1.6, zorder=4)
-    axes.annotate(
-        text, (1.0, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8.5,
-        color=INK if effect.is_shown else MUTED, zorder=5,
-    )  # fmt: skip
+    tell(axes, row, text, is_shown=effect.is_shown)

@@ -112,8 +112,7 @@ def _values(row: Row, names: list[str]) -> list[str]:
 def _against(ratio: Ratio, name: str, first: str) -> str:
     if ratio.low is None:
         return f"{name}/{first} {words.significant(ratio.ratio or 0.0)}×, one repeat, which cannot tell"
-    shown = {"higher": "higher", "lower": "lower"}.get(ratio.direction, ratio.direction)
-    return f"{name}/{first} {words.times(ratio)}, {shown}"
+    return f"{name}/{first} {words.times(ratio)}, {ratio.direction}"
 
 
 def _level(found: Across) -> str:

@@ -12,8 +12,19 @@ from loadgen.histogram import Histogram
 from loadgen.record import end_to_end
 from loadgen.report import charts, words
 from loadgen.report.across import by_point, label, letters
-from loadgen.report.drawing import DASHES, INK, MUTED, PAPER, Chart, colour, finish, named, styled
-from loadgen.report.ratio_axis import ratio_axis
+from loadgen.report.drawing import (
+    DASHES,
+    PAPER,
+    Chart,
+    colour,
+    finish,
+    head_rows,
+    name_rows,
+    named,
+    panels,
+    styled,
+)
+from loadgen.report.ratio_axis import draw_band, ratio_axis, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +60,7 @@ def _ratios(found: Across, number: int) -> list[Chart]:
     return [_ratio_chart(found, number, part, place) for place, part in enumerate(parts, 1)]
 
 
-def _ratio_chart(found: Across, number: int, points: Sequence[tuple[str, Sequence[Row]]], place: int) -> Chart:
+def _ratio_chart(found: Across, number: int, points: Sequence[tuple[str, Sequence[Row]]], part: int) -> Chart:
     names = letters(found)
     what = f"{names[number]} / {names[0]}"
     rows = [row for _, each in points for row in each]
@@ -59,25 +70,20 @@ def _ratio_chart(found: Across, number: int, points: Sequence[tuple[str, Sequenc
     axes = figure.subplots()
     ends = [end for ratio in ratios for end in (ratio.low, ratio.high)]
     ratio_axis(axes, [ratio.ratio for ratio in ratios if ratio.ratio is not None], ends, what)
-    ticks, at = [], 0
-    for point, each in points:
-        axes.annotate(point, (0, at + 0.25), xycoords=("axes fraction", "data"), fontsize=8.5, color=MUTED)
+    heights: list[int] = []
+    for place, (point, each) in enumerate(points):
+        head_rows(axes, len(heights) + place, point)
         for row in each:
-            at += 1
-            ticks.append((at, row.measure))
-            _draw_ratio(axes, row, number, at, what)
-        at += 1
-    axes.set_yticks([line for line, _ in ticks], [measure for _, measure in ticks])
-    axes.set_ylim(lines - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+            heights.append(len(heights) + place + 1)
+            _draw_ratio(axes, row, number, heights[-1], what)
+    name_rows(axes, heights, [row.measure for row in rows], lines - 0.4)
     note = (
         "Dot: the ratio of the repeats’ geometric means; band: its interval. Filled where the interval excludes 1, "
         f"hollow where no difference is shown. A rate right of 1 is better, a latency worse. {what}: "
         + " ".join(f"{row.measure} {words.times(ratio)}." for row, ratio in zip(rows, ratios, strict=True))
     )
     title = f"{names[number]} over {names[0]}: {found.runs[number]} over {found.runs[0]}"
-    return finish(figure, f"comparison-{names[number].lower()}-{place}", title, note)
+    return finish(figure, f"comparison-{names[number].lower()}-{part}", title, note)
 
 
 def _draw_ratio(axes: Axes, row: Row, number: int, line: int, what: str) -> None:
@@ -85,34 +91,25 @@ def _draw_ratio(axes: Axes, row: Row, number: int, line: int, what: str) -> None
     assert ratio is not None, "only what is known is drawn"
     assert ratio.ratio is not None, "likewise"
     is_shown = ratio.direction != "no difference shown"
-    if ratio.low is not None and ratio.high is not None:
-        high = ratio.high if math.isfinite(ratio.high) else axes.get_xlim()[1]
-        axes.plot([ratio.low, high], [line] * 2, color=ink, linewidth=7, alpha=0.28, solid_capstyle="butt", zorder=2)
+    draw_band(axes, ratio, line, ink)
     dot = axes.scatter(
         [ratio.ratio], [line], s=26, facecolors=ink if is_shown else PAPER, edgecolors=ink, linewidths=1.2, zorder=3
     )
     named(dot, f"{label(row)}: {row.measure}, {what}")
-    axes.annotate(
-        words.times(ratio), (1.0, line), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8.5,
-        color=INK if is_shown else MUTED, zorder=5,
-    )  # fmt: skip
+    tell(axes, line, words.times(ratio), is_shown=is_shown)
 
 
 def _latencies(runs: Sequence[Run], found: Across) -> list[Chart]:
     """Latency by percentile of every run, for the points whose p99 changed most."""
     rows = sorted((row for row in found.rows if row.measure == "p99"), key=_change, reverse=True)
-    panels = [(row, merged) for row in rows[:PANELS_MAX] if (merged := _merged(runs, row))]
-    if not panels:
+    shown = [(row, merged) for row in rows[:PANELS_MAX] if (merged := _merged(runs, row))]
+    if not shown:
         return []
-    columns = min(2, len(panels))
-    height = -(-len(panels) // columns)
-    figure = Figure(figsize=(9.2 if columns > 1 else 6.4, 3.6 * height), layout="constrained")
-    grid = figure.subplots(height, columns, squeeze=False)
-    for axes, (row, merged) in zip(grid.flat, panels, strict=False):
+    columns = min(2, len(shown))
+    figure, grid = panels(len(shown), columns, (9.2 if columns > 1 else 6.4, 3.6), shares_y=False)
+    for axes, (row, merged) in zip(grid.flat, shown, strict=False):
         axes.set_title(textwrap.fill(label(row), TITLE_CHARS), fontsize=8.5)
         _draw_runs(axes, merged, letters(found), colour(row.point["broker"]))
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("response time, ms")
     note = "All repeats of a run merged, message by message, from the moment that each was due."

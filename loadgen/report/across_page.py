@@ -15,7 +15,7 @@ from loadgen.report.markdown import escaped, quantity_markdown, row_markdown
 from loadgen.report.sheet import anchors_of, environment, save_charts, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from loadgen.analysis.across import Across, Row
     from loadgen.report.drawing import Chart
@@ -40,7 +40,8 @@ def write_comparison(runs: Sequence[Run], found: Across) -> dict[str, Path]:
     """Write the page and its Markdown into the last run's folder; keys as of `write_report`."""
     home, drawn = runs[-1], draw(runs, found)
     pages = [_page_of(run, home) for run in runs]
-    blocks = [(point, rows[0].settings, [_line(row, runs, pages) for row in rows]) for point, rows in by_point(found)]
+    places = [_places(run, page) for run, page in zip(runs, pages, strict=True)]
+    blocks = [(point, rows[0].settings, [_line(row, places) for row in rows]) for point, rows in by_point(found)]
     links = save_charts(home, drawn)
     return {
         "html": home.save("comparison.html", _html(runs, found, drawn, pages, blocks)),
@@ -55,13 +56,17 @@ def _page_of(run: Run, home: Run) -> str:
     return Path(os.path.relpath(page, home.path)).as_posix() if page.exists() else ""
 
 
-def _line(row: Row, runs: Sequence[Run], pages: Sequence[str]) -> tuple[str, list[Held]]:
-    """A quantity and what each run says of it."""
+def _places(run: Run, page: str) -> dict[str, str]:
+    """Where each trial can be read, by its id; empty where the run has no page yet."""
+    return {name: f"{page}#{anchor}" if page else "" for name, anchor in anchors_of(run).items()}
+
+
+def _line(row: Row, places: Sequence[Mapping[str, str]]) -> tuple[str, list[Held]]:
+    """A quantity and what each run says of it; `places` are where its trials can be read."""
     held = []
-    for number, (run, page) in enumerate(zip(runs, pages, strict=True)):
+    for number, place in enumerate(places):
         found, ratio = row.estimates[number], row.ratios[number]
-        anchors = anchors_of(run)
-        trials = tuple((name, f"{page}#{anchors[name]}" if page else "") for name in row.trials[number])
+        trials = tuple((name, place[name]) for name in row.trials[number])
         value = NOTHING if found is None else quantity(found, row.unit)
         if number == 0:
             held.append(Held(value, None, "", trials))
@@ -71,10 +76,9 @@ def _line(row: Row, runs: Sequence[Run], pages: Sequence[str]) -> tuple[str, lis
 
 
 def _ratio(ratio: Ratio | None) -> Quantity:
-    if ratio is None:
+    if ratio is None or ratio.ratio is None:
         return NOTHING
-    text, _, interval = words.times(ratio).partition(" ")
-    return Quantity(text, interval.strip("()"))
+    return Quantity(f"{words.significant(ratio.ratio)}×", words.ratio_interval(ratio))
 
 
 def _runs(runs: Sequence[Run], found: Across, pages: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,7 +11,20 @@ from matplotlib.ticker import FuncFormatter
 from loadgen.report import points as pt
 from loadgen.report import words
 from loadgen.report.capacity import found_producers, grouped, limits_text, load_text, rate_text
-from loadgen.report.drawing import MUTED, PAPER, Chart, colour, finish, log_ticks, named, pointable, rate_tick, styled
+from loadgen.report.drawing import (
+    MUTED,
+    PAPER,
+    Chart,
+    colour,
+    finish,
+    head_rows,
+    log_ticks,
+    name_rows,
+    named,
+    pointable,
+    rate_tick,
+    styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,16 +102,10 @@ def _rows(axes: Axes, groups: Sequence[Sequence[PointCapacity]]) -> list[float]:
     for group in groups:
         first = group[0]
         what = f"{first.scenario}, class {first.durability}: {load_text(first, first.p99_ms)}"
-        axes.text(
-            0, height, what, transform=axes.get_yaxis_transform(), va="center", ha="left", fontsize=8.5, color=MUTED,
-            style="italic",
-        )  # fmt: skip
+        head_rows(axes, height, what)
         rows += [height + GROUP_ROWS + number for number in range(len(group))]
         height = rows[-1] + 1.2
-    axes.set_yticks(rows, [_name(each) for group in groups for each in group])
-    axes.set_ylim(height - 0.5, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    name_rows(axes, rows, [_name(each) for group in groups for each in group], height - 0.5)
     return rows
 
 

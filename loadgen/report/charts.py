@@ -22,9 +22,12 @@ from loadgen.report.drawing import (
     Chart,
     colour,
     finish,
+    head_rows,
     log_latency_axis,
     log_ticks,
+    name_rows,
     named,
+    panels,
     pointable,
     rate_tick,
     styled,
@@ -103,19 +106,15 @@ def _is_drawn(point: pt.Point, *, is_open_loop: bool) -> bool:
 
 
 def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | None:
-    panels = _latency_panels(table, is_open_loop=is_open_loop)
-    if not panels:
+    compared = _latency_panels(table, is_open_loop=is_open_loop)
+    if not compared:
         return None
     kind = "e2e" if is_open_loop else "e2e_service"
-    columns = 3 if len(panels) % 3 == 0 else min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=({1: 6.4, 2: 9.2, 3: 11.5}[columns], 3.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    columns = 3 if len(compared) % 3 == 0 else min(2, len(compared))
+    figure, grid = panels(len(compared), columns, ({1: 6.4, 2: 9.2, 3: 11.5}[columns], 3.5))
     drawn = 0
-    for axes, comparison in zip(grid.flat, panels, strict=False):
+    for axes, comparison in zip(grid.flat, compared, strict=False):
         drawn += _latency_panel(axes, run, comparison, kind)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
     if not drawn:
         return None
     fit_latencies([axes for axes in grid.flat if axes.get_visible()])
@@ -131,11 +130,11 @@ def _latency_chart(run: Run, table: Table, *, is_open_loop: bool) -> Chart | Non
     return finish(figure, "latency" if is_open_loop else "closed-loop", title, note)
 
 
-def fit_latencies(panels: Sequence[Axes]) -> None:
+def fit_latencies(shared: Sequence[Axes]) -> None:
     """One range for all panels (which share it): from the lowest latency shown to the highest of any line."""
-    curves = [line.get_data() for axes in panels for line in axes.get_lines()]
+    curves = [line.get_data() for axes in shared for line in axes.get_lines()]
     shown = [np.asarray(y, float)[np.asarray(x, float) >= SHOWN_FROM] for x, y in curves]
-    panels[0].set_ylim(min(y.min() for y in shown) * 0.8, max(y.max() for y in shown) * 1.15)
+    shared[0].set_ylim(min(y.min() for y in shown) * 0.8, max(y.max() for y in shown) * 1.15)
 
 
 def _latency_panel(axes: Axes, run: Run, comparison: pt.Comparison, kind: str) -> int:
@@ -220,17 +219,11 @@ def _lines(axes: Axes, points: Sequence[pt.Point], label: Callable[[pt.Point], s
             height += 0.35 if group else 0.0
             kind = f"{point.driver_kind} drivers"
             kind = kind if point.scenario in {"throughput", "clients"} else f"{point.scenario}, {kind}"
-            axes.text(
-                0, height, f"class {point.durability} · {kind}", transform=axes.get_yaxis_transform(),
-                va="center", ha="left", fontsize=8.5, color=MUTED, style="italic",
-            )  # fmt: skip
+            head_rows(axes, height, f"class {point.durability} · {kind}")
             height, group = height + 0.8, current
         heights.append(height)
         height += 1.0
-    axes.set_yticks(heights, [label(point) for point in points])
-    axes.set_ylim(height - 0.35, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    name_rows(axes, heights, [label(point) for point in points], height - 0.35)
     axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
     return heights

@@ -17,15 +17,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from loadgen.frames import Float64
 
@@ -108,6 +108,35 @@ def finish(figure: Figure, name: str, title: str, note: str) -> Chart:
     text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return Chart(name, title, note, text[text.index("<svg") :], png.getvalue(), marks)
+
+
+def panels(count: int, columns: int, size: tuple[float, float], *, shares_y: bool = True) -> tuple[Figure, Any]:
+    """A figure of `size` (width, height of a row, in inches) with so many panels, and the grid of its axes.
+
+    What the last row has beyond them is not shown.
+    """
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0], size[1] * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=shares_y, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def name_rows(axes: Axes, heights: Sequence[float], names: Sequence[str], end: float) -> None:
+    """Name the rows of an axis that counts downwards to `end` and measures nothing."""
+    axes.set_yticks(heights, names)
+    axes.set_ylim(end, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def head_rows(axes: Axes, height: float, text: str) -> None:
+    """What the rows below have in common."""
+    axes.text(
+        0, height, text, transform=axes.get_yaxis_transform(), va="center", ha="left", fontsize=8.5, color=MUTED,
+        style="italic",
+    )  # fmt: skip
 
 
 def pointable(axes: Axes, x: Callable[[float], str] | None = None, y: Callable[[float], str] | None = None) -> None:

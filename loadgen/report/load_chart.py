@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -27,6 +26,7 @@ from loadgen.report.drawing import (
     finish,
     log_latency_axis,
     named,
+    panels,
     pointable,
     rate_tick,
     styled,
@@ -75,19 +75,13 @@ def draw(curves: Sequence[Curve]) -> list[Chart]:
 
 
 def _chart(group: Sequence[Curve], number: int) -> Chart:
-    panels = _panels(group)
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    size = (9.2, 4.9) if len(panels) == 1 else (11.5, 4.3 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    found = _panels(group)
+    figure, grid = panels(len(found), min(2, len(found)), (9.2, 4.9) if len(found) == 1 else (11.5, 4.3))
+    for axes, panel in zip(grid.flat, found, strict=False):
         draw_panel(axes, panel)
-        if len(panels) > 1:
+        if len(found) > 1:
             axes.set_title(_panel_title(panel), pad=14 + 12 * len(panel))
     leave_room(grid[0, 0])
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel(LATENCY_LABEL)
     return finish(figure, f"curve-{number}", _title(group), _note(group))

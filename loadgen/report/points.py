@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import FOUND_KINDS, is_answer
+from loadgen.endpoint import OWN_DRIVERS
 from loadgen.record import end_to_end, enters
 from loadgen.report import phases, words
 from loadgen.search import latency_limit
@@ -317,9 +318,6 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
 def _sortable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Values of a sweep, which may be numbers or words, in an order that never fails."""
     return tuple((0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value)) for value in values)
-
-
-OWN_DRIVERS = {"rabbitmq": "amqp", "kafka": "kafka"}
 
 
 def driver_name(broker: str, driver: str) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from loadgen.report import words
-from loadgen.report.drawing import INK, pointable
+from loadgen.report.drawing import INK, MUTED, pointable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from matplotlib.axes import Axes
+
+    from loadgen.stats.confidence import Ratio
 
 MARKS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 REACH_MOST = 3.0
@@ -38,6 +40,21 @@ def ratio_axis(axes: Axes, ratios: Iterable[float], ends: Iterable[float | None]
     pointable(axes, lambda x: f"{words.significant(x)}×")
     axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
+
+
+def draw_band(axes: Axes, ratio: Ratio, row: float, ink: str) -> None:
+    """The interval of a ratio, if it has one; what is beyond the axis ends with it."""
+    if ratio.low is not None and ratio.high is not None:
+        high = ratio.high if math.isfinite(ratio.high) else axes.get_xlim()[1]
+        axes.plot([ratio.low, high], [row] * 2, color=ink, linewidth=8, alpha=0.28, solid_capstyle="butt", zorder=2)
+
+
+def tell(axes: Axes, row: float, text: str, *, is_shown: bool) -> None:
+    """A ratio in words, on the right of its row."""
+    axes.annotate(
+        text, (1.0, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8.5,
+        color=INK if is_shown else MUTED, zorder=5,
+    )  # fmt: skip
 
 
 def _marks(reach: float) -> list[float]:

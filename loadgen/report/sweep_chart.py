@@ -16,7 +16,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.drawing import DASHES, Chart, colour, finish, named, pointable, rate_tick, styled
+from loadgen.report.drawing import (
+    DASHES,
+    Chart,
+    colour,
+    finish,
+    named,
+    panels,
+    pointable,
+    rate_tick,
+    styled,
+)
 from loadgen.report.pattern_rules import SHARED_LAW, law_in_words
 from loadgen.stats import scaling
 
@@ -159,16 +169,12 @@ def _size_chart(sweep: Sweep, number: int) -> Chart:
 def _knob_chart(found: Sequence[Sweep]) -> Chart:
     """A panel for each knob, all on one scale of messages a second."""
     columns = min(COLUMNS_MAX, len(found))
-    rows = -(-len(found) // columns)
-    figure = Figure(figsize=({1: 7.2, 2: 9.2, 3: 11.5}[columns], 3.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    figure, grid = panels(len(found), columns, ({1: 7.2, 2: 9.2, 3: 11.5}[columns], 3.6))
     for axes, sweep in zip(grid.flat, found, strict=False):
         draw_sweep(axes, sweep)
         axes.set_title(sweep.title.replace(": throughput against ", ": "), fontsize=9)
         axes.tick_params(labelleft=True)
         axes.legend(frameon=False, handlelength=2.2, fontsize=8)
-    for axes in grid.flat[len(found) :]:
-        axes.set_visible(False)
     for axes in grid[:, 1:].flat:
         axes.set_ylabel("")
     title = found[0].title if len(found) == 1 else "Throughput by knob"

@@ -169,13 +169,16 @@ def span(low: float | None, high: float | None, middle: float, unit: str, *, is_
 
 def times(ratio: Ratio) -> str:
     """A ratio with its interval, or why there is none: `28.1× (26.0–30.4)`."""
-    if ratio.ratio is None:
-        return NOTHING
+    return NOTHING if ratio.ratio is None else f"{significant(ratio.ratio)}× ({ratio_interval(ratio)})"
+
+
+def ratio_interval(ratio: Ratio) -> str:
+    """The interval of a ratio, or why there is none: `26.0–30.4`."""
     if ratio.low is None or ratio.high is None:
-        return f"{significant(ratio.ratio)}× (one repeat, no interval)"
+        return "one repeat, no interval"
     if is_too_wide(ratio.low, ratio.high):
-        return f"{significant(ratio.ratio)}× ({plural(ratio.pairs, 'pair')} too far apart for an interval)"
-    return f"{significant(ratio.ratio)}× ({significant(ratio.low)}–{significant(ratio.high)})"
+        return f"{plural(ratio.pairs, 'pair')} too far apart for an interval"
+    return f"{significant(ratio.low)}–{significant(ratio.high)}"
 
 
 def plural(count: int | None, noun: str) -> str:
