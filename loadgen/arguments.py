@@ -179,7 +179,7 @@ def _add_gate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_which(command)
     command.add_argument("--baseline", metavar="NAME|RUN|DIR", help="saved by `loadgen baseline save`, a run, or the "
-                         "newest complete one of a folder of runs")  # fmt: skip
+                         "newest earlier one of the same points in a folder of runs")  # fmt: skip
     command.add_argument("--thresholds", type=Path, metavar="FILE", help="limits, in TOML")
     command.add_argument("--allow", type=_allowed, default=(), metavar="|".join(ALLOWED), help="compare although these "
                          "differ from the baseline, or the run is invalid; commas between several")  # fmt: skip

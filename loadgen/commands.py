@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from loadgen.errors import EXIT_HOST, EXIT_OK, ScenarioError
+from loadgen.errors import EXIT_HOST, EXIT_OK, LoadgenError, ScenarioError
 
 if TYPE_CHECKING:
     import argparse
@@ -37,16 +37,21 @@ def check_run(arguments: argparse.Namespace, _: Console) -> int:
     """A run held against limits and a baseline."""
     from loadgen.engine import exit_status
     from loadgen.gate.baselines import find
-    from loadgen.gate.checking import check, write
+    from loadgen.gate.checking import check, write, write_refusal
     from loadgen.gate.limits import read_limits
     from loadgen.runs import load
 
-    limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
-    places = arguments.baselines, arguments.results
-    baseline = find(arguments.baseline, *places, but=run) if arguments.baseline else None
-    found = check(run, baseline, limits, is_invalid=exit_status(run) != EXIT_OK, allowed=arguments.allow)
+    files = {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")}
+    try:
+        limits, run = read_limits(arguments.thresholds), load(arguments.run, arguments.results)
+        places = arguments.baselines, arguments.results
+        baseline = find(arguments.baseline, *places, but=run) if arguments.baseline else None
+        found = check(run, baseline, limits, is_invalid=exit_status(run) != EXIT_OK, allowed=arguments.allow)
+    except LoadgenError as error:
+        write_refusal(str(arguments.run), str(error), files)
+        raise
     print(json.dumps(found.described(), indent=1) if arguments.json else "\n".join(found.lines))
-    write(found, {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")})
+    write(found, files)
     return found.exit_status
 
 
@@ -95,18 +100,18 @@ def runs(arguments: argparse.Namespace, console: Console) -> int:
 
 def history(arguments: argparse.Namespace, _: Console) -> int:
     """Each point over runs, and where its level changed."""
-    from loadgen.analysis.changes import RUNS_LEAST, change_points
+    from loadgen.analysis.changes import change_points, runs_least
     from loadgen.analysis.history import histories
     from loadgen.report.history import lines, rows
     from loadgen.runs import load_runs
 
     found = histories(load_runs(arguments.pattern), arguments.metric)
-    tested = sum(len(each.moments) >= RUNS_LEAST for each in found)
-    told = [(each, change_points(each, max(1, tested))) for each in found]
+    tested = max(1, sum(len(each.moments) >= runs_least() for each in found))
+    told = [(each, change_points(each, tested)) for each in found]
     if arguments.json:
         print(json.dumps(rows(told), indent=1))
     else:
-        print("\n".join(lines(told, RUNS_LEAST)))
+        print("\n".join(lines(told, runs_least(tested))))
     return EXIT_OK
 
 

@@ -23,7 +23,7 @@ import psutil
 
 from loadgen.disks import disks_of, mount_of
 from loadgen.errors import HostError
-from loadgen.versions import PACKAGES, git_state, package_version
+from loadgen.versions import PACKAGES, git_state, package_version, subject_revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -351,6 +351,7 @@ def environment(data_dir: Path | None = None, *, proc: Path = PROC, sys_root: Pa
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: version for name in PACKAGES if (version := package_version(name)) is not None},
         "git": git_state(Path(__file__).resolve().parent.parent),
+        "subject": subject_revision(Path.cwd()),
     }
 
 

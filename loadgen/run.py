@@ -79,6 +79,13 @@ class Run:
         environment: Record = self.header["environment"]
         return environment
 
+    @property
+    def revision(self) -> str | None:
+        """The commit that it is about: the CI's or the working folder's, else loadgen's own."""
+        git = self.environment.get("git") or {}
+        found: str | None = self.environment.get("subject") or git.get("revision")
+        return found
+
     def trial(self, trial_id: str) -> Record:
         """One trial's record; raises ScenarioError for an id that is not here."""
         for record in self.records:

@@ -302,6 +302,8 @@ def load(path: str | Path = "latest", root: Path = Path("results"), *, is_mended
     if version > SCHEMA_VERSION:
         newer = f"schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; upgrade loadgen"
         raise ScenarioError(f"{folder / RUN_FILE}: {newer}")
+    if lacking := [name for name in ("status", "reason", "trials", "writer", "environment") if name not in document]:
+        raise ScenarioError(f"{folder / RUN_FILE}: has no {lacking[0]}; expected a run written by loadgen")
     trials = [completed(record) for record in document.pop("trials")]
     document = {"searches": [], "ceilings": [], "findings": [], **document}
     run = Run(folder, document, trials, document["status"], document["reason"], _index(folder / HLOG_FILE))
@@ -319,7 +321,7 @@ def newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run | None:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(document, dict) and document.get("schema_version") == SCHEMA_VERSION and fits(document):
+        if isinstance(document, dict) and document.get("schema_version", 0) <= SCHEMA_VERSION and fits(document):
             return load(path.parent, root)
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ PACKAGES = (
     "locust",
     "gevent",
 )
+SUBJECT_VARIABLES = ("GITHUB_SHA", "CI_COMMIT_SHA")
+"""Where GitHub's and GitLab's runners say which commit they were started for."""
 CLIENT_PACKAGES = {
     "pika": "pika",
     "pika-blocking": "pika",
@@ -85,6 +88,14 @@ def git_state(root: Path) -> dict[str, Any] | None:
     revision = _git_output(root, "rev-parse", "HEAD")
     changes = _git_output(root, "status", "--porcelain", "--untracked-files=no")
     return {"revision": revision, "dirty": None if changes is None else bool(changes)}
+
+
+def subject_revision(folder: Path) -> str | None:
+    """The commit that a run is about: the one a CI was started for, else that of the tree that is worked in."""
+    told = next((os.environ[name] for name in SUBJECT_VARIABLES if os.environ.get(name)), None)
+    if told is not None or shutil.which("git") is None:
+        return told
+    return _git_output(folder, "rev-parse", "HEAD")
 
 
 def _git_output(root: Path, *command: str) -> str | None:

@@ -20,7 +20,7 @@ import pytest
 import young_queue
 
 from loadgen import brokers
-from loadgen.brokers import host, local, process, state
+from loadgen.brokers import host, local, process, rabbitmq, state
 from loadgen.brokers.process import ProcessId
 from loadgen.driver import Target
 from loadgen.drivers.stream_admin import StreamAdmin
@@ -150,6 +150,28 @@ def test_no_secret_is_in_a_configuration(pair: dict[BrokerName, Endpoint]) -> No
     assert cookie.read_text() not in written
     environment = pair["rabbitmq"].configuration["environment"]["rabbit"]
     assert environment["credentials_obfuscation_fallback_secret"] == BLANK
+
+
+def test_a_broker_is_asked_for_its_settings_once_a_start(
+    pair: dict[BrokerName, Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same is told again without its programs, and nothing that another process said; no secret is kept."""
+    asked: list[str] = []
+
+    def control(cluster: state.Cluster, node: state.Node, tool: str, *words: str) -> str:
+        asked.append(tool)
+        return rabbitmq_control(cluster, node, tool, *words)
+
+    rabbitmq_control = rabbitmq.control
+    monkeypatch.setattr(rabbitmq, "control", control)
+    assert brokers.up()["rabbitmq"].configuration == pair["rabbitmq"].configuration
+    assert not asked
+    path = (pair["rabbitmq"].data_dir or Path()).parent / "said.json"
+    kept = json.loads(path.read_text())
+    assert kept["environment"]["rabbit"]["credentials_obfuscation_fallback_secret"] == BLANK
+    path.write_text(json.dumps({**kept, "server": {**kept["server"], "start_ticks": 0}, "status": {}}))
+    assert brokers.up()["rabbitmq"].configuration == pair["rabbitmq"].configuration
+    assert sorted(asked) == ["rabbitmq-diagnostics", "rabbitmqctl"]
 
 
 def test_status_is_plain_data(pair: dict[BrokerName, Endpoint]) -> None:

@@ -36,7 +36,7 @@ def commands(path: Path) -> list[list[str]]:
             for each in value:
                 look(each)
         elif isinstance(value, str):
-            calls = re.findall(r"\bloadgen (?:up|down|run|check|baseline)\b[^|;\n]*", value)
+            calls = re.findall(r"\bloadgen (?:up|down|run|check|baseline|runs|history)\b[^|;\n]*", value)
             found.extend(shlex.split(call)[1:] for call in calls)
 
     look(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -24,7 +24,7 @@ from loadgen.gate.judging import Finding, judge, repeats_to_tell
 from loadgen.gate.limits import Limit, read_limits, usual_limits
 from loadgen.gate.metrics import metric, names
 from loadgen.record import completed
-from loadgen.runs import Run, RunWriter, load
+from loadgen.runs import RUN_FILE, Run, RunWriter, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ P99 = Limit("relative", metric("e2e_p99_ms"))
 STRICT = replace(P99, neglect_ratio=1.0)
 RATE = Limit("relative", metric("goodput_msgs_per_s"))
 VALUES = st.floats(0.5, 50.0)
+INVALID = {"status": "invalid", "bound_by": "broker", "reasons": ["lost"]}
 
 
 def records(values_ms: Sequence[float], broker: str = "kafka", **given: Any) -> list[Record]:
@@ -311,6 +312,17 @@ def test_what_cannot_be_compared_is_refused_unless_told(tmp_path: Path) -> None:
         with pytest.raises(ScenarioError, match=f"--allow {what}"):
             baselines.refuse_incomparable(now, before)
         assert baselines.refuse_incomparable(now, before, (what,))
+    compressible = {**both[0]["message"], "compressibility": 0.5}
+    for asked in ({"consumers": 4}, {"think": {"kind": "fixed", "mean_ms": 3.0}}, {"window_s": 9.0}, {"producers": 3},
+                  {"message": compressible}):  # fmt: skip
+        now = written(tmp_path / "asked" / next(iter(asked)), *({**each, **asked} for each in both))
+        with pytest.raises(ScenarioError, match=f"{next(iter(asked))}.* / .*--allow scenario"):
+            baselines.refuse_incomparable(now, before)
+        assert any("differs: " in each for each in baselines.refuse_incomparable(now, before, ("scenario",)))
+    more = written(
+        tmp_path / "more", *both, *({**each, "scenario": "other", "id": f"other/{each['id']}"} for each in both)
+    )
+    assert any("held against nothing" in each for each in baselines.refuse_incomparable(more, before))
     slower = [{**each, "settings": {**each["settings"], "linger_ms": 20.0}} for each in both]
     said = baselines.refuse_incomparable(written(tmp_path / "s", *slower), before)
     assert any("settings differ: linger_ms 0.0, 20.0" in each for each in said)
@@ -336,6 +348,45 @@ def test_a_rate_of_nothing_is_a_value_and_no_traceback(tmp_path: Path) -> None:
     nobody = check(written(tmp_path / "a", *records([1.0])), written(tmp_path / "b"),
                    None, is_invalid=False, allowed=("scenario",))  # fmt: skip
     assert nobody.exit_status == 3, "nothing was compared"
+
+
+def test_of_a_folder_the_newest_earlier_run_of_the_same_points_is_taken(tmp_path: Path) -> None:
+    """Not one of another scenario, nor one that is newer, unusable or unreadable."""
+    runs = []
+    for day, trials in enumerate((records([10.0]), records([10.1]), [synthetic.trial("kafka", "throughput")],
+                                  [{**each, "verdict": INVALID} for each in records([10.2])],
+                                  records([10.3]), records([10.4])), 1):  # fmt: skip
+        run = written(tmp_path, *trials)
+        document = json.loads((run.path / RUN_FILE).read_text())
+        (run.path / RUN_FILE).write_text(json.dumps({**document, "created_utc": f"2026-11-0{day}T00:00:00.000Z"}))
+        runs.append(load(run.path))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / RUN_FILE).write_text("{")
+    assert baselines.find(str(tmp_path), tmp_path, tmp_path, but=runs[4]).id == runs[1].id
+    with pytest.raises(ScenarioError, match="no earlier and complete run of the same points"):
+        baselines.find(str(tmp_path), tmp_path, tmp_path, but=runs[0])
+
+
+def test_a_loss_that_is_not_settled_cannot_be_told(tmp_path: Path) -> None:
+    """What may wait with the broker yet is neither lost nor kept: it is said, and no limit passes over it."""
+    limit = Limit("limit", metric("confirmed_lost"), at_most=0)
+    settled, unsettled = (
+        completed(
+            {**synthetic.trial("rabbitmq", repeat=n, confirmed_lost=lost), "broker_counts": {"depth_at_end": lost}}
+        )
+        for n, lost in ((1, 0), (2, 5_000))
+    )
+    for trials in ((settled, unsettled), (unsettled,)):
+        (found,) = judge([limit], bare(*trials))
+        assert found.outcome == "cannot tell"
+        assert f"in {unsettled['id']} is not known" in found.said
+    lost = completed(synthetic.trial("rabbitmq", repeat=3, confirmed_lost=3))
+    assert judge([limit], bare(settled, unsettled, lost))[0].outcome == "missed"
+    gone = [{**each, "latency_ns": {}} for each in records([10.0, 10.1])]
+    (found,) = judge([P99], bare(*gone), bare(*records([10.0, 10.1])))
+    assert (found.outcome, "no usable repeat in this run" in found.said) == ("cannot tell", True)
+    run = written(tmp_path, *records([10.0]))
+    assert run.revision == (run.environment.get("subject") or run.environment["git"]["revision"])
 
 
 def test_an_invalid_run_is_not_checked(tmp_path: Path) -> None:
@@ -375,6 +426,14 @@ def test_ci_reads_every_format(tmp_path: Path) -> None:
     assert (
         measures["e2e-p99-ms"]["lower_value"] < measures["e2e-p99-ms"]["value"] < measures["e2e-p99-ms"]["upper_value"]
     )
+    both = written(tmp_path / "both", *records([12.0, 12.1]), *records([5.0, 5.1], "rabbitmq"),
+                   {**records([12.0, 12.1, 9.0])[2], "confirmed_lost": 500, "verdict": INVALID})  # fmt: skip
+    ratio = judge(
+        [Limit("ratio", metric("e2e_p99_ms")), Limit("limit", metric("confirmed_lost"), at_most=0)], both, both
+    )
+    drawn = json.loads(formats.bencher(ratio, both))
+    assert sorted(point.split("/")[1] for point, of in drawn.items() if "e2e-p99-ms" in of) == ["kafka", "rabbitmq"]
+    assert max(of["confirmed-lost"]["value"] for of in drawn.values() if "confirmed-lost" in of) == 500
     smaller = json.loads(formats.benchmark_action(found.findings, now, "higher"))
     assert {"name", "unit", "value"} <= set(smaller[0])
     assert json.loads(formats.benchmark_action(found.findings, now, "lower")) == []
@@ -402,9 +461,13 @@ def test_the_command_line_checks_as_ci_does(tmp_path: Path) -> None:
     writer.add_trial(records([10.0])[0])
     writer.finish("partial", "interrupted")
     for words in (("check", "latest", "--baseline", "main"), ("baseline", "save", "half")):
-        done = loadgen(*words, folder=tmp_path)
+        files = ("--junit", "ci/junit.xml", "--summary", "refused.md") if words[0] == "check" else ()
+        done = loadgen(*words, *files, folder=tmp_path)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
         assert "was cut short" in done.stderr
+    (error,) = ET.parse(tmp_path / "ci/junit.xml").iter("error")  # noqa: S314
+    assert "was cut short" in error.attrib["message"]
+    assert (tmp_path / "refused.md").read_text().startswith("### loadgen check: not checked")
     told = json.loads(loadgen("check", now.id, "--baseline", "main", "--json", folder=tmp_path).stdout)
     assert told["exit_status"] == 3
     for words, said in ((("check", "latest"), "nothing to hold"), (("check", "latest", "--baseline", "x"), "no such"),

@@ -14,8 +14,17 @@ import synthetic
 from commandline import loadgen
 
 from loadgen import store
+from loadgen.analysis.changes import ALPHA, runs_least
+from loadgen.analysis.history import histories
 from loadgen.errors import ScenarioError
-from loadgen.runs import RUN_FILE, Run, RunWriter, load
+from loadgen.gate.checking import check
+from loadgen.gate.limits import Limit
+from loadgen.gate.metrics import metric
+from loadgen.report import write_report
+from loadgen.runs import RUN_FILE, SCHEMA_VERSION, Run, RunWriter, load, newest
+from loadgen.stats.changes import changes
+
+KEPT = Path(__file__).with_name("runs")
 
 
 def written(root: Path, number: int, p50_ms: float = 1.0, **settings: Any) -> Run:
@@ -104,8 +113,42 @@ def test_a_history_names_the_run_that_changed_the_level(tmp_path: Path) -> None:
     assert len(few.stderr.strip().splitlines()) == 1
 
 
-def test_runs_of_the_first_schema_still_load() -> None:
-    """The run that comes with the project is of schema version 1; a newer version than this one's is refused."""
-    run = load(Path(__file__).parents[1] / "results" / "example")
-    assert run.header["schema_version"] == 1
-    assert run.trials["e2e_p50_ns"].notna().any()
+def test_every_schema_version_has_a_run_that_is_kept() -> None:
+    """As it was written then, and never anew: whoever raises the version adds a run of the new one."""
+    assert {path.name for path in KEPT.iterdir()} == {f"schema-{version}" for version in range(1, SCHEMA_VERSION + 1)}
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_runs_of_earlier_schemas_are_read_as_ever(version: int, tmp_path: Path) -> None:
+    """Frames, histograms and series are there; it can be found, reported, checked and held against another."""
+    shutil.copytree(KEPT / f"schema-{version}", tmp_path / "20260101T000000Z-latency")
+    run = load(tmp_path / "20260101T000000Z-latency")
+    assert run.header["schema_version"] == version
+    assert run.trials["e2e_p50_ns"].notna().all()
+    assert len(run.series)
+    assert run.histogram("e2e", broker="kafka").count > 0
+    found = newest(tmp_path, lambda document: document["name"] == run.header["name"])
+    assert found is not None
+    assert found.id == run.id
+    assert check(run, None, [Limit("limit", metric("e2e_p99_ms"), at_most=1e6)], is_invalid=False).exit_status == 0
+    (point,) = {each.point for each in histories([run])}
+    assert point.startswith("latency/kafka/")
+    assert run.id in write_report(run)["html"].read_text(encoding="utf-8")
+
+
+def test_a_document_that_lacks_a_part_is_no_traceback(tmp_path: Path) -> None:
+    """One line says which."""
+    run = written(tmp_path, 1)
+    document = json.loads((run.path / RUN_FILE).read_text())
+    del document["trials"]
+    (run.path / RUN_FILE).write_text(json.dumps(document))
+    with pytest.raises(ScenarioError, match="has no trials; expected a run"):
+        load(run.path)
+
+
+def test_a_change_can_be_shown_whatever_the_number_of_points() -> None:
+    """The more points are looked at the more runs it takes, and as many as are named do."""
+    for points, least in ((1, 8), (4, 11), (40, 14)):
+        assert runs_least(points) == least
+        series = np.arange(least) * 0.01 + np.where(np.arange(least) < least // 2, 0, 1)
+        assert [each.at for each in changes(series, seed=1, alpha=ALPHA / points)] == [least // 2]

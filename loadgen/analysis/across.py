@@ -104,11 +104,12 @@ def _points(run: Run) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in run.records:
         if is_answer(record):
-            found.setdefault(json.dumps(_point(record), sort_keys=True, default=str), []).append(record)
+            found.setdefault(json.dumps(asked(record), sort_keys=True, default=str), []).append(record)
     return found
 
 
-def _point(record: Record) -> dict[str, Any]:
+def asked(record: Record) -> dict[str, Any]:
+    """What a trial was asked for, beside its broker's settings and its lengths: the same for all of a point."""
     point = {name: record.get(name) for name in SHARED}
     if record["rate"].get("kind") not in FOUND_KINDS:  # a search has as many as it takes
         point["producers"] = record["producers"]
@@ -136,7 +137,7 @@ def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[
         ]
         trials = tuple(tuple(record["id"] for record in records) for records in counted)
         settings = tuple(changed_settings(by_run))
-        rows.append(Row(_point(first), measure, unit, tuple(estimates), tuple(ratios), settings, trials))
+        rows.append(Row(asked(first), measure, unit, tuple(estimates), tuple(ratios), settings, trials))
     return rows
 
 

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from loadgen.stats.changes import changes
+from loadgen.stats.changes import changes, fewest
 
 if TYPE_CHECKING:
     from loadgen.analysis.history import History, Moment
 
 SEED = 1
 ALPHA = 0.05
-RUNS_LEAST = 8
-"""Of fewer even a perfect division is not rare among its permutations: of seven 2 in 35, of eight 2 in 70."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +35,19 @@ class ChangePoint:
         return self.after / self.before
 
 
+def runs_least(points: int = 1) -> int:
+    """With how many runs a change can be shown, where so many points are looked at."""
+    return fewest(ALPHA / points)
+
+
 def change_points(found: History, points: int = 1) -> list[ChangePoint]:
-    """Where a point's level changed, the oldest first; none with fewer than eight runs.
+    """Where a point's level changed, the oldest first; none with fewer runs than could show it.
 
     `points` histories are looked at: in 5 of 100 cases chance shows a change in any of them (Bonferroni).
     """
     moments = [moment for moment in found.moments if moment.estimate.n]
     logs = [fmean(map(math.log, moment.estimate.values)) for moment in moments]
-    places = changes(logs, seed=SEED, alpha=ALPHA / points) if len(logs) >= RUNS_LEAST else []
+    places = changes(logs, seed=SEED, alpha=ALPHA / points)
     ends = [0, *(each.at for each in places), len(logs)]
     return [
         ChangePoint(

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Moment:
     """What one run says of a point: its repeats; over the run before, the step, and what was set otherwise.
 
-    `step` is None in the first run, `changed` empty; a change is `name: before → now`. `revision` is the tool's tree's.
+    `step` is None in the first run, `changed` empty; a change is `name: before → now`. `revision` is the
+    commit that the run is about (`Run.revision`).
     """
 
     run_id: str
@@ -85,8 +86,7 @@ def histories(runs: Sequence[Run], measure: str = "e2e_p99_ns", **where: Any) ->
             changed = () if before is None else _changes(before, now)
             values = estimate(number_of(record, measure) for record in records)
             step = unpaired_ratio(values.values, moments[-1].estimate.values) if moments else None
-            revision = (run.environment.get("git") or {}).get("revision")
-            moments.append(Moment(run_id, str(run.header.get("created_utc")), values, step, changed, revision))
+            moments.append(Moment(run_id, str(run.header.get("created_utc")), values, step, changed, run.revision))
             before = now
         found.append(History(point, str(next(iter(by_run.values()))[0]["broker"]), measure, tuple(moments)))
     return found

@@ -8,9 +8,11 @@ import secrets
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from loadgen.brokers import host, install_rabbitmq, links, ports, process
+from loadgen.brokers.state import write_json
 from loadgen.endpoint import Credentials, Endpoint
 from loadgen.errors import BrokerError
 from loadgen.redaction import redacted
@@ -200,20 +202,39 @@ def _deviations(cluster: Cluster, node: Node) -> list[str]:
 
 
 def _configuration(cluster: Cluster) -> dict[str, Any]:
+    said = _said(cluster)
+    return described(
+        environment=said["environment"],
+        status=said["status"],
+        command_lines=[process.command_line(node.server.pid) for node in cluster.nodes if node.server is not None],
+    )
+
+
+def _said(cluster: Cluster) -> dict[str, Any]:
+    """The first node's answers about itself, asked for once a start of it and kept beside it, without secrets.
+
+    Each question starts an Erlang of its own: seconds of the CPU that a run is about to measure on.
+    """
+    node = cluster.nodes[0]
+    assert node.server is not None
+    path, server = cluster.node_dir(node) / "said.json", asdict(node.server)
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        kept = {}
+    if kept.get("server") == server:
+        return kept
+
     def ask(question: tuple[str, str]) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(
-            control(cluster, cluster.nodes[0], *question, "--quiet", "--formatter", "json")
-        )
+        answer: dict[str, Any] = json.loads(control(cluster, node, *question, "--quiet", "--formatter", "json"))
         return answer
 
     questions = (("rabbitmqctl", "environment"), ("rabbitmq-diagnostics", "status"))
-    with ThreadPoolExecutor(len(questions)) as pool:  # each takes most of a second, for starting an Erlang
+    with ThreadPoolExecutor(len(questions)) as pool:
         environment, status = pool.map(ask, questions)
-    return described(
-        environment=environment,
-        status=status,
-        command_lines=[process.command_line(node.server.pid) for node in cluster.nodes if node.server is not None],
-    )
+    said: dict[str, Any] = redacted({"server": server, "environment": environment, "status": status})
+    write_json(path, said)
+    return said
 
 
 def described(*, environment: dict[str, Any], status: dict[str, Any], command_lines: list[list[str]]) -> dict[str, Any]:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import is_measured
-from loadgen.analysis.across import changed_settings, differences
+from loadgen.analysis.across import asked, changed_settings, differences
 from loadgen.errors import ScenarioError
 from loadgen.files import as_host_error, write_atomically
 from loadgen.gate.judging import points
 from loadgen.record import enters
-from loadgen.runs import RUN_FILE, load, load_runs
-from loadgen.store import demand_name, portable
+from loadgen.runs import RUN_FILE, load
+from loadgen.store import demand_name, portable, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
+    from loadgen.record import Record
     from loadgen.run import Run
 
 _WHICH = {
@@ -48,7 +49,7 @@ def save(run: Run, name: str, root: Path, *, replaces: bool = False) -> Path:
 
 
 def saved(root: Path) -> list[dict[str, Any]]:
-    """Every baseline: name, run, when it was measured, its scenarios, how many points, the tool's revision."""
+    """Every baseline: name, run, when it was measured, its scenarios, how many points, its commit."""
     rows = []
     for folder in sorted(path.parent for path in root.glob(f"*/{RUN_FILE}")):
         run = load(folder)
@@ -59,7 +60,7 @@ def saved(root: Path) -> list[dict[str, Any]]:
                 "created_utc": run.header.get("created_utc"),
                 "scenarios": [scenario["name"] for scenario in run.header["scenarios"]],
                 "points": len(points(run)),
-                "revision": (run.environment.get("git") or {}).get("revision"),
+                "revision": run.revision,
             }
         )
     return rows
@@ -83,19 +84,18 @@ def in_words(row: dict[str, Any]) -> str:
 
 
 def find(text: str, root: Path, results: Path, but: Run | None = None) -> Run:
-    """A baseline by its name, a run by its folder or id, or the newest complete run of a folder of runs.
+    """A baseline by its name, a run by its folder or id, or the newest run of a folder that can stand against `but`.
 
-    `but` is the run that it is for, which is not held against itself.
+    That is the run that it is for: of a folder an earlier one is taken that is complete and has all points in common.
     """
     if (root / text / RUN_FILE).is_file():
         return load(root / text)
     folder = Path(text)
     if folder.is_dir() and not (folder / RUN_FILE).is_file():
-        runs = load_runs(folder / "*")
-        complete = [run for run in runs if run.status == "complete" and not (but and _is_same(run, but))]
-        if not complete:
-            raise ScenarioError(f"{folder}: no complete run there; expected one to be held against")
-        return complete[-1]
+        fitting = [run for run in stored(folder) if run.status == "complete" and (but is None or _precedes(run, but))]
+        if not fitting:
+            raise ScenarioError(f"{folder}: no earlier and complete run of the same points there; expected one")
+        return fitting[-1]
     try:
         return load(text, results)
     except ScenarioError:
@@ -103,6 +103,13 @@ def find(text: str, root: Path, results: Path, but: Run | None = None) -> Run:
         raise ScenarioError(
             f"baseline {text}: no such baseline, run or folder of runs; saved in {root}: {names}"
         ) from None
+
+
+def _precedes(one: Run, other: Run) -> bool:
+    """Whether it was measured before the other one, with an answer at each of its points."""
+    measured = {point for point, records in points(one).items() if any(map(enters, records))}
+    is_before = str(one.header.get("created_utc")) < str(other.header.get("created_utc"))
+    return is_before and not _is_same(one, other) and measured.issuperset(points(other))
 
 
 def refuse_incomparable(run: Run, baseline: Run, allowed: Collection[str] = ()) -> list[str]:
@@ -125,6 +132,37 @@ def refuse_incomparable(run: Run, baseline: Run, allowed: Collection[str] = ()) 
         raise ScenarioError(f"{gone[0]}{more}: of the baseline, and not in {run.id}; to pass over it: --allow scenario")
     said += [f"{point}: of the baseline, and not measured" for point in gone]
     for point, records in now.items():
-        if changed := changed_settings([before.get(point, []), records]) if point in before else []:
+        if point not in before:
+            said.append(f"{point}: not in the baseline, and held against nothing")
+            continue
+        if (otherwise := _asked_otherwise(records, before[point])) and "scenario" not in allowed:
+            raise ScenarioError(f"{point}: {otherwise}: not compared; to do so all the same: --allow scenario")
+        if otherwise:
+            said.append(f"{point}: differs: {otherwise}")
+        if changed := changed_settings([before[point], records]):
             said.append(f"{point}: settings differ: {'; '.join(changed)}")
     return said
+
+
+def _asked_otherwise(now: Sequence[Record], before: Sequence[Record]) -> str:
+    """In which a point's trials were asked for something else than the baseline's: `consumers 1 / 4`."""
+    new, old = _asked(now[0]), _asked(before[0])
+    found = []
+    for name, value in new.items():
+        was = old[name]
+        if isinstance(value, dict) and isinstance(was, dict):
+            # A field that came into records later says nothing of older ones.
+            parts = [part for part in value if part in was and value[part] != was[part]]
+            found += [f"{name}.{part} {was[part]} / {value[part]}" for part in parts]
+        elif value != was:
+            found.append(f"{name} {was or 'none'} / {value or 'none'}")
+    return "; ".join(found)
+
+
+def _asked(record: Record) -> dict[str, Any]:
+    """All that was asked of a trial beside its broker's settings."""
+    told = asked(record) | {name: record[name] for name in ("warmup_s", "window_s")}
+    told["faults"] = ", ".join(sorted({fault["kind"] for fault in record["faults"] or ()}))
+    if told["think"] and not told["think"]["mean_ms"]:
+        told["think"] = None
+    return told

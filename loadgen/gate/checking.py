@@ -122,12 +122,23 @@ def write(checked: Checked, files: dict[str, Path | None]) -> None:
     if (path := files.get("benchmark_action")) is not None:
         for worse, name in (("higher", "smaller"), ("lower", "bigger")):
             texts[path.with_name(f"{path.stem}-{name}-is-better.json")] = formats.benchmark_action(found, run, worse)
+    _put(texts, files.get("summary"), formats.summary(found, run, checked.notes, checked.baseline))
+
+
+def write_refusal(run_id: str, why: str, files: dict[str, Path | None]) -> None:
+    """Write `junit` and `summary` of a run that was not checked, so that an earlier check's are not taken for its."""
+    junit, summary = formats.refusal(run_id, why)
+    path = files.get("junit")
+    _put({} if path is None else {path: junit}, files.get("summary"), summary)
+
+
+def _put(texts: dict[Path, str], summary_path: Path | None, summary: str) -> None:
     for path, text in texts.items():
         with as_host_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    if (path := files.get("summary")) is not None:
-        with as_host_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:  # a job's summary is of several steps
-                file.write(formats.summary(found, run, checked.notes, checked.baseline))
+    if summary_path is not None:
+        with as_host_error(summary_path):
+            summary_path.parent.mkdir(parents=True, exist_ok=True)
+            with summary_path.open("a", encoding="utf-8") as file:  # a job's summary is of several steps
+                file.write(summary)

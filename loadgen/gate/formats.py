@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from loadgen.gate.judging import count, points, usable
+from loadgen.gate.judging import count, counts, points, usable
 from loadgen.stats.confidence import estimate
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def junit(found: Sequence[Finding], run: Run) -> str:
             ET.SubElement(case, "skipped", message=each.said)
         else:
             ET.SubElement(case, "system-out").text = each.said
-    root = ET.Element("testsuites")
-    root.append(suite)
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    return _document(suite)
 
 
 def summary(found: Sequence[Finding], run: Run, notes: Sequence[str] = (), baseline: Run | None = None) -> str:
@@ -62,6 +59,14 @@ def summary(found: Sequence[Finding], run: Run, notes: Sequence[str] = (), basel
     return "\n".join(lines).rstrip() + "\n"
 
 
+def refusal(run_id: str, why: str) -> tuple[str, str]:
+    """JUnit and summary of a run that was not checked: a suite with one error, which no CI takes for a pass."""
+    suite = ET.Element("testsuite", name=f"loadgen check {run_id}", tests="1", failures="0", errors="1", skipped="0")
+    case = ET.SubElement(suite, "testcase", classname=run_id, name="the run can be checked", time="0")
+    ET.SubElement(case, "error", message=why, type="refused").text = why
+    return _document(suite), f"### loadgen check: not checked\n\n{why}\n"
+
+
 def bencher(found: Sequence[Finding], run: Run) -> str:
     """Bencher's Metric Format: each point's metrics with the interval over repeats."""
     document: dict[str, dict[str, dict[str, float]]] = {}
@@ -70,6 +75,13 @@ def bencher(found: Sequence[Finding], run: Run) -> str:
         entry = {"value": value} | (dict(zip(("lower_value", "upper_value"), ends, strict=True)) if ends else {})
         document.setdefault(point, {})[metric.name[:SLUG_MAX].replace("_", "-")] = entry
     return json.dumps(document, indent=1) + "\n"
+
+
+def _document(suite: ET.Element) -> str:
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
 def benchmark_action(found: Sequence[Finding], run: Run, worse: str) -> str:
@@ -96,8 +108,19 @@ def _told(metric: Metric, values: Sequence[float]) -> tuple[float, tuple[float, 
 
 
 def _measured(found: Sequence[Finding], run: Run) -> list[tuple[str, Metric, list[float]]]:
-    """Each point and metric that a limit speaks of, once, with the repeats' values."""
+    """Each point and metric that a limit speaks of, once, with the repeats' values; of a ratio those of each broker.
+
+    A ratio has no side that is worse, and what is drawn over time has one: so its brokers are told, each by itself.
+    """
     of = points(run)
-    asked = dict.fromkeys((each.point, each.limit.metric) for each in found if each.point in of)
-    measured = [(point, metric, usable(metric, of[point])) for point, metric in asked]
+    asked = dict.fromkeys(
+        (point, each.limit.metric)
+        for each in found
+        for point, records in of.items()
+        if point == each.point or (each.limit.kind == "ratio" and each.limit.fits(records[0]))
+    )
+    measured = [
+        (point, metric, list(counts(metric, of[point]).values()) if metric.is_count else usable(metric, of[point]))
+        for point, metric in asked
+    ]
     return [each for each in measured if each[2]]

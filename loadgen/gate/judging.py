@@ -106,7 +106,8 @@ def _ask(
             yield _Question(point, limit, ratios, there.get(point, []), lambda value: f"{value:.3g}")
         return
     for point, records in fitting.items():
-        if point in before and _has(limit, records) and _has(limit, before[point]):
+        # Which points the baseline lacks is told once, and not for each limit; a quantity that is gone is a finding.
+        if point in before and (_has(limit, records) or _has(limit, before[point])):
             # A value of 0 has no ratio to anything.
             these, those = ([each for each in usable(limit.metric, of) if each > 0] for of in (records, before[point]))
             yield _Question(point, limit, these, those, limit.metric.text)
@@ -123,7 +124,7 @@ def points(run: Run) -> dict[str, list[Record]]:
 
 def _has(limit: Limit, records: Iterable[Record]) -> bool:
     """Whether these trials have the quantity, be it in one that is struck out."""
-    return any(limit.metric.of(record) is not None for record in records)
+    return any(limit.metric.of(record) is not None or _is_unsettled(limit.metric, record) for record in records)
 
 
 def usable(metric: Metric, records: Iterable[Record]) -> Values:
@@ -185,13 +186,9 @@ def _bound(limit: Limit) -> str:
 
 
 def _count(limit: Limit, point: str, records: Sequence[Record]) -> Finding:
-    """Of every trial that came to its end: what is invalid may be so for the very losses."""
-    counted = {
-        record["id"]: value
-        for record in records
-        if record["status"] == "complete" and (value := limit.metric.of(record)) is not None
-    }
-    if not counted:
+    counted, name = counts(limit.metric, records), limit.metric.name
+    unsettled = [each["id"] for each in records if each["status"] == "complete" and _is_unsettled(limit.metric, each)]
+    if not counted and not unsettled:
         return Finding(point, limit, "cannot tell", f"{limit.text}: no trial of it came to its end")
     most, least = limit.at_most, limit.at_least
     beyond = [
@@ -199,11 +196,25 @@ def _count(limit: Limit, point: str, records: Sequence[Record]) -> Finding:
         for name, value in counted.items()
         if (most is not None and value > most) or (least is not None and value < least)
     ]
+    if unsettled and not beyond:
+        said = f"{name} in {unsettled[0]} is not known: its drain was given up, and what is missing may wait there yet"
+        return Finding(point, limit, "cannot tell", said)
     worst = max(counted.values()) if most is not None else min(counted.values())
-    said = f"{limit.metric.name} {worst:,.0f} in {len(counted)} trials, limit {_bound(limit)}"
+    said = f"{name} {worst:,.0f} in {len(counted)} trials, limit {_bound(limit)}"
     if beyond:
-        said = f"{limit.metric.name} {beyond[0][1]:,.0f} in {beyond[0][0]}, limit {_bound(limit)}"
+        said = f"{name} {beyond[0][1]:,.0f} in {beyond[0][0]}, limit {_bound(limit)}"
     return Finding(point, limit, "missed" if beyond else "kept", said, value=worst)
+
+
+def _is_unsettled(metric: Metric, record: Record) -> bool:
+    """Whether a trial has a count of which nobody knows how much of it will turn out to be none."""
+    return record.get(metric.name) is not None and metric.of(record) is None
+
+
+def counts(metric: Metric, records: Iterable[Record]) -> dict[str, float]:
+    """A count of every trial that came to its end, by its id: what is invalid may be so for the very losses."""
+    ended = [record for record in records if record["status"] == "complete"]
+    return {record["id"]: value for record in ended if (value := metric.of(record)) is not None}
 
 
 # --- relative limits ---

@@ -21,7 +21,7 @@ NOTE = (
 
 
 def lines(told: Told, runs_least: int) -> list[str]:
-    """For a terminal; points with fewer than `runs_least` runs have no two levels."""
+    """For a terminal; points with fewer than `runs_least` runs can show no two levels."""
     said: list[str] = []
     for found, changes in told:
         count = words.plural(len(found.moments), "run")
