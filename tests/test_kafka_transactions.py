@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, seqs_of,
 from kafkawire import PRODUCE, watched, written
 
 from loadgen.drivers.kafka_config import ABORTED
+from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, Coordinated
 from loadgen.drivers.wire.kafka_records import BatchHeader, committed
 from loadgen.nullbroker import null_broker
 from loadgen.scenario import Message
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loadgen.driver import Driver
+    from loadgen.drivers.wire.kafka_protocol import Connection
     from loadgen.endpoint import Endpoint
 
 SMALL = Message(size_bytes=100)
@@ -164,6 +167,32 @@ def test_a_null_broker_ends_transactions_too() -> None:
         producer.close()
         consumer.close()
         bench.close()
+
+
+def test_a_broker_that_is_gone_is_asked_as_seldom_as_by_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that cannot go on asks ten times a second at the most, however often its producer is looked at."""
+    asked: list[float] = []
+    ask = Cluster.ask_coordinator
+
+    def counted(cluster: Cluster, key: str, kind: Coordinated = "group") -> Connection:
+        asked.append(time.monotonic())
+        return ask(cluster, key, kind)
+
+    with null_broker("kafka") as endpoint:
+        bench = Bench(endpoint)
+        target = bench.target(transaction_msgs=30)
+        producer = WIRE.producer(target, payloads_of(SMALL))
+        producer.send(0, np.full(10, 1), 2)
+        consumer = WIRE.consumer(bench.by(target, isolation_level="read_uncommitted"), 0, 1)
+        assert until(lambda: not producer.poll(0.05) and bool(consumer.receive(0.05)))
+        assert producer.poll(0.5) == []
+        consumer.close()
+        bench.close()
+    monkeypatch.setattr(Cluster, "ask_coordinator", counted)
+    assert producer.flush(1) == []
+    producer.close()
+    assert asked
+    assert min(np.diff(asked), default=1) >= BACKOFF_S
 
 
 def test_aborted_batches_are_those_between_first_offset_and_mark() -> None:

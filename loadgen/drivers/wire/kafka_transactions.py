@@ -22,6 +22,7 @@ from kio.static.primitive import i16, i32, i32Timedelta
 from loadgen.driver import Settled
 from loadgen.drivers.kafka_config import ABORTED, transaction_timeout_ms
 from loadgen.drivers.wire.framed import LinkError
+from loadgen.drivers.wire.kafka_cluster import BACKOFF_S
 from loadgen.drivers.wire.kafka_offsets import Offsets
 from loadgen.drivers.wire.kafka_protocol import error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 CONCURRENT_TRANSACTIONS = 51
 # While the transaction before is still being written down; Java's 20 ms would be most of a short transaction.
 _AGAIN_NS = 1_000_000
+_BACKOFF_NS = int(BACKOFF_S * 1e9)
 _CLOSE_S = 2.0
 
 
@@ -190,7 +192,8 @@ class Transactions:
         for each in self.connections:
             each.close()
         self._connection = self._group_connection = self._under_way = None
-        self._not_before_ns = time.monotonic_ns() + _AGAIN_NS
+        # A broker that is down is asked as seldom as by all else: it needs the CPU to come back.
+        self._not_before_ns = time.monotonic_ns() + _BACKOFF_NS
         self._cluster.trouble(str(error))
 
     def _add_partitions(self) -> AddPartitionsToTxnRequest:
