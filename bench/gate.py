@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 
 def recorded(folder: Path, count: int, resamples: int) -> int:
-    """Resample what is recorded in a folder, and record it first where nothing is; the exit status."""
-    if not (folder / pairs.KEPT.name).exists():
+    """Resample what is recorded in a folder, and record first what is not, rates or latencies; the exit status."""
+    has_rates, has_latencies = ((folder / each.name).exists() for each in (pairs.KEPT, pairs.KEPT_LATENCIES))
+    if not (has_rates and has_latencies):
         folder.mkdir(parents=True, exist_ok=True)
-        pairs.record_all(count, folder)
+        pairs.record_all(count, folder, is_latencies_only=has_rates)
     drawn = gate_resampled.pools(folder)
     return told(list(gate_resampled.rows(drawn, resamples)), list(gate_resampled.notes(drawn)))
 
