@@ -113,7 +113,7 @@ def _status(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _probe(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.engine import exit_status
+    from loadgen.outcome import exit_status
     from loadgen.plan import Plan, Profile
     from loadgen.probes import NAMES, load_probe
     from loadgen.report import render_run
@@ -222,8 +222,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _ab(arguments: argparse.Namespace, console: Console) -> int:
-    from loadgen.engine import exit_status
     from loadgen.load import load_variants
+    from loadgen.outcome import exit_status
     from loadgen.plan import PROFILES, make_ab_plan
     from loadgen.stats.power import EFFECT_RATIO
 
@@ -311,7 +311,7 @@ def _execute(
     pins: Any = None,
     probes: tuple[str, ...] = (),
 ) -> int:
-    from loadgen.engine import exit_status
+    from loadgen.outcome import exit_status
 
     run = _carry_out(plan, name, arguments, console, pins, probes)
     status, other = exit_status(run), None

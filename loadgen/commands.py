@@ -35,10 +35,10 @@ def list_scenarios(arguments: argparse.Namespace, _: Console) -> int:
 
 def check_run(arguments: argparse.Namespace, _: Console) -> int:
     """A run held against limits and a baseline."""
-    from loadgen.engine import exit_status
     from loadgen.gate.baselines import find
     from loadgen.gate.checking import check, write, write_refusal
     from loadgen.gate.limits import read_limits
+    from loadgen.outcome import exit_status
     from loadgen.runs import load
 
     files = {name: getattr(arguments, name) for name in ("junit", "summary", "bencher", "benchmark_action")}
@@ -57,9 +57,9 @@ def check_run(arguments: argparse.Namespace, _: Console) -> int:
 
 def baseline(arguments: argparse.Namespace, console: Console) -> int:
     """Keep a run by a name, or list those that are kept."""
-    from loadgen.engine import exit_status
     from loadgen.gate.baselines import in_words, save, saved
     from loadgen.gate.checking import INVALID, RefusedError
+    from loadgen.outcome import exit_status
     from loadgen.runs import load
 
     if arguments.action == "save":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from loadgen.brokers import is_warmed, mark_warmed, renewed
 from loadgen.ceiling import measure_ceiling
 from loadgen.checks.repeats import versions_changed
 from loadgen.deciding import demand_plan
-from loadgen.demand import Demand, is_answered_by
+from loadgen.demand import Demand
 from loadgen.drivers import load_driver
-from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID, EXIT_OK, BrokerError, HostError, LoadgenError, ScenarioError
+from loadgen.errors import BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
 from loadgen.judging import describe
@@ -25,7 +24,7 @@ from loadgen.pinning import Pins, wanted_pins
 from loadgen.plan import Plan, Profile, Trial, make_ab_plan, make_plan
 from loadgen.probes import expected_s
 from loadgen.probing import run_probes
-from loadgen.record import end_to_end, enters, is_required
+from loadgen.record import end_to_end
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
@@ -465,26 +464,3 @@ def _warm(endpoints: dict[BrokerName, Endpoint], nodes: int, listener: Listener,
             if outcome.error is not None:
                 raise BrokerError(f"{name} at {endpoint.address}: the warm-up load failed: {record['error']}")
         mark_warmed(endpoint)
-
-
-def exit_status(run: Run) -> int:
-    """0 good, 2 where the run was cut short or a point of it has no trial to be used, 130 where it was interrupted.
-
-    A finding that the broker's own word contradicts, or that failed, is such a point, too.
-
-    A trial that is invalid is struck out and said so; the point stands on its other repeats. A curve's overload is no
-    failure: that its trials are invalid is what they show. Nor is it one that a broker does not carry a demand that was
-    decided about (`loadgen decide`), nor that no capacity was found for it.
-    """
-    if run.header.get("reason") == "interrupted":
-        return EXIT_INTERRUPTED
-    has_demand = bool((run.header.get("plan") or {}).get("demand"))
-    usable: dict[str, bool] = {}
-    for record in run.records:
-        if not (is_answered_by(record) if has_demand else is_required(record)):
-            continue
-        point = json.dumps([record[name] for name in ("scenario", "broker", "driver", "point")])
-        is_usable = record["status"] == "complete" if has_demand else enters(record)
-        usable[point] = usable.get(point, False) or is_usable
-    found = all(finding["agrees"] is not False for finding in run.header["findings"])
-    return EXIT_OK if run.status == "complete" and all(usable.values()) and found else EXIT_INVALID

@@ -13,7 +13,7 @@ import hypothesis
 import psutil
 import pytest
 
-from loadgen.brokers import kafka, open_brokers
+from loadgen.brokers import kafka, mark_warmed, open_brokers
 from loadgen.brokers.state import brokers_dir, cache_dir
 
 if TYPE_CHECKING:
@@ -78,10 +78,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _as_installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that tests start have no hypothesis, as users have none: kio imports it wherever it is."""
+    folder = tmp_path_factory.mktemp("installed")
+    (folder / "hypothesis.py").write_text('raise ImportError("as loadgen is installed, there is none")\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture(scope="session")
 def endpoints() -> Iterator[dict[BrokerName, Endpoint]]:
     """Both brokers, real ones, private to this checkout."""
     with open_brokers("local", progress=print) as opened:
+        for endpoint in opened.values():  # no test asks how fast they are, and each run would wait for their warm-up
+            mark_warmed(endpoint)
         yield opened
 
 

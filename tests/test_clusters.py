@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loadgen import Message
-from loadgen.brokers import kill, open_brokers, process, restart, state, status
+from loadgen.brokers import kill, mark_warmed, open_brokers, process, restart, state, status
 from loadgen.cli import main
 from loadgen.driver import Target
 from loadgen.drivers import load_driver, rabbitmq_replicas
@@ -36,6 +36,8 @@ NODES_MISSED_S = 60.0  # Kafka gives a dead broker's leadership away when its se
 def clusters() -> Iterator[dict[BrokerName, Endpoint]]:
     """Three nodes of each broker, for this file alone."""
     with open_brokers("local", nodes=3, progress=print) as opened:
+        for endpoint in opened.values():
+            mark_warmed(endpoint)  # how fast they are is not asked
         yield opened
 
 

@@ -17,10 +17,11 @@ from loadgen import arguments
 from loadgen.analysis.decision import DOUBTS, decide
 from loadgen.deciding import demand_plan, demand_scenarios, with_sets
 from loadgen.demand import CLASSES, DEMAND, EDGE, LOSS, Demand
-from loadgen.engine import exit_status, plan_of
+from loadgen.engine import plan_of
 from loadgen.errors import ScenarioError
 from loadgen.knobs import CLASS_DEMANDS
 from loadgen.load import parse_set
+from loadgen.outcome import exit_status
 from loadgen.plan import PROFILES
 from loadgen.report import render_run, write_report
 from loadgen.report.decision import SURVIVES, decision_text

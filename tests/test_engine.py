@@ -16,8 +16,9 @@ from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, engine
 from loadgen.board import Board, Cell
 from loadgen.drivers import memory
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.engine import Options, execute, exit_status, plan_of
+from loadgen.engine import Options, execute, plan_of
 from loadgen.errors import BrokerError
+from loadgen.outcome import exit_status
 from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, make_plan
 from loadgen.runs import Run, load

@@ -122,7 +122,7 @@ def histories(draw: st.DrawFn) -> tuple[dict[str, list[list[Message]]], dict[int
     return groups, sent
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(histories(), st.lists(st.integers(0, 39), max_size=20), st.integers(1, 30))
 def test_every_harm_is_found_exactly(
     history: tuple[dict[str, list[list[Message]]], dict[int, int]], again: list[int], batch: int
@@ -155,7 +155,7 @@ def small_pages() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(histories(), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_pages_that_are_handed_over_tell_the_same(
     history: tuple[dict[str, list[list[Message]]], dict[int, int]], batch: int, chance: random.Random

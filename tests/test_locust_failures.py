@@ -124,6 +124,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Broker
                     os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_frozen_broker_and_a_killed_one_fail_their_trials_and_hold_nobody_up(
     tmp_path: Path, own: dict[BrokerName, Endpoint]

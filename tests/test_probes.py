@@ -134,6 +134,7 @@ def test_consumers_that_are_killed_break_only_what_is_not_promised(
     assert " 0 of aborted" not in exact.said
 
 
+@pytest.mark.long
 def test_order_breaks_where_it_is_not_promised(ground: Ground) -> None:
     """One consumer of one queue or partition sees none inverted; competing, handing back and resending invert some."""
     findings = found(ground, "ordering")
@@ -175,6 +176,7 @@ def test_a_message_goes_there_and_back_by_every_protocol(ground: Ground, monkeyp
     assert "the log holds 56 messages" in said
 
 
+@pytest.mark.long
 def test_what_a_start_takes_is_counted(ground: Ground) -> None:
     """A fresh broker of each kind is started and gives its first message back, and holds more than nothing."""
     findings = found(ground, "complexity")

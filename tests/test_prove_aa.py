@@ -160,6 +160,7 @@ def test_the_same_seed_makes_the_same_comparisons(populations: list[pairs.Record
     assert (first.p_values != other.p_values).any()
 
 
+@pytest.mark.long
 def test_comparisons_on_a_broker_are_counted(populations: list[pairs.Recorded]) -> None:
     """Comparisons that show nothing, and a paced producer's: all hold; five alarms on whichever broker are too many."""
     halves = pairs.invented(0.05, 60, seed=4).pairs

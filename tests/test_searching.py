@@ -15,9 +15,10 @@ from loadgen import ceiling, searching, sites
 from loadgen import plan as plan_module
 from loadgen.analysis import curve
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.engine import Options, execute, exit_status, plan_of
+from loadgen.engine import Options, execute, plan_of
 from loadgen.errors import ScenarioError
 from loadgen.facts import Facts
+from loadgen.outcome import exit_status
 from loadgen.plan import Profile, make_plan
 from loadgen.scenario import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.search import search, seen_in

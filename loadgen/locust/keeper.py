@@ -28,7 +28,7 @@ from loadgen.clocks import ClockServer
 from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
-from loadgen.engine import WRITTEN_SOURCES, Options, exit_status, header_of, line_of
+from loadgen.engine import WRITTEN_SOURCES, Options, header_of, line_of
 from loadgen.errors import EXIT_OK, LoadgenError, TrialError
 from loadgen.fleet import Outcome
 from loadgen.judging import describe, judged
@@ -36,6 +36,7 @@ from loadgen.locust.gathering import Gathering
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, unpack
 from loadgen.locust.thresholds import missed, parse_threshold
+from loadgen.outcome import exit_status
 from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, Trial, make_plan
 from loadgen.runs import RunWriter, load, refuse_unwritable

@@ -141,6 +141,9 @@ def edge_text(candidate: Candidate) -> str:
     assert middle is not None
     if edge.is_lower_bound and edge.msgs_per_s >= candidate.demand.enough_msgs_per_s * 0.999:
         return f"{count} found no edge up to {words.rate(edge.msgs_per_s)}: headroom at least {ENOUGH:g}×"
+    if edge.is_lower_bound and middle < 1:  # where clients or the machine stopped a search, that is no edge
+        found = words.rate(edge.msgs_per_s)
+        return f"{count} came to {found}, where the {edge.bound_by} was the limit: no edge of its own"
     ends = words.span(*edge.limits, edge.msgs_per_s, "msgs_per_s") or "no interval"
     least = "at least " * edge.is_lower_bound
     factor = f"{least}{words.significant(middle)}×"
@@ -243,12 +246,14 @@ def changes(candidate: Candidate) -> list[str]:
 
 def _telling(candidate: Candidate, name: str) -> list[str]:
     """What would tell where it is open."""
-    if any(each.disturbed for each in candidate.of("unclear")):
-        return [f"{name}: a machine that nothing else uses meanwhile (`loadgen doctor`) may tell."]
-    limits = {each.limit for each in candidate.of("unclear")}
-    if limits & {"host", "generator"}:
+    said = []
+    if {each.limit for each in candidate.of("unclear")} & {"host", "generator"}:
         elsewhere = "clients on other machines (docs/distributed.md), brokers of your own (--brokers URL) or more cores"
-        return [f"{name}: {elsewhere} would tell the broker from its clients."]
+        said.append(f"{name}: {elsewhere} would tell the broker from its clients.")
+    if any(each.disturbed for each in candidate.of("unclear")):
+        said.append(f"{name}: a machine that nothing else uses meanwhile (`loadgen doctor`) may tell.")
+    if said:
+        return said
     needed = candidate.repeats_needed
     many = f"about {max(needed, len(candidate.trials) + 1)}" if needed and needed <= REPEATS_MOST else "more"
     return [f"{name}: {many} repeats (--repeats) may tell."]

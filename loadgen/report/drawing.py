@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -98,12 +99,13 @@ def colour(broker: str) -> str:
 
 def finish(figure: Figure, name: str, title: str, note: str) -> Chart:
     """Draw a figure in both formats; `name` is its file's and stands before every id within the drawing."""
-    FigureCanvasAgg(figure)
     svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    # Not `savefig`, which draws everything once more, to nowhere.
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     marks = _marks(figure)
     figure.set_layout_engine("none")  # everything has its place now; to find it again would take as long
-    figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    figure.set_dpi(PNG_DPI)
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     # Ids must stay apart when several drawings stand in one page.
     text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)

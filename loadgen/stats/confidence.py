@@ -95,9 +95,10 @@ def _t_interval(logs: Sequence[float], confidence: float) -> tuple[float, float]
 @lru_cache(maxsize=1_024)
 def t_quantile(share: float, freedom: float) -> float:
     """Student's t below which this share lies; kept, since scipy takes longer for it than all else of an interval."""
-    from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
+    # Not scipy.stats, which has the same: its import takes longer than all of a check of a run.
+    from scipy.special import stdtrit  # noqa: PLC0415 - an import that `loadgen --help` must not pay
 
-    return float(t.ppf(share, freedom))
+    return float(stdtrit(freedom, share))
 
 
 def _exp(value: float) -> float:

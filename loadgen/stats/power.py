@@ -85,9 +85,9 @@ def spread_bound(sd_log: float, freedom: int, confidence: float = 0.8) -> float:
     _check(sd_log, 1 - confidence)
     if freedom < 1:
         raise ValueError(f"{freedom} degrees of freedom: expected 1 or more")
-    from scipy.stats import chi2  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
+    from scipy.special import chdtri  # noqa: PLC0415 - an import that `loadgen --help` must not pay
 
-    return sd_log * math.sqrt(freedom / float(chi2.ppf(1 - confidence, freedom)))
+    return sd_log * math.sqrt(freedom / float(chdtri(freedom, confidence)))
 
 
 def detectable_ratio(sd_log: float, repeats: int, power: float = 0.9, alpha: float = 0.05) -> float:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadgen.stats.confidence import t_quantile
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -78,10 +80,8 @@ def batch_means(values: ArrayLike, batches: int = 20, confidence: float = 0.99) 
 def _interval(means: NDArray[np.float64], confidence: float) -> MeanInterval:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence}: expected more than 0 and less than 1")
-    from scipy.stats import t  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
-
     mean, error = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(len(means))
-    reach = float(t.ppf((1 + confidence) / 2, len(means) - 1)) * error
+    reach = t_quantile((1 + confidence) / 2, len(means) - 1) * error
     return MeanInterval(mean, mean - reach, mean + reach, error, len(means))
 
 
