@@ -101,11 +101,11 @@ def finish(figure: Figure, name: str, title: str, note: str) -> Chart:
     """Draw a figure in both formats; `name` is its file's and stands before every id within the drawing."""
     svg, png = io.StringIO(), io.BytesIO()
     # Not `savefig`, which draws everything once more, to nowhere.
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     marks = _marks(figure)
     figure.set_layout_engine("none")  # everything has its place now; to find it again would take as long
     figure.set_dpi(PNG_DPI)
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
     # Ids must stay apart when several drawings stand in one page.
     text = re.sub(r"<metadata>.*?</metadata>", "", svg.getvalue(), flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
