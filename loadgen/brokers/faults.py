@@ -97,14 +97,15 @@ class Injector:
 
     def stop(self) -> list[Done]:
         """Carry out no more; wait for what is under way, mend what is broken; all that was done."""
-        with self._acting:
-            self._stopping.set()
         stopped_ns = time.monotonic_ns()
         try:
+            with self._acting:
+                self._stopping.set()
             self._tolerating(None, self._resume)  # first: whatever comes, nobody stays so
             for thread in self._threads:
                 thread.join(MENDED_S)
         finally:
+            self._stopping.set()
             last = self.done[-1] if self.done else None
             self._tolerating(last, self._resume)
             self._tolerating(last, lambda: self._relieve(sorted(self._short)))
