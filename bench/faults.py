@@ -9,7 +9,8 @@
 The run prints one line a trial: the fault, the class, the promise and whether it was held, with the counts of every
 category. The ledger is held against the broker's own word: a RabbitMQ queue ends empty; a Kafka topic's offsets cover
 all that was confirmed, and a fresh consumer that reads it all finds each message that came, and no other. The exit
-status is 1 where a promise is broken, a trial did not come to its end, or counts disagree.
+status is 1 where a promise is broken, a trial did not come to its end, counts disagree, or what was to hurt did not: a
+leader was killed and none came after it, class none lost nothing under any kill.
 
 Intervals between kills are longer than the brokers' own time-outs, which stay as they are shipped: Kafka's session of
 a broker ends after 9 s.
@@ -94,13 +95,30 @@ def told(run: Run) -> Iterable[str]:
         if record["status"] != "complete":
             yield f"{record['id']}: {record['error'] or record['status']}"
         for each in record["faults"] or ():
-            if each["error"]:
-                yield f"{record['id']}: {each['what']}: {each['error']}"
+            if wrong := each["error"] or _idle(record, each):
+                yield f"{record['id']}: {each['what']}: {wrong}"
     for line in promises(run, costs(run)):
         if line.state not in {"held", "nothing promised"}:
             yield f"{line.trial_id}: {line.cells[PROMISE_HEADS.index('promise')]}: {line.state}"
     yield from unflushed(run)
+    yield from _harmless(run)
     yield from filter(None, map(_disagreement, run.records))
+
+
+def _idle(record: dict[str, Any], fault: dict[str, Any]) -> str:
+    """Why a kill of the leader was none: of several nodes nobody else has led since; nothing where that is not so."""
+    is_kill = fault["what"] == Kill("leader").described() and str(record["durability"]).startswith("replicated")
+    return "nobody else was told to lead after it" if is_kill and fault["next_leader"] is None else ""
+
+
+def _harmless(run: Run) -> Iterable[str]:
+    """Brokers that lost nothing in class none, however often they were killed: kills or ledger may do nothing."""
+    lost: dict[str, int] = {}
+    for record in run.records:
+        if record["durability"] == "none" and any(each["kind"] == "kill" for each in record["faults"] or ()):
+            lost[record["broker"]] = lost.get(record["broker"], 0) + (record["unconfirmed_lost"] or 0)
+    for broker in sorted(each for each, count in lost.items() if not count):
+        yield f"{broker}: none: lost nothing under any kill: neither kills nor ledger prove anything"
 
 
 def _own(results: Path, began_utc: str) -> Run:

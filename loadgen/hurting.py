@@ -154,6 +154,7 @@ class Hurting:
             "delivery_gap_s": None if delivery is None else (delivery[1] - delivery[0]) / SECOND_NS,
             "delivery_gap_at_s": None if delivery is None else (delivery[0] - self._window_ns) / SECOND_NS,
             "back_after_s": None if delivery is None else self._back_s(done, delivery, next_ns, flow),
+            "next_leader": done.next_leader,
             "error": done.error,
         }
 

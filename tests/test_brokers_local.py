@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import pytest
 import young_queue
 
 from loadgen import brokers
-from loadgen.brokers import host, local, process, rabbitmq, state
+from loadgen.brokers import ending, host, local, process, rabbitmq, state
+from loadgen.brokers.guard import Guard
 from loadgen.brokers.process import ProcessId
 from loadgen.driver import Target
 from loadgen.drivers.stream_admin import StreamAdmin
@@ -309,29 +311,74 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.05)
 
 
-def test_the_next_command_ends_what_a_killed_run_left(tmp_path: Path) -> None:
-    """A run that is killed with SIGKILL leaves its broker; `status`, of all commands, ends it."""
+def left_behind(root: Path) -> ProcessId:
+    """What a loadgen that was killed has left in a folder of brokers: a process that stands for one, and its record."""
+    cluster = state.Cluster("rabbitmq", state.cluster_dir("rabbitmq", root), CACHE, "4.3.6", ready=True)
+    node = state.Node(1, {})
+    cluster.node_dir(node).mkdir(parents=True)
+    node.server = process.spawn(
+        ["sleep", "600"], environment=dict(os.environ), node_dir=cluster.node_dir(node), output=root / "out"
+    )
+    cluster.nodes, cluster.owners = [node], {"run": ProcessId(1, 0, "another-boot")}
+    cluster.save()
+    return node.server
+
+
+@pytest.mark.usefixtures("pair")
+def test_whoever_opens_brokers_ends_what_a_killed_run_left_elsewhere(home: Path) -> None:
+    """Brokers of three nodes, linked ones and private ones that nobody wants any more, while one node is opened."""
+    left = [left_behind(home / name) for name in (ending.CLUSTER, ending.LINKED, f"{ending.PRIVATE}/old")]
+    with ending.lock(home / ending.LINKED, print), brokers.open_brokers(brokers=["kafka"]):
+        assert [each.is_alive() for each in left] == [False, True, False], "somebody is busy there"
+    told: list[str] = []
+    with brokers.open_brokers(brokers=["kafka"], progress=told.append):
+        assert not any(each.is_alive() for each in left)
+    assert any("killed" in line for line in told)
+    assert not (home / ending.PRIVATE / "old").exists()
+    assert all(record["running"] for record in brokers.status())
+
+
+def guards(root: Path) -> list[int]:
+    """The processes that are to end what is left in a folder of brokers."""
+    lines = {int(path.name): process.command_line(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    return [pid for pid, words in lines.items() if "loadgen.brokers.guard" in words and str(root) in words]
+
+
+def test_a_killed_run_leaves_nothing_for_long(tmp_path: Path) -> None:
+    """A run that is killed with SIGKILL leaves a process that ends its broker, without any further command."""
     with start_owner(tmp_path, "rabbitmq") as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "open\n"
+        (guard,) = guards(tmp_path)
+        assert os.getsid(guard) == guard, "no signal to its owner's terminal is for it"
         owner.kill()
-    assert list(process.find_marked(tmp_path))
-    told: list[str] = []
-    with folder(tmp_path):
-        assert not any(record["running"] for record in brokers.status(progress=told.append))
-    assert not list(process.find_marked(tmp_path))
-    assert any("killed" in line for line in told)
+    wait_until(lambda: not list(process.find_marked(tmp_path)))
+    wait_until(lambda: not guards(tmp_path))
+    assert not (tmp_path / "run/rabbitmq/state.json").exists()
 
 
 def test_a_run_killed_while_it_starts_a_broker_leaves_nothing_for_long(tmp_path: Path) -> None:
-    """Killed in the middle of a start, whether or not the state names a process yet: `down` ends all of it."""
+    """Killed in the middle of a start, whether or not the state names a process yet: all of it is ended, too."""
     with start_owner(tmp_path, "rabbitmq") as owner:
         wait_until(lambda: list(process.find_marked(tmp_path)))
         owner.kill()
-    with folder(tmp_path):
-        brokers.down()
+    wait_until(lambda: not guards(tmp_path))
     assert not list(process.find_marked(tmp_path))
     assert not (tmp_path / "run/rabbitmq/state.json").exists()
+
+
+def test_who_leaves_in_order_needs_no_guard(home: Path, pair: dict[BrokerName, Endpoint]) -> None:
+    """It ends with its owner's last broker; of brokers that are to stay there is none."""
+    del pair
+    with brokers.open_brokers(brokers=["kafka"]):
+        assert not guards(home)
+    root = home / "nothing"
+    with Guard(root) as guard:
+        guard.start()
+        wait_until(lambda: guards(root))
+        guard.dismiss()
+        assert not guards(root)
+    assert not root.exists()
 
 
 def test_a_signal_ends_a_run_with_its_brokers(tmp_path: Path) -> None:
@@ -364,6 +411,30 @@ def test_a_later_process_with_a_recorded_pid_is_not_touched(tmp_path: Path) -> N
                 assert brokers.down() == []
             assert stranger.poll() is None
         stranger.kill()
+
+
+def test_a_node_that_does_not_end_in_order_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ignores SIGTERM is killed when its time is over: whoever restarts it hears of that."""
+
+    def launch(cluster: state.Cluster, node: state.Node) -> None:
+        words = ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"] if node.index == 1 else ["sleep", "600"]
+        folder = cluster.node_dir(node)
+        folder.mkdir(parents=True, exist_ok=True)
+        node.server = process.spawn(words, environment=dict(os.environ), node_dir=folder, output=tmp_path / "out")
+        cluster.save()
+
+    kind = SimpleNamespace(STOP_TIMEOUT_S=0.3, launch=launch, wait_ready=lambda *_: None)
+    monkeypatch.setattr(local, "kind_of", lambda _: kind)
+    nodes = [state.Node(1, {}), state.Node(2, {})]
+    cluster = state.Cluster("rabbitmq", state.cluster_dir("rabbitmq", tmp_path), CACHE, "4.3.6", nodes=nodes)
+    endpoint: Any = SimpleNamespace(broker="rabbitmq", source="local", data_dir=cluster.node_dir(nodes[0]) / "data")
+    for node in nodes:
+        launch(cluster, node)
+    time.sleep(0.3)  # until the signal is ignored
+    try:
+        assert local.start_again(endpoint, 1, 2, progress=print) == (1,)
+    finally:
+        process.end_all(list(process.find_marked(tmp_path)), timeout_s=0)
 
 
 def test_down_ends_everything_and_says_what(tmp_path: Path) -> None:

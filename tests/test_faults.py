@@ -15,7 +15,7 @@ from loadgen.brokers import local, open_brokers, private_brokers, renewed, short
 from loadgen.brokers.rabbitmq import control
 from loadgen.cli import main
 from loadgen.drivers.wire.kafka_cluster import GIVE_UP_S
-from loadgen.errors import ScenarioError
+from loadgen.errors import BrokerError, ScenarioError
 from loadgen.gaps import Gaps
 from loadgen.plan import Profile, make_plan
 from loadgen.record import completed
@@ -163,10 +163,17 @@ def test_a_rabbitmq_without_memory_blocks_who_publishes(single: Endpoint) -> Non
     assert not [each for each in record["verdict"]["checks"] if each["name"] == "alarms" and not each["passed"]]
 
 
-def test_a_shortage_is_an_alarm_and_leaves_the_limits_of_before(single: Endpoint) -> None:
-    """By RabbitMQ's own word; a process that was started since has nothing to be given back."""
+def test_a_shortage_is_an_alarm_and_leaves_the_limits_of_before(
+    single: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By RabbitMQ's own word, without which there is none; who was started since has nothing to be given back."""
     endpoint = renewed(single)
     server = local.cluster_of(endpoint).nodes[0].server
+    with monkeypatch.context() as patched:
+        patched.setattr(shortage, "_control", lambda *_: None)
+        patched.setattr(shortage, "ALARMED_S", 0.2)
+        with pytest.raises(BrokerError, match="node 1 raised no alarm for its memory"):
+            shortage.begin(endpoint, 1, "memory")
     shortage.begin(endpoint, 1, "disk")
     assert AlarmReader(endpoint).read().alarms == ("disk space",)
     assert shortage.end(endpoint, 1, "disk", None), "whoever ran out of it is gone"
@@ -198,6 +205,7 @@ def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
     demand_kept(record)
     (fault,) = record["faults"]
     assert fault["error"] is None
+    assert fault["next_leader"] in {1, 2, 3} - set(fault["nodes"]), "as it was the leader, another one leads now"
     assert fault["mended_after_s"] > 2.0
     assert fault["confirm_gap_s"] > 0, "of a leader it shows; the others would have gone on"
     if broker == "kafka":

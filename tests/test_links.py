@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadgen import Cut, Delay, Throttle
+from loadgen.brokers import between as between_module
 from loadgen.brokers import links, ports, process
+from loadgen.brokers.between import Openers
 from loadgen.brokers.kinds import kind_of
 from loadgen.brokers.links import Links
 from loadgen.brokers.state import Cluster, Node
+from loadgen.brokers.way import NOBODY
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -148,10 +151,12 @@ def between(nodes: Nodes) -> Iterator[Links]:
 def test_a_cut_node_is_cut_from_the_others_whoever_opened_the_connection(nodes: Nodes, between: Links) -> None:
     """Nothing passes that others opened, or itself; the others, itself and tools go on. Mended, all comes, in order."""
     fault = Cut(1, between="nodes")
-    assert between.begin(fault, [1]) == 4, "two links, each opened from both sides"
+    assert between.begin(fault, [1]) == {(1, 2): 2, (1, 3): 2}, "each link was opened from both sides"
     with closing(socket.create_connection((ports.HOST, nodes.gates[1]), PATIENCE_S)) as tool:
         tool.sendall(b"status?")
         assert tool.recv(7) == b"status?", "it is no node, and not cut off"
+    told = between.account()
+    assert (told["connections"], told["strangers"]) == (1, 1), "and it is counted"
     assert nodes.heard() == EVERY - OF_1
     between.end(fault, [1])
     for pair in OF_1:
@@ -190,7 +195,7 @@ def test_a_link_is_whole_when_neither_of_its_nodes_is_hurt(nodes: Nodes, between
 
 def test_a_reset_and_a_delay_are_of_the_same_links(nodes: Nodes, between: Links) -> None:
     """A reset is heard by whoever opened one of them, and by nobody else; half a delay lies on each way."""
-    assert between.reset([2]) == 4
+    assert between.reset([2]) == {(1, 2): 2, (2, 3): 2}
     reset = {pair for pair in EVERY if 2 in pair and pair != (2, 2)}
     assert {pair for pair in EVERY if nodes.says(*pair) == "reset"} == reset
     assert nodes.heard(PATIENCE_S) == EVERY
@@ -209,9 +214,9 @@ def test_where_nobody_is_connected_nobody_is_hurt(nodes: Nodes, between: Links) 
     for pair in OF_1:
         nodes.leaves(*pair)
     until_s = time.monotonic() + PATIENCE_S
-    while between.reset([1]):  # the proxy may not have heard yet that they left
+    while any(between.reset([1]).values()):  # the proxy may not have heard yet that they left
         assert time.monotonic() < until_s
-    assert between.begin(Cut(1, between="nodes"), [1]) == 0
+    assert between.begin(Cut(1, between="nodes"), [1]) == {(1, 2): 0, (1, 3): 0}
     between.mend()
     assert nodes.heard(PATIENCE_S) == EVERY
     told = between.account()
@@ -223,14 +228,28 @@ def test_a_fault_of_all_nodes_is_on_each_link_once(nodes: Nodes, monkeypatch: py
     """Also where both of its nodes are named: a delay does not add up with itself."""
     told: list[dict[str, Any]] = []
     with closing(Links(nodes.cluster)) as between:
-        monkeypatch.setattr(between, "_ask", lambda order: told.append(order) or {"hit": 1})
+        monkeypatch.setattr(between, "_ask", lambda order: told.append(order) or {"hits": [1]})
         slow = Throttle("all", rate_bytes_per_s=5_000, between="nodes")
-        assert between.begin(Delay("all", delay_ms=10, between="nodes"), [1, 2, 3]) == 3
-        assert between.begin(slow, [1]) == 2
+        assert between.begin(Delay("all", delay_ms=10, between="nodes"), [1, 2, 3]) == {(1, 2): 1, (1, 3): 1, (2, 3): 1}
+        assert between.begin(slow, [1]) == {(1, 2): 1, (1, 3): 1}
         monkeypatch.undo()
     assert [tuple(order["link"]) for order in told] == [(1, 2), (1, 3), (2, 3), (1, 2), (1, 3)]
     assert {order["condition"]["late_ns"] for order in told} == {5_000_000}
     assert [order["condition"]["rate_bytes_per_s"] for order in told] == [None] * 3 + [5_000] * 2
+
+
+def test_who_opened_a_connection_is_looked_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the kernel's table nor a list of files is of one moment; who is not found in a few looks is nobody."""
+    inodes = iter([None, 7, 7])
+    own = process.ProcessId.current()
+    monkeypatch.setattr(between_module.process, "find_marked", lambda _: iter([own]))
+    monkeypatch.setattr(between_module, "_inode", lambda *_: next(inodes))
+    openers = Openers({2: tmp_path})
+    held = iter([False, True])
+    monkeypatch.setattr(between_module, "_holds", lambda *_: next(held))
+    assert openers.of(("127.0.0.1", 1), 2) == 2
+    monkeypatch.setattr(between_module, "_inode", lambda *_: None)
+    assert openers.of(("127.0.0.1", 1), 2) == NOBODY
 
 
 def test_a_cluster_without_such_a_proxy_and_one_that_died_are_told(tmp_path: Path) -> None:

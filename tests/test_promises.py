@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "at_s": 4.0, "mended_after_s": 7.0,
-        "confirm_gap_s": 9.5, "delivery_gap_s": 9.6, "back_after_s": 9.7, "error": None}  # fmt: skip
+        "confirm_gap_s": 9.5, "delivery_gap_s": 9.6, "back_after_s": 9.7, "next_leader": 3, "error": None}  # fmt: skip
 
 
 def record(**given: Any) -> dict[str, Any]:
@@ -110,6 +110,22 @@ def test_the_ledger_is_held_against_the_brokers_own_count() -> None:
     assert not is_good(bare_run(record(faults=[{**KILL, "error": "it did not come back"}])))
 
 
+def test_what_was_to_hurt_has_to() -> None:
+    """A leader after whom nobody leads was none; class none that loses nothing under any kill proves nothing."""
+    same = {**KILL, "next_leader": None}
+    assert list(bench_faults.told(bare_run(record(faults=[same])))) == [
+        "t1: kill of the leader: nobody else was told to lead after it"
+    ]
+    assert is_good(bare_run(record(faults=[same], durability="broker"))), "one node is its own leader"
+    none = record(durability="none", unconfirmed_lost=0, lost=0, broker_counts={"read_again": 1_000, "stored": 1_000})
+    assert list(bench_faults.told(bare_run(none))) == [
+        "kafka: none: lost nothing under any kill: neither kills nor ledger prove anything"
+    ]
+    assert is_good(bare_run(none, record(durability="none"))), "one of them is enough"
+    paused = {**none, "faults": [{**KILL, "kind": "pause", "what": "pause of the leader"}]}
+    assert is_good(bare_run(paused)), "nobody lost anything by a pause"
+
+
 def test_a_run_that_is_not_the_matrix_proves_nothing() -> None:
     """Without a fault, or with fewer than were planned, the bench fails: it may be another run, or a half one."""
     assert "has no faults at all" in "\n".join(bench_faults.told(bare_run(record(faults=None))))
@@ -154,7 +170,14 @@ def test_flushes_are_told_in_place_of_a_power_cut() -> None:
     ]
     contradicted = bare_run(record(), findings=[finding("flushed", 100, agrees=False)])
     assert "the broker counts otherwise: 100 of 100" in "\n".join(bench_faults.told(contradicted))
+    flushed = record(durability="flushed")
+    assert is_good(bare_run(flushed, findings=good))
+    for unknown in ([], [finding("replicated_flushed", 100)], [finding("flushed", 100, broker="rabbitmq")]):
+        assert "kafka: flushed: whether confirms come after a flush was not found out" in "\n".join(
+            bench_faults.told(bare_run(flushed, findings=unknown))
+        )
     absent = finding("", 0, what="measured", values=[], error="not testable here: there is no strace on this machine")
+    assert is_good(bare_run(flushed, findings=[absent]))
     assert note(bare_run(record(), findings=[absent])).endswith(
         " Kafka, flushes before confirms: not testable here: there is no strace on this machine."
     )
@@ -183,6 +206,18 @@ def test_a_young_queue_may_lose_and_an_old_one_not(
     assert "killed within 0.20 s of its declaration: 1 of 1 tries lost confirmed messages, 50 of 50 messages" in told
     assert "1 tries were too slow" in told
     assert f"within 2.20 s of its declaration: {status} of 1 tries lost" in told
+    assert "NO YOUNG QUEUE" not in told
+
+
+@pytest.mark.parametrize(("age_s", "status", "words"), [(0.9, 1, "NOTHING IS KNOWN"), (0.2, 0, "NO YOUNG QUEUE LOST")])
+def test_young_queues_that_are_none_or_lose_nothing_are_told(
+    age_s: float, status: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a try in time nothing was tried; where none loses anything, RabbitMQ has changed."""
+    tries = {0.0: [young_queue.Tried(age_s, 50, 50, False, "4.3.6")], 2.0: [young_queue.Tried(2.2, 50, 50, False, "4")]}
+    monkeypatch.setattr(young_queue, "tried", lambda _: tries)
+    assert young_queue.report(1) == status
+    assert words in capsys.readouterr().out
 
 
 def test_the_matrix_and_the_kills_can_be_planned() -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from test_driver_contract import BROKER_OF, FIXED, Bench, demand_perfect, payloads_of, receive, send, sent_book
 
 from loadgen import brokers, cli, engine
-from loadgen.brokers import external, local, login, ports, state
+from loadgen.brokers import ending, external, login, ports, state
 from loadgen.brokers.kinds import kind_of
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
@@ -124,7 +124,7 @@ def planned(broker: BrokerName, folder: Path, papers: Papers, held: ExitStack) -
         nodes=[node],
         settings=make(node.ports, papers),
     )
-    held.callback(local._end, cluster, at_once=True)
+    held.callback(ending.end, cluster, at_once=True)
     return cluster
 
 

@@ -58,8 +58,8 @@ def open_brokers(
     """Brokers to work with for as long as the block lasts.
 
     Those that are up already (`loadgen up`) are used and left up. Those that it starts itself it ends: also
-    after an exception, Ctrl-C, SIGTERM or a closed terminal. After SIGKILL, the next command of any kind ends
-    them.
+    after an exception, Ctrl-C, SIGTERM or a closed terminal. After SIGKILL a process that it has left for that purpose
+    ends them (`loadgen.brokers.guard`), and so does the next command that opens brokers, or asks which are up.
 
     Args:
         spec: Where they come from.

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from loadgen.brokers.process import ProcessId
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+TRIES, PAUSE_S = 3, 0.005  # neither the table of sockets nor a list of files is of one moment
 
 
 class Openers:
@@ -39,18 +41,28 @@ class Openers:
         self._known: list[tuple[int, ProcessId]] = []
 
     def of(self, address: tuple[str, int], port: int) -> int:
-        """The node whose socket at `address` is connected to this port of this machine; `NOBODY` where it is none's."""
-        inode = _inode(address[1], port)
-        if inode is None:  # it has left already
-            return NOBODY
-        held = f"socket:[{inode}]"
-        found = self._holder(held)
-        if found == NOBODY:  # a node may have been started since the last look
-            self._known = [
-                (node, each) for node, folder in self._folders.items() for each in process.find_marked(folder)
-            ]
+        """The node whose socket at `address` is connected to this port of this machine.
+
+        `NOBODY` where it is none's, has left already, or is not found at once or a little later.
+        """
+        is_fresh = False
+        for number in range(TRIES):
+            if number:
+                time.sleep(PAUSE_S)
+            inode = _inode(address[1], port)
+            if inode is None:
+                continue
+            held = f"socket:[{inode}]"
             found = self._holder(held)
-        return found
+            if found == NOBODY and not is_fresh:  # a node may have been started since the last look
+                self._known, is_fresh = self._marked(), True
+                found = self._holder(held)
+            if found != NOBODY:
+                return found
+        return NOBODY
+
+    def _marked(self) -> list[tuple[int, ProcessId]]:
+        return [(node, each) for node, folder in self._folders.items() for each in process.find_marked(folder)]
 
     def _holder(self, held: str) -> int:
         return next((node for node, each in self._known if each.is_alive() and _holds(each.pid, held)), NOBODY)

@@ -69,8 +69,11 @@ def environment() -> dict[str, str]:
 class Links(Orders):
     """The links between a cluster's nodes; closed, or with this process, all of them are whole again.
 
-    A fault of a node is one of its links to each of the others. Raises BrokerError where the cluster has no proxy.
+    A fault of a node is one of its links to each of the others. Raises BrokerError where the cluster has no proxy. Its
+    account tells how many connections were strangers', too: the broker's own tools', or those of nobody knows whom.
     """
+
+    ACCOUNT = ("connections", "strangers", "bytes", "cpu_s")
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__()

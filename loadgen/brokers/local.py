@@ -10,15 +10,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from loadgen.brokers import install, install_kafka, install_rabbitmq, links, ports, process, state
+from loadgen.brokers import ending, install, install_kafka, install_rabbitmq, links, ports, process, state
+from loadgen.brokers.guard import Guard
 from loadgen.brokers.kinds import kind_of
 from loadgen.brokers.process import ProcessId
-from loadgen.brokers.state import BROKER_NAMES, SIZES, Cluster, Node
+from loadgen.brokers.state import BROKER_NAMES, Cluster, Node
 from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from loadgen.brokers.install import Installation
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     Settings = Mapping[str, str]
 
 INSTALLATIONS: dict[BrokerName, str] = {"rabbitmq": install_rabbitmq.NAME, "kafka": install_kafka.NAME}
-CLUSTER = "cluster"  # where brokers of three nodes live, beside those of one
-LINKED = "linked"  # … and those whose nodes reach each other through a proxy
-PRIVATE = "private"  # where brokers of one program alone live, each start in a folder of its own
-ORPHANED_S = 1_800.0  # nobody takes so long from making a folder to starting a broker in it
 STARTER = "starter"  # stands for a run's token while brokers are started that are to stay
 
 
@@ -58,7 +54,7 @@ def opened(
     progress: Progress,
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """Running brokers for as long as the block lasts; those that nobody else wants are ended after it."""
-    home = _home(nodes, linked=linked)  # now: the block may change the current folder
+    home = ending.home_of(nodes, linked=linked)  # now: the block may change the current folder
     wanted = Wanted(is_linked=linked)
     with _opened(home, brokers, nodes=nodes, cpus=cpus, wanted=wanted, progress=progress) as endpoints:
         yield endpoints
@@ -69,7 +65,7 @@ def private(
     settings: Mapping[BrokerName, Settings], *, ports: Sequence[str] = (), progress: Progress
 ) -> Iterator[dict[BrokerName, Endpoint]]:
     """Fresh brokers that nobody else is given, with these further settings and ports; removed after the block."""
-    root = state.brokers_dir() / PRIVATE / uuid.uuid4().hex[:8]
+    root = state.brokers_dir() / ending.PRIVATE / uuid.uuid4().hex[:8]
     try:
         with _opened(root, tuple(settings), wanted=Wanted(settings, tuple(ports)), progress=progress) as endpoints:
             yield endpoints
@@ -87,44 +83,50 @@ def _opened(
     wanted: Wanted | None = None,
     progress: Progress,
 ) -> Iterator[dict[BrokerName, Endpoint]]:
-    token = uuid.uuid4().hex
-    endpoints = _acquire(root, brokers, token, nodes=nodes, cpus=cpus, wanted=wanted or Wanted(), progress=progress)
-    try:
-        yield endpoints
-    finally:
-        _release(brokers, root, token, progress=progress)
+    token, wanted = uuid.uuid4().hex, wanted or Wanted()
+    with Guard(root) as guard:
+        endpoints = _acquire(
+            root, brokers, token, nodes=nodes, cpus=cpus, wanted=wanted, guard=guard, progress=progress
+        )
+        try:
+            yield endpoints
+        finally:
+            _release(brokers, root, token, progress=progress)
+            guard.dismiss()
 
 
 def up(
     brokers: Sequence[BrokerName], *, nodes: int = 1, cpus: Sequence[int] = (), progress: Progress
 ) -> dict[BrokerName, Endpoint]:
     """Starts brokers that stay up after this program has ended."""
-    return _acquire(_home(nodes), brokers, None, nodes=nodes, cpus=cpus, wanted=Wanted(), progress=progress)
+    return _acquire(ending.home_of(nodes), brokers, None, nodes=nodes, cpus=cpus, wanted=Wanted(), progress=progress)
 
 
 def down(brokers: Sequence[BrokerName], *, progress: Progress) -> list[dict[str, Any]]:
     """Ends brokers, whoever started them, and returns what was ended."""
     ended = []
-    for home in _homes():
-        with _lock(home, progress):
-            ended += _end_abandoned(home, progress)
+    for home in ending.homes():
+        with ending.lock(home, progress):
+            ended += ending.end_abandoned(home, progress)
             for broker in brokers:
                 cluster = state.load(broker, home)
                 if cluster is not None:
                     progress(f"{_named(cluster)}: ending")
-                    ended += _end(cluster)
+                    ended += ending.end(cluster)
     return ended
 
 
 def status(*, progress: Progress) -> list[dict[str, Any]]:
     """What runs and what is installed, as plain data."""
     found: list[dict[str, Any]] = []
-    for home in _homes():
-        with _lock(home, progress):
-            _end_abandoned(home, progress)
+    for home in ending.homes():
+        with ending.lock(home, progress):
+            ending.end_abandoned(home, progress)
             known = [(broker, state.load(broker, home)) for broker in BROKER_NAMES]
             # Of brokers of three nodes only those that are there: who has none need not hear of them.
-            found += [_describe(broker, each) for broker, each in known if each is not None or home == _home(1)]
+            found += [
+                _describe(broker, each) for broker, each in known if each is not None or home == ending.home_of(1)
+            ]
     return found or [_describe(broker, None) for broker in BROKER_NAMES]
 
 
@@ -151,17 +153,18 @@ def restart(endpoint: Endpoint, *node_indices: int, progress: Progress) -> Endpo
 
 def start_again(
     endpoint: Endpoint, *node_indices: int, launched: Callable[[int], None] = lambda _: None, progress: Progress
-) -> None:
+) -> tuple[int, ...]:
     """The same without asking the broker for its settings, which takes programs; `launched` is told each pid.
 
-    Several nodes are ended and started together: each may wait for the others before it serves.
+    Several nodes are ended and started together: each may wait for the others before it serves. Those are returned
+    that did not end in order within their time, and were killed.
     """
-    with _lock(_root_of(endpoint), progress):
+    with ending.lock(_root_of(endpoint), progress):
         cluster = cluster_of(endpoint)
         nodes, kind = [node_of(cluster, index) for index in node_indices or (1,)], kind_of(cluster.broker)
-        running = [node.server for node in nodes if node.server is not None and node.server.is_alive()]
-        process.signal_all(running)
-        process.end_all(running, timeout_s=kind.STOP_TIMEOUT_S)
+        running = {node.index: node.server for node in nodes if node.server is not None and node.server.is_alive()}
+        process.signal_all(running.values())
+        endings = process.end_all(running.values(), timeout_s=kind.STOP_TIMEOUT_S)
         cluster.warmed = False
         for node in nodes:
             kind.launch(cluster, node)
@@ -170,6 +173,7 @@ def start_again(
         for node in nodes:
             kind.wait_ready(cluster, node)
         cluster.save()
+    return tuple(index for index, (_, how) in zip(running, endings, strict=True) if how == "killed")
 
 
 def renewed(endpoint: Endpoint) -> Endpoint:
@@ -180,7 +184,7 @@ def renewed(endpoint: Endpoint) -> Endpoint:
 
 def mark_warmed(endpoint: Endpoint) -> None:
     """Remembers that a broker has had its warm-up load since it was started."""
-    with _lock(_root_of(endpoint), lambda _: None):
+    with ending.lock(_root_of(endpoint), lambda _: None):
         cluster = cluster_of(endpoint)
         cluster.warmed = True
         cluster.save()
@@ -192,21 +196,6 @@ def cluster_of(endpoint: Endpoint) -> Cluster:
     if cluster is None:
         raise BrokerError(f"{endpoint.broker} at {endpoint.address} is no longer up: it was ended by another command")
     return cluster
-
-
-def _home(nodes: int, *, linked: bool = False) -> Path:
-    """Where brokers of so many nodes live, or those whose nodes reach each other through a proxy."""
-    if nodes not in SIZES:
-        raise BrokerError(f"local brokers have {' or '.join(map(str, SIZES))} nodes, {nodes} were asked for")
-    root = state.brokers_dir()
-    if linked:
-        return root / LINKED
-    return root if nodes == 1 else root / CLUSTER
-
-
-def _homes() -> list[Path]:
-    """Where there are brokers, or have been."""
-    return [home for home in (*map(_home, SIZES), _home(SIZES[-1], linked=True)) if home.exists()]
 
 
 def _named(cluster: Cluster) -> str:
@@ -228,10 +217,6 @@ def node_of(cluster: Cluster, node_index: int) -> Node:
     raise BrokerError(f"{cluster.broker} has {len(cluster.nodes)} node(s), there is no node {node_index}")
 
 
-def _lock(root: Path, progress: Progress) -> AbstractContextManager[None]:
-    return state.locked(root / "lock", what="starting or ending brokers", progress=progress)
-
-
 def _acquire(
     root: Path,
     brokers: Sequence[BrokerName],
@@ -240,15 +225,17 @@ def _acquire(
     nodes: int,
     cpus: Sequence[int],
     wanted: Wanted,
+    guard: Guard | None = None,
     progress: Progress,
 ) -> dict[BrokerName, Endpoint]:
-    # token: the run that wants them; None: they are to stay.
+    # token: the run that wants them; None: they are to stay. guard: ends those that are not, should this one be killed.
     state.make_dir(root)
     installations = {broker: kind_of(broker).install(state.cache_dir(), progress) for broker in brokers}
+    ending.sweep(root, progress)
     taken: list[Cluster] = []
     begun: list[Cluster] = []
-    with _lock(root, progress), ExitStack() as held_ports:
-        _end_abandoned(root, progress)
+    with ending.lock(root, progress), ExitStack() as held_ports:
+        ending.end_abandoned(root, progress)
         try:
             for broker in brokers:
                 earlier = state.load(broker, root)
@@ -262,6 +249,8 @@ def _acquire(
                     begun.append(cluster)
                 taken.append(cluster)
                 _own(cluster, token)
+            if guard is not None and not all(cluster.kept for cluster in taken):
+                guard.start()  # before the first process of a broker
             for cluster in begun:
                 progress(f"{_named(cluster)} {cluster.version}: starting")
                 links.start(cluster)
@@ -270,6 +259,8 @@ def _acquire(
             endpoints = {cluster.broker: _serving(cluster, progress) for cluster in taken}
         except BaseException:
             _give_back(taken, begun, token or STARTER)
+            if guard is not None:
+                guard.dismiss()
             raise
         for cluster in taken:
             _disown(cluster, STARTER)
@@ -278,7 +269,7 @@ def _acquire(
 
 def _give_back(taken: Sequence[Cluster], begun: Sequence[Cluster], token: str) -> None:
     for cluster in begun:
-        _end(cluster, at_once=True)
+        ending.end(cluster, at_once=True)
     for cluster in taken:
         if cluster not in begun:
             with suppress(HostError):  # what went wrong first is told; this owner is gone soon anyway
@@ -316,7 +307,7 @@ def _running(broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int],
                 "wait until that has ended"
             )
         progress(f"{broker}: was up, but its process is gone; starting it anew")
-        _end(cluster, at_once=True)
+        ending.end(cluster, at_once=True)
         return None
     if len(cluster.nodes) != nodes or (cpus and sorted(cpus) != cluster.cpus):
         raise BrokerError(f"{broker} is up with other nodes or CPUs than asked for: run `loadgen down` first")
@@ -324,7 +315,7 @@ def _running(broker: BrokerName, root: Path, *, nodes: int, cpus: Sequence[int],
         progress(f"{broker}: also used by pid {', '.join(map(str, owners))}; the two disturb each other's figures")
     elif any(left_short(cluster, node).exists() for node in cluster.nodes):
         progress(f"{broker}: a run that was killed has left it short of disk or memory; starting it anew")
-        _end(cluster, at_once=True)
+        ending.end(cluster, at_once=True)
         return None
     else:  # a run that was killed amid a fault may have left one standing still
         process.signal_all([node.server for node in cluster.nodes if node.server is not None], signal.SIGCONT)
@@ -371,7 +362,7 @@ def _disown(cluster: Cluster, token: str) -> None:
 def _release(brokers: Sequence[BrokerName], root: Path, token: str, *, progress: Progress) -> None:
     """Ends what nobody else wants; where one cannot be ended in order, the others are, at once, before that is told."""
     failure: BaseException | None = None
-    with _lock(root, progress):
+    with ending.lock(root, progress):
         for broker in brokers:
             try:
                 _release_one(broker, root, token, at_once=failure is not None, progress=progress)
@@ -388,56 +379,9 @@ def _release_one(broker: BrokerName, root: Path, token: str, *, at_once: bool, p
     if cluster.is_abandoned():  # not saved before: the disk may be full, which ending it mends
         if not at_once:
             progress(f"{broker}: ending")
-        _end(cluster, at_once=at_once)
+        ending.end(cluster, at_once=at_once)
     else:
         cluster.save()
-
-
-def _end_abandoned(root: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Ends what a killed loadgen left behind, recorded or not; call it with the lock held."""
-    ended = []
-    for home in (root / PRIVATE).glob("*"):
-        with _lock(home, progress):
-            before = _remembered(home)
-            ended += _end_abandoned(home, progress)
-        if not _remembered(home) and (before or time.time() - home.stat().st_mtime > ORPHANED_S):
-            shutil.rmtree(home, ignore_errors=True)
-    for broker in BROKER_NAMES:
-        cluster = state.load(broker, root)
-        if cluster is not None and cluster.is_abandoned():
-            progress(f"{broker}: ending what a loadgen that was killed had left running")
-            ended += _end(cluster, at_once=True)
-        elif cluster is None:
-            ended += _end_marked(broker, state.cluster_dir(broker, root))
-    return ended
-
-
-def _remembered(root: Path) -> bool:
-    return any(state.load(broker, root) is not None for broker in BROKER_NAMES)
-
-
-def _end(cluster: Cluster, *, at_once: bool = False) -> list[dict[str, Any]]:
-    """Ends a cluster's processes and forgets it; a second Ctrl-C while it waits makes it kill instead."""
-    known = cluster.processes()
-    timeout_s = 0.0 if at_once else kind_of(cluster.broker).STOP_TIMEOUT_S
-    try:
-        if not at_once:
-            process.signal_all(known[: len(cluster.nodes)])
-        endings = process.end_all(known, timeout_s=timeout_s)
-    except BaseException:
-        process.end_all(known, timeout_s=0)
-        _end_marked(cluster.broker, cluster.folder)
-        state.forget(cluster)
-        raise
-    ended = [{"broker": cluster.broker, "pid": pid, "how": how} for pid, how in endings if how != "gone"]
-    ended += _end_marked(cluster.broker, cluster.folder)
-    state.forget(cluster)
-    return ended
-
-
-def _end_marked(broker: BrokerName, folder: Path) -> list[dict[str, Any]]:
-    endings = process.end_all(list(process.find_marked(folder)), timeout_s=0)
-    return [{"broker": broker, "pid": pid, "how": how} for pid, how in endings if how != "gone"]
 
 
 def _describe(broker: BrokerName, cluster: Cluster | None) -> dict[str, Any]:

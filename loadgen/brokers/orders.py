@@ -27,40 +27,45 @@ ANSWER_S = 10.0
 class Orders(ABC):
     """Gives a proxy orders; who inherits from it says which links it has and how it is reached."""
 
+    ACCOUNT: tuple[str, ...] = ("connections", "bytes", "cpu_s")
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # faults begin and end in threads of their own: each order is of all that holds
         self._faults: list[tuple[NetworkFault, tuple[int, ...]]] = []
         self._ever: set[int] = set()  # nodes that were hurt
 
-    def begin(self, fault: NetworkFault, nodes: Sequence[int]) -> int:
-        """Break these nodes' links, beside what is broken already, until `end`; how many connections they have."""
-        self._faults.append((fault, tuple(nodes)))
-        self._ever |= set(nodes)
-        return self._tell(self._links_of(nodes))
+    def begin(self, fault: NetworkFault, nodes: Sequence[int]) -> dict[Parties, int]:
+        """Break these nodes' links, beside what is broken already, until `end`; how many connections each has."""
+        with self._lock:
+            self._faults.append((fault, tuple(nodes)))
+            self._ever |= set(nodes)
+            return self._tell(self._links_of(nodes))
 
     def end(self, fault: NetworkFault, nodes: Sequence[int]) -> None:
         """Mend what was begun."""
-        if (fault, tuple(nodes)) in self._faults:
-            self._faults.remove((fault, tuple(nodes)))
-            self._tell(self._links_of(nodes))
+        with self._lock:
+            if (fault, tuple(nodes)) in self._faults:
+                self._faults.remove((fault, tuple(nodes)))
+                self._tell(self._links_of(nodes))
 
     def mend(self) -> None:
         """Mend all of it, also what could not be mended when it was to end."""
-        self._faults.clear()
-        self._tell(self._links_of(sorted(self._ever)))
+        with self._lock:
+            self._faults.clear()
+            self._tell(self._links_of(sorted(self._ever)))
 
-    def reset(self, nodes: Sequence[int]) -> int:
-        """Close every connection of these nodes' links by RST, on both sides; how many there were."""
-        return int(self._ask({"reset": self._links_of(nodes)})["hit"])
+    def reset(self, nodes: Sequence[int]) -> dict[Parties, int]:
+        """Close every connection of these nodes' links by RST, on both sides; how many each had."""
+        links = self._links_of(nodes)
+        return dict(zip(links, self._ask({"reset": links})["hits"], strict=True))
 
     def account(self) -> dict[str, Any]:
         """What has passed so far: connections, bytes of both directions, its CPU time in seconds; null if it died."""
-        names = ("connections", "bytes", "cpu_s")
         try:
             told = self._ask({})
         except BrokerError:
-            return dict.fromkeys(names)
-        return {name: told[name] for name in names}
+            return dict.fromkeys(self.ACCOUNT)
+        return {name: told[name] for name in self.ACCOUNT}
 
     @abstractmethod
     def _links_of(self, nodes: Sequence[int]) -> list[Parties]:
@@ -74,12 +79,12 @@ class Orders(ABC):
     def _silent(self) -> str:
         """What is said where it does not answer."""
 
-    def _tell(self, links: Sequence[Parties]) -> int:
-        orders = [
-            order_of(link, _condition([fault for fault, hurt in self._faults if not set(link).isdisjoint(hurt)]))
-            for link in links
-        ]
-        return sum(int(self._ask(order)["hit"]) for order in orders)
+    def _tell(self, links: Sequence[Parties]) -> dict[Parties, int]:
+        hits: dict[Parties, int] = {}
+        for link in links:
+            hurt = [fault for fault, nodes in self._faults if not set(link).isdisjoint(nodes)]
+            (hits[link],) = self._ask(order_of(link, _condition(hurt)))["hits"]
+        return hits
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Give an order, and wait until it is carried out."""

@@ -66,7 +66,7 @@ class Proxy:
         self._gates, self._opener = list(gates), opener
         self._heard = b""
         self._is_over = False
-        self._connections = self._bytes = 0
+        self._connections = self._bytes = self._strangers = 0
         self._links: dict[Parties, Link] = {}
         self._ends: dict[int, End] = {}
         self._watched: dict[int, Callable[[], None]] = {}
@@ -123,17 +123,18 @@ class Proxy:
         self._is_over = True
 
     def _obey(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carry an order out; how many connections it hit, and what has passed so far."""
+        """Carry an order out; how many connections of each link it hit, and what has passed so far."""
         resets = [self._link(*parties) for parties in order.get("reset", ())]
-        hit = sum(len(link.ends) // 2 for link in resets)
+        hits = [len(link.ends) // 2 for link in resets]
         for link in resets:
             while link.ends:
                 self._drop(next(iter(link.ends.values())), is_reset=True)
         if "condition" in order:
             low, high = order["link"]
-            hit += len(self._link(low, high).ends) // 2
+            hits.append(len(self._link(low, high).ends) // 2)
             self._change((low, high), Condition(**order["condition"]))
-        return {"connections": self._connections, "bytes": self._bytes, "cpu_s": time.process_time(), "hit": hit}
+        passed = {"connections": self._connections, "strangers": self._strangers, "bytes": self._bytes}
+        return {**passed, "cpu_s": time.process_time(), "hits": hits}
 
     def _link(self, party: int, other: int) -> Link:
         return self._links.setdefault((min(party, other), max(party, other)), Link())
@@ -193,6 +194,7 @@ class Proxy:
             ends.append(End(each, each.fileno()))
         self._connections += 1
         opener = NOBODY if self._opener is None else self._opener(address, gate.listener.getsockname()[1])
+        self._strangers += opener == NOBODY
         link = self._link(opener, gate.node)
         ends[1].is_connecting, ends[1].waits_for = True, gate.upstream
         for source, sink in (ends, ends[::-1]):

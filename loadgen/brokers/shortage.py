@@ -8,10 +8,13 @@ on a full disk; Kafka gives a log directory up that it cannot write to, and with
 from __future__ import annotations
 
 import resource
+import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.brokers import local
+from loadgen.brokers.ports import HOST
 from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -25,20 +28,41 @@ FREE_WANTED_BYTES = 1 << 60
 """More than any disk has free."""
 MEMORY_ALLOWED_BYTES = 1 << 20
 """Less than an Erlang needs to exist."""
+ALARMED_S, POLL_S = 5.0, 0.1
+"""RabbitMQ looks when it is told of a limit, and every few seconds otherwise."""
 
 
 def begin(endpoint: Endpoint, node_index: int, what: Resource) -> None:
-    """Have a node run out of it; BrokerError where that cannot be."""
+    """Have a node run out of it; BrokerError where that cannot be, or RabbitMQ raises no alarm."""
     cluster = local.cluster_of(endpoint)
     node = local.node_of(cluster, node_index)
     local.left_short(cluster, node).touch()  # whoever finds it after this process was killed starts the broker anew
     if endpoint.broker == "kafka":
         assert what == "disk", "a scenario with anything else is refused"
+        if node.server is None or not node.server.is_alive():
+            raise BrokerError(f"kafka: node {node_index} does not run")
         _limit_files(node, 0)
-    elif what == "disk":
+        return
+    if what == "disk":
         _control(cluster, node, "set_disk_free_limit", str(FREE_WANTED_BYTES))
     else:
         _control(cluster, node, "set_vm_memory_high_watermark", "absolute", str(MEMORY_ALLOWED_BYTES))
+    _await_alarm(endpoint, node, what)
+
+
+def _await_alarm(endpoint: Endpoint, node: Node, what: Resource) -> None:
+    """Return once the node tells of an alarm for it; BrokerError where it does not."""
+    from loadgen.alarms import AlarmReader  # noqa: PLC0415  # imported when needed: `import loadgen` stays cheap
+
+    reader = AlarmReader(replace(endpoint, management_url=f"http://{HOST}:{node.ports['management']}"))
+    until_s = time.monotonic() + ALARMED_S
+    while True:
+        with suppress(OSError, ValueError):  # it may be busy
+            if any(what in alarm for alarm in reader.read().alarms):
+                return
+        if time.monotonic() > until_s:
+            raise BrokerError(f"rabbitmq: node {node.index} raised no alarm for its {what}: nobody was hurt")
+        time.sleep(POLL_S)
 
 
 def end(endpoint: Endpoint, node_index: int, what: Resource, of: ProcessId | None) -> bool:
@@ -75,8 +99,8 @@ def _control(cluster: Cluster, node: Node, *words: str) -> None:
 
 def _limit_files(node: Node, size_bytes: int) -> None:
     """How long files may become that a node's process writes; the hard limit stays, so that it can be taken back."""
-    if node.server is None or not node.server.is_alive():
-        raise BrokerError(f"kafka: node {node.index} does not run")
+    if node.server is None:
+        return
     with suppress(ProcessLookupError):  # it may end at any moment: that is what it is done for
         _, hard_bytes = resource.prlimit(node.server.pid, resource.RLIMIT_FSIZE)
         soft_bytes = hard_bytes if size_bytes == resource.RLIM_INFINITY else size_bytes

@@ -29,6 +29,10 @@ SIZES = (1, 3)
 """Of how many nodes a broker of ours may be."""
 
 
+class BusyError(BrokerError):
+    """Somebody else holds a lock."""
+
+
 def project_dir() -> Path | None:
     """The checkout that is worked in: the one around the current folder, else this package's own."""
     here = Path.cwd()
@@ -179,8 +183,11 @@ def make_dir(folder: Path, variable: str = "LOADGEN_BROKERS_DIR") -> Path:
 
 
 @contextmanager
-def locked(path: Path, *, what: str, progress: Progress) -> Iterator[None]:
-    """Holds a lock that dies with this process; says so once when it must wait for another's."""
+def locked(path: Path, *, what: str, wait: bool = True, progress: Progress) -> Iterator[None]:
+    """Holds a lock that dies with this process; says so once when it must wait for another's.
+
+    Raises BusyError where it had to wait too long, or at all where it is not to `wait`.
+    """
     make_dir(path.parent)
     with path.open("a+", encoding="ascii") as file:
         until_s = time.monotonic() + LOCK_WAIT_S
@@ -190,8 +197,10 @@ def locked(path: Path, *, what: str, progress: Progress) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if not wait:
+                    raise BusyError(f"{what} is under way in another loadgen ({path})") from None
                 if time.monotonic() > until_s:
-                    raise BrokerError(
+                    raise BusyError(
                         f"{what} has been under way elsewhere for {LOCK_WAIT_S:.0f} s ({path}): end that loadgen first"
                     ) from None
             if not told:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 from loadgen.drivers.rabbitmq_management import in_path, management_request
@@ -30,11 +30,31 @@ class Replicas:
 
 
 def replicas_of(endpoint: Endpoint, queue: str) -> Replicas | None:
-    """Where a queue lies now; None where the management API does not tell (yet)."""
+    """Where a queue lies, as of some seconds ago; None where the management API does not tell (yet)."""
+    told = _told(endpoint, f"queues/{in_path(endpoint.virtual_host)}/{in_path(queue)}")
+    if not isinstance(told, dict) or "members" not in told or not told.get("leader"):
+        return None
+    return Replicas(str(told["leader"]), tuple(told["members"]), tuple(told.get("online") or ()))
+
+
+def raft_leader_of(endpoint: Endpoint, queue: str) -> str | None:
+    """The name of the node that leads a quorum queue now, by the word of its members; None where none of them does.
+
+    Whichever node answers asks them all. Of two that say that they lead, one has not heard of the other's term yet.
+    """
+    told = _told(endpoint, f"queues/quorum/{in_path(endpoint.virtual_host)}/{in_path(queue)}/status")
+    if not isinstance(told, list):
+        return None
+    leading = [each for each in told if isinstance(each, dict) and each.get("Raft State") == "leader"]
+    return str(max(leading, key=lambda each: int(each["Term"]))["Node Name"]) if leading else None
+
+
+def _told(endpoint: Endpoint, path: str) -> Any:
+    """What the management API answers; None where it does not (yet)."""
     if endpoint.management_url is None:
         return None
     try:
-        told = management_request(endpoint, f"queues/{in_path(endpoint.virtual_host)}/{in_path(queue)}")
+        return management_request(endpoint, path)
     except HTTPError as error:
         if error.code in REFUSED:
             raise BrokerError(
@@ -44,9 +64,6 @@ def replicas_of(endpoint: Endpoint, queue: str) -> Replicas | None:
         return None
     except (OSError, ValueError):
         return None
-    if not isinstance(told, dict) or "members" not in told or not told.get("leader"):
-        return None
-    return Replicas(str(told["leader"]), tuple(told["members"]), tuple(told.get("online") or ()))
 
 
 def demand_replicas(endpoint: Endpoint, queues: Iterable[str], wanted: int) -> None:

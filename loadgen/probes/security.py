@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from loadgen.brokers import ports
-from loadgen.brokers.local import PRIVATE, cluster_of
+from loadgen.brokers.ending import PRIVATE
+from loadgen.brokers.local import cluster_of
 from loadgen.brokers.state import brokers_dir, make_dir
 from loadgen.endpoint import Credentials, Tls
 from loadgen.errors import BrokerError
