@@ -39,6 +39,7 @@ ASKED_EVERY_S = 1.0
 # Kafka misses a broker when its session has ended, after 9 s: where the active controller is cut off itself, 9 s after
 # the next one has come.
 CUT_S = 18.0
+MISSED_S = 90.0  # Erlang misses a node after 45 to 75 s (its net tick time of 60 s, give or take a quarter)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,30 @@ def test_a_leader_that_is_cut_off_keeps_what_was_confirmed(
     (told,) = hurt.sentences(run := bare_run(record), costs(run))
     assert f"cut between the leader and the other nodes (node {cut_off}) at 1 s" in told
     assert "Its nodes reached each other through a proxy" in told
+
+
+@pytest.mark.long
+def test_nodes_that_miss_each_other_come_back_by_themselves(linked: dict[BrokerName, Endpoint]) -> None:
+    """A cut that outlasts Erlang's net ticks: RabbitMQ's nodes give each other up, and join again; nothing is lost."""
+    endpoint = linked["rabbitmq"]
+    settings = endpoint.configuration["environment"]["rabbit"]
+    assert "cluster_partition_handling" not in settings, "RabbitMQ 4.3 has no such thing any more (docs/faults.md)"
+    fault = At(1, Cut(for_s=MISSED_S, between="nodes"))
+    made = hurt_scenario(fault, name="missed", durability=Durability.REPLICATED, kafka=None)
+    (trial,) = make_plan([made], Profile("missed", 2.0, MISSED_S + 15, 1), brokers=("rabbitmq",)).trials
+    record = completed(run_trial(trial, Setting(endpoint, print))[0])
+    assert record["status"] == "complete", record["error"]
+    assert judged(record)[1] == "held"
+    (fault_told,) = record["faults"]
+    assert fault_told["error"] is None
+    (cut_off,) = fault_told["nodes"]
+    missed = f"node rabbit{cut_off}@localhost down: net_tick_timeout"
+    cluster = local.cluster_of(endpoint)
+    for node in cluster.nodes:
+        if node.index != cut_off:
+            paths = (cluster.node_dir(node) / "log").glob("*.log")
+            later = [path.read_text(errors="replace").partition(missed)[2] for path in paths]
+            assert any(f"node rabbit{cut_off}@localhost up" in each for each in later)
 
 
 @pytest.mark.long
