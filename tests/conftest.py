@@ -63,7 +63,7 @@ def pytest_sessionfinish() -> None:
 
 # Files that take the longest, in turn: whoever shares the tests by files begins with these, and ends together.
 LONGEST = (
-    "test_probes", "test_faults", "test_clusters", "test_cli", "test_locust_failures", "test_distributed",
+    "test_clusters", "test_probes", "test_faults", "test_cli", "test_locust_failures", "test_distributed",
     "test_crashes", "test_secure_brokers", "test_engine", "test_searching",
     "test_exposition", "test_network",
     "test_amqp_recovery", "test_driver_contract", "test_brokers_local", "test_locust_users", "test_decide",

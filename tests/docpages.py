@@ -61,7 +61,7 @@ PLANNED = {
     "loadgen compare --profile standard": "tests/test_all_scenarios.py",
     "loadgen compare --prometheus 0.0.0.0:9464": "tests/test_exposition.py",
     "loadgen run scenarios/latency.py --set durability=broker,replicated": "tests/test_clusters.py",
-    "loadgen run scenarios/faults/failover.py": "tests/test_faults.py",
+    "loadgen run scenarios/faults/failover.py": "tests/test_clusters.py",
     "loadgen decide --rate 20000 --size 1024 --p99 10ms --survive node": "tests/test_decide.py",
 }
 """Commands that need a cluster of three or many minutes: their plan is made, and the file named runs the like."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hurts import demand_kept, hurt_scenario, record_of
 
-from loadgen import Message
-from loadgen.brokers import kill, mark_warmed, open_brokers, process, restart, state, status
+from loadgen import At, Durability, Full, Kill, Message
+from loadgen.brokers import kill, mark_warmed, open_brokers, process, renewed, restart, state, status
 from loadgen.cli import main
 from loadgen.driver import Target
 from loadgen.drivers import load_driver, rabbitmq_replicas
@@ -34,11 +35,13 @@ NODES_MISSED_S = 60.0  # Kafka gives a dead broker's leadership away when its se
 
 @pytest.fixture(scope="module")
 def clusters() -> Iterator[dict[BrokerName, Endpoint]]:
-    """Three nodes of each broker, for this file alone."""
+    """Three nodes of each broker, for this file alone; they and what serves them end without a trace."""
     with open_brokers("local", nodes=3, progress=print) as opened:
         for endpoint in opened.values():
             mark_warmed(endpoint)  # how fast they are is not asked
         yield opened
+    assert not list(process.find_marked(state.brokers_dir() / "cluster"))
+    assert not list((state.brokers_dir() / "cluster").glob("**/state.json"))
 
 
 def target_in(endpoint: Endpoint, durability: str = "replicated", **knobs: Any) -> Target:
@@ -213,13 +216,45 @@ def test_a_single_node_is_refused_where_three_are_promised(
         admin.close()
 
 
-def test_a_cluster_ends_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three nodes and what serves them are gone when the block ends; sizes that there are not are told."""
-    monkeypatch.setenv("LOADGEN_CACHE_DIR", str(state.cache_dir()))
-    monkeypatch.setenv("LOADGEN_BROKERS_DIR", str(tmp_path))
-    with open_brokers("local", ("rabbitmq",), nodes=3) as opened:
-        assert len(opened["rabbitmq"].pids) == 3
-    assert not list(process.find_marked(tmp_path))
-    assert not list(tmp_path.glob("**/state.json"))
+# --- hurt under load ---
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
+    clusters: dict[BrokerName, Endpoint], broker: BrokerName
+) -> None:
+    """By its own word at that moment; the others take over, and it comes back while load flows."""
+    other = {"rabbitmq": "kafka", "kafka": "rabbitmq"}[broker]
+    made = hurt_scenario(At(3, Kill("leader", back_after_s=2.0)), durability=Durability.REPLICATED, **{other: None})
+    record = record_of(renewed(clusters[broker]), made, 25.0)
+    demand_kept(record)
+    (fault,) = record["faults"]
+    assert fault["error"] is None
+    assert fault["next_leader"] in {1, 2, 3} - set(fault["nodes"]), "as it was the leader, another one leads now"
+    assert fault["mended_after_s"] > 2.0
+    assert fault["confirm_gap_s"] > 0, "of a leader it shows; the others would have gone on"
+    if broker == "kafka":
+        assert record["broker_counts"]["read_again"] == record["sent"], "a client that knows nothing finds the same"
+    assert record["acked"] == record["sent"], "what was not confirmed by the one was by another"
+    before, after = clusters[broker].pids, renewed(clusters[broker]).pids
+    assert [each != other for each, other in zip(before, after, strict=True)].count(True) == 1
+
+
+def test_a_kafka_without_disk_ends_and_the_others_take_over(clusters: dict[BrokerName, Endpoint]) -> None:
+    """It has no alarm: it gives up its only log directory; nothing confirmed is lost, and it comes back with space."""
+    made = hurt_scenario(At(1, Full("disk", for_s=1.0)), durability=Durability.REPLICATED, rabbitmq=None)
+    before = renewed(clusters["kafka"])
+    record = record_of(before, made, 16.0)
+    demand_kept(record)
+    (fault,) = record["faults"]
+    assert fault["error"] is None
+    assert fault["nodes"] == [
+        1 + [old != new for old, new in zip(before.pids, renewed(before).pids, strict=True)].index(True)
+    ]
+    assert record["acked"] == record["sent"]
+
+
+def test_other_sizes_are_refused() -> None:
+    """Before anything is started."""
     with pytest.raises(BrokerError, match="1 or 3 nodes, 2 were asked for"), open_brokers("local", nodes=2):
         pass

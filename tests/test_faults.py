@@ -6,21 +6,20 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hurts import bare_run, hurt_scenario
+from hurts import bare_run, demand_kept, record_of
+from hurts import hurt_scenario as scenario
 
 from loadgen import At, Durability, Full, Kill, Pause, RabbitMQ, Rate, Restart, Scenario
 from loadgen.alarms import AlarmReader
 from loadgen.analysis.outages import costs
-from loadgen.brokers import local, open_brokers, private_brokers, renewed, shortage
+from loadgen.brokers import local, private_brokers, renewed, shortage
 from loadgen.brokers.rabbitmq import control
 from loadgen.cli import main
 from loadgen.drivers.wire.kafka_cluster import GIVE_UP_S
 from loadgen.errors import BrokerError, ScenarioError
 from loadgen.gaps import Gaps
 from loadgen.plan import Profile, make_plan
-from loadgen.record import completed
 from loadgen.report import hurt
-from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 MS_NS = 1_000_000
-
-
-def scenario(*faults: At, **given: Any) -> Scenario:
-    """A small load on both brokers, with faults."""
-    return hurt_scenario(*faults, **{"rate": Rate.fixed(300), **given})
 
 
 @pytest.mark.parametrize(
@@ -45,15 +39,24 @@ def scenario(*faults: At, **given: Any) -> Scenario:
         (lambda: At("1s", Pause(for_s=-1)), "for_s"),
         (lambda: At("1s", Full("tape")), "resource"),
         (lambda: scenario(At("1s", Full("memory"))), "Kafka has no alarm for memory; expected Full('disk')"),
-        (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="pika")), "driver pika does not open another"),
+        (
+            lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="pika")),
+            "driver pika does not open another",
+        ),
         (lambda: scenario(At("1s", Kill(2))), "there is no node 2: expected 1 to 1 in class broker"),
         (lambda: scenario(At("1s", Kill()), rate=Rate.search()), "Rate.search has trials of its own lengths"),
         (
             lambda: scenario(At("1s", Kill()), pattern="request_reply"),
             "clients of pattern request_reply do not outlive",
         ),
-        (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(channels_per_connection=2)), "one connection with one"),
-        (lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="stream")), "expected rabbitmq.driver = amqp"),
+        (
+            lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(channels_per_connection=2)),
+            "one connection with one",
+        ),
+        (
+            lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="stream")),
+            "expected rabbitmq.driver = amqp",
+        ),
         (
             lambda: make_plan([scenario(At("9s", Kill()))], Profile("x", 1.0, 5.0, 1)),
             "At(9) is after the window of duration_s = 5",
@@ -106,21 +109,6 @@ def test_gaps_are_those_in_which_a_counter_stood_still() -> None:
     assert gaps.longest("delivery", *at(460, 2_000)) == at(500, 2_000), "the span's end is the window's: no more comes"
     assert gaps.longest("delivery", *at(0, 440)) == at(0, 450)
     assert gaps.longest("confirm", *at(401, 499)) is None
-
-
-def record_of(endpoint: Endpoint, made: Scenario, window_s: float) -> dict[str, Any]:
-    """One trial of a scenario on a broker of its own."""
-    (trial,) = make_plan([made], Profile("hurt", 1.0, window_s, 1), brokers=(endpoint.broker,)).trials
-    record, _ = run_trial(trial, Setting(endpoint, print))
-    return completed(record)
-
-
-def demand_kept(record: dict[str, Any]) -> None:
-    """The trial came to its end, every confirmed message was received, and each copy too many is explained."""
-    assert record["status"] == "complete", record["error"]
-    assert (record["confirmed_lost"], record["corrupted"], record["foreign"]) == (0, 0, 0)
-    assert record["duplicated"] == record["dup_resend"] + record["dup_redelivery"]
-    assert record["sent"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -187,50 +175,11 @@ def test_a_shortage_is_an_alarm_and_leaves_the_limits_of_before(
     assert [said[name] for name in names] == [single.configuration["status"][name] for name in names]
 
 
-@pytest.fixture(scope="module")
-def clusters() -> Iterator[dict[BrokerName, Endpoint]]:
-    """Three nodes of each broker."""
-    with open_brokers("local", nodes=3, progress=print) as opened:
-        yield opened
-
-
-@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
-def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
-    clusters: dict[BrokerName, Endpoint], broker: BrokerName
+def test_a_run_with_faults_is_told_in_its_report(
+    endpoints: dict[BrokerName, Endpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its own word at that moment; the others take over, and it comes back while load flows."""
-    other = {"rabbitmq": "kafka", "kafka": "rabbitmq"}[broker]
-    made = scenario(At(3, Kill("leader", back_after_s=2.0)), durability=Durability.REPLICATED, **{other: None})
-    record = record_of(renewed(clusters[broker]), made, 25.0)
-    demand_kept(record)
-    (fault,) = record["faults"]
-    assert fault["error"] is None
-    assert fault["next_leader"] in {1, 2, 3} - set(fault["nodes"]), "as it was the leader, another one leads now"
-    assert fault["mended_after_s"] > 2.0
-    assert fault["confirm_gap_s"] > 0, "of a leader it shows; the others would have gone on"
-    if broker == "kafka":
-        assert record["broker_counts"]["read_again"] == record["sent"], "a client that knows nothing finds the same"
-    assert record["acked"] == record["sent"], "what was not confirmed by the one was by another"
-    before, after = clusters[broker].pids, renewed(clusters[broker]).pids
-    assert [each != other for each, other in zip(before, after, strict=True)].count(True) == 1
-
-
-def test_a_kafka_without_disk_ends_and_the_others_take_over(clusters: dict[BrokerName, Endpoint]) -> None:
-    """It has no alarm: it gives up its only log directory; nothing confirmed is lost, and it comes back with space."""
-    made = scenario(At(1, Full("disk", for_s=1.0)), durability=Durability.REPLICATED, rabbitmq=None)
-    before = renewed(clusters["kafka"])
-    record = record_of(before, made, 16.0)
-    demand_kept(record)
-    (fault,) = record["faults"]
-    assert fault["error"] is None
-    assert fault["nodes"] == [
-        1 + [old != new for old, new in zip(before.pids, renewed(before).pids, strict=True)].index(True)
-    ]
-    assert record["acked"] == record["sent"]
-
-
-def test_a_run_with_faults_is_told_in_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`loadgen run` of a scenario file with a fault: what it cost is the answer, and the brokers stand afterwards."""
+    del endpoints  # they are up, and used
     file = tmp_path / "pause.py"
     file.write_text(
         "from loadgen import *\n"
