@@ -313,12 +313,18 @@ def test_what_cannot_be_compared_is_refused_unless_told(tmp_path: Path) -> None:
             baselines.refuse_incomparable(now, before)
         assert baselines.refuse_incomparable(now, before, (what,))
     compressible = {**both[0]["message"], "compressibility": 0.5}
-    for asked in ({"consumers": 4}, {"think": {"kind": "fixed", "mean_ms": 3.0}}, {"window_s": 9.0}, {"producers": 3},
+    for asked in ({"consumers": 4}, {"think": {"kind": "fixed", "mean_ms": 3.0}}, {"producers": 3},
                   {"message": compressible}):  # fmt: skip
         now = written(tmp_path / "asked" / next(iter(asked)), *({**each, **asked} for each in both))
         with pytest.raises(ScenarioError, match=f"{next(iter(asked))}.* / .*--allow scenario"):
             baselines.refuse_incomparable(now, before)
         assert any("differs: " in each for each in baselines.refuse_incomparable(now, before, ("scenario",)))
+    first, *others = both
+    slow = {**first, "warmup_s": first["warmup_s"] + 1, "window_s": first["window_s"] - 1}
+    assert baselines.refuse_incomparable(written(tmp_path / "slow", slow, *others), before) == []
+    longer = written(tmp_path / "longer", {**first, "window_s": first["window_s"] + 1}, *others)
+    with pytest.raises(ScenarioError, match="length_s .* / .*--allow scenario"):
+        baselines.refuse_incomparable(longer, before)
     more = written(
         tmp_path / "more", *both, *({**each, "scenario": "other", "id": f"other/{each['id']}"} for each in both)
     )

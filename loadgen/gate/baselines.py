@@ -161,7 +161,8 @@ def _asked_otherwise(now: Sequence[Record], before: Sequence[Record]) -> str:
 
 def _asked(record: Record) -> dict[str, Any]:
     """All that was asked of a trial beside its broker's settings."""
-    told = asked(record) | {name: record[name] for name in ("warmup_s", "window_s")}
+    # A slow start lengthens the warm-up at the cost of the window (`loadgen.flow`): what was asked for is both.
+    told = asked(record) | {"length_s": (record["warmup_s"] or 0) + (record["window_s"] or 0)}
     told["faults"] = ", ".join(sorted({fault["kind"] for fault in record["faults"] or ()}))
     if told["think"] and not told["think"]["mean_ms"]:
         told["think"] = None
