@@ -323,7 +323,7 @@ def test_what_cannot_be_compared_is_refused_unless_told(tmp_path: Path) -> None:
     slow = {**first, "warmup_s": first["warmup_s"] + 1, "window_s": first["window_s"] - 1}
     assert baselines.refuse_incomparable(written(tmp_path / "slow", slow, *others), before) == []
     longer = written(tmp_path / "longer", {**first, "window_s": first["window_s"] + 1}, *others)
-    with pytest.raises(ScenarioError, match="length_s .* / .*--allow scenario"):
+    with pytest.raises(ScenarioError, match=r"length_s .* / .*--allow scenario"):
         baselines.refuse_incomparable(longer, before)
     more = written(
         tmp_path / "more", *both, *({**each, "scenario": "other", "id": f"other/{each['id']}"} for each in both)
