@@ -26,6 +26,7 @@ from loadgen.probes import (
     message_size,
     ordering,
     protocols,
+    quantities,
     security,
 )
 from loadgen.probes.finding import NotHereError
@@ -119,16 +120,16 @@ def test_consumers_that_are_killed_break_only_what_is_not_promised(
     findings = found(ground, "delivery")
     half = delivery.CRASHES * delivery.BATCH // 2  # each is killed in the middle of a batch
     for broker in ("rabbitmq", "kafka"):
-        assert value(findings, broker, "at most once", delivery.LOST) == half
-        assert value(findings, broker, "at most once", delivery.TWICE) == 0
-        assert value(findings, broker, "at least once", delivery.LOST) == 0
-        assert value(findings, broker, "at least once", delivery.TWICE) == half
-        assert value(findings, broker, "exactly once", delivery.LOST) == 0
-        assert value(findings, broker, "exactly once", delivery.TWICE) == 0
-    assert value(findings, "rabbitmq", delivery.AUTOMATIC, delivery.LOST) > half  # all that was on its way
-    assert value(findings, "rabbitmq", delivery.AUTOMATIC, delivery.TWICE) == 0
-    assert value(findings, "rabbitmq", delivery.CONFIRMED, delivery.LOST) == 0
-    assert value(findings, "rabbitmq", delivery.CONFIRMED, delivery.TWICE) == delivery.CRASHES
+        assert value(findings, broker, "at most once", quantities.LOST) == half
+        assert value(findings, broker, "at most once", quantities.TWICE) == 0
+        assert value(findings, broker, "at least once", quantities.LOST) == 0
+        assert value(findings, broker, "at least once", quantities.TWICE) == half
+        assert value(findings, broker, "exactly once", quantities.LOST) == 0
+        assert value(findings, broker, "exactly once", quantities.TWICE) == 0
+    assert value(findings, "rabbitmq", delivery.AUTOMATIC, quantities.LOST) > half  # all that was on its way
+    assert value(findings, "rabbitmq", delivery.AUTOMATIC, quantities.TWICE) == 0
+    assert value(findings, "rabbitmq", delivery.CONFIRMED, quantities.LOST) == 0
+    assert value(findings, "rabbitmq", delivery.CONFIRMED, quantities.TWICE) == delivery.CRASHES
     exact = next(each for key, each in findings.items() if key[0] == "kafka" and key[1].startswith("exactly"))
     assert "of aborted transactions" in exact.said
     assert " 0 of aborted" not in exact.said
@@ -222,10 +223,10 @@ def test_a_flush_comes_before_each_confirm_where_a_class_says_so(
         return
     findings = found(ground, "flushes")
     for broker in ("rabbitmq", "kafka"):
-        assert value(findings, broker, "flushed, 1 at a time", flushes.OWN) == 100
-        assert value(findings, broker, "flushed, 1 at a time", flushes.SHARE) >= 1
-        assert 0 < value(findings, broker, "flushed, 50 at a time", flushes.SHARE) < 1
-    assert value(findings, "kafka", "broker, 1 at a time", flushes.OWN) == 0
+        assert value(findings, broker, "flushed, 1 at a time", quantities.OWN) == 100
+        assert value(findings, broker, "flushed, 1 at a time", quantities.SHARE) >= 1
+        assert 0 < value(findings, broker, "flushed, 50 at a time", quantities.SHARE) < 1
+    assert value(findings, "kafka", "broker, 1 at a time", quantities.OWN) == 0
     counted = [each for each in findings.values() if each.broker == "rabbitmq" and each.point.startswith("flushed")]
     assert all(each.agrees for each in counted)
 

@@ -13,7 +13,7 @@ from loadgen.analysis.outages import costs
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, make_plan
 from loadgen.probes import asked_under_faults, load_probe
-from loadgen.probes.flushes import OWN, SHARE
+from loadgen.probes.quantities import OWN, SHARE
 from loadgen.report import hurt
 from loadgen.report.promises import (
     COST_HEADS,

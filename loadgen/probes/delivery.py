@@ -45,6 +45,7 @@ from loadgen.probes.places import (
     publish_to,
     reading,
 )
+from loadgen.probes.quantities import LOST, TWICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +62,6 @@ CRASHES = 3
 DIES_AFTER = 3 * BATCH + BATCH // 2  # in the middle of a batch
 IDLE_S, IDLE_TIMES = 0.4, 2
 SETTLED_S = 5.0
-LOST, TWICE = "never processed", "processed more than once"
 
 
 def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:

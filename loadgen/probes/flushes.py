@@ -32,6 +32,7 @@ from loadgen.probes import Probe
 from loadgen.probes.finding import Finding, NotHereError
 from loadgen.probes.flush_counts import Count, agreed, count, is_counted
 from loadgen.probes.places import TIMEOUT_S, fresh_name
+from loadgen.probes.quantities import OWN, SHARE
 from loadgen.scenario import Message
 from loadgen.tracing import UntraceableError, traced
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 CLASSES = {1: ("broker", "flushed"), 3: ("replicated", "replicated_flushed")}
 WINDOWS = ((1, 100), (100, 10))  # messages under way at once, and how often so many are published
-OWN, SHARE = "confirms after a flush of their own", "flushes per confirm"
 MESSAGE = Message(size_bytes=100)
 _NODE = re.compile(r"/node(\d+)/data/")
 

@@ -31,6 +31,7 @@ from loadgen.probes.places import (
     publish_to,
     reading,
 )
+from loadgen.probes.quantities import AGED, SIZED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +50,7 @@ LOG_BYTES = 8 * SEGMENT_BYTES
 # Kafka looks every five minutes, for the first time after half of one; the topic's own limits are what is asked about.
 OFTEN = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "500"}
 PAUSE_S = 0.1
-CONSUMED, AGED, SIZED = "still there after consumption", "taken away by age", "taken away by size"
+CONSUMED = "still there after consumption"
 
 
 def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:

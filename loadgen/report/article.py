@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadgen.probes.retention import AGED, SIZED
+from loadgen.probes.quantities import AGED, SIZED
 from loadgen.report import evidence, fault_evidence
 from loadgen.report.pattern_rules import ScalingClaim, UseClaim
 from loadgen.report.probe_rules import DeliveryClaim, EffortClaim, LimitedClaim, SizeClaim, SpokenClaim

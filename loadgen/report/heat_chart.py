@@ -112,7 +112,9 @@ def draw_density(axes: Axes, record: Record, found: Density) -> None:
         columns, bins = np.nonzero((shares > 0) & (shares >= least) & (shares < end))
         if len(columns):
             # One path for all cells of a shade: a drawing of thousands of elements would make the page heavy.
-            axes.add_patch(PathPatch(_cells(found, columns, bins), color=ink, alpha=alpha, lw=0))
+            cells = PathPatch(_cells(found, columns, bins), color=ink, alpha=alpha, lw=0)
+            cells.set_in_layout(False)  # nor `add_patch`: all the cells' corners are looked at for limits that are set
+            axes.add_artist(cells)
             middles_ms = np.sqrt(edges_ms[bins] * edges_ms[bins + 1])
             middles = axes.scatter((columns + 0.5) * found.column_s, middles_ms, edgecolors=ink, visible=False)
             named(middles, f"{share} of its second's messages")

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from loadgen.probes.delivery import LOST, TWICE
+from loadgen.probes.quantities import LOST, TWICE
 from loadgen.report import words
 from loadgen.report.rules import NOT_MEASURED
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loadgen.analysis.outages import GAP_WORDS, PERCENTS
 from loadgen.faults import NETWORK_KINDS
-from loadgen.probes.flushes import OWN
+from loadgen.probes.quantities import OWN
 from loadgen.record import surely_lost
 from loadgen.report import words
 from loadgen.report.points import broker_rank, class_rank
