@@ -1,8 +1,8 @@
 """Is what each durability class promises kept when something breaks? The whole matrix, or many kills of leaders.
 
     python bench/faults.py                  every class under every fault of scenarios/faults/delivery.py (make faults)
-    python bench/faults.py --kills 50       so many kills of the leader on each broker, a third of them each in class
-                                            flushed, replicated and replicated_flushed (make prove-faults)
+    python bench/faults.py --kills 50       so many kills of the leader on each broker, half of them in class flushed
+                                            and half in replicated (make prove-faults)
     python bench/faults.py --transactions 200   so many crashes of a processor inside its transaction (Kafka)
     python bench/faults.py --young 10       so many quorum queues killed soon after their declaration (RabbitMQ)
 
@@ -47,11 +47,11 @@ MATRIX = Path("scenarios/faults/delivery.py")
 KILLS_A_TRIAL = 5
 FIRST_S, EVERY_S = 5.0, 30.0  # Kafka: 9 s until it is noticed, some seconds until the node is back and in step
 AGES_S = 5.0  # a quorum queue killed within a second of its declaration may lose what it confirmed (RabbitMQ 4.3)
-CLASSES = (Durability.FLUSHED, Durability.REPLICATED, Durability.REPLICATED_FLUSHED)
+CLASSES = (Durability.FLUSHED, Durability.REPLICATED)
 
 
 def kills() -> Scenario:
-    """Leaders killed one after another under load, in both classes of replicas and in the flushed one of one node."""
+    """Leaders killed one after another under load, in the class of replicas and in the flushed one of one node."""
     faults = [At(FIRST_S + EVERY_S * each, Kill("leader", back_after_s=3)) for each in range(KILLS_A_TRIAL)]
     return Scenario(
         name="kills",
