@@ -323,7 +323,7 @@ def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out:
     if errors:
         return f"{at}: {', '.join(f'{count:,} {name}' for name, count in errors.items())}"
     if not carries(achieved, offered, record["window_s"]):
-        return f"{at} only {achieved:,.0f} came through"
+        return f"{at} only {achieved:,.0f} msg/s came through"
     growth = record.get("under_way") or {}
     if is_growing(growth, offered * fan_out):
         return f"{at} the backlog grew by {growth['slope_msgs_per_s']['estimate']:,.0f} msg/s"

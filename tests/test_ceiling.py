@@ -125,7 +125,7 @@ GROWN = {"slope_msgs_per_s": {"estimate": 50.0, "low": 40.0, "high": 60.0}}
     ("changes", "why"),
     [
         ({}, None),
-        ({"achieved_msgs_per_s": 985.0}, "only 985 came through"),
+        ({"achieved_msgs_per_s": 985.0}, "only 985 msg/s came through"),
         ({"latency_ns": LAGGED}, "the schedule lagged by 5.00 ms (p99), over 1.00 ms"),
         ({"latency_ns": {**LAGGED, "e2e": {"p50": 60_000_000}}}, None),  # a tenth of what is shown
         ({"errors": {"nacked": 2}}, "2 nacked"),

@@ -112,7 +112,7 @@ def test_neither_carries(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [each.answer for each in found.candidates] == ["does not carry"] * 2
     assert decision_text(found).headline.startswith("Neither RabbitMQ nor Kafka carries 20,000 msg/s")
-    assert "only 12,000 came through" in said(found)
+    assert "only 12,000 msg/s came through" in said(found)
     assert found.is_told
     assert exit_status(found.run) == 0  # that its trials are invalid is what they show
 

@@ -165,7 +165,7 @@ WRONG = {"status": "invalid", "bound_by": "broker", "checks": [{"name": "loss", 
 @pytest.mark.parametrize(
     ("changes", "p99_ms", "why"),
     [
-        ({"goodput_msgs_per_s": 985.0}, None, "only 985 came through"),
+        ({"goodput_msgs_per_s": 985.0}, None, "only 985 msg/s came through"),
         ({"under_way": GROWING}, None, "the backlog grew by 50 msg/s"),
         ({"errors": {"nacked": 3}}, None, "3 nacked"),
         ({}, 3.0, "p99 was 4.00 ms, over 3 ms"),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis.decision import p99_ratio
 from loadgen.demand import ENOUGH, SHOWN_BY_KILL
+from loadgen.facts import carries
+from loadgen.record import enters
 from loadgen.report import chosen, hurt, words
 from loadgen.report import points as pt
 from loadgen.report.capacity import ratio as capacity_ratio
@@ -165,7 +167,11 @@ def loss_text(candidate: Candidate) -> str:
     kept = "what was lost is not known" if lost is None or acked is None else (
         f"{'none' if not lost else f'{lost:,}'} of {acked:,} confirmed messages lost"
     )  # fmt: skip
-    return f"its leader was killed under this load: {f'{gaps}, ' if gaps else ''}{kept}"
+    came, window_s = candidate.loss["achieved_msgs_per_s"], candidate.loss["window_s"]
+    is_carried = came is not None and carries(came, candidate.demand.msgs_per_s, window_s)
+    load = "under this load" if is_carried else f"while {words.rate(came)} of it came through"
+    struck = "" if enters(candidate.loss) else ", in a trial that is struck out"
+    return f"its leader was killed {load}: {f'{gaps}, ' if gaps else ''}{kept}{struck}"
 
 
 def between(decision: Decision) -> list[str]:
@@ -211,6 +217,10 @@ def sure(decision: Decision) -> list[str]:
     ]
     windows = {record["window_s"] for record in decision.run.records if _is_tried(decision, record)}
     counts = [record["received"] for record in decision.run.records if _is_tried(decision, record)]
+    for each in decision.candidates:
+        tails = [words.duration(tried.p99_ns) for tried in each.trials if enters(decision.run.trial(tried.trial_id))]
+        if tails:
+            said.append(f"{name_of(each)}, p99 of each trial that is used: {', '.join(tails)}.")
     known = [count for count in counts if count]
     if known and None not in windows:
         said.append(
