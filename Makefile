@@ -28,7 +28,7 @@ ifeq ($(UV),)
 	  { echo "python3 -m venv failed: install it (apt-get install python3-venv) or install uv" >&2; exit 69; }
 	@echo "installing loadgen and its libraries into $(VENV) ..." >&2
 	@$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install -q -e . --group dev
+	@$(BIN)/python -m pip install -q --no-compile -e . --group dev
 else
 	@test -x $(BIN)/python || uv venv -q --python "$(PYTHON)" $(VENV)
 	@echo "installing loadgen and its libraries into $(VENV) ..." >&2

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
 from loadgen.recorder import Recorder
+from loadgen.report import drawing, write_report
 from loadgen.runs import Run, RunWriter, load
 
 if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
     from pathlib import Path
 
 WARMUP_S, WINDOW_S = 2.0, 4.0
@@ -416,3 +421,27 @@ def decide_run(
         account = {"confirmed_lost": lost, "unconfirmed_lost": 0, "duplicated": 0, "faults": [fault]}
         writer.add_trial({**record, **account})
     return load(writer.finish("complete"))
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Reports with empty drawings: most of a report's time goes into them, and not every test looks at them."""
+
+    class Svg:
+        def __init__(self, _: Any) -> None: ...
+
+        def print_svg(self, file: io.StringIO, **_: Any) -> None:
+            file.write("<svg></svg>")
+
+    class Png(Svg):
+        def print_png(self, file: io.BytesIO, **_: Any) -> None:
+            file.write(b"")
+
+    with mock.patch.object(drawing, "FigureCanvasSVG", Svg), mock.patch.object(drawing, "FigureCanvasAgg", Png):
+        yield
+
+
+def page_of(run: Run) -> str:
+    """The text of a run's report, without its drawings."""
+    with undrawn():
+        return write_report(run)["html"].read_text(encoding="utf-8")

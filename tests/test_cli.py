@@ -221,6 +221,7 @@ def test_ctrl_c_while_a_class_is_being_made_exits_with_130(tmp_path: Path) -> No
     assert only_line(done.stderr) == "loadgen: interrupted"
 
 
+@pytest.mark.long
 def test_a_broker_that_dies_in_mid_run_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     """Kill -9 of the broker under load: one line naming it, exit status 2, the measured seconds kept."""
     private = {"LOADGEN_BROKERS_DIR": str(tmp_path / "brokers"), "LOADGEN_CACHE_DIR": _cache()}

@@ -240,6 +240,7 @@ def test_the_leader_of_three_is_killed_and_nothing_confirmed_is_lost(
     assert [each != other for each, other in zip(before, after, strict=True)].count(True) == 1
 
 
+@pytest.mark.long
 def test_a_kafka_without_disk_ends_and_the_others_take_over(clusters: dict[BrokerName, Endpoint]) -> None:
     """It has no alarm: it gives up its only log directory; nothing confirmed is lost, and it comes back with space."""
     made = hurt_scenario(At(1, Full("disk", for_s=1.0)), durability=Durability.REPLICATED, rabbitmq=None)

@@ -60,6 +60,7 @@ def test_who_crashes_before_the_work_loses_none_of_it(
     assert record["duplicated"] == record["dup_redelivery"]
 
 
+@pytest.mark.long
 def test_without_acknowledgements_what_a_dead_consumer_held_is_gone(endpoints: dict[BrokerName, Endpoint]) -> None:
     """Class none: sent and never worked on, since the broker counts as received what it has written to the socket."""
     faults = [At(1 + 0.5 * number, Crash(when="before")) for number in range(7)]

@@ -23,7 +23,7 @@ from loadgen.knobs import CLASS_DEMANDS
 from loadgen.load import parse_set
 from loadgen.outcome import exit_status
 from loadgen.plan import PROFILES
-from loadgen.report import render_run, write_report
+from loadgen.report import render_run
 from loadgen.report.decision import SURVIVES, decision_text
 from loadgen.runs import load
 
@@ -253,7 +253,7 @@ def test_a_report_opens_with_the_decision(tmp_path: Path) -> None:
     """All three formats begin with it, and machines get it as data."""
     found = decided(tmp_path)
     headline = decision_text(found).headline
-    html = write_report(found.run)["html"].read_text()
+    html = synthetic.page_of(found.run)
     markdown = (found.run.path / "report.md").read_text()
     text = re.sub(r"\s+", " ", render_run(found.run))
     assert text.startswith(headline)

@@ -168,6 +168,7 @@ def test_a_worker_that_is_lost_invalidates_its_trial_and_the_plan_goes_on(ran: t
     assert "1 of 2 workers are left, and go on" in workers.lines
 
 
+@pytest.mark.long
 def test_a_test_of_locusts_own_may_have_workers_on_other_clocks(tmp_path: Path) -> None:
     """Under Locust, too, the offset is found, and a message's two times are of one clock."""
     if not can_shift():

@@ -80,6 +80,7 @@ def test_every_call_of_the_control_plane_ends(
         admin.close()
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_on_a_broker_that_hangs_and_the_broker_with_it(tmp_path: Path) -> None:
     """However often it is pressed: exit status 130, no traceback, and no process is left."""
     home = tmp_path / "brokers"

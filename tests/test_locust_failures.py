@@ -187,6 +187,7 @@ def test_a_keeper_that_does_not_answer_is_told_and_ended() -> None:
     assert done.stdout == "[70, 70]\ngone\n", done.stderr
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_invalidates_the_trial_and_the_rest_goes_on(
     tmp_path: Path, endpoints: dict[BrokerName, Endpoint]
 ) -> None:

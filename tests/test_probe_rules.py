@@ -8,7 +8,6 @@ import pytest
 import synthetic
 
 from loadgen.probes import Finding
-from loadgen.report import write_report
 from loadgen.report.article import ARTICLE
 from loadgen.report.evidence import finding_figures
 from loadgen.report.pattern_rules import ScalingClaim, UseClaim
@@ -229,7 +228,7 @@ def test_a_cell_is_gone_with_its_findings(tmp_path: Path) -> None:
 def test_the_page_links_each_figure_to_its_finding(tmp_path: Path) -> None:
     """The broker's own word stands beside each finding, escaped, and one that could not be had says why."""
     run = run_of(tmp_path, FOUND)
-    page = write_report(run)["html"].read_text(encoding="utf-8")
+    page = synthetic.page_of(run)
     assert page.count('href="#finding-') == 4
     assert '<tr id="finding-4" class="struck">' in page
     assert "406 &lt;no&gt;" in page

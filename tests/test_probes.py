@@ -76,6 +76,7 @@ def value(findings: Mapping[tuple[str, str, str], Finding], broker: str, point: 
 # --- on the brokers ---
 
 
+@pytest.mark.long
 def test_the_largest_message_is_the_one_that_the_limit_names(ground: Ground) -> None:
     """A byte more than what was found is refused with the documented error, by default and with a raised limit."""
     findings = found(ground, "message_size")

@@ -112,7 +112,7 @@ def test_incomplete_trials_enter_no_figure(tmp_path: Path, status: str) -> None:
     found = run_of(tmp_path, records)
     (figure,) = cell(make_table(found), "Throughput", "kafka").figures
     assert (figure.estimate.values, figure.struck_ids) == ((1_000.0,), (records[1]["id"],))
-    assert "stopped" in write_report(found)["html"].read_text(encoding="utf-8")
+    assert "stopped" in synthetic.page_of(found)
 
 
 def test_row_whose_trials_are_all_invalid_is_not_measured(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_latency_of_a_crowded_machine_is_not_charged_to_the_broker(tmp_path: P
     latency = cell(make_table(found), "Latency", "rabbitmq")
     assert latency.judgement == "cannot tell here"
     assert {each.bound_by for each in latency.figures} == {limit}
-    assert f"RabbitMQ bound by {limit}" in write_report(found)["html"].read_text(encoding="utf-8")
+    assert f"RabbitMQ bound by {limit}" in synthetic.page_of(found)
 
 
 def test_a_percentile_needs_messages_beyond_it() -> None:
@@ -414,7 +414,7 @@ def test_markdown_tables_keep_their_columns(html: str, run: Run) -> None:
 def test_run_without_figures_still_has_a_report(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     """An empty run, or one that knows a trial by its name only, says so and makes up nothing."""
     found = run_of(tmp_path, records)
-    html = write_report(found)["html"].read_text(encoding="utf-8")
+    html = synthetic.page_of(found)
     leads = re.findall(r'<p class="lead">(.+?)</p>', html)
     assert len(leads) == 1
     assert ("is to be used" in leads[0]) == bool(records)
@@ -426,7 +426,7 @@ def test_partial_run_says_so_first(tmp_path: Path) -> None:
     """A run that was cut short is marked in the page's head and among the caveats."""
     writer = RunWriter(tmp_path, "some", synthetic.HEADER)
     writer.add_trial(synthetic.trial("kafka"))
-    html = write_report(load(writer.finish("partial", "interrupted")))["html"].read_text(encoding="utf-8")
+    html = synthetic.page_of(load(writer.finish("partial", "interrupted")))
     assert html.index("interrupted") < html.index("<table")
     assert "The run is partial: interrupted." in html
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import synthetic
 
-from loadgen.report import render_run, write_report
+from loadgen.report import render_run
 from loadgen.report.content import gather
 from loadgen.report.slowest import lead
 from loadgen.runs import RunWriter, load
@@ -27,7 +27,7 @@ def test_trials_too_short_for_slow_seconds_say_so(tmp_path: Path) -> None:
         synthetic.write_trial(writer, synthetic.trial("kafka", "latency", repeat=repeat, rate=FIXED), {"e2e": 1e6}, rng)
         synthetic.write_trial(writer, synthetic.trial("kafka", repeat=repeat), {"e2e_service": 1e6}, rng)
     run = load(writer.finish("complete"))
-    page = unescape(write_report(run)["html"].read_text(encoding="utf-8"))
+    page = unescape(synthetic.page_of(run))
     markdown = (run.path / "report.md").read_text(encoding="utf-8")
     window = f"{synthetic.WINDOW_S:g} s"
     for text in (page, markdown, " ".join(render_run(run).split())):
@@ -65,5 +65,5 @@ def test_nothing_is_said_where_nothing_was_due(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, "closed", synthetic.HEADER)
     synthetic.write_trial(writer, synthetic.trial("kafka"), {"e2e_service": 1e6}, np.random.default_rng(6))
     run = load(writer.finish("complete"))
-    assert "slowest seconds" not in write_report(run)["html"].read_text(encoding="utf-8")
+    assert "slowest seconds" not in synthetic.page_of(run)
     assert "slowest seconds" not in render_run(run)

@@ -11,7 +11,7 @@ import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.report import render_run, write_report
+from loadgen.report import render_run
 from loadgen.report.content import gather
 from loadgen.report.summary import Finding, findings, lines, unsaid
 from loadgen.report.table import make_table
@@ -117,7 +117,7 @@ def test_every_class_of_a_comparison_has_its_line(tmp_path: Path) -> None:
     assert re.search(
         r"p50: 2 loads; RabbitMQ led in 2, 2\.\d+× .* less \(latency: 1 KiB, [15],000 msg/s", content.summary[2]
     )
-    html, text = write_report(run)["html"].read_text(), re.sub(r"\s+", " ", render_run(run))
+    html, text = synthetic.page_of(run), re.sub(r"\s+", " ", render_run(run))
     markdown = (run.path / "report.md").read_text()
     for line in content.summary:
         assert all(line in each for each in (html, text, markdown))
