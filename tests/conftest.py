@@ -49,11 +49,9 @@ else:  # who starts the others: they see one room, whatever memory is left when 
     os.environ["LOADGEN_TESTS_DIR"] = str(_room())
 
 
-# No test asks how fast Kafka is: its JVM is spared the compiler that pays only on a broker that runs for long, and does
-# not look at each class once more that was installed. As in Kafka's own scripts, the variable stands in place of what
-# is shipped.
-FLAGS = (*kafka.JVM_FLAGS, "-XX:TieredStopAtLevel=1", "-XX:-BytecodeVerificationRemote")
-os.environ.setdefault(kafka.JVM_VARIABLE, " ".join(FLAGS))
+# No test asks how fast Kafka is: its JVM is spared the compiler that pays only on a broker that runs for long. As in
+# Kafka's own scripts, the variable stands in place of what is shipped.
+os.environ.setdefault(kafka.JVM_VARIABLE, " ".join((*kafka.JVM_FLAGS, "-XX:TieredStopAtLevel=1")))
 
 
 def pytest_sessionfinish() -> None:
