@@ -296,8 +296,8 @@ def load(path: str | Path = "latest", root: Path = Path("results"), *, is_mended
         document = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ScenarioError(f"{folder / RUN_FILE}: cannot be read as a run: {error}") from None
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if not isinstance(version, int):
+    version = _version_of(document)
+    if version is None:
         raise ScenarioError(f"{folder / RUN_FILE}: no schema_version; expected a run written by loadgen")
     if version > SCHEMA_VERSION:
         newer = f"schema version {version} is newer than this loadgen's {SCHEMA_VERSION}; upgrade loadgen"
@@ -312,6 +312,12 @@ def load(path: str | Path = "latest", root: Path = Path("results"), *, is_mended
     return run
 
 
+def _version_of(document: Any) -> int | None:
+    """The schema version of what run.json holds; None where that is no run."""
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    return version if isinstance(version, int) else None
+
+
 def newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run | None:
     """The newest run under `root` of which this holds for run.json's document; None where there is none."""
     for path in sorted(root.glob(f"[0-9]*/{RUN_FILE}"), reverse=True):  # folders are named by their time
@@ -321,7 +327,8 @@ def newest(root: Path, fits: Callable[[Mapping[str, Any]], bool]) -> Run | None:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(document, dict) and document.get("schema_version", 0) <= SCHEMA_VERSION and fits(document):
+        version = _version_of(document)
+        if version is not None and version <= SCHEMA_VERSION and fits(document):
             return load(path.parent, root)
     return None
 

@@ -136,9 +136,12 @@ def test_runs_of_earlier_schemas_are_read_as_ever(version: int, tmp_path: Path) 
 
 
 def test_a_document_that_lacks_a_part_is_no_traceback(tmp_path: Path) -> None:
-    """One line says which."""
+    """One line says which; who looks for the newest run passes over what tells no version."""
     run = written(tmp_path, 1)
     document = json.loads((run.path / RUN_FILE).read_text())
+    for version in ("1", None):
+        (run.path / RUN_FILE).write_text(json.dumps({**document, "schema_version": version}))
+        assert newest(tmp_path, lambda _: True) is None
     del document["trials"]
     (run.path / RUN_FILE).write_text(json.dumps(document))
     with pytest.raises(ScenarioError, match="has no trials; expected a run"):

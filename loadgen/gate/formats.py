@@ -44,6 +44,13 @@ def junit(found: Sequence[Finding], run: Run) -> str:
     return _document(suite)
 
 
+def _document(suite: ET.Element) -> str:
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
 def summary(found: Sequence[Finding], run: Run, notes: Sequence[str] = (), baseline: Run | None = None) -> str:
     """Markdown for a pull request or a job's summary page: what was missed first."""
     told = count(found)
@@ -75,13 +82,6 @@ def bencher(found: Sequence[Finding], run: Run) -> str:
         entry = {"value": value} | (dict(zip(("lower_value", "upper_value"), ends, strict=True)) if ends else {})
         document.setdefault(point, {})[metric.name[:SLUG_MAX].replace("_", "-")] = entry
     return json.dumps(document, indent=1) + "\n"
-
-
-def _document(suite: ET.Element) -> str:
-    root = ET.Element("testsuites")
-    root.append(suite)
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
 def benchmark_action(found: Sequence[Finding], run: Run, worse: str) -> str:

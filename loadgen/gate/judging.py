@@ -192,8 +192,8 @@ def _count(limit: Limit, point: str, records: Sequence[Record]) -> Finding:
         return Finding(point, limit, "cannot tell", f"{limit.text}: no trial of it came to its end")
     most, least = limit.at_most, limit.at_least
     beyond = [
-        (name, value)
-        for name, value in counted.items()
+        (trial, value)
+        for trial, value in counted.items()
         if (most is not None and value > most) or (least is not None and value < least)
     ]
     if unsettled and not beyond:

@@ -215,8 +215,8 @@ def sure(decision: Decision) -> list[str]:
         "Intervals are 95 % Student t intervals over trials or searches, never over messages.",
         "The p99 counts from when a message was due until it was received.",
     ]
-    windows = {record["window_s"] for record in decision.run.records if _is_tried(decision, record)}
-    counts = [record["received"] for record in decision.run.records if _is_tried(decision, record)]
+    tried_records = [record for record in decision.run.records if _is_tried(decision, record)]
+    windows, counts = {record["window_s"] for record in tried_records}, [each["received"] for each in tried_records]
     for each in decision.candidates:
         tails = [words.duration(tried.p99_ns) for tried in each.trials if enters(decision.run.trial(tried.trial_id))]
         if tails:
