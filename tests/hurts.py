@@ -35,9 +35,9 @@ def bare_run(*records: dict[str, Any], findings: Any = ()) -> Run:
     return type("Run", (), {**known, "records": list(records)})  # type: ignore[return-value]
 
 
-def record_of(endpoint: Endpoint, made: Scenario, window_s: float) -> dict[str, Any]:
-    """One trial of a scenario on a broker of its own."""
-    (trial,) = make_plan([made], Profile("hurt", 1.0, window_s, 1), brokers=(endpoint.broker,)).trials
+def record_of(endpoint: Endpoint, made: Scenario, window_s: float, warmup_s: float = 1.0) -> dict[str, Any]:
+    """One trial of a scenario on this broker."""
+    (trial,) = make_plan([made], Profile("hurt", warmup_s, window_s, 1), brokers=(endpoint.broker,)).trials
     record, _ = run_trial(trial, Setting(endpoint, print))
     return completed(record)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hurts import bare_run, hurt_scenario
+from hurts import bare_run, hurt_scenario, record_of
 from verdicts import against
 
 from loadgen import At, Crash, Durability, Kafka, Kill, RabbitMQ, Rate, Scenario
 from loadgen.analysis.outages import costs
 from loadgen.errors import ScenarioError
-from loadgen.plan import Profile, make_plan
-from loadgen.record import completed
 from loadgen.report import hurt
-from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
@@ -22,12 +19,10 @@ if TYPE_CHECKING:
 BOTH = pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 
 
-def record_of(endpoint: Endpoint, *faults: At, **given: Any) -> dict[str, Any]:
+def crashed(endpoint: Endpoint, *faults: At, **given: Any) -> dict[str, Any]:
     """One trial of 5 s on a shared broker, which crashes of clients do not hurt."""
     made = hurt_scenario(*faults, **{"name": "crashes", **given})
-    (trial,) = make_plan([made], Profile("crashes", 0.5, 5.0, 1), brokers=(endpoint.broker,)).trials
-    record, _ = run_trial(trial, Setting(endpoint, print))
-    record = completed(record)
+    record = record_of(endpoint, made, 5.0, warmup_s=0.5)
     assert record["status"] == "complete", record["error"]
     assert [each["error"] for each in record["faults"]] == [None] * len(faults)
     assert (record["corrupted"], record["foreign"]) == (0, 0)
@@ -39,7 +34,7 @@ def test_who_crashes_after_the_work_has_it_done_twice(
     endpoints: dict[BrokerName, Endpoint], broker: BrokerName
 ) -> None:
     """Nothing was settled: all of it comes again to the successor, marked, and nothing is lost."""
-    record = record_of(endpoints[broker], At(1.5, Crash()), At(3, Crash()))
+    record = crashed(endpoints[broker], At(1.5, Crash()), At(3, Crash()))
     assert record["lost"] == 0
     assert record["duplicated"] == record["dup_redelivery"] > 0
     assert not against(record, {"schedule lag"}), "all but what a busy machine does"
@@ -55,7 +50,7 @@ def test_who_crashes_before_the_work_loses_none_of_it(
     endpoints: dict[BrokerName, Endpoint], broker: BrokerName
 ) -> None:
     """What the dead consumer held comes to its successor."""
-    record = record_of(endpoints[broker], At(2, Crash(when="before")))
+    record = crashed(endpoints[broker], At(2, Crash(when="before")))
     assert record["lost"] == 0
     assert record["duplicated"] == record["dup_redelivery"]
 
@@ -64,7 +59,7 @@ def test_who_crashes_before_the_work_loses_none_of_it(
 def test_without_acknowledgements_what_a_dead_consumer_held_is_gone(endpoints: dict[BrokerName, Endpoint]) -> None:
     """Class none: sent and never worked on, since the broker counts as received what it has written to the socket."""
     faults = [At(1 + 0.5 * number, Crash(when="before")) for number in range(7)]
-    record = record_of(endpoints["rabbitmq"], *faults, durability=Durability.NONE)
+    record = crashed(endpoints["rabbitmq"], *faults, durability=Durability.NONE)
     assert record["lost"] > 0
     assert record["duplicated"] == 0
 
@@ -74,7 +69,7 @@ def test_producers_that_crash_lose_nothing_that_was_confirmed(
     endpoints: dict[BrokerName, Endpoint], broker: BrokerName
 ) -> None:
     """Their successors go on with the schedule, and know of nothing that was not confirmed."""
-    record = record_of(endpoints[broker], At(1.5, Crash("producers")), At(3, Crash("producers")))
+    record = crashed(endpoints[broker], At(1.5, Crash("producers")), At(3, Crash("producers")))
     assert record["confirmed_lost"] == record["duplicated"] == 0
     assert record["sent"] >= 2_000, "the schedule is kept"
     assert record["received"] >= record["acked"] > 0

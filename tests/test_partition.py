@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from hurts import bare_run, hurt_scenario
+from hurts import bare_run, demand_kept, hurt_scenario, record_of
 
 from loadgen import At, Cut, Durability
 from loadgen import hurting as hurting_module
@@ -23,11 +23,9 @@ from loadgen.drivers.leaders import leader_of
 from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.errors import BrokerError, LoadgenError
 from loadgen.load import load_scenarios
-from loadgen.plan import PROFILES, Profile, make_plan
-from loadgen.record import completed
+from loadgen.plan import PROFILES, make_plan
 from loadgen.report import hurt
 from loadgen.report.promises import judged
-from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,13 +103,10 @@ def test_a_leader_that_is_cut_off_keeps_what_was_confirmed(
 ) -> None:
     """Others say that one of them leads now, while it says that it does itself; nothing confirmed is lost."""
     made = hurt_scenario(At(1, Cut(for_s=CUT_S, between="nodes")), name="split", durability=Durability.REPLICATED)
-    (trial,) = make_plan([made], Profile("split", 2.0, CUT_S + 4, 1), brokers=(broker,)).trials
     with Witness(monkeypatch) as witness:
-        record = completed(run_trial(trial, Setting(linked[broker], print))[0])
-    assert record["status"] == "complete", record["error"]
-    assert (record["confirmed_lost"], record["corrupted"], record["foreign"]) == (0, 0, 0)
-    assert record["duplicated"] == record["dup_resend"] + record["dup_redelivery"]
-    assert record["acked"] == record["sent"] > 0
+        record = record_of(linked[broker], made, CUT_S + 4, warmup_s=2.0)
+    demand_kept(record)
+    assert record["acked"] == record["sent"]
     assert judged(record)[1] == "held"
     (fault,) = record["faults"]
     (cut_off,) = fault["nodes"]
@@ -135,8 +130,7 @@ def test_nodes_that_miss_each_other_come_back_by_themselves(linked: dict[BrokerN
     assert "cluster_partition_handling" not in settings, "RabbitMQ 4.3 has no such thing any more (docs/faults.md)"
     fault = At(1, Cut(for_s=MISSED_S, between="nodes"))
     made = hurt_scenario(fault, name="missed", durability=Durability.REPLICATED, kafka=None)
-    (trial,) = make_plan([made], Profile("missed", 2.0, MISSED_S + 15, 1), brokers=("rabbitmq",)).trials
-    record = completed(run_trial(trial, Setting(endpoint, print))[0])
+    record = record_of(endpoint, made, MISSED_S + 15, warmup_s=2.0)
     assert record["status"] == "complete", record["error"]
     assert judged(record)[1] == "held"
     (fault_told,) = record["faults"]
