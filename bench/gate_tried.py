@@ -90,7 +90,15 @@ SETTINGS: dict[BrokerName, tuple[Setting, ...]] = {
     "rabbitmq": (Setting("throughput", "rabbitmq.prefetch=1", "goodput_msgs_per_s"),),
     "kafka": (
         Setting("throughput", "kafka.batch_size=512", "goodput_msgs_per_s"),
-        Setting("latency", "kafka.linger_ms=20", "e2e_p50_ms", is_lower_worse=False, also=("rate=500",)),
+        Setting(
+            "latency",
+            "kafka.linger_ms=20",
+            "e2e_p50_ms",
+            is_lower_worse=False,
+            also=("rate=500",),
+            effect="30%",
+            neglect="10%",
+        ),
     ),
 }
 
@@ -248,12 +256,12 @@ def paced(broker: BrokerName, folder: Path) -> Iterator[Row]:
     pace = round(HELD_SHARE * reached)
     name = f"{broker_name(broker)} held to {pace:,} msg/s"
     with _held(pace):
-        ci.run(repeats=FEW)
+        ci.run()
         ci.save()
-        ci.run(repeats=FEW)
+        ci.run()
         yield not_missed(f"{name}, again", ci.check())
     with _held(SLOWED * pace):
-        ci.run(repeats=FEW)
+        ci.run()
         yield is_missed(f"{name} × {SLOWED}", ci.check(), "goodput_msgs_per_s", is_lower_worse=True)
     yield agreed(name, ci.checks)
 

@@ -225,6 +225,7 @@ class _Bench:
             left_s,
             self.exposition.begin,
             None if self.roster is None else self.roster.hands,
+            resting=tuple(pid for name, other in self.endpoints.items() if name != trial.broker for pid in other.pids),
         )
 
     def run(self, trial: Trial) -> dict[str, Any]:

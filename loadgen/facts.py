@@ -21,6 +21,8 @@ CORE_FULL_SHARE = 0.95
 """A thread that ran 95 % of the time has no room left: the rest is the scheduler's."""
 HOST_FULL_SHARE = 0.95
 """The design's limit of a used-up machine."""
+RESTING_GROUP = "resting"
+"""Processes of the run's brokers that are not measured now: known and constant, and no program that could be ended."""
 PSI_CPU_LIMIT = 0.5
 """Some task waited for a CPU half of the time: cores are short even if their mean is not full."""
 
@@ -114,6 +116,7 @@ class Facts:
     steal_share: float | None = None
     others_cores: float | None = None
     others_names: tuple[str, ...] = ()
+    resting_cores: float | None = None
     frequency_fall_share: float | None = None
     throttles: float | None = None
     swapped_bytes: int | None = None
@@ -299,6 +302,7 @@ def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
         "steal_share": summary["host_steal_share"],
         "others_cores": summary["others_cores"],
         "others_names": tuple(summary["others_names"]),
+        "resting_cores": summary["cpu_cores"].get(RESTING_GROUP),
         "frequency_fall_share": summary.get("cpu_frequency_fall_share"),
         "throttles": summary.get("cpu_throttles"),
         "swapped_bytes": summary.get("swapped_bytes"),

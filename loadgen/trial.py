@@ -16,6 +16,7 @@ from loadgen.drain import mark
 from loadgen.driver import confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, LoadgenError
+from loadgen.facts import RESTING_GROUP
 from loadgen.fleet import Fleet, Outcome
 from loadgen.flow import Flow
 from loadgen.histogram import Histogram
@@ -88,6 +89,8 @@ class Live:
     shown: str = ""
     hurting: Hurting | None = None
     """What is done to the broker meanwhile."""
+    resting: tuple[int, ...] = ()
+    """Processes of the run's other brokers."""
     mark: Callable[[], Record | None] = lambda: None
     """Where consumers are to begin, once what they skip is written."""
     handled: int = 0
@@ -118,7 +121,7 @@ class Live:
             self.hlog_start_s = self.writer.begin_trial(
                 begun, started_s=time.time() + window_in_s, interval_s=self.interval_s
             )
-        groups = {**pids, "broker": self.endpoint.pids}
+        groups = {**pids, "broker": self.endpoint.pids} | ({RESTING_GROUP: self.resting} if self.resting else {})
         is_drain = self.trial.backlog.msgs > 0 and self.trial.duration_s <= DRAINED_S
         interval_s = DRAIN_INTERVAL_S if is_drain else self.interval_s
         self.observer = Observer(
@@ -266,6 +269,8 @@ class Setting:
     """Told of the trial as soon as it can be watched."""
     hands: Callable[[], Hands] | None = None
     """What moves the agents where they are not processes of this machine."""
+    resting: tuple[int, ...] = ()
+    """Processes of the run's other brokers, which stand idle meanwhile."""
 
 
 def run_trial(trial: Trial, setting: Setting) -> tuple[Record, Outcome]:
@@ -322,6 +327,7 @@ def _driven(trial: Trial, setting: Setting, admin: Admin, target: Target) -> tup
         mark=lambda: mark(trial, admin, target),
         left_s=setting.left_s,
         shown=setting.shown,
+        resting=setting.resting,
         hurting=Hurting(trial.faults, target, consumes=trial.consumers > 0, cpus=setting.cpus)
         if trial.faults
         else None,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loadgen.analysis.outages import PERCENTS, cost, costs, courses, spans
 from loadgen.cli import main
 from loadgen.histogram import Histogram
-from loadgen.report import fault_chart, hurt, render_run, write_report
+from loadgen.report import fault_chart, hurt, promises, render_run, write_report
 from loadgen.report.slowest import worst
 from loadgen.report.table import make_table
 from loadgen.runs import RunWriter, load
@@ -131,6 +131,52 @@ def test_a_fault_lasts_until_the_rate_is_back(given: dict[str, Any], end_s: floa
     """Not back: to the window's end. Where no rate could be compared, until it was mended."""
     ((begin_s, found_s),) = spans({"faults": [FAULT | given], "window_s": 12.0})
     assert (begin_s, found_s) == (given.get("at_s", 3.2), pytest.approx(end_s))
+
+
+# --- the timeouts beside a gap ---
+
+CLUSTERS = {
+    "rabbitmq × 3": {"environment": {"aten": {"poll_interval": 5000}, "kernel": {"net_ticktime": 60}, "rabbit": []}},
+    "kafka × 3": {"broker": {"broker.session.timeout.ms": "9000", "controller.quorum.fetch.timeout.ms": "2000"}},
+    "kafka × 3, linked through a proxy": {"broker": {"broker.session.timeout.ms": "7000"}},
+}
+KAFKA_WAITS = "(broker.session.timeout.ms is 9.00 s, controller.quorum.fetch.timeout.ms 2.00 s)"
+RABBITMQ_WAITS = "(aten.poll_interval is 5.00 s, kernel.net_ticktime 60.0 s)"
+LINKED = {"links": {"bytes": 10, "cpu_s": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("broker", "durability", "kind", "more", "told"),
+    [
+        ("kafka", "replicated", "kill", {}, KAFKA_WAITS),
+        ("kafka", "replicated_flushed", "pause", {}, KAFKA_WAITS),
+        ("kafka", "replicated", "cut", LINKED, "(broker.session.timeout.ms is 7.00 s)"),
+        ("rabbitmq", "replicated", "pause", {}, RABBITMQ_WAITS),
+        ("rabbitmq", "replicated", "kill", {}, ""),  # its connections end at once
+        ("kafka", "broker", "kill", {}, ""),  # one node: nobody takes over
+        ("kafka", "replicated", "restart", {}, ""),  # leaderships are handed over
+        ("kafka", "replicated", "cut", {}, ""),  # of its clients: nodes hear of each other
+    ],
+)
+def test_timeouts_stand_beside_a_gap_as_the_broker_told_them(
+    tmp_path: Path, broker: str, durability: str, kind: str, more: dict[str, Any], told: str
+) -> None:
+    """Read from the configuration that the run recorded of that cluster, where others waited for a silent node."""
+    brokers = {name: {"version": "1", "configuration": each} for name, each in CLUSTERS.items()}
+    record = hurt_trial(broker, durability, faults=[FAULT | {"kind": kind}], **more)
+    run = run_of(tmp_path, record, brokers=brokers)
+    (said,) = hurt.sentences(run, costs(run))
+    assert f"nothing was delivered for 1.6 s{f' {told}' if told else ''}, the rate was back" in said
+    meant = promises.note(run)
+    assert ("Timeouts that were in force" in meant) == bool(told)
+    assert all(f"{name} (" in meant for name in re.findall(r"[a-z]+\.[a-z_.]+", told))
+
+
+def test_a_run_that_does_not_tell_a_timeout_has_none(tmp_path: Path) -> None:
+    """Brokers of another make, an earlier schema: the gap stands alone, and no default is invented."""
+    run = run_of(tmp_path, hurt_trial("kafka"))
+    (said,) = hurt.sentences(run, costs(run))
+    assert "timeout" not in said + promises.note(run)
 
 
 # --- the drawing ---

@@ -92,6 +92,25 @@ def test_a_breach_is_shown_and_not_suspected(now: list[float], outcome: Outcome)
         assert "repeats" in found.said or "2 at the least" in found.said
 
 
+def test_what_matters_and_what_is_neglected_where_nobody_says(tmp_path: Path) -> None:
+    """Rates 10 and 3 %, all else 30 and 10 %, as the same thing varies; and at most a third of what matters."""
+    told = {
+        limit.metric.name: (limit.effect_ratio, limit.neglect_ratio)
+        for limit in usual_limits(has_baseline=True)
+        if limit.kind == "relative"
+    }
+    assert told["goodput_msgs_per_s"] == (1.1, 1.03)
+    assert told["e2e_p50_ms"] == told["e2e_p99_ms"] == (1.3, 1.1)
+    path = tmp_path / "limits.toml"
+    path.write_text(
+        '[[relative]]\nmetric = "e2e_p99_ms"\n[[relative]]\nmetric = "e2e_p50_ms"\neffect = "6%"\n'
+        '[[relative]]\nmetric = "goodput_msgs_per_s"\neffect = "50%"\n'
+        '[[ratio]]\nmetric = "e2e_p50_ms"\neffect = "50%"\nneglect = "40%"\n'
+    )
+    read = [(each.effect_ratio, each.neglect_ratio) for each in read_limits(path) or []]
+    assert read == [(1.3, 1.1), (1.06, pytest.approx(1.02)), (1.5, 1.03), (1.5, 1.4)]
+
+
 def test_what_is_neglected_is_no_breach_however_surely_it_is_shown() -> None:
     """Runs of different days differ by more than their repeats do: 3 % is no breach, or what a limit says."""
     now, before = [10.2, 10.21, 10.22], [10.0, 10.01, 10.02]
@@ -249,8 +268,8 @@ def test_a_file_of_limits_says_what_it_means(tmp_path: Path) -> None:
         ('[[limit]]\nmetric = "e2e_p99_ms"\nmax = 3\n', "max: expected one of"),
         ('[[relative]]\nmetric = "lost"\n', "a count has no ratio"),
         ('[[relative]]\nmetric = "e2e_p99_ms"\neffect = 10\n', "effect: 10: expected a percentage"),
-        ('neglect = "10%"\n[[relative]]\nmetric = "e2e_p99_ms"\n', "expected more than what is neglected, 10%"),
-        ('[[relative]]\nmetric = "e2e_p99_ms"\neffect = "2%"\n', "expected more than what is neglected, 3%"),
+        ('neglect = "10%"\n[[relative]]\nmetric = "goodput_msgs_per_s"\n', "expected more than what is neglected, 10%"),
+        ('neglect = "3%"\n[[relative]]\nmetric = "e2e_p99_ms"\neffect = "2%"\n', "neglected, 3%"),
         ("[[limit\n", "is no TOML"),
     ],
 )

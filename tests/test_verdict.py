@@ -414,6 +414,7 @@ def test_what_was_not_observed_is_left_to_the_facts_own_default() -> None:
     """Of an observer's summary only known values become facts, and they are all fields of Facts."""
     summary: dict[str, Any] = {
         "agent_core_share_max": {"producers": 0.5, "consumers": 0.7, "broker": None},
+        "cpu_cores": {"producers": 0.5, "broker": 1.0, "resting": 0.3},
         "host_busy_share": 0.5,
         "psi_cpu_some_share": None,
         "host_steal_share": 0.0,
@@ -428,7 +429,10 @@ def test_what_was_not_observed_is_left_to_the_facts_own_default() -> None:
     assert observed["agent_core_share_max"] == 0.7
     assert observed["alarms"] == ("disk",)
     assert not {"psi_cpu_some_share", "blocked_connections", "disk_full"} & observed.keys()
-    assert dataclasses.replace(GOOD, **observed).others_names == ("cc1",)
+    facts = dataclasses.replace(GOOD, **observed)
+    assert facts.others_names == ("cc1",)
+    (told,) = [each.reason for each in judge(facts).checks if each.name == "other programs"]
+    assert told == "others used 0.10 cores (cc1); the resting broker 0.30"
 
 
 def trial_record(**changes: Any) -> dict[str, Any]:

@@ -45,11 +45,12 @@ def check_host(facts: Facts) -> Check:
 
 
 def check_others(facts: Facts) -> Check:
-    """Programs that are neither clients nor broker used at most a fifth of a core."""
+    """Programs that are neither clients nor brokers used at most a fifth of a core; a resting broker is told."""
     if facts.others_cores is None:
         return Check("other programs", None, "not observed")
     names = f" ({', '.join(facts.others_names)})" if facts.others_names else ""
-    text = f"others used {facts.others_cores:.2f} cores{names}"
+    resting = f"; the resting broker {facts.resting_cores:.2f}" if facts.resting_cores is not None else ""
+    text = f"others used {facts.others_cores:.2f} cores{names}{resting}"
     return Check("other programs", None if facts.others_cores > OTHERS_CORES else True, text)
 
 

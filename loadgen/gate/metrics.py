@@ -74,6 +74,11 @@ class Metric:
         return f"{value:,.0f} {self.unit}" if abs(value) >= 1_000 else f"{value:.3g} {self.unit}"
 
     @property
+    def is_rate(self) -> bool:
+        """Whether it is what came through in a time."""
+        return self.name in RATES
+
+    @property
     def unit(self) -> str:
         """`ms`, `msg/s`; of counts `messages`."""
         return next((unit for suffix, unit in UNITS.items() if self.name.endswith(suffix)), "messages")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loadgen.report.detail import Block
     from loadgen.report.promises import Promise
     from loadgen.report.soak import SoakBlock
+    from loadgen.report.table import Row
     from loadgen.runs import Run
 
 
@@ -77,6 +78,12 @@ class Content:
     """Who led, by class and quantity; empty where the sentences say all of it."""
     unsaid: tuple[str, ...] = ()
     """What the run's comparisons leave open."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The article's rows; who asked for a decision did not ask for those that it has no measurement of."""
+        rows = tuple(self.table.rows)
+        return rows if self.decision is None else tuple(row for row in rows if row.is_measured)
 
     @property
     def in_words(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

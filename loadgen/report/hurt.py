@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.analysis.outages import BEFORE_S, GAP_WORDS
 from loadgen.record import surely_lost, waiting
-from loadgen.report import words
+from loadgen.report import timeouts, words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,13 +20,13 @@ SHORTEST_S = 0.1
 
 def sentences(run: Run, costs: Mapping[str, Cost]) -> list[str]:
     """One for each trial with faults, in their order; `costs` are those of `loadgen.analysis.outages`."""
-    return [_told(record, costs[record["id"]]) for record in run.records if record["faults"]]
+    return [_told(run, record, costs[record["id"]]) for record in run.records if record["faults"]]
 
 
-def _told(record: Record, cost: Cost) -> str:
+def _told(run: Run, record: Record, cost: Cost) -> str:
     """Its faults, and the account of its messages."""
     name = words.broker_name(record["broker"])
-    faults = "; ".join(_fault(each) for each in record["faults"])
+    faults = "; ".join(_fault(each, timeouts.beside(run, record, each)) for each in record["faults"])
     passed = "".join(f" {_passed(whose, record[name])}" for name, whose in _PROXIES.items() if record[name])
     told = f"{faults}. {_latency(cost)}{_account(record)}{passed}"
     return f"{name} ({record['driver']}), class {record['durability']}: {told}"
@@ -53,13 +53,15 @@ def _latency(cost: Cost) -> str:
     return f"The p99.9 of messages intended in these {seconds} was {under}, of all others {apart}. "
 
 
-def _fault(fault: Record) -> str:
+def _fault(fault: Record, waited: str) -> str:
+    """What was done, how long nothing came, and beside it the timeouts that others waited for."""
     nodes = "" if fault["kind"] == "crash" else f" (node {', '.join(map(str, fault['nodes'])) or 'none'})"
     text = f"{fault['what']}{nodes} at {fault['at_s']:.0f} s"
     if fault["error"]:
         return f"{text}: {fault['error']}"
     gaps = gaps_text(fault)
     text += f": {gaps}" if gaps else ""
+    text += f" ({waited})" if gaps and waited else ""
     back = fault["back_after_s"]
     if back is not None:
         text += f", the rate was back after {back:.1f} s"

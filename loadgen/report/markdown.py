@@ -92,7 +92,7 @@ def render_text(run: Run, content: Content) -> str:
                 lines.append(wrapped(f"{point}: " + "; ".join(figure_text(figure) for figure in figures), "    "))
             lines.append(wrapped(f"because {cell.reason}", "    "))
     silent = len(table.rows) - len(measured)
-    if silent:
+    if silent and content.decision is None:
         lines.append(f"{silent} of the table's {len(table.rows)} rows are not measured by this run.")
     for capacities in content.capacities:
         lines += ["", *_capacity_text(capacities)]
@@ -223,16 +223,7 @@ def render_markdown(run: Run, content: Content, charts: Iterable[tuple[str, str]
     lines = [f"# {what}: {table.run_id}", "", *_decision_markdown(content)]
     lines += [" ".join(map(escaped, content.sentences)), "", *_parts_markdown(content.in_words)]
     lines += _variants_markdown(content)
-    lines += ["| Feature | RabbitMQ | | Apache Kafka | |", "| --- | --- | --- | --- | --- |"]
-    for row in table.rows:
-        cells = [text for cell in row.cells for text in (escaped(cell.claim), _cell_markdown(cell))]
-        lines.append(f"| {row.feature} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Each cell: the article's claim, then what was measured (median, 95 % interval, repeats n).",
-        "",
-        *_capacity_markdown(content),
-    ]
+    lines += [*_claims_markdown(content), *_capacity_markdown(content)]
     for title, path in charts:
         lines += [f"![{escaped(title)}]({path})", ""]
     lines += ["## Caveats", "", *(f"- {escaped(each)}" for each in content.caveats), ""]
@@ -251,6 +242,22 @@ def render_markdown(run: Run, content: Content, charts: Iterable[tuple[str, str]
         name = f"`{search.id}`: {escaped(search.answer)}" if search.id else escaped(search.answer)
         lines += ["", f"<details><summary>{name}</summary>", "", *_trials_markdown(search.probes), "", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _claims_markdown(content: Content) -> list[str]:
+    """The article's table, claim by claim."""
+    if not content.rows:
+        return []
+    lines = ["| Feature | RabbitMQ | | Apache Kafka | |", "| --- | --- | --- | --- | --- |"]
+    for row in content.rows:
+        cells = [text for cell in row.cells for text in (escaped(cell.claim), _cell_markdown(cell))]
+        lines.append(f"| {row.feature} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "Each cell: the article's claim, then what was measured (median, 95 % interval, repeats n).",
+        "",
+    ]
 
 
 def _where_markdown(run: Run) -> list[str]:

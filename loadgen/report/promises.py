@@ -16,7 +16,7 @@ from loadgen.analysis.outages import GAP_WORDS, PERCENTS
 from loadgen.faults import NETWORK_KINDS
 from loadgen.probes.quantities import OWN
 from loadgen.record import surely_lost
-from loadgen.report import words
+from loadgen.report import timeouts, words
 from loadgen.report.points import broker_rank, class_rank
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def promises(run: Run, costs: Mapping[str, Cost]) -> list[Promise]:
 
 def note(run: Run) -> str:
     """What stands beside the table: what no kill can show, and what was counted of this run's brokers in its place."""
-    return " ".join([PROMISE_NOTE, *_flushes(run)])
+    return " ".join([PROMISE_NOTE, *timeouts.meanings(run), *_flushes(run)])
 
 
 def _flushes(run: Run) -> Iterator[str]:
