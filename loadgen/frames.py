@@ -7,22 +7,27 @@ Seconds are those of the measured window, counted from its beginning; in long tr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loadgen.histogram import Histogram
+from loadgen.histogram import BUCKETS, LOWEST_OF_BUCKET_NS, Counts, Histogram, together
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import pandas as pd
 
+    from loadgen.driver import Int64
     from loadgen.run import Run
 
 Float64 = npt.NDArray[np.float64]
+BINS_PER_DECADE = 16
+# Latencies below 1 ns have no logarithm; nothing is that fast.
+BIN_OF_BUCKET = (np.log10(np.maximum(1, LOWEST_OF_BUCKET_NS[:BUCKETS])) * BINS_PER_DECADE).astype(np.int64)
+"""The range of latency that a bucket is in: so many begin below it, from 1 ns on."""
 NOT_SEEN = frozenset({"trial", "agent", "elapsed_s", "monotonic_ns"})
 """Columns of a sample that say whose it is and when it was taken."""
 
@@ -37,6 +42,10 @@ class Second:
     p99_ns: int
     p99_9_ns: int
     max_ns: int
+    first_bin: int
+    bins: Int64 = field(repr=False, compare=False)
+    """How many messages lie in the ranges of latency from the `first_bin`th on, of which a power of ten has
+    `BINS_PER_DECADE`."""
 
 
 def seconds_of(run: Run, record: Mapping[str, Any], kind: str) -> tuple[dict[int, Second], Histogram]:
@@ -44,26 +53,31 @@ def seconds_of(run: Run, record: Mapping[str, Any], kind: str) -> tuple[dict[int
 
     An interval's lines (one an agent) are added up.
     """
-    total = Histogram()
     length_s = record["interval_s"] or 1.0
     number = interval_count(record)
-    merged: dict[int, list[Any]] = {}
+    merged: dict[int, list[Counts]] = {}
     for interval in run.intervals(record["id"], kind):
         index = round(interval.start_s / length_s)
-        histogram = interval.histogram
-        if 0 <= index < number and histogram.count:
-            total.merge(histogram)
-            # Only the buckets in use: a run of an hour has thousands of lines, of a quarter of a megabyte each.
-            used = np.flatnonzero(histogram.counts)
-            merged.setdefault(index, []).append((used, histogram.counts[used], histogram.min, histogram.max))
+        # Only the buckets in use: a run of an hour has thousands of lines, of a quarter of a megabyte each.
+        if 0 <= index < number and len((counts := interval.counts).used):
+            merged.setdefault(index, []).append(counts)
     seconds: dict[int, Second] = {}
+    wholes = []
     for index, parts in merged.items():
-        whole = Histogram()
-        for used, counts, min_ns, max_ns in parts:
-            whole.add_counts(used, counts, min_ns=min_ns, max_ns=max_ns, sum_ns=0)
+        whole = parts[0] if len(parts) == 1 else together(parts)
+        wholes.append(whole)
         p50_ns, p99_ns, p99_9_ns = whole.percentiles([50, 99, 99.9])
-        seconds[index] = Second(index * length_s, whole.count, p50_ns, p99_ns, p99_9_ns, whole.max)
-    return seconds, total
+        seconds[index] = Second(index * length_s, whole.count, p50_ns, p99_ns, p99_9_ns, whole.max_ns, *_bins(whole))
+    return seconds, Histogram.of(together(wholes))
+
+
+def _bins(found: Counts) -> tuple[int, Int64]:
+    """The first range of latency that holds values, and how many it and the following ones hold."""
+    bins = BIN_OF_BUCKET[found.used]
+    first = int(bins[0])
+    held = np.zeros(int(bins[-1]) - first + 1, np.int64)
+    np.add.at(held, bins - first, found.counts)
+    return first, held
 
 
 def interval_count(record: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ import base64
 import ctypes
 import struct
 import zlib
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -83,20 +84,70 @@ def decode_counts(encoded: bytes | str) -> tuple[Int64, Int64]:
         raise ValueError("not a histogram in HdrHistogram's V2 encoding")
     if layout != [SIGNIFICANT_DIGITS, LOWEST_NS, HIGHEST_NS]:
         raise ValueError(f"histogram of layout {layout}: expected {[SIGNIFICANT_DIGITS, LOWEST_NS, HIGHEST_NS]}")
-    data = np.frombuffer(payload, np.uint8, counts_bytes, struct.calcsize(_HEADER) + 8).astype(np.int64)
+    data = np.frombuffer(payload, np.uint8, counts_bytes, struct.calcsize(_HEADER) + 8)
     ends = np.flatnonzero(data < 128)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if len(lengths) and lengths.max() > _VARINT_BYTES_MAX:
+    starts = np.zeros(len(ends), np.int64)
+    starts[1:] = ends[:-1] + 1
+    more = ends - starts
+    if more.max(initial=0) >= _VARINT_BYTES_MAX:
         raise ValueError("a histogram's count is larger than any run's")
-    numbers = np.zeros(len(ends), np.int64)
-    for place in range(int(lengths.max(initial=0))):
-        longer = np.flatnonzero(lengths > place)
-        numbers[longer] |= (data[starts[longer] + place] & 127) << 7 * place
+    bits = (data & 127).astype(np.int64)
+    numbers = bits[starts]
+    longer = np.flatnonzero(more)
+    place = 1
+    while len(longer):
+        numbers[longer] |= bits[starts[longer] + place] << 7 * place
+        longer = longer[more[longer] > place]
+        place += 1
     numbers = (numbers >> 1) ^ -(numbers & 1)
     steps = np.where(numbers < 0, -numbers, 1)
     held = numbers > 0
     return (np.cumsum(steps) - steps)[held], numbers[held]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What an encoded histogram holds, without its empty buckets: for who reads thousands of them.
+
+    `used` are the buckets that hold values, in order, and `counts` how many each (int64[m] both); `max_ns` is the
+    largest value, -1 where there is none.
+    """
+
+    used: Int64
+    counts: Int64
+    max_ns: int
+
+    @classmethod
+    def decode(cls, encoded: bytes | str, known_max_ns: int = -1) -> Counts:
+        """What `Histogram.encode` wrote; the largest value is sharpened by what is known of it, if both agree.
+
+        Raises:
+            ValueError: it is none, or one of another layout.
+        """
+        used, counts = decode_counts(encoded)
+        if not len(used):
+            return cls(used, counts, -1)
+        return cls(used, counts, _sharper(int(LOWEST_OF_BUCKET_NS[used[-1] + 1]) - 1, known_max_ns))
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return int(self.counts.sum())
+
+    def percentiles(self, percents: Iterable[float]) -> list[int]:
+        """As those of a `Histogram`."""
+        _demand_values(self.max_ns)
+        return _values_at(percents, np.cumsum(self.counts), self.used, self.max_ns)
+
+
+def together(parts: Iterable[Counts]) -> Counts:
+    """Several histograms as one."""
+    counts, max_ns = np.zeros(BUCKETS, np.int64), -1
+    for each in parts:
+        counts[each.used] += each.counts
+        max_ns = max(max_ns, each.max_ns)
+    used = np.flatnonzero(counts)
+    return Counts(used, counts[used], max_ns)
 
 
 class Histogram:
@@ -181,24 +232,20 @@ class Histogram:
     @property
     def min(self) -> int:
         """The smallest value in ns; an empty histogram has none and raises ValueError."""
-        self._demand_values()
+        _demand_values(self._max_ns)
         return self._min_ns
 
     @property
     def max(self) -> int:
         """The largest value in ns; an empty histogram has none and raises ValueError."""
-        self._demand_values()
+        _demand_values(self._max_ns)
         return self._max_ns
 
     @property
     def mean(self) -> float:
         """The mean of all values in ns; an empty histogram has none and raises ValueError."""
-        self._demand_values()
+        _demand_values(self._max_ns)
         return self._sum_ns / self.count
-
-    def _demand_values(self) -> None:
-        if self._max_ns < 0:
-            raise ValueError("an empty histogram has no smallest, largest or middle value")
 
     def percentile(self, percent: float) -> int:
         """The value in ns at or below which `percent` of all values lie."""
@@ -214,13 +261,8 @@ class Histogram:
         Raises:
             ValueError: the histogram is empty, or a percentile is outside 0 … 100.
         """
-        self._demand_values()
-        cumulative = np.cumsum(self.counts)
-        total = int(cumulative[-1])
-        ranks = [_rank(percent, total) for percent in percents]
-        buckets = np.searchsorted(cumulative, ranks)
-        at_most: Int64 = np.minimum(LOWEST_OF_BUCKET_NS[buckets + 1] - 1, self._max_ns)
-        return [int(value) for value in at_most]
+        _demand_values(self._max_ns)
+        return _values_at(percents, np.cumsum(self.counts), None, self._max_ns)
 
     def summary(self) -> dict[str, int | float | None]:
         """Count, and in ns min, mean, max and the percentiles of results; None where nothing was counted."""
@@ -244,23 +286,43 @@ class Histogram:
     @classmethod
     def decode(cls, encoded: bytes | str) -> Histogram:
         """The histogram that `encode` wrote; raises ValueError for one of another layout."""
-        used, counts = decode_counts(encoded)
+        return cls.of(Counts.decode(encoded))
+
+    @classmethod
+    def of(cls, found: Counts) -> Histogram:
+        """The histogram that was encoded, as whole as it can be read back."""
         histogram = cls()
-        if len(used):
-            lowest, following = LOWEST_OF_BUCKET_NS[used], LOWEST_OF_BUCKET_NS[used + 1]
+        if len(found.used):
+            lowest, following = LOWEST_OF_BUCKET_NS[found.used], LOWEST_OF_BUCKET_NS[found.used + 1]
             middles = (lowest + following) // 2
             # In two halves, each of which 64 bits hold: an hour's sum of middles of 73 minutes does not fit.
-            high, low = (int(np.dot(part, counts)) for part in (middles >> 21, middles & ((1 << 21) - 1)))
+            high, low = (int(np.dot(part, found.counts)) for part in (middles >> 21, middles & ((1 << 21) - 1)))
             total = (high << 21) + low
-            histogram.add_counts(used, counts, min_ns=int(lowest[0]), max_ns=int(following[-1]) - 1, sum_ns=total)
+            histogram.add_counts(found.used, found.counts, min_ns=int(lowest[0]), max_ns=found.max_ns, sum_ns=total)
         return histogram
 
-    def limit_max(self, max_ns: int) -> None:
-        """Sharpen a decoded histogram's largest value by what is known from elsewhere, if both agree."""
-        if self._max_ns >= 0 and 0 <= max_ns < LIMIT_NS:
-            known, said = bucket_indices(np.array([self._max_ns, max_ns]))
-            if known == said:
-                self._max_ns = max_ns
+
+def _sharper(max_ns: int, known_ns: int) -> int:
+    """The largest value of a decoded histogram, or what is known of it from elsewhere if that is in the same bucket."""
+    if not 0 <= known_ns < LIMIT_NS:
+        return max_ns
+    decoded, known = bucket_indices(np.array([max_ns, known_ns]))
+    return known_ns if decoded == known else max_ns
+
+
+def _demand_values(max_ns: int) -> None:
+    if max_ns < 0:
+        raise ValueError("an empty histogram has no smallest, largest or middle value")
+
+
+def _values_at(percents: Iterable[float], cumulative: Int64, buckets: Int64 | None, max_ns: int) -> list[int]:
+    """Where percentiles lie, of counts that were added up from bucket to bucket; None: of all buckets."""
+    total = int(cumulative[-1])
+    found = np.searchsorted(cumulative, [_rank(percent, total) for percent in percents])
+    if buckets is not None:
+        found = buckets[found]
+    at_most: Int64 = np.minimum(LOWEST_OF_BUCKET_NS[found + 1] - 1, max_ns)
+    return [int(value) for value in at_most]
 
 
 def _rank(percent: float, total: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
-from loadgen.histogram import Histogram
+from loadgen.histogram import Counts, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,11 @@ class Interval:
 
     def histogram(self) -> Histogram:
         """Decode the line's histogram; its largest value is exact."""
-        histogram = Histogram.decode(self.encoded)
-        histogram.limit_max(self.max_ns)
-        return histogram
+        return Histogram.of(self.counts())
+
+    def counts(self) -> Counts:
+        """The same without its empty buckets."""
+        return Counts.decode(self.encoded, self.max_ns)
 
 
 class HlogWriter:

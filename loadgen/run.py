@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from loadgen import hlog
     from loadgen.frames import Second
-    from loadgen.histogram import Histogram
+    from loadgen.histogram import Counts, Histogram
 
 RunStatus = Literal["running", "complete", "partial"]
 WHOLES_KEPT = 16
@@ -49,7 +49,17 @@ class Interval:
     agent: str
     start_s: float
     length_s: float
-    histogram: Histogram
+    line: hlog.Interval = field(repr=False)
+
+    @property
+    def histogram(self) -> Histogram:
+        """Its latencies, read anew whenever they are asked for."""
+        return self.line.histogram()
+
+    @property
+    def counts(self) -> Counts:
+        """The same without its empty buckets, which is quicker."""
+        return self.line.counts()
 
 
 @dataclass(repr=False)
@@ -240,13 +250,11 @@ class Run:
 
     def _whole(self, trial_id: str, kind: str) -> Histogram:
         """A trial's window as one histogram; the last few are kept, since a report asks for each several times."""
-        from loadgen.histogram import Histogram  # noqa: PLC0415
+        from loadgen.histogram import Histogram, together  # noqa: PLC0415
 
         whole = self._wholes.pop((trial_id, kind), None)
         if whole is None:
-            whole = Histogram()
-            for interval in self.within(trial_id, kind):
-                whole.merge(interval.histogram)
+            whole = Histogram.of(together(interval.counts for interval in self.within(trial_id, kind)))
         self._keep(trial_id, kind, whole)
         return whole
 
@@ -264,7 +272,7 @@ class Run:
             offset_s = (records.get(owner) or {}).get("hlog_start_s") or 0.0
             for line in lines:
                 agent = line.tag.rpartition("/")[2]
-                yield Interval(owner, line_kind, agent, line.start_s - offset_s, line.length_s, line.histogram())
+                yield Interval(owner, line_kind, agent, line.start_s - offset_s, line.length_s, line)
 
     def within(self, trial_id: str, kind: str) -> Iterator[Interval]:
         """The log's lines of one kind that are of the trial's measured window."""

@@ -11,7 +11,7 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.histogram import BUCKETS, LIMIT_NS, LOWEST_OF_BUCKET_NS, Histogram, bucket_indices
+from loadgen.histogram import BUCKETS, LIMIT_NS, LOWEST_OF_BUCKET_NS, Counts, Histogram, bucket_indices
 
 _AROUND_POWERS = {(1 << power) + step for power in range(1, 42) for step in (-1, 0, 1)}
 EDGES_NS = sorted(_AROUND_POWERS | {0, 1000, 3_600_000_000_000, LIMIT_NS - 1})
@@ -71,8 +71,24 @@ def test_decoding_gives_every_bucket_back(values_ns: list[int]) -> None:
     assert decoded.min <= histogram.min
     assert decoded.max >= histogram.max
     assert math.isclose(decoded.mean, histogram.mean, rel_tol=1 / 1024, abs_tol=1)
-    decoded.limit_max(histogram.max)
-    assert decoded.max == histogram.max
+    assert Histogram.of(Counts.decode(histogram.encode(), histogram.max)).max == histogram.max
+    assert Histogram.of(Counts.decode(histogram.encode(), 3 * histogram.max + 5_000)).max == decoded.max, (
+        "no such bucket"
+    )
+
+
+@settings(max_examples=60)
+@given(st.lists(held_values, min_size=1, max_size=200), st.lists(st.floats(0, 100), min_size=1, max_size=5))
+def test_without_its_empty_buckets_a_histogram_is_the_same(values_ns: list[int], percents: list[float]) -> None:
+    """Count, largest value and every percentile; an empty one has none."""
+    histogram = made_of(values_ns)
+    counts = Counts.decode(histogram.encode(), histogram.max)
+    assert (counts.count, counts.max_ns) == (histogram.count, histogram.max)
+    assert counts.percentiles(percents) == histogram.percentiles(percents)
+    empty = Counts.decode(Histogram().encode())
+    assert (empty.count, Histogram.of(empty).count) == (0, 0)
+    with pytest.raises(ValueError, match="empty"):
+        empty.percentiles([50])
 
 
 @settings(max_examples=60)

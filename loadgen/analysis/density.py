@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.frames import interval_count
-from loadgen.histogram import LOWEST_OF_BUCKET_NS
+from loadgen.frames import BINS_PER_DECADE, interval_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from loadgen.driver import Int64
     from loadgen.run import Run
 
-BINS_PER_DECADE = 16
 COLUMNS_MAX = 240
 """More intervals than this are put together: a drawing has no room for them."""
 
@@ -54,19 +52,13 @@ def density(run: Run, record: Mapping[str, Any], kind: str) -> Density | None:
     intervals = interval_count(record)
     together = math.ceil(intervals / COLUMNS_MAX)
     number = math.ceil(intervals / together)
-    found: list[tuple[int, Int64, Int64]] = []
-    for interval in run.within(record["id"], kind):
-        used = np.flatnonzero(interval.histogram.counts)
-        column = round(interval.start_s / length_s) // together
-        if len(used) and 0 <= column < number:
-            # Latencies below 1 ns have no logarithm; nothing is that fast.
-            decades = np.log10(np.maximum(1, LOWEST_OF_BUCKET_NS[used]))
-            found.append((column, (decades * BINS_PER_DECADE).astype(np.int64), interval.histogram.counts[used]))
-    if not found:
+    seconds = run.seconds(record["id"], kind)
+    if not seconds:
         return None
-    low, high = min(int(bins[0]) for _, bins, _ in found), max(int(bins[-1]) for _, bins, _ in found)
-    counts = np.zeros((number, high - low + 1), np.int64)
-    for column, bins, held in found:
-        np.add.at(counts[column], bins - low, held)
-    edges_ns = 10.0 ** (np.arange(low, high + 2) / BINS_PER_DECADE)
+    low = min(each.first_bin for each in seconds.values())
+    end = max(each.first_bin + len(each.bins) for each in seconds.values())
+    counts = np.zeros((number, end - low), np.int64)
+    for index, each in seconds.items():
+        counts[index // together, each.first_bin - low :][: len(each.bins)] += each.bins
+    edges_ns = 10.0 ** (np.arange(low, end + 1) / BINS_PER_DECADE)
     return Density(str(record["id"]), kind, length_s * together, edges_ns, counts)
