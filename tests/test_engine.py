@@ -172,7 +172,7 @@ def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
         name.replace("<group>", group)
         for cell in re.findall(r"^\| (`.+?`) \|", text, re.MULTILINE)
         for name in re.findall(r"`(.+?)`", cell)
-        for group in ("producers", "consumers", "broker", "loadgen")
+        for group in ("producers", "consumers", "broker", "loadgen", "resting")
     }
     assert documented == {*series.columns, "errors"}, "docs/results.md tells of each column, and no other"
     for record in run.records:
@@ -186,6 +186,9 @@ def test_a_run_on_disk_says_what_was_measured(complete_run: Run) -> None:
         assert observed["acked_msgs_per_s"].max() > 0
         assert observed["errors_per_s"].max() == 0
         assert observed["broker_rss_bytes"].min() > 1 << 20
+        assert observed["resting_rss_bytes"].min() > 1 << 20, "the other broker, which nobody measures now"
+        (others,) = [each for each in record["verdict"]["checks"] if each["name"] == "other programs"]
+        assert "; the resting broker " in others["reason"]
     brokers = run.header["brokers"]
     assert brokers["kafka"]["version"].startswith("4.")
     assert brokers["rabbitmq"]["version"].startswith("4.")
