@@ -146,4 +146,4 @@ def test_what_comes_out_wrong_is_noticed(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_run_that_fails_ends_the_trial_of_the_gate(tmp_path: Path) -> None:
     """Nothing is held against what was not measured."""
     with pytest.raises(gate_tried.TrialError, match="exit status 64"):
-        Ci(tmp_path, "rabbitmq", "throughput", ("bogus=1",)).run()
+        Ci(tmp_path, "rabbitmq", "throughput", ("bogus=1",), is_alone=False).run()

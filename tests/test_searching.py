@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         warmup_s=0.5,
         duration_s=1.5,
     )
-    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1, search_budget_s=90.0), brokers=("rabbitmq",))
+    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1, search_budget_s=45.0), brokers=("rabbitmq",))
     options = Options(name="known", command=["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "CEILING_S", 8.0)
