@@ -135,11 +135,17 @@ def is_missed(limits: Sequence[Limit], now: Sequence[Record], before: Sequence[R
 
 
 def missed(
-    limits: Sequence[Limit], drawn: Sequence[Pool], repeats: int, resamples: int, *, factor: float = 1.0, seed: int = 1
+    limits: Sequence[Limit],
+    drawn: Sequence[Pool],
+    repeats: int,
+    resamples: int,
+    *,
+    factors: Sequence[float] = (),
+    seed: int = 1,
 ) -> int:
-    """In how many of so many resamples a run with that many repeats, made worse by a factor, misses any limit."""
+    """In how many of so many resamples a run with that many repeats, a pool worse by its factor, misses any limit."""
     rng = np.random.default_rng(seed)
-    slower = [pool.worse(factor) for pool in drawn]
+    slower = [pool.worse(factor) for pool, factor in zip(drawn, factors or [1.0] * len(drawn), strict=True)]
     found = 0
     for _ in range(resamples):
         now: list[Record] = []
@@ -202,7 +208,7 @@ def single(pool: Pool, limit: Limit, resamples: int) -> Iterator[Row]:
     name = f"{pool.title}, {limit.metric.name}, {repeats} repeats{how}"
     yield from alarms(name, [limit], [pool], repeats, resamples)
     factor = SLOWER if limit.metric.is_rate else limit.effect_ratio
-    found = missed([limit], [pool], repeats, resamples, factor=factor, seed=2)
+    found = missed([limit], [pool], repeats, resamples, factors=[factor], seed=2)
     slower = "a tenth slower" if limit.metric.is_rate else f"{factor - 1:.0%} slower"
     yield _row(f"{name}: {slower} is found", found, resamples, POWER, 1.0)
 
@@ -215,10 +221,13 @@ def alarms(
     resamples: int,
     least: float = ALPHA - ALARMS_OFF,
 ) -> Iterator[Row]:
-    """Alarms at the largest change that is no breach, and without any; several figures that go together raise fewer."""
-    neglected = min(limit.neglect_ratio for limit in limits if limit.kind == "relative")
-    edge = missed(limits, drawn, repeats, resamples, factor=neglected)
-    worse = f"{neglected - 1:.1%} worse, which is neglected"
+    """Alarms at the largest change that is no breach, of each figure its own, and without any.
+
+    Several figures that go together raise fewer.
+    """
+    neglected = [limits[0].neglect_ratio if len(limits) == 1 else pool.limits[0].neglect_ratio for pool in drawn]
+    edge = missed(limits, drawn, repeats, resamples, factors=neglected)
+    worse = f"{' and '.join(f'{each - 1:.1%}' for each in sorted(set(neglected)))} worse, which is neglected"
     yield _row(f"{name}: alarms, {worse}", edge, resamples, least, ALPHA + ALARMS_OFF)
     alike = missed(limits, drawn, repeats, resamples)
     yield _row(f"{name}: alarms, alike", alike, resamples, 0.0, ALPHA + ALARMS_OFF)

@@ -144,12 +144,17 @@ def _stand_in(trial: Trial, setting: Setting) -> Iterator[tuple[Trial, Setting, 
     if setting.endpoint.source == "memory":  # a queue in memory is no broker already
         yield trial, setting, NULL_BROKER
         return
+    resting = (*setting.resting, *setting.endpoint.pids)  # the real one is not measured meanwhile
     with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
         if trial.driver in {"confluent", "confluent-sync"}:
             mocked = replace(endpoint, configuration={MOCK_BROKERS: 1})
-            yield replace(trial, consumers=0, subscribers=1), replace(setting, endpoint=mocked), MOCK_CLUSTER
+            yield (
+                replace(trial, consumers=0, subscribers=1),
+                replace(setting, endpoint=mocked, resting=resting),
+                MOCK_CLUSTER,
+            )
         else:
-            yield trial, replace(setting, endpoint=endpoint), NULL_BROKER
+            yield trial, replace(setting, endpoint=endpoint, resting=resting), NULL_BROKER
 
 
 def _open_loop(
@@ -388,7 +393,10 @@ def _span(live: Live, begin_ns: int, filled: int) -> tuple[int, int, float] | No
 
 
 def _live(trial: Trial, setting: Setting, gauge: Callable[[int], Gauge]) -> Live:
-    return Live(trial, setting.endpoint, None, setting.progress, gauge, left_s=setting.left_s, shown=setting.shown)
+    return Live(
+        trial, setting.endpoint, None, setting.progress, gauge, left_s=setting.left_s, shown=setting.shown,
+        resting=setting.resting,
+    )  # fmt: skip
 
 
 def _run(

@@ -22,7 +22,7 @@ CORE_FULL_SHARE = 0.95
 HOST_FULL_SHARE = 0.95
 """The design's limit of a used-up machine."""
 RESTING_GROUP = "resting"
-"""Processes of the run's brokers that are not measured now: known and constant, and no program that could be ended."""
+"""Processes of the run's brokers that are not measured now: part of how it was set up, and no program to be ended."""
 PSI_CPU_LIMIT = 0.5
 """Some task waited for a CPU half of the time: cores are short even if their mean is not full."""
 

@@ -30,7 +30,7 @@ def bare_run(*records: dict[str, Any], findings: Any = ()) -> Run:
     scenarios = [{"name": name, "faults": faults} for name, faults in asked.items()]
     known = {
         "id": "r", "status": "complete", "reason": None, "within": lambda *_: iter(()),
-        "header": {"findings": list(findings), "scenarios": scenarios},
+        "header": {"findings": list(findings), "scenarios": scenarios, "brokers": {}},
     }  # fmt: skip
     return type("Run", (), {**known, "records": list(records)})  # type: ignore[return-value]
 

@@ -263,7 +263,7 @@ def test_a_report_opens_with_the_decision(tmp_path: Path) -> None:
         assert head in html
         assert head in markdown
         assert head in text
-    silent = "Delivery semantics"  # a row of the article's that no decision measures
+    silent = "Delivery semantics"  # a row of the article's of which this one has no measurement
     assert silent not in html + markdown + text
     described = json.loads(json.dumps(found.described()))
     assert described["candidates"][0]["answer"] == "carries"

@@ -41,7 +41,7 @@ def record(**given: Any) -> dict[str, Any]:
         "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "settings": {},
         "window_s": 25.0, "interval_s": 1.0, "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0,
         "unconfirmed_lost": 3, "dup_resend": 7, "dup_redelivery": 0, "duplicated": 7, "lost": 3,
-        "broker_counts": {"stored": 997, "depth_at_end": 0, "read_again": 997},
+        "links": None, "broker_counts": {"stored": 997, "depth_at_end": 0, "read_again": 997},
     } | given  # fmt: skip
 
 

@@ -116,6 +116,7 @@ SIGNALS = {
     "psi_io_some_share": (0.05, 0.9),
     "host_steal_share": (0.001, 0.2),
     "others_cores": (0.02, 1.5),
+    "resting_cpu_cores": (0.1, 1.2),
     "disk_flush_ns": (80_000.0, 35e6),
     "disk_write_ns": (200_000.0, 35e6),
     "writeback_bytes": (8192.0, 9e7),

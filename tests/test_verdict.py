@@ -232,6 +232,8 @@ TABLE = [
     ("other programs", {"others_cores": 0.2}, True),
     ("other programs", {"others_cores": 0.21}, None),
     ("other programs", {"others_cores": None}, None),
+    ("other programs", {"resting_cores": 0.5}, True),
+    ("other programs", {"resting_cores": 0.51}, None),
     ("stolen CPU", {}, True),
     ("stolen CPU", {"steal_share": 0.05}, True),
     ("stolen CPU", {"steal_share": 0.051}, None),

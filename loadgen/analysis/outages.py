@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadgen.analysis.drift import observed
-from loadgen.histogram import Histogram
+from loadgen.histogram import Counts, together
 from loadgen.record import RESPONSE_KINDS
 
 if TYPE_CHECKING:
@@ -91,13 +91,14 @@ def cost(run: Run, record: Record) -> Cost:
     for begin_s, end_s in spans(record):
         first = math.floor(begin_s / length_s)
         touched.update(range(first, max(first + 1, math.ceil(end_s / length_s))))
-    under, apart = Histogram(), Histogram()
+    under: list[Counts] = []
+    apart: list[Counts] = []
     for interval in run.within(record["id"], "e2e"):
-        (under if round(interval.start_s / length_s) in touched else apart).merge(interval.histogram)
-    return Cost(tuple(sorted(touched)), length_s, _percentiles(under), _percentiles(apart))
+        (under if round(interval.start_s / length_s) in touched else apart).append(interval.counts)
+    return Cost(tuple(sorted(touched)), length_s, _percentiles(together(under)), _percentiles(together(apart)))
 
 
-def _percentiles(histogram: Histogram) -> Percentiles | None:
+def _percentiles(histogram: Counts) -> Percentiles | None:
     if not histogram.count:
         return None
     p50_ns, p99_ns, p99_9_ns = histogram.percentiles(PERCENTS)

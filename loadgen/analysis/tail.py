@@ -65,6 +65,7 @@ SIGNALS = (
     Signal("I/O pressure", "psi_io_some_share", 0.05, "tasks waited for a disk {:.0f} % of the time", 100),
     Signal("stolen CPU", "host_steal_share", 0.01, "{:.0f} % of the CPU time stolen", 100),
     Signal("other programs", "others_cores", 0.2, "other programs used {:.1f} cores"),
+    Signal("resting broker", "resting_cpu_cores", 0.2, "the resting broker used {:.1f} cores"),
     Signal("slow flushes", "disk_flush_ns", 5e5, "flushes of {:.1f} ms on average", 1e-6),
     Signal("slow writes", "disk_write_ns", 1e6, "writes of {:.1f} ms on average", 1e-6),
     Signal("writeback", "writeback_bytes", 4 << 20, "{:.0f} MB being written back", 1e-6),

@@ -3,9 +3,9 @@
 **A breach is shown, not suspected.** Repeats are the unit. Against a baseline the ratio of geometric means has Welch's
 t interval (`loadgen.stats.confidence.unpaired_ratio`: repeats of two runs are no pairs). A limit is missed where the
 interval excludes "as good or better", at 5 % for all relative limits of a check together (Bonferroni); it is kept where
-the interval excludes the effect that matters (`effect`, 10 % unless said otherwise). Between the two it cannot be told,
+the interval excludes the effect that matters (`effect`). Between the two it cannot be told,
 and the repeats that would tell nine times in ten are named. Runs of different days differ by more than their repeats
-do: changes up to `neglect` (3 % unless said otherwise) are no breach, however surely they are shown. So chance fails
+do: changes up to `neglect` are no breach, however surely they are shown. So chance fails
 5 of 100 checks of runs that differ by just so much, and fewer of runs that are alike.
 
 **Of the brokers' ratio** each repeat has its own (they take turns), and those of both runs are compared. It cannot say
@@ -247,7 +247,8 @@ def _answer(question: _Question, family: int) -> Finding:
     if least > limit.neglect_ratio or (is_ratio and most < 1 / limit.neglect_ratio):
         return finding("missed", told)
     if max(most, _inverse(least) if is_ratio else 0) < limit.effect_ratio:
-        return finding("kept", told)
+        neglected = f", of which {percentage(limit.neglect_ratio)} are neglected" if least > 1 else ""
+        return finding("kept", f"{told}{neglected}")
     needed = repeats_to_tell(limit, question.now, question.before, alpha)
     wants = f"{needed}" if needed is not None else "more than 1,000"
     return finding(

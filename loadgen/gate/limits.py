@@ -40,10 +40,11 @@ Kind = Literal["limit", "relative", "ratio"]
 WHERE = ("scenario", "broker", "driver", "durability", "rate", "point")
 TOLD_KINDS = ("fixed", "poisson", "ramp")
 NEGLECT_RATIO, OTHER_NEGLECT_RATIO = 1.03, 1.1
-"""Where nobody says what is too little to fail for: so much rates, and all else, differ from themselves when they are
-measured again minutes later, of which no interval over repeats knows (docs/performance.md, "The gate")."""
+"""Where nobody says what is too little to fail for, of rates and of all else: so much rates and latencies differ from
+themselves when they are measured again minutes later, of which no interval over repeats knows (docs/performance.md,
+"The gate"). What a message costs in CPU and memory was not looked at, and is taken to be no steadier."""
 OTHER_EFFECT_RATIO = 1.3
-"""The change that matters of what varies so much, where nobody says: in the proportion that it has for rates."""
+"""The change that matters of what varies so much, where nobody says: three times what is neglected."""
 NEGLECTED_PART = 3
 """At most a third of what matters is neglected, where nobody says more: else it would take too many repeats to tell."""
 ASKED = ("effect", "neglect")
@@ -150,9 +151,8 @@ def _matters(place: str, what: Metric, asked: Mapping[str, Any]) -> tuple[float,
     effect = said.get("effect", usual_effect(what))
     neglect = said.get("neglect", usual_neglect(what, effect))
     if effect <= neglect:
-        raise ScenarioError(
-            f"{place}: effect: {effect - 1:.0%}: expected more than what is neglected, {neglect - 1:.0%}"
-        )
+        texts = (asked.get("effect", f"{effect - 1:.3%}"), asked.get("neglect", f"{neglect - 1:.3%}"))
+        raise ScenarioError(f"{place}: effect: {texts[0]}: expected more than what is neglected, {texts[1]}")
     return effect, neglect
 
 

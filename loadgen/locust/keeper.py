@@ -200,6 +200,7 @@ class Keeper:
             progress=lambda _: None,
             gauge=lambda received: gauge.gauge(target, received),
             token=secrets.randbits(32),
+            resting=tuple(pid for name, other in self._endpoints.items() if name != trial.broker for pid in other.pids),
         )
         about = {
             "versions": versions(trial.driver, endpoint.version),
