@@ -133,6 +133,22 @@ def test_a_fault_lasts_until_the_rate_is_back(given: dict[str, Any], end_s: floa
     assert (begin_s, found_s) == (given.get("at_s", 3.2), pytest.approx(end_s))
 
 
+def test_the_same_again_and_again_is_told_as_one(tmp_path: Path) -> None:
+    """By the shortest and the longest of its gaps; what could not be carried out stands by itself."""
+    kills = [
+        FAULT | {"at_s": at_s, "nodes": [node], "confirm_gap_s": gap_s, "back_after_s": back_s}
+        for at_s, node, gap_s, back_s in ((3.2, 2, 1.5, 1.9), (6.0, 1, 0.5, None), (9.0, 3, 2.5, 2.9))
+    ]
+    failed = FAULT | {"at_s": 11.0, "error": "not carried out"}
+    run = run_of(tmp_path, hurt_trial("kafka", "broker", faults=[*kills, failed]))
+    (said,) = hurt.sentences(run, costs(run))
+    assert (
+        "3 × kill of the leader (node 1, 2, 3, at 3 to 9 s): nothing was confirmed for 0.5 to 2.5 s and nothing was "
+        "delivered for 1.6 s, the rate was back after 1.9 to 2.9 s, 1 time not before the next one or the end; mended "
+        "after 5.0 s; kill of the leader (node 2) at 11 s: not carried out."
+    ) in said
+
+
 # --- the timeouts beside a gap ---
 
 CLUSTERS = {

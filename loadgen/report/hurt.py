@@ -9,13 +9,15 @@ from loadgen.record import surely_lost, waiting
 from loadgen.report import timeouts, words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from loadgen.analysis.outages import Cost
     from loadgen.record import Record
     from loadgen.runs import Run
 
 SHORTEST_S = 0.1
+SEVERAL = 3
+"""So many faults of one kind are told together."""
 
 
 def sentences(run: Run, costs: Mapping[str, Cost]) -> list[str]:
@@ -26,7 +28,7 @@ def sentences(run: Run, costs: Mapping[str, Cost]) -> list[str]:
 def _told(run: Run, record: Record, cost: Cost) -> str:
     """Its faults, and the account of its messages."""
     name = words.broker_name(record["broker"])
-    faults = "; ".join(_fault(each, timeouts.beside(run, record, each)) for each in record["faults"])
+    faults = "; ".join(_faults(run, record))
     passed = "".join(f" {_passed(whose, record[name])}" for name, whose in _PROXIES.items() if record[name])
     told = f"{faults}. {_latency(cost)}{_account(record)}{passed}"
     return f"{name} ({record['driver']}), class {record['durability']}: {told}"
@@ -51,6 +53,40 @@ def _latency(cost: Cost) -> str:
     under, apart = (words.NOTHING if each is None else words.duration(each[-1]) for each in (cost.under, cost.apart))
     seconds = words.plural(round(len(cost.intervals) * cost.interval_s), "second")
     return f"The p99.9 of messages intended in these {seconds} was {under}, of all others {apart}. "
+
+
+def _faults(run: Run, record: Record) -> Iterator[str]:
+    """Each by itself, but the same again and again as one, by its ranges."""
+    alike: dict[str, list[Record]] = {}
+    for each in record["faults"]:
+        alike.setdefault(each["what"] if not each["error"] else f"{each['what']} {len(alike)}", []).append(each)
+    for found in alike.values():
+        if len(found) >= SEVERAL:
+            yield _several(found, timeouts.beside(run, record, found[0]))
+        else:
+            yield from (_fault(each, timeouts.beside(run, record, each)) for each in found)
+
+
+def _several(faults: Sequence[Record], waited: str) -> str:
+    """What was done several times: from the shortest to the longest time that nothing came."""
+    nodes = sorted({node for each in faults for node in each["nodes"]})
+    whom = f"node {', '.join(map(str, nodes))}, " if nodes else ""
+    text = f"{len(faults)} × {faults[0]['what']} ({whom}at {_range([each['at_s'] for each in faults], 0)} s)"
+    gaps = {verb: [each[f"{kind}_gap_s"] for each in faults] for kind, verb in GAP_WORDS.items()}
+    known = [f"nothing was {verb} for {_range(found)} s" for verb, found in gaps.items() if None not in found]
+    text += f": {' and '.join(known)}" if known else ""
+    text += f" ({waited})" if known and waited else ""
+    back = [each["back_after_s"] for each in faults if each["back_after_s"] is not None]
+    text += f", the rate was back after {_range(back)} s" if back else ""
+    if known and back and (missing := len(faults) - len(back)):
+        text += f", {words.plural(missing, 'time')} not before the next one or the end"
+    mended = [each["mended_after_s"] for each in faults]
+    return text if faults[0]["kind"] in _MOMENTS else f"{text}; mended after {_range(mended)} s"
+
+
+def _range(values_s: Sequence[float], digits: int = 1) -> str:
+    low, high = (f"{each:.{digits}f}" for each in (min(values_s), max(values_s)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _fault(fault: Record, waited: str) -> str:
