@@ -1,6 +1,7 @@
 """Is what each durability class promises kept when something breaks? The whole matrix, or many kills of leaders.
 
     python bench/faults.py                  every class under every fault of scenarios/faults/delivery.py (make faults)
+    python bench/faults.py --matrix FILE    the scenarios of another file, such as scenarios/faults/transactions.py
     python bench/faults.py --kills 50       so many kills of the leader on each broker, half of them in class flushed
                                             and half in replicated (make prove-faults)
     python bench/faults.py --transactions 200   so many crashes of a processor inside its transaction (Kafka)
@@ -140,6 +141,7 @@ def transactions(crashes: int) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; the value is the exit status."""
     parser = argparse.ArgumentParser(description="Break brokers and clients under load, and look at what was promised.")
+    parser.add_argument("--matrix", type=Path, default=MATRIX, metavar="FILE", help="scenarios with faults")
     parser.add_argument("--kills", type=int, help="kill the leader so often on each broker, in place of the matrix")
     parser.add_argument("--transactions", type=int, metavar="N", help="crash a Kafka processor in N transactions")
     parser.add_argument("--young", type=int, metavar="N", help="kill N quorum queues soon after their declaration")
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words += [word for text in arguments.sets for word in ("--set", text)]
     words += ["--broker", arguments.broker] if arguments.broker else []
     with tempfile.TemporaryDirectory() as folder:
-        path = MATRIX
+        path = arguments.matrix
         if arguments.kills:
             path = Path(folder) / "kills.py"
             words[1] = str(-(-arguments.kills // (KILLS_A_TRIAL * len(CLASSES))))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "at_s": 4.0, "mended_after_s": 7.0,
         "confirm_gap_s": 9.5, "delivery_gap_s": 9.6, "back_after_s": 9.7, "next_leader": 3, "error": None}  # fmt: skip
 
+CRASH = KILL | {"what": "crash of the consumers after the work", "kind": "crash", "nodes": []}
+
 
 def record(**given: Any) -> dict[str, Any]:
     """A trial under one kill in which all went well."""
@@ -70,6 +72,7 @@ def finding(point: str, own: float, **given: Any) -> dict[str, Any]:
         ({"settings": {"transaction_ms": 20, "isolation_level": "read_committed"}}, EXACTLY, "broken"),
         ({"settings": {"transaction_ms": 20, "isolation_level": "read_committed"}, "duplicated": 0}, EXACTLY, "held"),
         ({"settings": {"transaction_ms": 20, "isolation_level": "read_uncommitted"}}, KEPT, "held"),
+        ({"settings": {"transaction_ms": 20, "isolation_level": "read_committed"}, "faults": [CRASH]}, KEPT, "held"),
     ],
 )
 def test_a_promise_is_held_where_the_ledger_shows_no_exception(given: Any, promise: str, state: str) -> None:

@@ -132,7 +132,10 @@ def _place(record: Record) -> tuple[str, int, int]:
 
 def judged(record: Record) -> tuple[str, State]:
     """What was promised, and whether it was kept."""
-    is_exact = record["settings"].get("isolation_level") == "read_committed" and _is_transactional(record)
+    # A consumer that crashed reads on from its last commit of offsets, which is no part of the producer's transaction.
+    is_read_again = any(each["kind"] == "crash" and "consumers" in each["what"] for each in record["faults"] or ())
+    is_committed = record["settings"].get("isolation_level") == "read_committed" and _is_transactional(record)
+    is_exact = is_committed and not is_read_again
     promise = EXACTLY if is_exact else NOTHING if record["durability"] == "none" else KEPT
     lost, twice = surely_lost(record), record["duplicated"]
     if record["status"] != "complete" or lost is None or twice is None:
