@@ -18,7 +18,8 @@ def transactions(name: str, *faults: At, duration_s: float = 25) -> Scenario:
     )
 
 
-kill_all = transactions("kill-all", At("4s", Kill("all", back_after_s=1)))
+# All nodes are away for some twenty seconds, in which no transaction can begin.
+kill_all = transactions("kill-all", At("4s", Kill("all", back_after_s=1)), duration_s=45)
 pause_leader = transactions("pause-leader", At("4s", Pause("leader", for_s=12)))
 crash_consumers = transactions("crash-consumers", At("2s", Crash()), At("8s", Crash(when="before")), duration_s=11)
 for each in (kill_all, pause_leader, crash_consumers):
