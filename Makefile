@@ -61,7 +61,7 @@ faults: $(STAMP)
 
 prove-faults: $(STAMP)
 	@$(BIN)/python bench/faults.py --kills 50
-	@$(BIN)/python bench/faults.py --matrix scenarios/faults/transactions.py
+	@$(BIN)/python bench/faults.py --matrix scenarios/faults/exactly_once.py
 	@$(BIN)/python bench/faults.py --transactions 200
 	@$(BIN)/python bench/faults.py --young 10
 

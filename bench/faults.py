@@ -1,7 +1,7 @@
 """Is what each durability class promises kept when something breaks? The whole matrix, or many kills of leaders.
 
     python bench/faults.py                  every class under every fault of scenarios/faults/delivery.py (make faults)
-    python bench/faults.py --matrix FILE    the scenarios of another file, such as scenarios/faults/transactions.py
+    python bench/faults.py --matrix FILE    the scenarios of another file, such as scenarios/faults/exactly_once.py
     python bench/faults.py --kills 50       so many kills of the leader on each broker, half of them in class flushed
                                             and half in replicated (make prove-faults)
     python bench/faults.py --transactions 200   so many crashes of a processor inside its transaction (Kafka)
