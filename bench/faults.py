@@ -141,7 +141,13 @@ def transactions(crashes: int) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; the value is the exit status."""
     parser = argparse.ArgumentParser(description="Break brokers and clients under load, and look at what was promised.")
-    parser.add_argument("--matrix", type=Path, default=MATRIX, metavar="FILE", help="scenarios with faults")
+    parser.add_argument(
+        "--matrix",
+        type=Path,
+        default=MATRIX,
+        metavar="FILE",
+        help="a file of scenarios with faults: scenarios/faults/exactly_once.py",
+    )
     parser.add_argument("--kills", type=int, help="kill the leader so often on each broker, in place of the matrix")
     parser.add_argument("--transactions", type=int, metavar="N", help="crash a Kafka processor in N transactions")
     parser.add_argument("--young", type=int, metavar="N", help="kill N quorum queues soon after their declaration")
