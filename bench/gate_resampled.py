@@ -40,7 +40,7 @@ from loadgen.report.words import broker_name
 from loadgen.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prove.pairs import Recorded, RecordedLatencies
 
@@ -67,10 +67,14 @@ class Pool:
     @property
     def limits(self) -> list[Limit]:
         """Those of the usual limits that hold such trials against a baseline."""
+        return self.held_by(usual_limits(has_baseline=True))
+
+    def held_by(self, limits: Iterable[Limit]) -> list[Limit]:
+        """Those of these limits that do."""
         first = self.trials[0]
         return [
             limit
-            for limit in usual_limits(has_baseline=True)
+            for limit in limits
             if limit.kind == "relative" and limit.fits(first) and limit.metric.of(first) is not None
         ]
 
@@ -225,7 +229,7 @@ def alarms(
 
     Several figures that go together raise fewer.
     """
-    neglected = [limits[0].neglect_ratio if len(limits) == 1 else pool.limits[0].neglect_ratio for pool in drawn]
+    neglected = [pool.held_by(limits)[0].neglect_ratio for pool in drawn]
     edge = missed(limits, drawn, repeats, resamples, factors=neglected)
     worse = f"{' and '.join(f'{each - 1:.1%}' for each in sorted(set(neglected)))} worse, which is neglected"
     yield _row(f"{name}: alarms, {worse}", edge, resamples, least, ALPHA + ALARMS_OFF)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 BrokerName = Literal["rabbitmq", "kafka"]
@@ -77,3 +78,8 @@ class Endpoint:
         """The first address as `host:port`, for messages to people."""
         host, port = self.hosts[0]
         return f"{host}:{port}"
+
+
+def resting_pids(endpoints: Mapping[BrokerName, Endpoint], measured: BrokerName) -> tuple[int, ...]:
+    """Processes of the brokers that stand idle while another one is measured."""
+    return tuple(pid for name, other in endpoints.items() if name != measured for pid in other.pids)

@@ -15,6 +15,7 @@ from loadgen.checks.repeats import versions_changed
 from loadgen.deciding import demand_plan
 from loadgen.demand import Demand
 from loadgen.drivers import load_driver
+from loadgen.endpoint import resting_pids
 from loadgen.errors import BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
@@ -225,7 +226,7 @@ class _Bench:
             left_s,
             self.exposition.begin,
             None if self.roster is None else self.roster.hands,
-            resting=tuple(pid for name, other in self.endpoints.items() if name != trial.broker for pid in other.pids),
+            resting=resting_pids(self.endpoints, trial.broker),
         )
 
     def run(self, trial: Trial) -> dict[str, Any]:

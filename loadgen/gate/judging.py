@@ -3,10 +3,10 @@
 **A breach is shown, not suspected.** Repeats are the unit. Against a baseline the ratio of geometric means has Welch's
 t interval (`loadgen.stats.confidence.unpaired_ratio`: repeats of two runs are no pairs). A limit is missed where the
 interval excludes "as good or better", at 5 % for all relative limits of a check together (Bonferroni); it is kept where
-the interval excludes the effect that matters (`effect`). Between the two it cannot be told,
-and the repeats that would tell nine times in ten are named. Runs of different days differ by more than their repeats
-do: changes up to `neglect` are no breach, however surely they are shown. So chance fails
-5 of 100 checks of runs that differ by just so much, and fewer of runs that are alike.
+the interval excludes the effect that matters (`effect`). Between the two it cannot be told, and the repeats that would
+tell nine times in ten are named. Runs of different days differ by more than their repeats do: changes up to `neglect`
+are no breach, however surely they are shown. So chance fails 5 of 100 checks of runs that differ by just so much, and
+fewer of runs that are alike.
 
 **Of the brokers' ratio** each repeat has its own (they take turns), and those of both runs are compared. It cannot say
 which of the two changed, but what slowed the machine down between the runs falls out of it.

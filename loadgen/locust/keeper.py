@@ -28,6 +28,7 @@ from loadgen.clocks import ClockServer
 from loadgen.driver import Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
+from loadgen.endpoint import resting_pids
 from loadgen.engine import WRITTEN_SOURCES, Options, header_of, line_of
 from loadgen.errors import EXIT_OK, LoadgenError, TrialError
 from loadgen.fleet import Outcome
@@ -200,7 +201,7 @@ class Keeper:
             progress=lambda _: None,
             gauge=lambda received: gauge.gauge(target, received),
             token=secrets.randbits(32),
-            resting=tuple(pid for name, other in self._endpoints.items() if name != trial.broker for pid in other.pids),
+            resting=resting_pids(self._endpoints, trial.broker),
         )
         about = {
             "versions": versions(trial.driver, endpoint.version),

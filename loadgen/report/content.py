@@ -82,8 +82,7 @@ class Content:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The article's rows; who asked for a decision did not ask for those that it has no measurement of."""
-        rows = tuple(self.table.rows)
-        return rows if self.decision is None else tuple(row for row in rows if row.is_measured)
+        return self.table.rows if self.decision is None else self.table.measured
 
     @property
     def in_words(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -57,9 +57,9 @@ def _latency(cost: Cost) -> str:
 
 def _faults(run: Run, record: Record) -> Iterator[str]:
     """Each by itself, but the same again and again as one, by its ranges."""
-    alike: dict[str, list[Record]] = {}
+    alike: dict[tuple[str, float | None], list[Record]] = {}
     for each in record["faults"]:
-        alike.setdefault(each["what"] if not each["error"] else f"{each['what']} {len(alike)}", []).append(each)
+        alike.setdefault((each["what"], each["at_s"] if each["error"] else None), []).append(each)
     for found in alike.values():
         if len(found) >= SEVERAL:
             yield _several(found, timeouts.beside(run, record, found[0]))
@@ -74,14 +74,22 @@ def _several(faults: Sequence[Record], waited: str) -> str:
     text = f"{len(faults)} × {faults[0]['what']} ({whom}at {_range([each['at_s'] for each in faults], 0)} s)"
     gaps = {verb: [each[f"{kind}_gap_s"] for each in faults] for kind, verb in GAP_WORDS.items()}
     known = [f"nothing was {verb} for {_range(found)} s" for verb, found in gaps.items() if None not in found]
-    text += f": {' and '.join(known)}" if known else ""
-    text += f" ({waited})" if known and waited else ""
     back = [each["back_after_s"] for each in faults if each["back_after_s"] is not None]
-    text += f", the rate was back after {_range(back)} s" if back else ""
+    returned = f", the rate was back after {_range(back)} s" if back else ""
     if known and back and (missing := len(faults) - len(back)):
-        text += f", {words.plural(missing, 'time')} not before the next one or the end"
-    mended = [each["mended_after_s"] for each in faults]
-    return text if faults[0]["kind"] in _MOMENTS else f"{text}; mended after {_range(mended)} s"
+        returned += f", {words.plural(missing, 'time')} not before the next one or the end"
+    return f"{text}{_stood_still(' and '.join(known), waited)}{returned}{_mended(faults)}"
+
+
+def _stood_still(gaps: str, waited: str) -> str:
+    """How long nothing came, and beside it the timeouts that others waited for."""
+    return (f": {gaps}" + f" ({waited})" * bool(waited)) if gaps else ""
+
+
+def _mended(faults: Sequence[Record]) -> str:
+    """After how long what was broken served again; of what is over at once nothing."""
+    is_over = faults[0]["kind"] in _MOMENTS
+    return "" if is_over else f"; mended after {_range([each['mended_after_s'] for each in faults])} s"
 
 
 def _range(values_s: Sequence[float], digits: int = 1) -> str:
@@ -90,20 +98,18 @@ def _range(values_s: Sequence[float], digits: int = 1) -> str:
 
 
 def _fault(fault: Record, waited: str) -> str:
-    """What was done, how long nothing came, and beside it the timeouts that others waited for."""
+    """What was done, how long nothing came, and when it was over."""
     nodes = "" if fault["kind"] == "crash" else f" (node {', '.join(map(str, fault['nodes'])) or 'none'})"
     text = f"{fault['what']}{nodes} at {fault['at_s']:.0f} s"
     if fault["error"]:
         return f"{text}: {fault['error']}"
-    gaps = gaps_text(fault)
-    text += f": {gaps}" if gaps else ""
-    text += f" ({waited})" if gaps and waited else ""
+    text += _stood_still(gaps_text(fault), waited)
     back = fault["back_after_s"]
     if back is not None:
         text += f", the rate was back after {back:.1f} s"
     elif fault["delivery_gap_s"] is not None and fault["at_s"] >= BEFORE_S:
         text += ", the rate was not back before the end"
-    return text if fault["kind"] in _MOMENTS else f"{text}; mended after {fault['mended_after_s']:.1f} s"
+    return f"{text}{_mended([fault])}"
 
 
 _MOMENTS = frozenset({"crash", "reset"})  # over as soon as they are done

@@ -84,14 +84,13 @@ def render_text(run: Run, content: Content) -> str:
     lines += _decision_text(content)
     lines += [*(wrapped(sentence, "") for sentence in content.sentences), ""]
     lines += _parts_text(content.in_words)
-    measured = [row for row in table.rows if row.is_measured]
-    for row in measured:
+    for row in table.measured:
         for cell in row.cells:
             lines.append(f"{row.feature} · {words.broker_name(cell.broker)}: claimed “{cell.claim}” → {cell.judgement}")
             for point, figures in by_point(cell):
                 lines.append(wrapped(f"{point}: " + "; ".join(figure_text(figure) for figure in figures), "    "))
             lines.append(wrapped(f"because {cell.reason}", "    "))
-    silent = len(table.rows) - len(measured)
+    silent = len(table.rows) - len(table.measured)
     if silent and content.decision is None:
         lines.append(f"{silent} of the table's {len(table.rows)} rows are not measured by this run.")
     for capacities in content.capacities:

@@ -78,6 +78,11 @@ class Table:
     other: Run | None = None
     """Another run, whose trials with faults are cited."""
 
+    @property
+    def measured(self) -> tuple[Row, ...]:
+        """The rows that something in the run answers."""
+        return tuple(row for row in self.rows if row.is_measured)
+
 
 def make_table(run: Run, other: Run | None = None) -> Table:
     """Answer the article's rows from a run, and from the trials with faults of another; files only, never a broker."""
