@@ -40,8 +40,9 @@ class Ended:
 
     def row(self, method: str) -> dict[str, str]:
         """The only row of Locust's statistics of a method."""
-        (row,) = (row for (kind, _), row in self.rows.items() if kind == method)
-        return row
+        rows = [row for (kind, _), row in self.rows.items() if kind == method]
+        assert len(rows) == 1, f"{len(rows)} rows of {method}:\n{self.text}"
+        return rows[0]
 
 
 def command(folder: Path, *words: str, file: str = "scenarios/latency.py") -> list[str]:

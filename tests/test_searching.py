@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         warmup_s=0.5,
         duration_s=1.5,
     )
-    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1, search_budget_s=45.0), brokers=("rabbitmq",))
+    plan = make_plan([scenario], Profile("test", 0.5, 1.5, 1, search_budget_s=60.0), brokers=("rabbitmq",))
     options = Options(name="known", command=["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "CEILING_S", 8.0)
@@ -108,10 +108,14 @@ def test_more_load_waits_longer(run: Run) -> None:
 
 
 def test_the_generators_ceiling_is_kept(run: Run) -> None:
-    """Without a broker (here: its queue in memory) the same scenario was measured in the same session."""
-    (ceiling,) = run.header["ceilings"]
+    """Without a broker (here: its queue in memory) the same scenario was measured, or it is said that time was up.
+
+    (A busy machine can fail all that should confirm a capacity; the last try then takes the ceiling's time.)
+    """
     (search,) = run.header["searches"]
-    assert search["ceiling_msgs_per_s"] == ceiling["achieved_msgs_per_s"]
+    measured = [ceiling["achieved_msgs_per_s"] for ceiling in run.header["ceilings"]]
+    assert search["ceiling_msgs_per_s"] == (measured[0] if measured else None)
+    assert bool(measured) != ("no time to see what the tool carries without a broker" in search["reason"])
 
 
 def test_the_run_keeps_its_schema_and_can_be_run_again(run: Run) -> None:
