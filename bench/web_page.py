@@ -26,7 +26,7 @@ PICTURE = Path("docs/images/locust.png")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-    "--window-size=1280,660", "--force-device-scale-factor=2", "--virtual-time-budget=4000",
+    "--virtual-time-budget=4000",
 )  # fmt: skip
 START_S = 120.0
 
@@ -39,13 +39,14 @@ def asked(address: str, path: str, **form: str) -> Any:
         return json.loads(answer.read())
 
 
-def photograph(address: str, path: Path) -> None:
-    """Take the picture."""
+def photograph(url: str, path: Path, size: tuple[int, int], scale: float) -> None:
+    """Take the picture of a page in a window of this size (width, height), with so many dots to its pixels."""
     program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
     if program is None:
         sys.exit("no browser: expected chromium (apt-get install chromium)")
     with tempfile.TemporaryDirectory() as folder:
-        words = [program, *FLAGS, f"--user-data-dir={folder}", f"--screenshot={path.absolute()}", f"{address}/loadgen"]
+        words = [program, *FLAGS, f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}"]
+        words += [f"--force-device-scale-factor={scale:g}", f"--screenshot={path.absolute()}", url]
         subprocess.run(words, check=True, capture_output=True, timeout=120)
 
 
@@ -86,7 +87,7 @@ def main() -> None:
                     time.sleep(1)
             wait_for_both(address, 3 * START_S)
             arguments.file.parent.mkdir(parents=True, exist_ok=True)
-            photograph(address, arguments.file)
+            photograph(f"{address}/loadgen", arguments.file, (1280, 660), 2.0)
         finally:
             os.killpg(locust.pid, signal.SIGINT)
             locust.wait(START_S)

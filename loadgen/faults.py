@@ -10,7 +10,7 @@ a topic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ Who = Literal["leader", "all"] | _Node
 _Seconds = Annotated[float, Field(ge=0, le=3_600)]
 RECOVER_WITHIN_S = 60.0
 """How long clients look for another connection where nobody chose: longer than either broker takes to come back."""
+Hurts = Literal["nodes", "clients_network", "nodes_network", "consumers", "producers"]
+"""What a fault is done to: nodes, their network with clients or among each other, or clients of a role."""
 RECOVERING = {"rabbitmq": ("amqp",), "kafka": ("kafka", "confluent")}
 """Drivers that outlive a connection."""
 CRASHING = {"rabbitmq": "amqp", "kafka": "kafka"}
@@ -41,6 +43,11 @@ class _Fault(Part):
     def described(self) -> str:
         """For people: `kill of the leader`."""
         return f"{type(self).__name__.lower()} of {self._whom}"
+
+    @property
+    def hurts(self) -> Hurts:
+        """What it is done to."""
+        return "nodes"
 
     @property
     def _whom(self) -> str:
@@ -103,6 +110,11 @@ class _NetworkFault(_Fault):
 
     between: Literal["clients", "nodes"] = "clients"
     """Whose connections with the node are hurt: its clients', or the other nodes', whoever of the two opened them."""
+
+    @property
+    def hurts(self) -> Hurts:
+        """What it is done to: nodes stay whole."""
+        return "clients_network" if self.between == "clients" else "nodes_network"
 
     def _way(self, to_clients: str) -> str:
         """What is hurt in words: of clients as given."""
@@ -174,8 +186,6 @@ class Reset(_NetworkFault):
 
 
 NetworkFault = Cut | Delay | Throttle | Reset
-NETWORK_KINDS = frozenset(each.model_fields["kind"].default for each in get_args(NetworkFault))
-"""What is done to the network and not to a node: nodes stay whole."""
 
 
 class Crash(Part):
@@ -194,6 +204,11 @@ class Crash(Part):
 
     def __init__(self, role: str = "consumers", **values: Any) -> None:
         super().__init__(role=role, **values)
+
+    @property
+    def hurts(self) -> Hurts:
+        """What it is done to: the clients of its role."""
+        return self.role
 
     def described(self) -> str:
         """For people."""
@@ -218,12 +233,12 @@ class At(Part):
 
 def needs_proxy(faults: tuple[At, ...]) -> bool:
     """Whether clients must reach the broker through a proxy: the network between them is hurt."""
-    return any(isinstance(each.fault, NetworkFault) and each.fault.between == "clients" for each in faults)
+    return any(each.fault.hurts == "clients_network" for each in faults)
 
 
 def needs_links(faults: tuple[At, ...]) -> bool:
     """Whether the nodes must reach each other through a proxy: the network between them is hurt."""
-    return any(isinstance(each.fault, NetworkFault) and each.fault.between == "nodes" for each in faults)
+    return any(each.fault.hurts == "nodes_network" for each in faults)
 
 
 def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:

@@ -146,6 +146,7 @@ class Hurting:
         return {
             "what": done.fault.described(),
             "kind": done.fault.kind,
+            "hurts": done.fault.hurts,
             "nodes": list(done.nodes),
             "at_s": (done.began_ns - self._window_ns) / SECOND_NS,
             "mended_after_s": (done.mended_ns - done.began_ns) / SECOND_NS,

@@ -42,6 +42,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "little": ("agrees", "reason"),
     "steady": ("steady", "cut_s", "reason"),
 }
+_NETWORK_KINDS = ("cut", "delay", "throttle", "reset")
 _DRIVER_KINDS = {
     "amqp": "wire", "kafka": "wire", "stream": "wire", "memory": "memory",
     "pika": "client", "pika-blocking": "client", "aio-pika": "client", "rstream": "client", "confluent": "client",
@@ -61,7 +62,18 @@ def completed(record: Mapping[str, Any]) -> Record:
     for name, parts in _PARTS.items():
         full[name] = {**dict.fromkeys(parts), **(record.get(name) or {})}
     full["driver_kind"] = full["driver_kind"] or _DRIVER_KINDS.get(full["driver"] or "")
+    if full["faults"]:
+        full["faults"] = [{"hurts": _hurts(each["kind"], each["what"]), **each} for each in full["faults"]]
     return full
+
+
+def _hurts(kind: str, what: str) -> str:
+    """What a fault was done to, by its words: runs written before 2026-11-29 have nothing else that says so."""
+    if kind == "crash":
+        return "producers" if "producers" in what else "consumers"
+    if kind in _NETWORK_KINDS:
+        return "nodes_network" if " between " in what else "clients_network"
+    return "nodes"
 
 
 RESPONSE_KINDS = ("rtt", "e2e", "ack")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from patience import PATIENCE_S
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from loadgen.scenario import Message
 
 WIRE, CLIENT = load_driver("kafka"), load_driver("confluent")
-PATIENCE_S = 50.0  # until a test gives up; a busy machine may need some of it, an idle one nothing
 
 
 @dataclass
@@ -114,11 +114,3 @@ def receive(consumers: list[Consumer], payloads: Payloads, is_done: Callable[[Go
             got.take(consumer.receive(0.05), payloads)
             consumer.settle()
     return got
-
-
-def until(is_so: Callable[[], bool]) -> bool:
-    """Wait for what the broker comes to by itself; whether it did."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not (found := is_so()) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    return found

@@ -19,6 +19,7 @@ import numpy as np
 import pika
 import pytest
 import young_queue
+from patience import PATIENCE_S, until
 
 from loadgen import brokers
 from loadgen.brokers import ending, host, local, process, rabbitmq, state
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("LOADGEN_CACHE_DIR", PROJECT / ".brokers/install")).absolute()
-WAIT_S = 60.0
 LISTEN = "0A"  # in /proc/net/tcp
 
 
@@ -303,14 +303,6 @@ def start_owner(path: Path, broker: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Any) -> None:
-    """Waits for something that another process does."""
-    until_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until_s, "did not happen"
-        time.sleep(0.05)
-
-
 def left_behind(root: Path) -> ProcessId:
     """What a loadgen that was killed has left in a folder of brokers: a process that stands for one, and its record."""
     cluster = state.Cluster("rabbitmq", state.cluster_dir("rabbitmq", root), CACHE, "4.3.6", ready=True)
@@ -352,17 +344,17 @@ def test_a_killed_run_leaves_nothing_for_long(tmp_path: Path) -> None:
         (guard,) = guards(tmp_path)
         assert os.getsid(guard) == guard, "no signal to its owner's terminal is for it"
         owner.kill()
-    wait_until(lambda: not list(process.find_marked(tmp_path)))
-    wait_until(lambda: not guards(tmp_path))
+    assert until(lambda: not list(process.find_marked(tmp_path)))
+    assert until(lambda: not guards(tmp_path))
     assert not (tmp_path / "run/rabbitmq/state.json").exists()
 
 
 def test_a_run_killed_while_it_starts_a_broker_leaves_nothing_for_long(tmp_path: Path) -> None:
     """Killed in the middle of a start, whether or not the state names a process yet: all of it is ended, too."""
     with start_owner(tmp_path, "rabbitmq") as owner:
-        wait_until(lambda: list(process.find_marked(tmp_path)))
+        assert until(lambda: list(process.find_marked(tmp_path)))
         owner.kill()
-    wait_until(lambda: not guards(tmp_path))
+    assert until(lambda: not guards(tmp_path))
     assert not list(process.find_marked(tmp_path))
     assert not (tmp_path / "run/rabbitmq/state.json").exists()
 
@@ -375,7 +367,7 @@ def test_who_leaves_in_order_needs_no_guard(home: Path, pair: dict[BrokerName, E
     root = home / "nothing"
     with Guard(root) as guard:
         guard.start()
-        wait_until(lambda: guards(root))
+        assert until(lambda: guards(root))
         guard.dismiss()
         assert not guards(root)
     assert not root.exists()
@@ -390,7 +382,7 @@ def test_a_signal_ends_a_run_with_its_brokers(tmp_path: Path) -> None:
             assert owner.stdout is not None
             assert owner.stdout.readline() == "open\n"
             owner.send_signal(number)
-            assert owner.wait(WAIT_S) != 0
+            assert owner.wait(PATIENCE_S) != 0
         assert not list(process.find_marked(tmp_path / number.name))
 
 

@@ -23,8 +23,8 @@ from loadgen.knobs import CLASS_DEMANDS
 from loadgen.load import parse_set
 from loadgen.outcome import exit_status
 from loadgen.plan import PROFILES
-from loadgen.report import render_run
-from loadgen.report.decision import SURVIVES, decision_text
+from loadgen.report import render_run, words
+from loadgen.report.decision import decision_text
 from loadgen.runs import load
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def test_both_carry_with_their_headroom(tmp_path: Path) -> None:
         said(found),
     )
     assert "RabbitMQ: a p99 bound below 3.36 ms or a rate above 31." in said(found)
+    assert "decide-demand are the trials at this rate, decide-edge are the searches." in said(found)
+    assert "is unclear" not in said(found)
     assert exit_status(found.run) == 0
 
 
@@ -141,6 +143,9 @@ def test_what_cannot_be_told_is_said_with_its_reason(tmp_path: Path, given: dict
     assert not found.is_told
     assert word in said(found)
     assert decision_text(found).headline.startswith("RabbitMQ carries it; of Kafka it cannot be told")
+    if of(found, "kafka").of("unclear"):
+        assert "3 of 3 trials do not tell, the first: " in said(found)
+        assert "A trial is unclear that failed where" in said(found)
 
 
 def test_trials_that_disagree_cannot_tell(tmp_path: Path) -> None:
@@ -180,6 +185,26 @@ def test_searches_that_found_nothing_speak_against_an_answer(tmp_path: Path) -> 
     assert decision is not None
     assert of(decision, "kafka").answer == "cannot tell"
     assert "no rate that keeps the objective" in of(decision, "kafka").why[0]
+    assert "that it sustains, in 3 searches, of which the last says: no rate was sustained" in said(decision)
+
+
+def test_a_search_that_something_else_stopped_has_no_edge_and_says_why(tmp_path: Path) -> None:
+    """Of how many searches the figure is, what stopped them, and what is below the demand is a share of it."""
+    run = synthetic.decide_run(tmp_path, ASKED, {"kafka": [30.0] * 3}, {"kafka": [200.0, 210.0, 190.0]})
+    stopped = {"is_lower_bound": True, "bound_by": "generator", "reason": "the schedule lagged"}
+    for search in run.header["searches"]:
+        search.update(stopped)
+    run.header["searches"][0] |= {"capacity_msgs_per_s": None, "trial": None}
+    decision = decide(run)
+    assert decision is not None
+    assert "2 of 3 searches came to 200 msg/s, where the generator was the limit (the schedule lagged)" in said(
+        decision
+    )
+    for search in run.header["searches"]:
+        search.update(is_lower_bound=False, bound_by="objective")
+    below = decide(run)
+    assert below is not None
+    assert re.search(r"bound by objective: 1\.00 % \([^)]*\) of the demand", said(below))
 
 
 def test_enough_headroom_is_at_least(tmp_path: Path) -> None:
@@ -259,7 +284,12 @@ def test_a_report_opens_with_the_decision(tmp_path: Path) -> None:
     assert text.startswith(headline)
     assert markdown.splitlines()[2].startswith(f"**{headline[:40]}")
     assert html.index("both carry 20,000") < html.index("The article")
-    for head in ("The answer for each", "How sure that is", "What would change the answer", "What cannot be said"):
+    for head in (
+        "The answer for each",
+        "How sure that is",
+        "What would change the answer",
+        "What this answer leaves open",
+    ):
         assert head in html
         assert head in markdown
         assert head in text
@@ -275,7 +305,8 @@ def test_a_report_opens_with_the_decision(tmp_path: Path) -> None:
 
 def test_every_class_has_its_word() -> None:
     """The command line's words, the classes and their explanations are one list."""
-    assert tuple(CLASSES) == arguments.SURVIVE == tuple(SURVIVES)
+    assert tuple(CLASSES) == arguments.SURVIVE
+    assert [str(each) for each in CLASSES.values()] == list(words.CLASS_PROMISES)
     assert {str(each) for each in CLASSES.values()} == set(CLASS_DEMANDS)
 
 

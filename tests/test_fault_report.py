@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FIXED = {"kind": "fixed", "msgs_per_s": 400.0}
 FAULT = {
-    "what": "kill of the leader", "kind": "kill", "nodes": [2], "at_s": 3.2, "mended_after_s": 5.0,
+    "what": "kill of the leader", "kind": "kill", "hurts": "nodes", "nodes": [2], "at_s": 3.2, "mended_after_s": 5.0,
     "confirm_gap_s": 1.5, "confirm_gap_at_s": 3.1, "delivery_gap_s": 1.6, "delivery_gap_at_s": 3.15,
     "back_after_s": 1.9, "error": None,
 }  # fmt: skip
@@ -159,7 +159,7 @@ CLUSTERS = {
 KAFKA_WAITS = "(broker.session.timeout.ms is 9 s, controller.quorum.fetch.timeout.ms 2 s)"
 LINKED = {"links": {"bytes": 10, "cpu_s": 0.1}}
 PAUSE = {"kind": "pause", "mended_after_s": 12.0}
-CUT = {"kind": "cut", "what": "cut between the leader and the other nodes", "mended_after_s": 20.0}
+CUT = {"kind": "cut", "hurts": "nodes_network", "mended_after_s": 20.0}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ CUT = {"kind": "cut", "what": "cut between the leader and the other nodes", "men
         ("kafka", "broker", {}, {}, ""),  # one node: nobody takes over
         ("kafka", "replicated", {"nodes": [1, 2, 3]}, {}, ""),  # nor where all fall
         ("kafka", "replicated", {"kind": "restart"}, {}, ""),  # leaderships are handed over
-        ("kafka", "replicated", CUT | {"what": "cut of the leader from the clients"}, LINKED, ""),  # nodes hear
+        ("kafka", "replicated", CUT | {"hurts": "clients_network"}, LINKED, ""),  # nodes hear
         ("rabbitmq", "replicated", CUT | {"kind": "reset"}, LINKED, ""),  # closed, and not silent
         ("rabbitmq", "replicated", CUT | {"kind": "delay"}, LINKED, ""),
     ],
@@ -230,6 +230,27 @@ def test_trials_with_faults_are_drawn_beside_each_other(tmp_path: Path) -> None:
     assert "Kafka, class replicated: kill of the leader at second 3, nothing confirmed for 1.5 s" in both.note
     assert "RabbitMQ" not in alone.svg
     assert worst(run, make_table(run).tails) == [], "why these seconds are slow is no riddle, and drawn already"
+
+
+def test_alarms_and_rebalances_stand_beside_the_fault(tmp_path: Path) -> None:
+    """What the observer heard of the broker is drawn and told; a collector's pause is not news here."""
+    events = [
+        {"kind": "alarm", "at_s": 4.0, "duration_s": 3.0, "text": "memory"},
+        {"kind": "gc pause", "at_s": 5.0, "duration_s": 0.1, "text": "Full"},
+    ]
+    run = run_of(tmp_path, hurt_trial("rabbitmq", observer={"events": events}))
+    (chart,) = fault_chart.draw(courses(run))
+    assert chart.svg.count(">alarm: memory<") == 1
+    assert "alarm: memory at second 4" in chart.note
+    assert "gc pause" not in chart.svg + chart.note
+
+
+def test_latencies_of_an_overload_are_called_so(tmp_path: Path) -> None:
+    """Where a good part of the load was never sent, the fault alone does not answer for the latencies."""
+    run = run_of(tmp_path, hurt_trial("kafka", sent_msgs_per_s=100.0), hurt_trial("rabbitmq", sent_msgs_per_s=395.0))
+    over, carried = hurt.sentences(run, costs(run))
+    assert "Only 100 msg/s of the 400 msg/s that were due was sent" in over
+    assert "were due" not in carried
 
 
 def test_a_trial_without_times_is_drawn_by_its_rates(tmp_path: Path) -> None:

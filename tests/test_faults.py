@@ -9,7 +9,22 @@ import pytest
 from hurts import bare_run, demand_kept, record_of
 from hurts import hurt_scenario as scenario
 
-from loadgen import At, Durability, Full, Kill, Pause, RabbitMQ, Rate, Restart, Scenario
+from loadgen import (
+    At,
+    Crash,
+    Cut,
+    Delay,
+    Durability,
+    Full,
+    Kill,
+    Pause,
+    RabbitMQ,
+    Rate,
+    Reset,
+    Restart,
+    Scenario,
+    Throttle,
+)
 from loadgen.alarms import AlarmReader
 from loadgen.analysis.outages import costs
 from loadgen.brokers import local, private_brokers, renewed, shortage
@@ -19,6 +34,7 @@ from loadgen.drivers.wire.kafka_cluster import GIVE_UP_S
 from loadgen.errors import BrokerError, ScenarioError
 from loadgen.gaps import Gaps
 from loadgen.plan import Profile, make_plan
+from loadgen.record import completed
 from loadgen.report import hurt
 
 if TYPE_CHECKING:
@@ -28,6 +44,22 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 MS_NS = 1_000_000
+
+
+@pytest.mark.parametrize("who", ["leader", "all", 2])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Kill(), Restart(), Pause(), Full("disk"), Crash("consumers"), Crash("producers"), Cut(), Cut(between="nodes"),
+        Delay(delay_ms=5), Delay(delay_ms=5, between="nodes"), Throttle(rate_bytes_per_s=10_000), Reset(),
+        Throttle(rate_bytes_per_s=10_000, between="nodes"), Reset(between="nodes"),
+    ],
+)  # fmt: skip
+def test_records_of_older_runs_are_told_what_was_hurt_by_the_faults_words(fault: Any, who: Any) -> None:
+    """What a fault says that it hurts is also what is read from its words, where its record does not say so."""
+    fault = fault if isinstance(fault, Crash) else fault.model_copy(update={"who": who})
+    older = completed({"id": "t", "faults": [{"kind": fault.kind, "what": fault.described()}]})
+    assert older["faults"][0]["hurts"] == fault.hurts
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patience import until
 
 from loadgen.board import Board, Cell
 from loadgen.brokers import faults as injecting
@@ -98,21 +99,13 @@ def begun(schedule: list[tuple[float, Fault]], leader: Callable[[], int] = lambd
 def carried_out(schedule: list[tuple[float, Fault]], **given: Any) -> list[Done]:
     """What an injector says of faults at these seconds, once all are over."""
     injector = begun(schedule, **given)
-    until(lambda: len(injector.done) == len(schedule) and all(map(is_decided, injector.done)))
+    assert until(lambda: len(injector.done) == len(schedule) and all(map(is_decided, injector.done)))
     return injector.stop()
 
 
 def is_decided(done: Done) -> bool:
     """Whether a fault has hit, or failed to."""
     return bool(done.nodes or done.error or done.mended_ns)
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait for what comes in a moment, however busy the machine is."""
-    deadline_s = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it never came"
-        time.sleep(0.01)
 
 
 def test_who_is_down_already_is_not_killed_again(cluster: Cluster) -> None:
@@ -138,9 +131,9 @@ def test_a_node_that_is_paused_twice_goes_on_after_the_last_pause(cluster: Clust
     schedule.append((0.2, Pause("leader", for_s=0.1)))
     injector = begun(schedule, leader=slow_leader)
     try:
-        until(lambda: len(injector.done) == len(schedule) and injector.done[1].mended_ns > 0)
+        assert until(lambda: len(injector.done) == len(schedule) and injector.done[1].mended_ns > 0)
         assert cluster.state(1) == "T", "the short pause is over, the long one not"
-        until(lambda: cluster.state(1) == "S")
+        assert until(lambda: cluster.state(1) == "S")
         assert not asked.is_set(), "whoever is asked meanwhile"
     finally:
         asked.set()
@@ -162,11 +155,11 @@ def test_nodes_that_are_due_together_start_together_and_no_fault_is_over_before(
     schedule: list[tuple[float, Fault]] = [(0.0, Kill(1, back_after_s=1)), (0.05, Kill(2, back_after_s=1))]
     injector = begun([*schedule, (0.1, Pause("leader"))], leader=lambda: 3 if asked.wait(30) else 0)
     try:
-        until(lambda: cluster.started == [(1, 2)])
+        assert until(lambda: cluster.started == [(1, 2)])
         time.sleep(0.2)
         assert [each.mended_ns for each in injector.done[:2]] == [0, 0]
         cluster.serves.set()
-        until(lambda: all(each.mended_ns for each in injector.done[:2]))
+        assert until(lambda: all(each.mended_ns for each in injector.done[:2]))
         assert cluster.started == [(1, 2)]
     finally:
         cluster.serves.set()
@@ -179,7 +172,7 @@ def test_a_start_that_went_wrong_is_tried_again_at_the_end(cluster: Cluster) -> 
     """Both are told; who was to stay down until then is started without a word."""
     cluster.failures = 1
     injector = begun([(0.0, Kill(1, back_after_s=0.1)), (0.0, Kill(2, back_after_s="never"))])
-    until(lambda: cluster.started == [(1,)])
+    assert until(lambda: cluster.started == [(1,)])
     kill, never = injector.stop()
     assert cluster.started == [(1,), (1, 2)]
     assert kill.error == "no room"
@@ -209,11 +202,11 @@ def test_a_kafka_that_goes_on_without_disk_was_not_hurt(
     ended = threading.Event()
     monkeypatch.setattr(injecting.shortage, "end", lambda *_: ended.set())
     injector = begun([(0.0, Full("disk", who=1, for_s=0.1))])
-    until(ended.is_set)
+    assert until(ended.is_set)
     if dies:
         time.sleep(0.3)
         cluster.kill(1)
-    until(lambda: injector.done[0].mended_ns > 0)
+    assert until(lambda: injector.done[0].mended_ns > 0)
     (full,) = injector.stop()
     assert full.error == (None if dies else "kafka: node 1 wrote nothing meanwhile: nobody was hurt")
     assert cluster.started == ([(1,)] if dies else [])
@@ -232,7 +225,7 @@ def test_a_shortage_that_comes_to_nothing_is_given_back_at_once(
     monkeypatch.setattr(injecting.shortage, "begin", begin)
     monkeypatch.setattr(injecting.shortage, "end", lambda _, node, *__: given_back.append(node))
     injector = begun([(0.0, Full("disk", who="all", for_s=60))])
-    until(lambda: bool(injector.done and injector.done[0].mended_ns))
+    assert until(lambda: bool(injector.done and injector.done[0].mended_ns))
     assert given_back == [1, 2]
     (full,) = injector.stop()
     assert (full.error, given_back, cluster.started) == ("no alarm", [1, 2], [])
@@ -251,14 +244,14 @@ def test_no_fault_hits_once_the_window_is_over(cluster: Cluster, late: str) -> N
     injector = Injector(ENDPOINT, slow_leader, lambda _: None, lambda _: None)
     now_ns = time.monotonic_ns()
     injector.start([(now_ns, Kill("leader"))], now_ns + (5 * 10**8 if late == "window" else 10**12))
-    until(asking.is_set)
+    assert until(asking.is_set)
     if late == "window":
         time.sleep(0.6)
     else:
         threading.Timer(0.2, told.set).start()
         injector.stop()
     told.set()
-    until(lambda: injector.done[0].error is not None)
+    assert until(lambda: injector.done[0].error is not None)
     assert injector.done[0].error == "not carried out: the window had ended"
     assert cluster.state(1) == "S"
     injector.stop()
@@ -268,7 +261,7 @@ def test_a_restart_that_took_a_kill_says_so(cluster: Cluster) -> None:
     """It is started again, and was not restarted in order."""
     cluster.killed = (2,)
     injector = begun([(0.0, Restart(2))])
-    until(lambda: bool(injector.done and injector.done[0].mended_ns))
+    assert until(lambda: bool(injector.done and injector.done[0].mended_ns))
     (restart,) = injector.stop()
     assert restart.error == "kafka: node 2 did not end in order in time, and was killed"
 
@@ -293,7 +286,7 @@ def test_who_leads_after_a_leader_that_was_killed_is_asked(cluster: Cluster, mon
         return answer
 
     injector = begun([(0.0, Kill("leader", back_after_s="never"))], leader=leader)
-    until(lambda: bool(injector.done and injector.done[0].next_leader))
+    assert until(lambda: bool(injector.done and injector.done[0].next_leader))
     (kill,) = injector.stop()
     assert (kill.nodes, kill.next_leader, kill.error) == ((1,), 3, None)
     assert cluster.lives(1)

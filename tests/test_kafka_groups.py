@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import ConsumerGroupState, ConsumerGroupType
 from confluent_kafka.admin import AdminClient
-from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, until
+from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send
 from kafkawire import OFFSET_COMMIT, watched
+from patience import until
 
 from loadgen.drivers.kafka_config import client_settings
 from loadgen.scenario import Message

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, seqs_of, until
+from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, seqs_of
 from kafkawire import FETCH, PRODUCE, watched, written
+from patience import until
 
 from loadgen.drivers.wire.kafka_batch import key_partitions, key_table
 from loadgen.drivers.wire.kafka_codecs import CODECS

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, until
+from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send
 from kafkawire import watched
 from kio.schema.share_group_describe.v1.request import ShareGroupDescribeRequest
 from kio.schema.types import GroupId
+from patience import until
 
 from loadgen.drivers.kafka_share_admin import FEATURE, ShareGroups
 from loadgen.drivers.wire.kafka_protocol import Connection

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, seqs_of, until
+from kafkabench import CLIENT, WIRE, Bench, payloads_of, receive, send, seqs_of
 from kafkawire import PRODUCE, watched, written
+from patience import until
 
 from loadgen.drivers.kafka_config import ABORTED
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, Coordinated

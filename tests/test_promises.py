@@ -30,10 +30,12 @@ from loadgen.report.promises import (
 if TYPE_CHECKING:
     from loadgen.runs import Run
 
-KILL = {"what": "kill of the leader", "kind": "kill", "nodes": [2], "at_s": 4.0, "mended_after_s": 7.0,
-        "confirm_gap_s": 9.5, "delivery_gap_s": 9.6, "back_after_s": 9.7, "next_leader": 3, "error": None}  # fmt: skip
+KILL = {
+    "what": "kill of the leader", "kind": "kill", "hurts": "nodes", "nodes": [2], "at_s": 4.0, "mended_after_s": 7.0,
+    "confirm_gap_s": 9.5, "delivery_gap_s": 9.6, "back_after_s": 9.7, "next_leader": 3, "error": None,
+}  # fmt: skip
 
-CRASH = KILL | {"what": "crash of the consumers after the work", "kind": "crash", "nodes": []}
+CRASH = KILL | {"what": "crash of the consumers after the work", "kind": "crash", "hurts": "consumers", "nodes": []}
 
 
 def record(**given: Any) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def record(**given: Any) -> dict[str, Any]:
         "status": "complete", "error": None, "broker": "kafka", "durability": "replicated", "settings": {},
         "window_s": 25.0, "interval_s": 1.0, "faults": [KILL], "sent": 1_000, "acked": 990, "confirmed_lost": 0,
         "unconfirmed_lost": 3, "dup_resend": 7, "dup_redelivery": 0, "duplicated": 7, "lost": 3,
+        "offered_msgs_per_s": 300.0, "sent_msgs_per_s": 300.0,
         "links": None, "broker_counts": {"stored": 997, "depth_at_end": 0, "read_again": 997},
     } | given  # fmt: skip
 
@@ -88,7 +91,7 @@ def test_the_table_names_fault_class_and_every_category() -> None:
     assert all(len(each.cells) == len(PROMISE_HEADS) for each in found)
     assert found[0].cells[0] == "2 × kill of all nodes"
     assert found[0].cells[3] == f"{KEPT} (all nodes at once)"
-    cut = {**fell, "what": "cut of all nodes from the clients", "kind": "cut"}
+    cut = {**fell, "what": "cut of all nodes from the clients", "kind": "cut", "hurts": "clients_network"}
     (whole,) = promises(run := bare_run(record(faults=[cut])), costs(run))
     assert whole.cells[3] == KEPT, "no node has fallen"
     assert found[1].cells[5:] == ("1,000", "990", "0", "3", "7", "0", "9.6 s")

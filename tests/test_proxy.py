@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S, until
 
 from loadgen import Cut, Delay, Throttle
 from loadgen.brokers.orders import _condition
@@ -26,9 +27,8 @@ from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-PATIENCE_S = 30.0  # of whoever waits for what must come
 NOTHING_S = 0.3  # so long nothing comes where nothing may
 
 
@@ -109,14 +109,6 @@ def echoed(stream: socket.socket, data: bytes) -> bytes:
     """What comes back."""
     stream.sendall(data)
     return exactly(stream, len(data))
-
-
-def wait_until(holds: Callable[[], object], what: str) -> None:
-    """Until it holds."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 @settings(max_examples=40)
@@ -223,7 +215,7 @@ def test_a_cut_lets_nothing_pass_and_then_all_of_it(echo: Echo, proxy: Through, 
     assert (echo.heard_bytes, echo.accepted, len(echo.ended)) == (heard, accepted, ended)
     proxy.end(fault, [1])
     assert exactly(client, 12) == b"first second"
-    wait_until(lambda: echo.heard_bytes >= 19 and len(echo.ended) > ended, "what was sent before leaving")
+    assert until(lambda: echo.heard_bytes >= 19 and len(echo.ended) > ended), "what was sent before leaving"
     with connected(proxy):  # one that gave up is forgotten, and others are let in again
         pass
 
@@ -255,7 +247,7 @@ def test_a_reset_is_one_on_both_sides(echo: Echo, proxy: Through, client: socket
     proxy.reset([1])
     with pytest.raises(ConnectionResetError):
         client.recv(1)
-    wait_until(lambda: len(echo.ended) > ended, "the server's side ends")
+    assert until(lambda: len(echo.ended) > ended), "the server's side ends"
     assert echo.ended[-1] == "ConnectionResetError"
     with connected(proxy):
         pass
@@ -303,4 +295,4 @@ def test_no_proxy_outlives_its_maker() -> None:
         proxy = ProcessId.of(int(maker.stdout.readline()))
         assert proxy is not None
         os.kill(maker.pid, signal.SIGKILL)
-    wait_until(lambda: not proxy.is_alive(), "it has ended")
+    assert until(lambda: not proxy.is_alive()), "it has ended"

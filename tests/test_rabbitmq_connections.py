@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S, until
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 PAYLOADS = Payloads(Message(size_bytes=100), seed=1, token=2)
-WAIT_S = 20.0
 SHORT = Profile("short", warmup_s=0.0, duration_s=1.0, repeats=1)
 
 
@@ -64,14 +64,6 @@ def told(endpoint: Endpoint, path: str) -> Any:
     return management_request(endpoint, path)
 
 
-def until(condition: Callable[[], bool]) -> bool:
-    """Whether it came true in time: the management API learns of things late."""
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
-
-
 def consumers_of(target: Target) -> list[tuple[str, int, int]]:
     """The queue's consumers by the broker's own view: connection, channel number, prefetch."""
     found = told(target.endpoint, f"consumers/{quote(target.endpoint.virtual_host, safe='')}")
@@ -85,7 +77,7 @@ def consumers_of(target: Target) -> list[tuple[str, int, int]]:
 def pass_on(producer: Any, consumer: Any, count: int, first: int = 0) -> tuple[SentBook, ReceivedBook]:
     """Send so many messages and receive them meanwhile, each settled."""
     sent, received = SentBook(0), ReceivedBook()
-    at, deadline = 0, time.monotonic() + WAIT_S
+    at, deadline = 0, time.monotonic() + PATIENCE_S
     while received.received_count < count or sent.confirmed_count < count:
         assert time.monotonic() < deadline, f"{received.received_count} of {count} came"
         if number := min(producer.room_msgs, count - at, 7):
@@ -153,7 +145,7 @@ def test_failures_and_priorities_work_on_every_channel(make_target: Any, close_a
         for batch in consumer.receive(0.1):
             received.receive(PAYLOADS.parse(batch.buffer, batch.starts, batch.sizes), batch.source, batch.redelivered)
         consumer.settle()
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while (account := settle([sent], [received])).duplicated < 110 and time.monotonic() < deadline:
         for batch in consumer.receive(0.1):
             received.receive(PAYLOADS.parse(batch.buffer, batch.starts, batch.sizes), batch.source, batch.redelivered)
@@ -196,7 +188,7 @@ def test_churn_is_seen_by_the_broker(make_target: Any, close_all: contextlib.Exi
     close_all.callback(consumer.close)
     connects = 2
     sent, received = pass_on(producer, consumer, 200)
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while connects < 6 and time.monotonic() < deadline:
         producer.poll(0.05)
         consumer.receive(0.05)
@@ -229,13 +221,13 @@ def test_prefetch_heartbeat_and_window_take_effect(
         producer.send(first, np.array([now]), now)
         if driver != "pika-blocking":  # which has waited for the confirm
             assert producer.room_msgs == 0
-        (settled,) = producer.flush(WAIT_S)
+        (settled,) = producer.flush(PATIENCE_S)
         assert settled.seqs.tolist() == [first]
-    got = [batch for batch in consumer.receive(WAIT_S) for _ in batch.starts]
+    got = [batch for batch in consumer.receive(PATIENCE_S) for _ in batch.starts]
     assert len(got) == 1
     assert consumer.receive(0.2) == []  # no more before that one is acknowledged
     consumer.settle()
-    assert len(consumer.receive(WAIT_S)) == 1
+    assert len(consumer.receive(PATIENCE_S)) == 1
 
 
 def test_client_libraries_have_one_connection() -> None:

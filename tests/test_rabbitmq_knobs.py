@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S, until
 from pika import exceptions
 
 from loadgen.driver import Target
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 DRIVERS = ("amqp", "pika", "pika-blocking", "aio-pika")
 PAYLOADS = Payloads(Message(size_bytes=100), seed=1, token=2)
-WAIT_S = 20.0
 
 
 class Bench:
@@ -71,7 +71,7 @@ def bench(rabbitmq_endpoint: Endpoint) -> Iterator[Bench]:
 
 def send(producer: Producer, count: int, first: int = 0) -> dict[int, str | None]:
     """Messages first …, each with what the broker said of it."""
-    settled, at, deadline = [], first, time.monotonic() + WAIT_S
+    settled, at, deadline = [], first, time.monotonic() + PATIENCE_S
     while at < first + count:
         assert time.monotonic() < deadline, "the producer takes no more"
         if number := min(producer.room_msgs, first + count - at, 10):
@@ -79,14 +79,14 @@ def send(producer: Producer, count: int, first: int = 0) -> dict[int, str | None
             producer.send(at, np.full(number, now), now)
             at += number
         settled += producer.poll(0 if producer.room_msgs else 0.1)
-    settled += producer.flush(WAIT_S)
+    settled += producer.flush(PATIENCE_S)
     return {seq: each.error for each in settled for seq in each.seqs.tolist()}
 
 
 def take(consumer: Consumer, count: int) -> list[tuple[int, bool]]:
     """At least so many deliveries, each settled: number and redelivered flag; a little longer, for one too many."""
     got: list[tuple[int, bool]] = []
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         batches = consumer.receive(0.1)
         for batch in batches:
@@ -98,14 +98,6 @@ def take(consumer: Consumer, count: int) -> list[tuple[int, bool]]:
         if len(got) >= count and not batches:
             return got
     raise AssertionError(f"{len(got)} of {count} came")
-
-
-def until(condition: Any, every_s: float = 0.02) -> bool:
-    """Whether it came true in time."""
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(every_s)
-    return bool(found)
 
 
 def dead(bench: Bench, target: Target) -> dict[str, list[int]]:
@@ -268,7 +260,7 @@ def test_messages_of_mixed_sizes_have_priorities_too(bench: Bench) -> None:
     consumer = bench.consumer(target)
     seqs: list[int] = []
     while len(seqs) < 30:
-        for batch in consumer.receive(WAIT_S):
+        for batch in consumer.receive(PATIENCE_S):
             parsed = mixed.parse(batch.buffer, batch.starts, batch.sizes)
             assert parsed.intact.all()
             seqs += parsed.seq.tolist()

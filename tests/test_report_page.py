@@ -111,6 +111,23 @@ def test_every_chart_is_visible_and_every_link_leads_somewhere(browser: Browser)
     browser.wait("document.querySelector(location.hash).getBoundingClientRect().height > 0")
 
 
+def test_a_decision_with_its_faults_is_such_a_page_too(tmp_path: Path) -> None:
+    """Nothing logged, thrown or fetched; its drawings of faults are visible, its links lead somewhere."""
+    asked = {"msgs_per_s": 20_000.0, "size_bytes": 1024, "p99_ms": 10.0, "survive": "node", "subscribers": 1}
+    losses: dict[str, int | None] = {"rabbitmq": 0, "kafka": 0}
+    edges = {"rabbitmq": [33e3, 34e3], "kafka": [33e3, 35e3]}
+    run = synthetic.decide_run(tmp_path, asked, {"rabbitmq": [3.0, 3.1], "kafka": [3.0, 3.2]}, edges, losses=losses)
+    page = write_report(run)["html"]
+    with Browser(tmp_path / "browser") as browser:
+        browser.listen()
+        unfold(browser, page)
+        test_nothing_is_logged_thrown_or_asked_of_the_network(browser, page)
+        assert browser.run("document.querySelector('main').innerText").count("both carry 20,000 msg/s") >= 1
+        assert browser.run(SHOWN) == browser.run("document.querySelectorAll('figure').length") > 0
+        assert browser.run("document.querySelectorAll('figure svg').length") > 0
+        assert browser.run(LOST) == []
+
+
 def test_values_are_told_where_the_pointer_is(browser: Browser) -> None:
     """In every chart that has them, a value's own words stand beside the pointer, and go with it."""
     assert browser.run("document.querySelectorAll('figure script').length") >= 2

@@ -15,6 +15,7 @@ import numpy as np
 import pika
 import pytest
 import rstream
+from patience import PATIENCE_S, until
 from rstream.compression import CompressionType
 
 from loadgen.driver import Target
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from loadgen.driver import Received, Settled
     from loadgen.endpoint import Endpoint
 
-PATIENCE_S = 20.0
 FIXED, MIXED = Message(size_bytes=100), Message(size_bytes=Uniform(min_bytes=24, max_bytes=3_000))
 CHUNK = struct.Struct(">BBHIqQQIIII")  # as in a Deliver frame
 
@@ -128,16 +128,6 @@ def sent_bodies(count: int, message: Message = FIXED, number: int = 0) -> list[b
     payloads = Payloads(message, seed=1, token=2, producer=number)
     flat, offsets = payloads.pack(0, np.zeros(count, np.int64), 0)
     return [flat[a + 24 : b].tobytes() for a, b in pairwise(offsets.tolist())]
-
-
-def eventually(is_so: Callable[[], bool]) -> bool:
-    """Whether it becomes so."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not is_so():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 # --- other clients ---
@@ -348,9 +338,7 @@ def test_stored_offsets_are_the_brokers(site: Site) -> None:
     connection, consumer = site.connection(), site.consumer(target)
     assert query_offset(connection, target.group, target.name) is None
     assert len(drain(consumer, 40)) == 40
-    assert eventually(
-        lambda: consumer.receive(0.05) == [] and query_offset(connection, target.group, target.name) == 39
-    )
+    assert until(lambda: consumer.receive(0.05) == [] and query_offset(connection, target.group, target.name) == 39)
     send(site.producer(target, number=1), 10)
     handed = 0
     while handed < 10:
@@ -404,7 +392,7 @@ def test_a_stored_offset_wins_over_the_start(site: Site) -> None:
     connection = site.connection()
     connection.send(struct.pack(">IHH", 4 + 12 + len(target.group) + len(target.name), Key.STORE_OFFSET, 1)
                     + text(target.group) + text(target.name) + struct.pack(">Q", 41))  # fmt: skip
-    assert eventually(lambda: query_offset(connection, target.group, target.name) == 41)
+    assert until(lambda: query_offset(connection, target.group, target.name) == 41)
     first = site.consumer(target, start=LAST)
     assert [offset for _, offset, _ in drain(first, 58)] == list(range(42, 100))
     first.close()
@@ -424,7 +412,7 @@ def test_a_stream_that_goes_is_told(site: Site, role: str) -> None:
     site.admin.delete(target)
     use: Callable[[float], list[Any]] = producer.poll if role == "producer" else consumer.receive
     with pytest.raises(TrialError, match=f"stream {target.name} has gone") as caught:
-        eventually(lambda: use(0.1) is None)  # what came before is handed out first
+        until(lambda: use(0.1) is None)  # what came before is handed out first
     assert "\n" not in str(caught.value)
 
 

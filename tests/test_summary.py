@@ -74,6 +74,16 @@ def test_one_comparison_is_told_in_full() -> None:
     assert line.endswith("(300 msg/s for Kafka, 100 msg/s for RabbitMQ; x: 1 KiB; 3 pairs; Kafka bound by host).")
 
 
+def test_an_interval_that_is_not_printed_is_not_spoken_of() -> None:
+    """How sure several intervals are together is said where at least one of them can be read."""
+    wide, narrow = finding([1.0, 1e6], [1.0, 1.0]), finding([300.0, 310.0, 290.0], [100.0, 103.0, 97.0], "p99")
+    assert not any("intervals" in line for line in lines([wide, wide]))
+    assert any(
+        "Each of these 2 intervals (those too wide to print among them) is at" in line for line in lines([wide, narrow])
+    )
+    assert any("Each of these 2 intervals is at" in line for line in lines([narrow, narrow]))
+
+
 def test_many_loads_are_counted() -> None:
     """Who led in how many, the ends of the factors with their loads, and those that show nothing."""
     found = [
@@ -133,6 +143,17 @@ def test_what_only_one_broker_has_is_said(tmp_path: Path) -> None:
     words = left_open(run_of(tmp_path, records))
     assert "throughput in class broker: RabbitMQ none of 1 trial counts" in words
     assert "throughput in class none: RabbitMQ not measured" in words
+
+
+def test_who_had_the_same_to_do_and_did_not_do_it_is_named(tmp_path: Path) -> None:
+    """Both were asked, and no trial of one counts: that is said, and not that nobody asked."""
+    invalid = {"status": "invalid", "bound_by": "unknown", "reasons": ["x"]}
+    run = run_of(tmp_path, [synthetic.trial("kafka"), synthetic.trial("rabbitmq", verdict=invalid)])
+    said = re.sub(r"\s+", " ", render_run(run))
+    assert "Both brokers had the same to do, but no trial of RabbitMQ counts" in said
+    promise = "in class broker a confirmed message survives kill -9 of the broker, not a power cut"
+    assert promise in synthetic.page_of(run)
+    assert promise in (run.path / "report.md").read_text()
 
 
 def test_different_classes_are_no_comparison(tmp_path: Path) -> None:

@@ -246,7 +246,8 @@ def doubt_unclear(candidate: Candidate) -> str | None:
         "generator": ": the clients were the limit, and the broker may carry more",
     }.get(next(iter(limits)) if len(limits) == 1 else "", "")
     verb = "does" if len(candidate.trials) == 1 else "do"
-    return f"{len(unclear)} of {_trials(candidate)} {verb} not tell: {unclear[0].why}{whose}"
+    first = ", the first: " if len(unclear) > 1 else ": "
+    return f"{len(unclear)} of {_trials(candidate)} {verb} not tell{first}{unclear[0].why}{whose}"
 
 
 def doubt_mixed(candidate: Candidate) -> str | None:

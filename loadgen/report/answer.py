@@ -33,7 +33,21 @@ def sentences(table: Table) -> list[str]:
     if table.trials and len(table.struck) == len(table.trials):
         count = words.plural(len(table.trials), "trial")
         return [f"No number of this run is to be used: none of its {count} is valid and complete, as told below."]
-    return ["This run does not compare the two brokers at one load in one durability class; its points stand below."]
+    return [_uncompared(table)]
+
+
+def _uncompared(table: Table) -> str:
+    """Why the brokers are not compared: nobody asked both for the same, or no trial of one of them counts."""
+    sides = [[each.one(broker, "wire") for broker in pt.BROKER_ORDER] for each in table.comparisons]
+    lacking = [
+        [words.broker_name(point.broker) for point in each if point is not None and not point.used]
+        for each in sides
+        if None not in each
+    ]
+    if not lacking:
+        return "This run does not compare the two brokers at one load in one durability class; its points stand below."
+    names = " and ".join(dict.fromkeys(name for each in lacking for name in each))
+    return f"Both brokers had the same to do, but no trial of {names} counts, so that nothing is compared."
 
 
 def _claims(table: Table) -> str | None:
@@ -223,7 +237,7 @@ def _limited(bounds: Sequence[tuple[str, str]]) -> str:
 def caveats(run: Run, table: Table) -> list[str]:
     """What a careful reader would ask: machine, guarantees, repeats, limits, what was left out."""
     checks: tuple[Callable[[Run, Table], str | None], ...] = (
-        _incomplete, _machine, _same_machine, _versions, _repeats, _bound, _left_out, _unknown, _deviating,
+        _incomplete, _classes, _machine, _same_machine, _versions, _repeats, _bound, _left_out, _unknown, _deviating,
     )  # fmt: skip
     return [said for said in (check(run, table) for check in checks) if said]
 
@@ -231,6 +245,13 @@ def caveats(run: Run, table: Table) -> list[str]:
 def _incomplete(run: Run, table: Table) -> str | None:
     del table
     return None if run.status == "complete" else f"The run is {run.status}: {run.reason or 'it has not ended'}."
+
+
+def _classes(run: Run, table: Table) -> str | None:
+    del run
+    found = {record["durability"] for record in table.trials if record["durability"] in words.CLASS_PROMISES}
+    told = [f"in class {name} {words.CLASS_PROMISES[name]}" for name in sorted(found, key=pt.class_rank)]
+    return f"What is promised: {'; '.join(told)}." if told else None
 
 
 def _machine(run: Run, table: Table) -> str | None:
@@ -302,6 +323,8 @@ def _left_out(run: Run, table: Table) -> str | None:
         each.trial_id in struck for found in table.curves for point in found.points for each in point.repeats
     )
     but = f"; {overloaded} of them are a curve's overload, and shown as such" if overloaded else ""
+    hurt = sum(bool(record["faults"]) for record in table.struck)
+    but += f"; of {hurt} with faults it is told all the same what became of their messages" if hurt else ""
     return f"Struck out below, and in no figure: {count}, invalid or incomplete{but}."
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis.decision import p99_ratio
-from loadgen.demand import ENOUGH, SHOWN_BY_KILL
+from loadgen.demand import DEMAND, EDGE, ENOUGH, LOSS, SHOWN_BY_KILL
 from loadgen.facts import carries
 from loadgen.record import enters
 from loadgen.report import chosen, hurt, words
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from loadgen.analysis.decision import Candidate, Decision
     from loadgen.stats.confidence import Ratio
 
-SURVIVES = {
-    "nothing": "nothing is promised of a message",
-    "broker": "a confirmed message survives kill -9 of the broker, not a power cut",
-    "power": "a confirmed message survives a power cut of its one node",
-    "node": "a confirmed message survives the loss of one of three nodes",
-    "node+power": "a confirmed message survives the loss of one of three nodes, and a power cut of all",
-}
 STRONGER = {"nothing": "broker", "broker": "power or node", "power": "node+power", "node": "node+power"}
 WEAKER = {"broker": "nothing", "power": "broker", "node": "broker", "node+power": "node"}
 P99_MSGS_LEAST = 1_000  # with fewer in a window ten messages and less are beyond its p99
@@ -57,7 +50,7 @@ def decision_text(decision: Decision) -> DecisionText:
         ("How sure that is", tuple(sure(decision))),
         ("What would change the answer", tuple(line for one in each for line in changes(one)) + unasked(decision)),
         ("Settings", (*(settings(one, decision) for one in each), *presets(decision))),
-        ("What cannot be said", tuple(said for rule in UNSAID if (said := rule(decision)))),
+        ("What this answer leaves open", tuple(said for rule in UNSAID if (said := rule(decision)))),
     )
     return DecisionText(headline(decision), tuple((head, said) for head, said in parts if said))
 
@@ -68,7 +61,7 @@ def load(decision: Decision) -> str:
     copies = f" to each of {demand.subscribers} subscribers" if demand.subscribers > 1 else ""
     return (
         f"{words.offered(demand.msgs_per_s)} of {words.size(demand.size_bytes)}{copies} with a p99 of at most "
-        f"{demand.p99_ms:g} ms, class {demand.durability} ({SURVIVES[demand.survive]})"
+        f"{demand.p99_ms:g} ms, class {demand.durability} ({words.CLASS_PROMISES[str(demand.durability)]})"
     )
 
 
@@ -136,23 +129,27 @@ def edge_text(candidate: Candidate) -> str:
     edge = candidate.edge
     if edge is None:
         return ""
+    found, all_ = edge.estimate.n, len(edge.searches)
+    count = f"{f'{found} of ' * (found < all_)}{all_} search{'es' * (all_ != 1)}"
     if edge.msgs_per_s is None:
-        return f"no rate was found that it sustains: {edge.searches[-1]['reason']}"
-    count = f"{edge.estimate.n} search{'es' * (edge.estimate.n != 1)}"
+        last = f"in {all_} searches, of which the last says" if all_ > 1 else "in one search"
+        return f"no rate was found that it sustains, {last}: {edge.searches[-1]['reason']}"
     middle, low, high = candidate.headroom
     assert middle is not None
     if edge.is_lower_bound and edge.msgs_per_s >= candidate.demand.enough_msgs_per_s * 0.999:
         return f"{count} found no edge up to {words.rate(edge.msgs_per_s)}: headroom at least {ENOUGH:g}×"
     if edge.is_lower_bound and middle < 1:  # where clients or the machine stopped a search, that is no edge
-        found = words.rate(edge.msgs_per_s)
-        return f"{count} came to {found}, where the {edge.bound_by} was the limit: no edge of its own"
+        came, why = words.rate(edge.msgs_per_s), edge.used[0]["reason"]
+        return f"{count} came to {came}, where the {edge.bound_by} was the limit ({why}): no edge of its own"
     ends = words.span(*edge.limits, edge.msgs_per_s, "msgs_per_s") or "no interval"
     least = "at least " * edge.is_lower_bound
-    factor = f"{least}{words.significant(middle)}×"
+    scale, unit = (1.0, "×") if middle >= 1 else (100.0, " %")
+    factor = f"{least}{words.significant(scale * middle)}{unit}"
     if low is not None and high is not None:
-        factor += f" ({words.significant(low)}–{words.significant(high)})"
+        factor += f" ({words.significant(scale * low)}–{words.significant(scale * high)})"
+    factor = f"headroom {factor}" if middle >= 1 else f"{factor} of the demand"
     bound = f", bound by {edge.bound_by}" if edge.bound_by else ""
-    return f"its edge here is {least}{words.rate(edge.msgs_per_s)} ({ends}, {count}){bound}: headroom {factor}"
+    return f"its edge here is {least}{words.rate(edge.msgs_per_s)} ({ends}, {count}){bound}: {factor}"
 
 
 def loss_text(candidate: Candidate) -> str:
@@ -215,6 +212,8 @@ def sure(decision: Decision) -> list[str]:
         "Intervals are 95 % Student t intervals over trials or searches, never over messages.",
         "The p99 counts from when a message was due until it was received.",
     ]
+    if counted["unclear"]:
+        said.append("A trial is unclear that failed where clients, the machine or something else may have been why.")
     tried_records = [record for record in decision.run.records if _is_tried(decision, record)]
     windows, counts = {record["window_s"] for record in tried_records}, [each["received"] for each in tried_records]
     for each in decision.candidates:
@@ -227,7 +226,10 @@ def sure(decision: Decision) -> list[str]:
             f"A trial measured {words.seconds(max(windows))} and {min(known):,} messages at the least; it checked "
             "itself and every message that it received."
         )
-    return said
+    parts = {DEMAND: "the trials at this rate", EDGE: "the searches", LOSS: "those under a kill"}
+    names = {record["scenario"] for record in decision.run.records}
+    told = [f"{name} are {what}" for name, what in parts.items() if name in names]
+    return [*said, f"Wherever trials are listed, {', '.join(told)}."]
 
 
 def _is_tried(decision: Decision, record: dict[str, Any]) -> bool:

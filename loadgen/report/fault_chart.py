@@ -14,6 +14,7 @@ from loadgen.report import words
 from loadgen.report.drawing import (
     INK,
     MUTED,
+    OTHER_COLOUR,
     Chart,
     colour,
     finish,
@@ -40,6 +41,8 @@ HIGHEST = 2.5
 NEAR_SHARE = 0.12
 """A label nearer than this share of the window to the one before goes below it."""
 AT_ONCE_S = 0.1
+TOLD = ("alarm", "rebalance")
+"""Events that are drawn beside the faults: what brokers and groups say themselves."""
 WIDE = 100.0
 """A range of latencies so many times as high as low has no room for marks between the powers of ten."""
 LINES: tuple[tuple[str, Any, float], ...] = (
@@ -52,7 +55,8 @@ LINES: tuple[tuple[str, Any, float], ...] = (
 NOTE = (
     "Solid vertical: a fault begins; dashed: what it broke serves again. Shaded: the longest time of each fault in "
     "which nothing was confirmed, and nothing was delivered. Rates by the second in which things happened (a triangle: "
-    "off the scale); latency by the second in which messages were intended."
+    "off the scale); latency by the second in which messages were intended. A bar at the foot: the broker’s alarm, "
+    "or a group’s rebalance."
 )
 
 
@@ -129,6 +133,7 @@ def _rates(axes: Axes, course: Course, top: float) -> None:
         middles_s = ends_s - course.interval_s / 2
         (line,) = axes.plot(middles_s, np.minimum(rates, top), color=ink, linewidth=1.3, linestyle=style)
         named(line, verb)
+    _tell(axes, record)
     pointable(axes, _second_text, lambda y: f"{'over ' if y >= top else ''}{words.rate(y)}")
     if record["offered_msgs_per_s"]:
         axes.axhline(record["offered_msgs_per_s"], color=MUTED, linewidth=0.7, linestyle=(0, (1, 2)))
@@ -210,6 +215,28 @@ def _mark(axes: Axes, record: Record, *, is_labelled: bool) -> None:
         )  # fmt: skip
 
 
+def _told(record: Record) -> list[tuple[float, float, str]]:
+    """Alarms and rebalances in the window: when each began (s), how long it lasted (s), and what it was."""
+    events = (record["observer"] or {}).get("events") or ()
+    return [
+        (each["at_s"], each["duration_s"], f"{each['kind']}: {each['text']}") for each in events if each["kind"] in TOLD
+    ]
+
+
+def _tell(axes: Axes, record: Record) -> None:
+    """A bar at the foot for each, and its words where it is the first of its kind."""
+    seen: set[str] = set()
+    for at_s, length_s, text in _told(record):
+        shown_s = max(length_s, record["window_s"] / 300)
+        axes.axvspan(at_s, at_s + shown_s, ymax=0.05, color=OTHER_COLOUR, linewidth=0)
+        if text not in seen:
+            axes.annotate(
+                text, (max(0.0, at_s), 0.06 + 0.12 * len(seen)), xycoords=axes.get_xaxis_transform(), xytext=(2, 0),
+                textcoords="offset points", va="bottom", fontsize=7.5, color=OTHER_COLOUR,
+            )  # fmt: skip
+            seen.add(text)
+
+
 def _legend(figure: Figure) -> None:
     """What the lines are, once for all panels and either broker's colour."""
     lines = [Line2D([], [], color=MUTED, linestyle=style, linewidth=width) for _, style, width in LINES]
@@ -225,4 +252,6 @@ def _said(record: Record) -> str:
         for kind, verb in GAP_WORDS.items()
         if (found := gaps(record, kind))
     ]
-    return f"{words.broker_name(record['broker'])}, class {record['durability']}: {', '.join([*parts, *longest])}."
+    events = dict.fromkeys(f"{text} at second {at_s:.0f}" for at_s, _, text in _told(record))
+    told = ", ".join([*parts, *longest, *events])
+    return f"{words.broker_name(record['broker'])}, class {record['durability']}: {told}."

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 SHORTEST_S = 0.1
+SENT_SHARE = 0.9
+"""Of an open loop’s messages: with fewer sent in the window, what waited was not only what the fault held up."""
 SEVERAL = 3
 """So many faults of one kind are told together."""
 
@@ -30,7 +32,7 @@ def _told(run: Run, record: Record, cost: Cost) -> str:
     name = words.broker_name(record["broker"])
     faults = "; ".join(_faults(run, record))
     passed = "".join(f" {_passed(whose, record[name])}" for name, whose in _PROXIES.items() if record[name])
-    told = f"{faults}. {_latency(cost)}{_account(record)}{passed}"
+    told = f"{faults}. {_latency(cost)}{_overload(record)}{_account(record)}{passed}"
     return f"{name} ({record['driver']}), class {record['durability']}: {told}"
 
 
@@ -44,6 +46,15 @@ def _passed(whose: str, proxy: Record) -> str:
         f"{whose} through a proxy ({proxy['bytes']:,} bytes, {proxy['cpu_s']:.1f} s of CPU): its own time "
         "is in every latency."
     )
+
+
+def _overload(record: Record) -> str:
+    """That the load was too much with the faults or without, where a good part of it was never sent."""
+    due, sent = record["offered_msgs_per_s"], record["sent_msgs_per_s"]
+    if not due or sent is None or sent >= SENT_SHARE * due:
+        return ""
+    told = f"Only {words.rate(sent)} of the {words.offered(due)} that were due was sent"
+    return f"{told}: its latencies are of overload, too. "
 
 
 def _latency(cost: Cost) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from loadgen.record import enters
+from loadgen.record import end_to_end, enters
 from loadgen.report import ab, answer, detail, slowest, words
 from loadgen.report.capacity import CAPACITY_COLUMNS, CAPACITY_NOTE
 from loadgen.report.curve import CURVE_COLUMNS, OVERLOAD_NOTE
@@ -30,6 +30,7 @@ WIDTH_CHARS = 110
 CITED_MAX = 12
 """So many trials or findings are named below a point of a cell; of all trials of a run, no."""
 WORST_LINES = 4  # of a worst trial's slow seconds, for a terminal
+_TRIAL_HEADS = ("trial", "offered", "goodput", "p50", "p99", "verdict", "bound by", "why")
 _DETAIL_HEADS = (
     "point", "goodput", "e2e p50", "e2e p99", "e2e p99.9", "ack p50", "ack p99", "ack p99.9",
     "CPU producers", "CPU consumers", "CPU broker", "verdicts", "bound by",
@@ -388,16 +389,17 @@ def _slowest_markdown(content: Content) -> list[str]:
 
 
 def _trials_markdown(trials: Iterable[Record]) -> list[str]:
-    lines = ["| trial | goodput | verdict | bound by | why |", "| --- | --- | --- | --- | --- |"]
+    lines = [row_markdown(_TRIAL_HEADS), row_markdown("---" for _ in _TRIAL_HEADS)]
     for record in trials:
         mark = "" if enters(record) else "~~"
-        verdict = record["verdict"]
+        verdict, latency = record["verdict"], record["latency_ns"].get(end_to_end(record)) or {}
         why = record["error"] or "; ".join(verdict["reasons"])
-        goodput = words.rate(record["goodput_msgs_per_s"])
-        lines.append(
-            f"| {mark}`{record['id']}`{mark} | {mark}{goodput}{mark} | {verdict['status']} "
-            f"| {verdict['bound_by']} | {escaped(why)} |"
-        )
+        figures = (
+            f"`{record['id']}`", words.offered(record["offered_msgs_per_s"]), words.rate(record["goodput_msgs_per_s"]),
+            *(words.duration(latency.get(name)) for name in ("p50", "p99")),
+        )  # fmt: skip
+        cells = (*(f"{mark}{each}{mark}" for each in figures), verdict["status"], verdict["bound_by"], escaped(why))
+        lines.append(row_markdown(cells))
     return lines
 
 

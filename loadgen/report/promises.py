@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from loadgen.analysis.outages import GAP_WORDS, PERCENTS
-from loadgen.faults import NETWORK_KINDS
 from loadgen.probes.quantities import OWN
 from loadgen.record import surely_lost
 from loadgen.report import timeouts, words
@@ -133,7 +132,7 @@ def _place(record: Record) -> tuple[str, int, int]:
 def judged(record: Record) -> tuple[str, State]:
     """What was promised, and whether it was kept."""
     # A consumer that crashed reads on from its last commit of offsets, which is no part of the producer's transaction.
-    is_read_again = any(each["kind"] == "crash" and "consumers" in each["what"] for each in record["faults"] or ())
+    is_read_again = any(each["hurts"] == "consumers" for each in record["faults"] or ())
     is_committed = record["settings"].get("isolation_level") == "read_committed" and _is_transactional(record)
     is_exact = is_committed and not is_read_again
     promise = EXACTLY if is_exact else NOTHING if record["durability"] == "none" else KEPT
@@ -177,7 +176,7 @@ def _latencies(percentiles: Percentiles | None) -> tuple[str, ...]:
 def fell_together(record: Record) -> bool:
     """Whether more was broken than a class of replicas speaks of; where the network is hurt, nodes are whole."""
     return record["durability"].startswith("replicated") and any(
-        len(each["nodes"]) > 1 and each["kind"] not in NETWORK_KINDS for each in record["faults"]
+        len(each["nodes"]) > 1 and each["hurts"] == "nodes" for each in record["faults"]
     )
 
 

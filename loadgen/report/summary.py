@@ -161,9 +161,11 @@ def lines(found: Sequence[Finding]) -> list[str]:
             if alike:
                 said.append(f"Class {durability}, {quantity}: {_one(alike[0]) if len(alike) == 1 else _many(alike)}.")
     tested = [each.ratio for each in found if each.ratio.low is not None]
-    if len(tested) > 1:
+    shown = [each for each in tested if not words.is_too_wide(each.low or 0.0, each.high or 0.0)]
+    if len(tested) > 1 and shown:
         level = f"{tested[0].confidence * 100:.3g} %"
-        said.append(f"Each of these {len(tested)} intervals is at {level}, so that all of them hold in 95 % of runs.")
+        which = f"{len(tested)} intervals" + " (those too wide to print among them)" * (len(shown) < len(tested))
+        said.append(f"Each of these {which} is at {level}, so that all of them hold in 95 % of runs.")
     return said
 
 

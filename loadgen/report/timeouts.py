@@ -95,8 +95,8 @@ def _waited(run: Run, record: Record, fault: Record) -> Iterator[tuple[_Known, f
     if alone or fault["error"] or len(fault["nodes"]) != 1:
         return  # nobody could take over: one node, or all of them hurt
     kind = fault["kind"]
-    # A network's fault is called by whose way it hurts; clients' leaves the nodes in touch.
-    is_silent = kind == "pause" or (kind == "cut" and " between " in fault["what"])
+    # Where it is the clients' network that is hurt, the nodes stay in touch.
+    is_silent = kind == "pause" or (kind == "cut" and fault["hurts"] == "nodes_network")
     if not is_silent and kind not in _DEAD:
         return
     configuration = _configuration(run, record["broker"], is_linked=record["links"] is not None)

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from loadgen.stats.confidence import Estimate, Ratio
 
 BROKER_NAMES = {"rabbitmq": "RabbitMQ", "kafka": "Kafka", "memory": "memory"}
+CLASS_PROMISES = {
+    "none": "nothing is promised of a message",
+    "broker": "a confirmed message survives kill -9 of the broker, not a power cut",
+    "flushed": "a confirmed message survives a power cut of its one node",
+    "replicated": "a confirmed message survives the loss of one of three nodes",
+    "replicated_flushed": "a confirmed message survives the loss of one of three nodes, and a power cut of all",
+}
+"""What each durability class promises."""
 CLOSED_LOOP = "closed loop, not latency"
 DIGITS = 3
 NOTHING = "–"
