@@ -20,13 +20,14 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from loadgen.frames import Float64
 
@@ -47,6 +48,7 @@ STYLE: dict[str, Any] = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # given, since to look for it costs a sixth of a drawing, and no axis has marks at its top
     "axes.titlecolor": INK,
     "text.color": INK,
     "xtick.color": MUTED,
@@ -122,6 +124,43 @@ def panels(count: int, columns: int, size: tuple[float, float], *, shares_y: boo
     grid = figure.subplots(rows, columns, sharey=shares_y, squeeze=False)
     for axes in grid.flat[count:]:
         axes.set_visible(False)
+    return figure, grid
+
+
+@dataclass(frozen=True)
+class Margins:
+    """The room around and between panels that is known before they are drawn, in inches.
+
+    To find it (matplotlib's constrained layout) takes as long as to draw them, which an hour's report would wait for.
+    """
+
+    left: float = 0.8
+    right: float = 0.25
+    top: float = 0.32
+    bottom: float = 0.48
+    between: float = 0.65
+    """From a panel to the one beside it: for that one's marks."""
+
+
+def stacked(
+    width: float, heights: Sequence[float], gaps: Sequence[float], columns: int = 1, margins: Margins | None = None
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with panels one below the other, and their axes: object[rows, columns]; sizes are in inches.
+
+    `width` is that of a panel, `gaps` are below each row but the last. Nothing is shared.
+    """
+    around = margins or Margins()
+    whole = around.left + columns * width + (columns - 1) * around.between + around.right
+    tall = around.top + sum(heights) + sum(gaps) + around.bottom
+    figure = Figure(figsize=(whole, tall))
+    grid = np.empty((len(heights), columns), object)
+    foot = tall - around.top
+    for row, height in enumerate(heights):
+        foot -= height
+        for column in range(columns):
+            left = around.left + column * (width + around.between)
+            grid[row, column] = figure.add_axes((left / whole, foot / tall, width / whole, height / tall))
+        foot -= gaps[row] if row < len(gaps) else 0.0
     return figure, grid
 
 
@@ -210,7 +249,7 @@ def log_latency_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())  # dozens of marks without a word, each of which takes its time
 
 
 def log_ticks(axes: Axes) -> None:

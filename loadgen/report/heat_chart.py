@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +14,18 @@ from loadgen.checks import milliseconds
 from loadgen.record import end_to_end
 from loadgen.report import points as pt
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, named, pointable, styled
+from loadgen.report.drawing import (
+    MUTED,
+    Chart,
+    Margins,
+    colour,
+    finish,
+    log_latency_axis,
+    named,
+    pointable,
+    stacked,
+    styled,
+)
 from loadgen.report.slowest import excess, is_long_enough
 
 if TYPE_CHECKING:
@@ -30,7 +40,8 @@ if TYPE_CHECKING:
     from loadgen.runs import Run
 
 MS = 1e6
-PANEL_INCHES, WIDTH_INCHES = 2.3, 9.2
+PANEL_INCHES, WIDTH_INCHES = 1.9, 8.25
+MARGINS = Margins(top=0.75)  # the legend's two lines, and the first panel's title
 LEVELS = (
     (0.0, 0.12, "under 0.1 %"),
     (0.001, 0.26, "0.1 to 1 %"),
@@ -51,15 +62,14 @@ def draw(run: Run, table: Table, worst: Sequence[Tail]) -> list[Chart]:
     if not shown:
         return []
     with styled():
-        figure = Figure(figsize=(WIDTH_INCHES, PANEL_INCHES * len(shown) + 0.9), layout="constrained")
-        grid = figure.subplots(len(shown), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-        for axes, (record, found) in zip(grid, shown, strict=True):
+        figure, grid = stacked(WIDTH_INCHES, [PANEL_INCHES] * len(shown), [0.38] * (len(shown) - 1), margins=MARGINS)
+        for axes, (record, found) in zip(grid[:, 0], shown, strict=True):
             draw_density(axes, record, found)
             axes.set_title(f"{words.broker_name(record['broker'])}: {record['id']}", fontsize=8.5, pad=4)
-        _share_axes(list(grid), [found for _, found in shown])
+        _share_axes(list(grid[:, 0]), shown)
         handles = [Patch(color=MUTED, alpha=alpha, linewidth=0, label=text) for _, alpha, text in LEVELS]
         figure.legend(
-            handles=handles, title="share of a second's messages", loc="outside upper right", frameon=False,
+            handles=handles, title="share of a second's messages", loc="upper right", frameon=False,
             ncols=len(LEVELS), fontsize=8, title_fontsize=8,
         )  # fmt: skip
         return [finish(figure, "heat", "Latency over time, message by message", _note(shown))]
@@ -141,9 +151,12 @@ def _cells(found: Density, columns: np.ndarray, bins: np.ndarray) -> Path:
     return Path(corners, codes)
 
 
-def _share_axes(grid: Sequence[Axes], found: Sequence[Density]) -> None:
-    low, high = min(each.edges_ns[0] for each in found), max(each.edges_ns[-1] for each in found)
-    grid[0].set_ylim(low / MS / 1.2, high / MS * 1.2)
+def _share_axes(grid: Sequence[Axes], shown: Sequence[tuple[Record, Density]]) -> None:
+    low, high = min(each.edges_ns[0] for _, each in shown), max(each.edges_ns[-1] for _, each in shown)
+    for axes in grid:
+        axes.set_xlim(0, max(record["window_s"] for record, _ in shown))
+        axes.set_ylim(low / MS / 1.2, high / MS * 1.2)
+        axes.tick_params(axis="x", labelbottom=axes is grid[-1])
     grid[-1].set_xlabel("second of the window")
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, pointable, rate_tick, styled
+from loadgen.report.drawing import (
+    MUTED,
+    Chart,
+    colour,
+    finish,
+    log_latency_axis,
+    pointable,
+    rate_tick,
+    stacked,
+    styled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +50,13 @@ def draw(trials: Sequence[Long]) -> list[Chart]:
     if not shown:
         return []
     with styled():
-        figure = Figure(figsize=(4.6 * max(2, len(shown)), 1.75 * len(PANELS)), layout="constrained")
-        grid = figure.subplots(len(PANELS), len(shown), squeeze=False, sharex="col")
+        width = 3.75 if len(shown) > 1 else 8.15
+        figure, grid = stacked(width, [1.6] * len(PANELS), [0.2] * (len(PANELS) - 1), len(shown))
         for column, trial in enumerate(shown):
             for row, (label, names) in enumerate(PANELS):
                 _panel(grid[row, column], trial, label if column == 0 else "", names)
+                grid[row, column].set_xlim(0, trial.window_s / 60)
+                grid[row, column].tick_params(axis="x", labelbottom=row == len(PANELS) - 1)
             grid[0, column].set_title(f"{words.broker_name(trial.broker)} ({trial.driver})", fontsize=9)
             grid[-1, column].set_xlabel("minutes of the window")
         note = (
@@ -63,7 +74,7 @@ def _panel(axes: Axes, trial: Long, label: str, names: Sequence[str]) -> None:
             each.at_s / 60, each.values / SCALES[each.unit], color=colour(trial.broker), linewidth=1.1,
             linestyle=style, label=_short(each),
         )  # fmt: skip
-    axes.set_ylabel(label)
+    axes.set_ylabel(label, fontsize=8)
     axes.grid(visible=True, which="major")
     if drawn:
         unit = drawn[0].unit

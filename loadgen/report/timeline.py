@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, colour, finish, log_latency_axis, pointable, styled
+from loadgen.report.drawing import MUTED, Chart, Margins, colour, finish, log_latency_axis, pointable, stacked, styled
 from loadgen.report.slowest import summary
 
 if TYPE_CHECKING:
@@ -24,22 +23,26 @@ if TYPE_CHECKING:
 MS = 1e6
 NAMED_MAX = 3
 """So many of the slowest seconds are named in the drawing; all are listed beside it."""
-PANEL_INCHES, ROW_INCHES = 2.0, 0.17
+WIDTH_INCHES = 9.2
+PANEL_INCHES, ROW_INCHES = 1.9, 0.17
 """Heights of a panel and of a row of events below it."""
+CHAR_INCHES = 0.068
+"""Width of a letter of an event's name."""
 
 
 def draw(run: Run, worst: Sequence[Tail]) -> list[Chart]:
     """One panel a broker, with a strip of events below it; no drawing where no second stands out."""
     if not worst:
         return []
-    kinds = [len(_events(run.trial(tail.trial_id))) for tail in worst]
-    ratios = [ratio for count in kinds for ratio in (PANEL_INCHES, max(0.02, ROW_INCHES * count))]
+    kinds = [list(_events(run.trial(tail.trial_id))) for tail in worst]
+    heights = [height for found in kinds for height in (PANEL_INCHES, max(0.02, ROW_INCHES * len(found)))]
+    longest = max((len(kind) for found in kinds for kind in found), default=0)
+    margins = Margins(left=max(0.8, 0.15 + CHAR_INCHES * longest))
     with styled():
-        figure = Figure(figsize=(9.2, sum(ratios) + 0.6 * len(worst)), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.02, hspace=0.0)  # type: ignore[union-attr, call-arg]
-        grid = figure.subplots(2 * len(worst), 1, squeeze=False, height_ratios=ratios)[:, 0]
+        width = WIDTH_INCHES - margins.left - margins.right
+        figure, grid = stacked(width, heights, ([0.06, 0.85] * len(worst))[:-1], margins=margins)
         for number, tail in enumerate(worst):
-            record, (panel, strip) = run.trial(tail.trial_id), grid[2 * number : 2 * number + 2]
+            record, (panel, strip) = run.trial(tail.trial_id), grid[2 * number : 2 * number + 2, 0]
             draw_seconds(panel, record, tail)
             panel.tick_params(axis="x", labelbottom=False)
             _draw_events(strip, record)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 BATCHES = 30
 """A series is averaged over as many batches at least as its length gives, and fewer than twice as many."""
+PRECISION = 1e-12
+"""Of a quantile, as a share of it."""
 SAMPLES_MIN = 20
 """With fewer samples an autocorrelation cannot be seen, and what cannot be seen is not allowed for."""
 
@@ -137,11 +139,16 @@ def _mixture_quantile(
     weights: NDArray[np.float64], deviations: NDArray[np.float64], freedom: int, share: float
 ) -> float:
     """The quantile (share > 1/2) of a weighted mixture of t distributions around 0 with these deviations."""
-    from scipy.optimize import brentq  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
-    from scipy.special import stdtr, stdtrit  # noqa: PLC0415
+    from scipy.special import stdtr, stdtrit  # noqa: PLC0415 - an import that `loadgen --help` must not pay
 
     quantile = float(stdtrit(freedom, share))
     low, high = quantile * float(deviations.min()), quantile * float(deviations.max())
     if math.isclose(low, high):
         return high
-    return float(brentq(lambda value: float(weights @ stdtr(freedom, value / deviations)) - share, low, high))
+    # By bisection: scipy.optimize takes longer to import than all of these take.
+    while (middle := (low + high) / 2) not in {low, high} and high - low > PRECISION * high:
+        if float(weights @ stdtr(freedom, middle / deviations)) < share:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
