@@ -26,6 +26,7 @@ PRODUCERS_MOST = 8
 CEILING_MARGIN = (
     1.1  # a null broker that carries hardly more than the broker did leaves open which of them was the limit
 )
+CLIENTS_LIMITS = ("generator", "host")  # what says most of the tool first
 
 Record = dict[str, Any]
 
@@ -189,21 +190,37 @@ class Budget:
 
 
 def _add_ceiling(answer: Record, ceiling: Record) -> None:
-    """Say so where the tool itself could hardly have carried more than was found."""
-    if not ceiling["achieved_msgs_per_s"]:
+    """Say so where the tool itself could hardly have carried more than was found, or where nobody knows that it could.
+
+    A ceiling is a lower bound of what the generator can do. Where the generator set one near the capacity, that is the
+    generator's. Where the machine set it, or what stood in for the broker, nothing shows that the generator had more to
+    give: the capacity is "at least", too. A schedule that was disturbed shows nothing.
+    """
+    most, unpaced = ceiling["achieved_msgs_per_s"], ceiling["unpaced_msgs_per_s"]
+    if not most:
+        answer["reason"] += f"; {ceiling['error'] or 'no ceiling is known: without a broker nothing came through'}"
         return
-    most = answer["ceiling_msgs_per_s"] = ceiling["achieved_msgs_per_s"]
+    answer["ceiling_msgs_per_s"] = most
     needed = CEILING_MARGIN * answer["capacity_msgs_per_s"]
-    unpaced = ceiling["unpaced_msgs_per_s"]
-    # Where what stood in for the broker, or the machine, was the limit, it says nothing of the generator.
-    if ceiling["bound_by"] == "generator" and most < needed:
-        what = f"carries {most:,.0f} msg/s"
-    elif ceiling["unpaced_bound_by"] == "generator" and unpaced is not None and unpaced <= needed:
-        what = f"paces less than {unpaced:,.0f} msg/s"
-    else:
+    near: list[tuple[str, str]] = []
+    if most < needed:
+        near.append((ceiling["bound_by"], f"carries {most:,.0f} msg/s"))
+    if unpaced is not None and unpaced <= needed:
+        near.append((ceiling["unpaced_bound_by"], f"paces less than {unpaced:,.0f} msg/s"))
+    if not near:
         return
-    reason = f"without a broker the tool itself {what} here; {answer['reason']}"
-    answer |= {"is_lower_bound": True, "bound_by": "generator", "reason": reason}
+    limit, what = min(near, key=lambda each: [*CLIENTS_LIMITS, each[0]].index(each[0]))
+    if limit == "unknown":
+        answer["reason"] += f"; whether the tool itself paces {unpaced:,.0f} msg/s without a broker is not known"
+        return
+    doubt = {"generator": "", "host": " and uses up the machine, whose limit this may be"}.get(
+        limit, f", held by the {limit}, so that nobody knows whether it could do more"
+    )
+    answer |= {
+        "is_lower_bound": True,
+        "bound_by": next((each for each in CLIENTS_LIMITS if each in {limit, answer["bound_by"]}), "unknown"),
+        "reason": f"without a broker the tool itself {what} here{doubt}; {answer['reason']}",
+    }
 
 
 def _trial_of(trial: Trial, probe: Probe, number: int) -> Trial:

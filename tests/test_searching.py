@@ -277,28 +277,71 @@ def test_a_rate_is_sustained_with_every_subscriber_served() -> None:
     assert not seen_in(record(goodput_msgs_per_s=2_000.0), fan_out=3).sustained
 
 
+AMPLE = {"achieved_msgs_per_s": 5_000.0}
+
+
 @pytest.mark.parametrize(
-    ("ceiling", "p99_ms", "is_generators"),
+    ("ceiling", "before", "bound_by", "words"),
     [
-        ({"achieved_msgs_per_s": 1_050.0}, None, True),
-        ({"achieved_msgs_per_s": 1_050.0, "bound_by": "host"}, None, False),
-        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, None, True),
-        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0}, 10.0, True),
-        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 3_000.0}, 10.0, False),
-        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 3_000.0}, None, False),
-        ({"achieved_msgs_per_s": 5_000.0, "unpaced_msgs_per_s": 1_100.0, "unpaced_bound_by": "unknown"}, None, False),
-        ({"achieved_msgs_per_s": 5_000.0}, None, False),
-        ({"achieved_msgs_per_s": None}, None, False),
+        ({"achieved_msgs_per_s": 1_050.0}, "broker", "generator", "the tool itself carries 1,050 msg/s here; ?"),
+        ({**AMPLE, "unpaced_msgs_per_s": 1_100.0}, "broker", "generator", "paces less than 1,100 msg/s here; ?"),
+        ({**AMPLE, "unpaced_msgs_per_s": 1_100.0}, "objective", "generator", "paces less than 1,100 msg/s here; ?"),
+        # A host that is used up leaves open what the generator could do: the limit may be the host's.
+        ({"achieved_msgs_per_s": 1_050.0, "bound_by": "host"}, "broker", "host", "uses up the machine, whose limit"),
+        ({"achieved_msgs_per_s": 900.0, "bound_by": "host"}, "generator", "generator", "uses up the machine"),
+        ({**AMPLE, "unpaced_msgs_per_s": 1_050.0, "unpaced_bound_by": "host"}, "objective", "host", "paces less than"),
+        # … and so does what stood in for the broker, which is neither.
+        ({"achieved_msgs_per_s": 1_050.0, "bound_by": "null broker"}, "broker", "unknown", "held by the null broker"),
+        ({"achieved_msgs_per_s": 1_050.0, "bound_by": "pre-filled topic"}, "host", "host", "held by the pre-filled"),
+        (
+            {"achieved_msgs_per_s": 1_050.0, "bound_by": "host", "unpaced_msgs_per_s": 900.0},
+            "broker", "generator", "paces less than 900 msg/s here; ?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_capacity_that_the_tool_was_not_shown_to_exceed_is_at_least_that(
+    ceiling: dict[str, Any], before: str, bound_by: str, words: str
+) -> None:
+    """By the closed loop's rate or by a schedule that was not kept, whatever set that: nothing shows it had more."""
+    answer = with_ceiling(ceiling, bound_by=before)
+    assert (answer["is_lower_bound"], answer["bound_by"]) == (True, bound_by)
+    assert words in answer["reason"]
+    assert answer["reason"].startswith("without a broker the tool itself")
+    assert answer["ceiling_msgs_per_s"] == ceiling["achieved_msgs_per_s"]
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "reason"),
+    [
+        (AMPLE, "?"),
+        ({**AMPLE, "bound_by": "host", "unpaced_msgs_per_s": 3_000.0, "unpaced_bound_by": "host"}, "?"),
+        # Something else used the machine meanwhile: that shows nothing, and is said.
+        (
+            {**AMPLE, "unpaced_msgs_per_s": 1_100.0, "unpaced_bound_by": "unknown"},
+            "?; whether the tool itself paces 1,100 msg/s without a broker is not known",
+        ),
+        (
+            {"achieved_msgs_per_s": None, "error": "no ceiling is known: no null broker speaks the stream protocol"},
+            "?; no ceiling is known: no null broker speaks the stream protocol",
+        ),
+        ({"achieved_msgs_per_s": 0.0}, "?; no ceiling is known: without a broker nothing came through"),
     ],
 )
-def test_a_capacity_that_the_tool_itself_can_hardly_reach_is_called_its_own(
-    ceiling: dict[str, Any], p99_ms: float | None, is_generators: bool
+def test_a_ceiling_far_above_or_unknown_changes_no_limit_and_an_unknown_one_is_told(
+    ceiling: dict[str, Any], reason: str
 ) -> None:
-    """By the closed loop's rate or by a schedule that was not kept, where the tool and nothing else was the limit."""
+    """The capacity stays as it was found; where nobody knows what the tool carries, the answer says so in words."""
+    answer = with_ceiling(ceiling)
+    assert (answer["is_lower_bound"], answer["bound_by"], answer["reason"]) == (False, "broker", reason)
+    assert answer["ceiling_msgs_per_s"] == (ceiling["achieved_msgs_per_s"] or None)
+
+
+def with_ceiling(ceiling: dict[str, Any], bound_by: str = "broker") -> dict[str, Any]:
+    """What a search that found 1,000 a second says once it knows this ceiling."""
     answer = {
-        "capacity_msgs_per_s": 1_000.0, "p99_ms": p99_ms, "is_lower_bound": False, "bound_by": "broker", "reason": "?"
+        "capacity_msgs_per_s": 1_000.0, "is_lower_bound": False, "bound_by": bound_by, "reason": "?",
+        "ceiling_msgs_per_s": None,
     }  # fmt: skip
-    known = {"bound_by": "generator", "unpaced_msgs_per_s": None, "unpaced_bound_by": "generator", **ceiling}
-    searching._add_ceiling(answer, known)
-    assert (answer["bound_by"] == "generator") is answer["is_lower_bound"] is is_generators
-    assert answer.get("ceiling_msgs_per_s") == ceiling["achieved_msgs_per_s"]
+    known = {"bound_by": "generator", "unpaced_msgs_per_s": None, "unpaced_bound_by": "generator", "error": None}
+    searching._add_ceiling(answer, {**known, **ceiling})
+    return answer
