@@ -158,6 +158,8 @@ class Result:
     agent: str
     role: Role
     sent_book: SentBook | None = None
+    gave_up_confirms: bool = False
+    """Whether the wait for a producer's last confirmations ended before all had come."""
     received_book: ReceivedBook | None = None
     failed: dict[str, int] | None = None
     """How many deliveries a consumer had fail as the settings say (`loadgen.driver.Failing`)."""

@@ -275,6 +275,19 @@ class BitCounts:
             self._close(page)
 
 
+def uncounted(end: int, *holders: BitCounts) -> int:
+    """How many of the numbers 0 … end - 1 none of these counted."""
+    missing = 0
+    for page in range(-(-end // PAGE_BITS)):
+        if any(bits.is_full_once(page) for bits in holders):
+            continue
+        counted = np.zeros(PAGE_BITS, np.bool_)
+        for bits in holders:
+            counted |= bits.counts_of(page) > 0
+        missing += int(np.count_nonzero(~counted[: end - page * PAGE_BITS]))
+    return missing
+
+
 def ranges_of(which: Bool, count_max: int) -> list[tuple[int, int]]:
     """The first `count_max` runs of True as (first, last) places."""
     edges = np.flatnonzero(np.diff(which, prepend=False, append=False))[: 2 * count_max]

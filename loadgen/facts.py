@@ -45,6 +45,7 @@ class Facts:
     every message and has so many `consumers`. `acked` is None where nothing is confirmed, `stored` where the broker
     keeps no count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
     `achieved` what was sent and `goodput` what was received once, intact and inside the window.
+    `unsettled` were neither confirmed nor refused (None: not counted) when producers gave up waiting, or waited for none.
     `explained_duplicates` are those by a stated redelivery or the producer's own resend. `due` messages were
     intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received, and
     `misshared` were sent twice or left out by producers that heard late of their share. Queues that
@@ -76,6 +77,8 @@ class Facts:
     explained_duplicates: int = 0
     corrupted: int = 0
     foreign: int = 0
+    unsettled: int | None = None
+    gave_up_confirms: bool = False
     due: int | None = None
     missing: int | None = None
     misshared: int = 0

@@ -193,7 +193,11 @@ def _verdict(record: Record, outcome: Outcome, account: Account | None) -> Recor
     due = None if account is None else account.due
     facts = facts_of(record, drained=outcome.drained, due=due)
     begun = begun_right(record.get("backlog"), record["producers"], record["subscribers"])
-    return judge(replace(facts, **_flow_facts(record), begun=begun)).record()
+    confirmed: Record = {
+        "unsettled": None if account is None else account.unsettled,
+        "gave_up_confirms": any(result.gave_up_confirms for result in outcome.results),
+    }
+    return judge(replace(facts, **confirmed, **_flow_facts(record), begun=begun)).record()
 
 
 def _flow_facts(record: Record) -> Record:

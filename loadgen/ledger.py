@@ -5,7 +5,8 @@ fleet, where `settle` lays them side by side. Consumers of one group share the m
 every group gets all of them. The definitions, for one producer's messages and one group; an account sums
 over both:
 
-* sent: handed to the client. acked: confirmed by the broker, None where nothing is confirmed.
+* sent: handed to the client. acked: confirmed by the broker, unsettled: neither confirmed nor known to have failed;
+  both None where nothing is confirmed.
 * received: every message handed to a consumer, duplicates, damaged and foreign ones included.
 * distinct: different messages that came intact at least once.
 * lost: sent, not known to have failed, and never received intact. confirmed_lost had been confirmed,
@@ -50,7 +51,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, PAGE_SHIFT, BitCounts, ranges_of
+from loadgen.bitcounts import MAX_INDEX, PAGE_BITS, PAGE_SHIFT, BitCounts, ranges_of, uncounted
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ class Account:
 
     sent: int = 0
     acked: int | None = 0
+    unsettled: int | None = 0
     received: int = 0
     distinct: int = 0
     lost: int = 0
@@ -372,9 +374,10 @@ def _add_sent(account: Account, books: list[SentBook]) -> None:
         account.sent += book.sent_count
         errors.update(book.errors)
     account.errors = dict(sorted(errors.items()))
-    account.acked = None
+    account.acked = account.unsettled = None
     if all(book.confirms for book in books):
         account.acked = sum(book.confirmed_count for book in books)
+        account.unsettled = sum(uncounted(each.sent_count, each.confirmed_bits, each.failed_bits) for each in books)
 
 
 def _settle_producer(account: Account, sent: SentBook, book: ReceivedBook, removed: Removed) -> None:

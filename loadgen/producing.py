@@ -127,6 +127,7 @@ class ProducerAgent(Agent):
                 now_ns - began_ns
             ) / SECOND_NS
             if left_s <= 0:
+                self.result.gave_up_confirms = self.confirms
                 return
             slice_s = min(FLUSH_SLICE_S, left_s)
             self.observe(producer.flush(slice_s))

@@ -123,6 +123,7 @@ CHECKERS: tuple[Callable[[Facts], Check], ...] = (
     accounting.check_traffic,
     accounting.check_integrity,
     accounting.check_foreign,
+    accounting.check_confirmed,
     accounting.check_loss,
     accounting.check_limits,
     accounting.check_dead_letters,

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadgen import Message, RabbitMQ, Rate, Scenario, board, engine, fleet, hands, host, pinning, process, sites, trial
+from loadgen import (
+    Message, RabbitMQ, Rate, Scenario, board, engine, fleet, hands, host, pinning, process, producing, sites, trial,
+)  # fmt: skip
 from loadgen.board import Board, Cell
 from loadgen.consuming import ConsumerAgent
 from loadgen.driver import Target
@@ -138,6 +140,23 @@ def test_a_producer_that_waits_for_its_last_confirmations_is_not_stuck(monkeypat
     record, outcome = run_once(short_plan(rate=Rate.fixed(100)), confirm_delay_ms=4000)
     assert outcome.error is None
     assert record["acked"] == record["sent"] == 100
+
+
+def give_up_soon(spec: AgentSpec, pipe: Connection) -> None:
+    """What a spawned process runs: nobody waits long for the last confirmations."""
+    producing.FLUSH_S = 0.3
+    process.main(spec, pipe)
+
+
+def test_confirmations_that_were_given_up_leave_a_closed_loops_counts_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that confirms after a minute: all has arrived, nothing is confirmed, and the verdict says so."""
+    monkeypatch.setattr(hands, "agent_main", give_up_soon)
+    record, outcome = run_once(short_plan(duration_s=0.2, rate=Rate.saturate()), confirm_delay_ms=60_000)
+    assert outcome.error is None
+    assert (record["acked"], record["lost"]) == (0, 0)
+    (found,) = [each for each in record["verdict"]["checks"] if each["name"] == "confirmations"]
+    assert (found["passed"], found["weighs"]) == (None, True)
+    assert f"{record['sent']:,} of {record['sent']:,} sent were neither confirmed nor refused" in found["reason"]
 
 
 def test_the_agents_that_are_missing_are_named_by_phase() -> None:

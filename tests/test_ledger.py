@@ -278,6 +278,26 @@ def test_without_confirms_nothing_is_acked() -> None:
     book.sent(3)
     account = settle([book], [receive(ReceivedBook(), [Message(0, 0)])])
     assert (account.acked, account.lost, account.confirmed_lost, account.unconfirmed_lost) == (None, 2, 0, 2)
+    assert account.unsettled is None
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sets(st.integers(0, 59)), st.sets(st.integers(0, 59)), st.integers(0, 60)), min_size=1))
+def test_what_is_neither_confirmed_nor_refused_is_counted(
+    producers: list[tuple[set[int], set[int], int]],
+) -> None:
+    """Of every producer, over as many pages as it has sent, and a message that was settled both ways once."""
+    with small_pages():
+        books, left = [], 0
+        for number, (confirmed, failed, count) in enumerate(producers):
+            confirmed, failed = ({seq for seq in each if seq < count} for each in (confirmed, failed))
+            book = SentBook(number)
+            book.sent(count)
+            book.confirmed(np.array(sorted(confirmed), np.int64))
+            book.failed(np.array(sorted(failed), np.int64), "nack")
+            books.append(book)
+            left += count - len(confirmed | failed)
+        assert settle(books, []).unsettled == left
 
 
 def test_settling_twice_or_what_was_never_sent_is_an_error() -> None:

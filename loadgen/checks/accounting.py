@@ -31,6 +31,30 @@ def check_foreign(facts: Facts) -> Check:
     return Check("foreign", strange == 0, f"{strange:,} messages that nobody here sent" if strange else "none")
 
 
+def check_confirmed(facts: Facts) -> Check:
+    """Sent is confirmed and refused: each message has the broker's word, or is known to have failed.
+
+    Refused are those that a full queue did not take, that were returned, or whose transaction was undone. Where
+    producers gave up waiting, a confirmation may still come; where they waited for none any more, one is missing from
+    the books. What is unconfirmed under faults was promised by nobody, and class `none` confirms nothing.
+    """
+    name = "confirmations"
+    if facts.acked is None:
+        return Check(name, True, "nothing is confirmed here")
+    if facts.unsettled is None:
+        return Check(name, None, "not counted")
+    if not facts.unsettled:
+        refused = facts.sent - facts.acked
+        text = f"all of {facts.sent:,} sent"
+        return Check(name, True, f"{text}, {refused:,} of which were refused" if refused else text)
+    text = f"{facts.unsettled:,} of {facts.sent:,} sent were neither confirmed nor refused"
+    if facts.hurt:
+        return Check(name, True, f"{text}: under faults nobody promised them")
+    if facts.gave_up_confirms:
+        return Check(name, None, f"{text} when waiting for it was given up: counts are not final")
+    return Check(name, False, f"{text}, though none was waited for any more")
+
+
 def check_loss(facts: Facts) -> Check:
     """No confirmed message is missing once the queue is drained; class `none` only states its loss.
 
