@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import hypergeom
+from scipy.stats import binom, hypergeom
 from synthetic import HEADER, SECOND_NS, WARMUP_S, trial
 
-from loadgen.analysis.tail import SHOWN_MAX, Cause, Tail, explain
+from loadgen.analysis.tail import SHOWN_MAX, Cause, Tail, _attribute, explain
 from loadgen.errors import ScenarioError
 from loadgen.recorder import Recorder
 from loadgen.runs import RunWriter, load
@@ -34,10 +34,10 @@ def event(at_s: float, duration_s: float = 0.2, kind: str = "gc pause", text: st
     return {"kind": kind, "at_s": at_s, "duration_s": duration_s, "text": text}
 
 
-def rows(**columns: Sequence[float]) -> list[dict[str, float]]:
+def rows(seconds: int = SECONDS, **columns: Sequence[float]) -> list[dict[str, float]]:
     """The observer's rows of warm-up (quiet) and window, each told at the end of its second."""
     made = []
-    for second in range(-int(WARMUP_S), SECONDS):
+    for second in range(-int(WARMUP_S), seconds):
         row = {"elapsed_s": WARMUP_S + second + 1.003}
         row |= {name: values[second] if second >= 0 else 0.0 for name, values in columns.items()}
         made.append(row)
@@ -171,6 +171,39 @@ def test_what_happens_in_a_third_of_the_seconds_is_not_believed(tmp_path: Path) 
     assert cause.is_rarer_elsewhere
     assert cause.chance > 0.05
     assert "(as 18 of 57 other seconds)" in tail.slow[0].line()
+
+
+def test_one_hit_of_one_of_many_causes_is_not_believed(tmp_path: Path) -> None:
+    """One slow second of twenty, and five signals that stood out in one second each: alone each would explain it."""
+    columns = ("psi_io_some_share", "host_steal_share", "others_cores", "disk_flush_ns", "disk_write_ns")
+    values = {
+        name: [SIGNALS[name][second == 11 if name == "others_cores" else second == number] for second in range(20)]
+        for number, name in enumerate(columns)
+    }
+    tail = explained(write(tmp_path / "many", {11: 40_000_000}, seen=rows(20, **values), seconds=20))
+    (cause,) = tail.causes
+    assert (cause.kind, cause.slow, cause.others, cause.tried) == ("other programs", 1, 0, 5)
+    assert (cause.chance, cause.corrected) == (pytest.approx(1 / 20), pytest.approx(1 / 4))
+    assert tail.explained == 0
+    assert "coincides with other programs used 1.5 cores (as 0 of 19 other seconds)" in tail.slow[0].line()
+    assert tail.lines()[-2].endswith("(so many hits by chance: 0.05, and of any of 5 causes: 0.25)")
+    alone = rows(20, others_cores=values["others_cores"])
+    assert explained(write(tmp_path / "one", {11: 40_000_000}, seen=alone, seconds=20)).explained == 1
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=5)
+def test_twelve_causes_that_come_as_they_please_explain_one_trial_in_twenty(seed: int) -> None:
+    """Twelve unrelated causes, each in one to four seconds of sixty of which three are slow: 200 trials at a time."""
+    rng, trials, found = np.random.default_rng(seed), 200, 0
+    for _ in range(trials):
+        seen = {
+            str(cause): {int(second): (None, "") for second in rng.choice(60, rng.integers(1, 5), replace=False)}
+            for cause in range(12)
+        }
+        causes, _ = _attribute(seen, dict.fromkeys((11, 29, 47), 1e6), set(range(60)))
+        found += any(cause.explains for cause in causes.values())
+    assert found <= binom.isf(1e-6, trials, 0.05)
 
 
 def test_a_pause_far_shorter_than_the_delay_is_not_its_cause(tmp_path: Path) -> None:

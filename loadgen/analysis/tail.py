@@ -6,7 +6,10 @@ overlaps the second or the one before it, or a signal of the machine that is an 
 
 Coincidence is no cause: what happens in every second coincides with every slow one. So each cause is counted in the
 other seconds too, and how likely so many hits are by chance is the upper tail of the hypergeometric distribution
-(R. A. Fisher's exact test, one-sided). Each cause is tested by itself: among many trials some hits are by chance.
+(R. A. Fisher's exact test, one-sided). One of a dozen causes hits by chance more often than any single one: those of a
+trial are corrected for being several (C. Bonferroni, "Teoria statistica delle classi e calcolo delle probabilità",
+1936). Only those count that were seen in one of its seconds at all, since the others could not have hit (R. E. Tarone,
+"A modified Bonferroni method for discrete data", Biometrics 46, 1990). Among many trials some hits are by chance.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ SECONDS_MIN = 8
 """Fewer seconds have no usual one to stand out from."""
 SHOWN_MAX = 10
 CHANCE_MAX = 0.05
-"""A cause explains when its hits are by chance in at most one case in twenty …"""
+"""A cause explains when in at most one trial of twenty any cause has such hits by chance …"""
 LIFT_MIN = 2.0
 """… and is worth a mention when it is twice as frequent in slow seconds as in others."""
 PAUSE_SHARE_MIN = 0.1
@@ -77,13 +80,17 @@ LATE = Signal("late sending", "", 2e5, "messages left {:.1f} ms late (p99)", 1e-
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """How often something coincided with slow seconds, and how often it was there in the others."""
+    """How often something coincided with slow seconds, and how often it was there in the others.
+
+    It is one of `tried` causes, each of which might have hit by chance.
+    """
 
     kind: str
     slow: int
     slow_of: int
     others: int
     others_of: int
+    tried: int = 1
 
     @property
     def chance(self) -> float:
@@ -95,6 +102,16 @@ class Cause:
         return ways / math.comb(total, draws)
 
     @property
+    def corrected(self) -> float:
+        """At most so likely it is that any of the causes that were tried has hits as unlikely as these."""
+        return min(1.0, self.tried * self.chance)
+
+    @property
+    def correction(self) -> str:
+        """In words, behind the chance: what it is for being one of several."""
+        return f", and of any of {self.tried} causes: {self.corrected:.2g}" if self.tried > 1 else ""
+
+    @property
     def is_rarer_elsewhere(self) -> bool:
         """Whether it is at least twice as frequent in slow seconds as in the others."""
         return self.slow * self.others_of >= LIFT_MIN * self.others * self.slow_of and self.slow > 0
@@ -102,7 +119,7 @@ class Cause:
     @property
     def explains(self) -> bool:
         """Whether chance is an unlikely explanation of its hits."""
-        return self.is_rarer_elsewhere and self.chance <= CHANCE_MAX
+        return self.is_rarer_elsewhere and self.corrected <= CHANCE_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +191,7 @@ class Tail:
             said.append(f"and {len(self.slow) - SHOWN_MAX} more slow seconds")
         said += [
             f"{each.kind}: in {each.slow} of {each.slow_of} slow seconds and {each.others} of {each.others_of} others "
-            f"(so many hits by chance: {each.chance:.2g})"
+            f"(so many hits by chance: {each.chance:.2g}{each.correction})"
             for each in self.causes
         ]
         if self.slow and self.not_observed:
@@ -287,6 +304,7 @@ def _attribute(
     hits: dict[int, list[tuple[str, str]]] = {index: [] for index in excess_ns}
     causes: dict[str, Cause] = {}
     least_ns = PAUSE_SHARE_MIN * min(excess_ns.values(), default=0.0)
+    tried = sum(not indices.isdisjoint(by_index) for by_index in seen.values())
     for kind, by_index in seen.items():
         slow = [
             index
@@ -298,7 +316,7 @@ def _attribute(
         )
         if not slow:
             continue
-        cause = Cause(kind, len(slow), len(excess_ns), others, len(indices) - len(excess_ns))
+        cause = Cause(kind, len(slow), len(excess_ns), others, len(indices) - len(excess_ns), tried)
         causes[kind] = cause
         if cause.is_rarer_elsewhere:
             for index in slow:
