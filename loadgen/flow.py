@@ -178,9 +178,15 @@ class Flow:
         return found.agrees, found.reason
 
 
-def is_growing(summary: Mapping[str, Any], offered_msgs_per_s: float) -> bool:
-    """Whether a backlog grew: the interval of its slope lies above 0, and the slope above a share of the rate."""
+def is_growing(summary: Mapping[str, Any], offered_msgs_per_s: float) -> bool | None:
+    """Whether a backlog grew: the interval of its slope lies above 0, and the slope above a share of the rate.
+
+    None where its samples are too few for an interval: windows of under a second have no more. Where nothing was
+    gauged (an empty summary), nothing grew.
+    """
     trend = summary.get("slope_msgs_per_s")
-    if not trend or trend["low"] is None:
+    if not trend:
         return False
+    if trend["low"] is None:
+        return None
     return bool(trend["low"] > 0 and trend["estimate"] > GROWTH_SHARE * offered_msgs_per_s)

@@ -212,7 +212,14 @@ def _flow_facts(record: Record) -> Record:
     elif record.get("faults"):
         known["backlog"] = (True, "the broker was hurt: what piled up then is what is looked for")
     elif under_way and offered:
-        is_grown = is_growing(under_way, offered * record["subscribers"])
-        grew = under_way["slope_msgs_per_s"]["estimate"]
-        known["backlog"] = (not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow")
+        known["backlog"] = _grown(under_way, offered * record["subscribers"])
     return known
+
+
+def _grown(under_way: Record, offered_msgs_per_s: float) -> tuple[bool | None, str]:
+    """Whether a backlog stayed as it was, and what was seen of it."""
+    is_grown = is_growing(under_way, offered_msgs_per_s)
+    if is_grown is None:
+        return None, f"{under_way['samples']} samples are too few to test its slope"
+    grew = under_way["slope_msgs_per_s"]["estimate"]
+    return not is_grown, f"it grew by {grew:,.0f} msg/s" if is_grown else "it did not grow"

@@ -10,9 +10,10 @@ not grow, without errors, with the objective kept, and with a generator that cou
    is one more answer, and a little less is tried.
 
 Probes and the trial of full length are held to the same rules. A probe that failed while something else used the
-machine is tried once more, and so is one that did not run at all (an agent died, the broker was not there): that says
-nothing about the rate, and where it happens again the search cannot tell. Where the generator was the limit, it gets
-more producers; where it cannot have them, the answer says so, and the capacity is "at least".
+machine is tried once more, and so is one that did not run at all (an agent died, the broker was not there) or was too
+short for a test of its backlog: that says nothing about the rate, and where it happens again the search cannot tell.
+Where the generator was the limit, it gets more producers; where it cannot have them, the answer says so, and the
+capacity is "at least".
 
 A search has a time budget. When a further probe would leave no room for a trial of full length (and for another, should
 it fail), the search goes on to that trial with what it knows: its bracket is as wide as it is, and `ended_by` says why.
@@ -46,8 +47,9 @@ PROBES_MOST = 14
 CONFIRM_SHARE = 0.97  # of the edge, where half of all trials fail
 CONFIRMS_MOST = 4
 RETRIES = 2
-FAILURES = 1  # how often a trial that did not run is tried again
+FAILURES = 1  # how often a trial that told nothing is tried again
 LATE = "schedule lag"
+UNTESTED = "samples of the backlog, too few to test its slope"
 DISTURBANCES = frozenset({"stolen CPU", "other programs", "CPU frequency", "swap"})
 
 Step = Literal["burst", "probe", "confirm"]
@@ -82,7 +84,7 @@ class Seen:
     is_producer_full: bool = False
     """… a producer's, so that more producers would help."""
     has_run: bool = True
-    """Whether the trial came to its end: one that did not says nothing about the rate."""
+    """Whether the trial came to its end and could be judged: one that could not says nothing about the rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def search(
 
 
 class _CannotTellError(Exception):
-    """A trial did not run, and again it did not: nothing is known of its rate."""
+    """A trial told nothing, nor did its repetition: nothing is known of its rate."""
 
 
 class _Search:
@@ -167,16 +169,16 @@ class _Search:
         return min((rate for rate, _ in self._fails), default=None)
 
     def measured(self, step: Step, rate: float | None) -> Generator[Probe, Seen, Seen]:
-        """Measure; what did not run is tried again, once and where there is time."""
+        """Measure; what told nothing is tried again, once and where there is time."""
         for _ in range(FAILURES):
             seen = yield Probe(step, rate, self.producers)
             if seen.has_run:
                 return seen
             if not self._has_time(step):
-                raise _CannotTellError(f"there was no time to repeat the {step} that did not run: {seen.why}")
+                raise _CannotTellError(f"there was no time to repeat the {step} that told nothing: {seen.why}")
         seen = yield Probe(step, rate, self.producers)
         if not seen.has_run:
-            raise _CannotTellError(f"a {step} did not run, nor did its repetition: {seen.why}")
+            raise _CannotTellError(f"a {step} told nothing, nor did its repetition: {seen.why}")
         return seen
 
     def bracket(self) -> Generator[Probe, Seen, None]:
@@ -289,6 +291,8 @@ def seen_in(
             why = _missed(record, offered, p99_ms)
             limit = _limit_of_missed(record, p99_ms) if why else limit
     carried = f"carried {achieved:,.0f} of {offered or 0:,.0f} msg/s"
+    if why is not None and why.endswith(UNTESTED):
+        return Seen(achieved, False, why, has_run=False)
     return Seen(achieved, why is None, why or carried, limit, is_disturbed(verdict), bool(full), "producers" in full)
 
 
@@ -325,7 +329,10 @@ def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out:
     if not carries(achieved, offered, record["window_s"]):
         return f"{at} only {achieved:,.0f} msg/s came through"
     growth = record.get("under_way") or {}
-    if is_growing(growth, offered * fan_out):
+    grown = is_growing(growth, offered * fan_out)
+    if grown is None:
+        return f"{at} there were {growth['samples']} {UNTESTED}"
+    if grown:
         return f"{at} the backlog grew by {growth['slope_msgs_per_s']['estimate']:,.0f} msg/s"
     return None
 

@@ -11,6 +11,7 @@ import pytest
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.flow import Flow, is_growing
+from loadgen.judging import _flow_facts
 
 STEP_NS = SECOND_NS // 20
 
@@ -84,6 +85,18 @@ def test_a_backlog_grows_where_its_slope_is_shown_and_matters(growth_per_s: floa
     summary = flow(noisy(12, 10_000), under_way).summary(0, 12)
     assert summary["samples"] == 240
     assert is_growing(summary, 10_000) is expected
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(3, None), (19, None), (20, False)])
+def test_of_too_few_samples_nobody_knows_whether_a_backlog_grew(samples: int, expected: bool | None) -> None:
+    """A slope without an interval is no test, and what was not tested did not pass."""
+    summary = flow(noisy(12, 10_000), 500).summary(0, samples / 20)
+    assert summary["samples"] == samples
+    assert is_growing(summary, 10_000) is expected
+    facts = _flow_facts({"steady": {"steady": True, "reason": "?"}, "under_way": summary, "offered_msgs_per_s": 10_000,
+                         "subscribers": 1})  # fmt: skip
+    told = f"{samples} samples are too few to test its slope" if expected is None else "it did not grow"
+    assert facts["backlog"] == (None if expected is None else True, told)
 
 
 def record(rate: float, mean_s: float, **more: Any) -> dict[str, Any]:

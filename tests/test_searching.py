@@ -184,6 +184,15 @@ def test_a_rate_is_not_sustained_for_a_reason(changes: dict[str, Any], p99_ms: f
     assert (seen.limit == "objective") is (p99_ms is not None)
 
 
+def test_a_backlog_that_nobody_could_test_says_nothing_of_the_rate() -> None:
+    """Too few samples for a slope with an interval: the probe is tried again, as one that did not run."""
+    few = {"slope_msgs_per_s": {"estimate": 0.0, "low": None, "high": None}, "samples": 12}
+    seen = seen_in(record(under_way=few))
+    assert (seen.sustained, seen.has_run) == (False, False)
+    assert seen.why == "at 1,000 msg/s there were 12 samples of the backlog, too few to test its slope"
+    assert seen_in(record(under_way=few, goodput_msgs_per_s=900.0)).has_run, "what did not come through needs no test"
+
+
 FULL_HOST = {"name": "host CPU", "passed": None, "reason": "full"}
 FULL_CORE = {"name": "generator CPU", "passed": None, "reason": "full"}
 LATE = {"name": "schedule lag", "passed": False, "reason": "p99 90 ms"}

@@ -220,6 +220,8 @@ TABLE = [
     ("backlog", {**OPEN, "backlog": (True, "level")}, True),
     ("backlog", {**OPEN, "backlog": (False, "grew")}, None),
     ("backlog", {**SHORT, "backlog": (False, "grew")}, False),
+    ("backlog", {**OPEN, "backlog": (None, "too few samples")}, None),
+    ("backlog", {**SHORT, "backlog": (None, "too few samples")}, None),
     ("Little's law", {}, True),
     ("Little's law", {"little": None}, None),
     ("Little's law", {"little": (None, "too few")}, None),

@@ -27,7 +27,7 @@ def check_backlog(facts: Facts) -> Check:
     if facts.backlog is None:
         return Check("backlog", None, "not looked at")
     found, reason = facts.backlog
-    return Check("backlog", True if found else None if facts.is_carried else False, reason)
+    return Check("backlog", None if found is False and facts.is_carried else found, reason)
 
 
 def check_little(facts: Facts) -> Check:
