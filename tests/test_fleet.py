@@ -18,8 +18,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadgen import (
-    Message, RabbitMQ, Rate, Scenario, board, engine, fleet, hands, host, pinning, process, producing, sites, trial,
-)  # fmt: skip
+    Message,
+    RabbitMQ,
+    Rate,
+    Scenario,
+    board,
+    engine,
+    fleet,
+    hands,
+    host,
+    pinning,
+    process,
+    producing,
+    sites,
+    trial,
+)
 from loadgen.board import Board, Cell
 from loadgen.consuming import ConsumerAgent
 from loadgen.driver import Target

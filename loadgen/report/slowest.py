@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 SLOWEST_NOTE = (
     "A second is slow when its p99 lies far above that of the trial's median second. What coincides with slow seconds "
     "and is rare in the others explains them where chance is unlikely (5\N{NO-BREAK SPACE}%, corrected for the number "
-    "of causes that were seen); that is no proof of a cause. Seconds are those of the measured window (intervals of some "
-    "seconds in trials of over twelve minutes); trials in overload are left out, as each of their seconds is slower than "
-    "the one before."
+    "of causes that were seen); that is no proof of a cause. Seconds are those of the measured window (intervals of "
+    "some seconds in trials of over twelve minutes); trials in overload are left out, as each of their seconds is "
+    "slower than the one before."
 )
 
 
