@@ -45,7 +45,7 @@ class Facts:
     every message and has so many `consumers`. `acked` is None where nothing is confirmed, `stored` where the broker
     keeps no count. `offered_msgs_per_s` is what the schedule asked for in the window (None in a closed loop),
     `achieved` what was sent and `goodput` what was received once, intact and inside the window.
-    `unsettled` were neither confirmed nor refused (None: not counted) when producers gave up waiting, or waited for none.
+    `unsettled` were neither confirmed nor refused (None: not counted) when producers gave up waiting, or had none left.
     `explained_duplicates` are those by a stated redelivery or the producer's own resend. `due` messages were
     intended in the window (None in a closed loop), of which `missing` were not sent, confirmed or received, and
     `misshared` were sent twice or left out by producers that heard late of their share. Queues that
@@ -58,9 +58,9 @@ class Facts:
     latency's median and p99 over its value, `resolution` the time from a batch's first byte to its stamp.
     `frequency_fall_share` is by how much the fastest CPU's lowest reading is below its highest, `throttles` how often
     a CPU was slowed down for its heat. `little`, `steady` and `backlog` are findings of the flow over the window:
-    what was found (None: cannot tell) and the reason. `drains` is whether a backlog was written first, and `begun`
-    the finding on where consumers began in it; `rebalanced` is whether one of them joined or left in mid-trial,
-    `hurt` whether something was broken on purpose.
+    what was found (None: cannot tell) and the reason; `steady_weighs` says whether an unknown casts doubt. `drains` is
+    whether a backlog was written first, and `begun` the finding on where consumers began in it; `rebalanced` is whether
+    one of them joined or left in mid-trial, `hurt` whether something was broken on purpose.
     """
 
     durability: str
@@ -132,6 +132,7 @@ class Facts:
     observer_defects: tuple[str, ...] = ()
     little: tuple[bool | None, str] | None = None
     steady: tuple[bool | None, str] | None = None
+    steady_weighs: bool = True
     backlog: tuple[bool | None, str] | None = None
     drains: bool = False
     begun: tuple[bool | None, str] | None = None

@@ -3,8 +3,8 @@
 A message is under way once for each subscriber that is to have it.
 
 No agent takes part in it, and no latency: what it says of a trial's backlog, of Little's law and of whether a trial
-was steady is independent of what the histograms say. A message is under way from the moment it was handed to the
-client until the consumer's code has it.
+was steady is independent of what the histograms say. (Where few messages were under way, response times must tell the
+last.) A message is under way from the moment it was handed to the client until the consumer's code has it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.record import end_to_end
 from loadgen.stats.queueing import little
-from loadgen.stats.steady import DRIFT_SHARE, steady_state
+from loadgen.stats.steady import DRIFT_SHARE, shift, steady_state
 from loadgen.stats.trend import slope
 
 if TYPE_CHECKING:
@@ -48,11 +48,13 @@ class Settled:
     """What the flow says of a finished trial.
 
     `cut_s` whole seconds of the planned window come before it was steady; `steady` is None where the data cannot tell.
+    That `weighs`, but where so little was sent that no such trial could tell.
     """
 
     cut_s: int
     steady: bool | None
     reason: str
+    weighs: bool = True
 
 
 class Flow:
@@ -107,11 +109,15 @@ class Flow:
         at_s = (at_ns[inside] - begin_ns) / SECOND_NS
         return at_s, np.array(self._sent, np.float64)[inside], np.array(self._received, np.float64)[inside]
 
-    def settled(self, start_ns: int, warmup_s: float, duration_s: float, *, consumed: bool, is_open: bool) -> Settled:
+    def settled(
+        self, start_ns: int, warmup_s: float, duration_s: float, *, consumed: bool, is_open: bool, levels_ns: Float64
+    ) -> Settled:  # fmt: skip
         """Where the trial became steady: by its rate in a closed loop, by the number under way in an open one.
 
         The scenario's warm-up is the floor. At most the first half of the measured window is given up, in whole
         seconds, and only where what happened in it really differs from the rest.
+        Of few messages under way every change is chance: there response times are looked at (`levels_ns`, float[n], of
+        parts of the measured window in their order).
         """
         at_s, sent, received = self.between(start_ns, start_ns + round((warmup_s + duration_s) * SECOND_NS))
         if len(at_s) < 3 or (is_open and not consumed):
@@ -119,7 +125,7 @@ class Flow:
         if is_open:
             times_s, values = at_s, sent - received
             if values[times_s >= warmup_s].mean() < FEW_MSGS:
-                return Settled(0, True, f"fewer than {FEW_MSGS} messages under way on average")
+                return _by_response_times(levels_ns)
         else:
             times_s, values = at_s[1:], np.diff(received if consumed else sent) / np.diff(at_s)
         limit = CUT_LATENCY_SHARE if is_open else CUT_SHARE
@@ -176,6 +182,14 @@ class Flow:
         skew_s = max((record["resolution_ns"]["p50"] or 0) / SECOND_NS, GAUGE_SHARE * service["mean"] / SECOND_NS)
         found = little(rate, service["mean"] / SECOND_NS, at_s, sent - received, skew_s=skew_s)
         return found.agrees, found.reason
+
+
+def _by_response_times(levels_ns: Float64) -> Settled:
+    """Whether a trial with few messages under way was steady: whether the halves of its window were as slow."""
+    found = shift(levels_ns, CUT_LATENCY_SHARE)
+    steady = None if found.drifted is None else not found.drifted
+    reason = f"fewer than {FEW_MSGS} messages under way on average; of response times, {found.reason}"
+    return Settled(0, steady, reason, weighs=found.change is not None)
 
 
 def is_growing(summary: Mapping[str, Any], offered_msgs_per_s: float) -> bool | None:

@@ -160,6 +160,7 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
         trial.duration_s,
         consumed=trial.consumers > 0,
         is_open=trial.rate.is_open_loop and not has_gone,
+        levels_ns=live.levels.blocks(),
     )
     # Whole intervals of the log, so that the window still begins with one.
     cut_s = -(-found.cut_s // trial.interval_s) * trial.interval_s
@@ -168,7 +169,7 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
 
 def _flowed(record: Record, live: Live, settled: Settled) -> Record:
     """What the counters say of the window: steady or not, the number under way, Little's law."""
-    steady = {"steady": settled.steady, "reason": settled.reason, "cut_s": settled.cut_s}
+    steady = {name: getattr(settled, name) for name in ("steady", "reason", "cut_s", "weighs")}
     if not record["window_s"] or not record["consumers"]:
         return {"steady": steady}
     if removed_msgs(record):
@@ -204,7 +205,7 @@ def _flow_facts(record: Record) -> Record:
     """What the counters showed, as the verdict's flow checks take it: (finding, reason) each."""
     steady, little = record["steady"], record.get("little")
     under_way, offered = record.get("under_way"), record["offered_msgs_per_s"]
-    known: Record = {"steady": (steady["steady"], steady["reason"])}
+    known: Record = {"steady": (steady["steady"], steady["reason"]), "steady_weighs": steady["weighs"]}
     if little is not None:
         known["little"] = (little["agrees"], little["reason"])
     if record.get("membership") is not None:

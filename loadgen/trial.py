@@ -24,6 +24,7 @@ from loadgen.host import disk_free
 from loadgen.hurting import Hurting
 from loadgen.judging import CUT_MOST_S, describe, judged
 from loadgen.legs import gauge_of, target_of
+from loadgen.levels import Levels
 from loadgen.observer import Observer
 from loadgen.roster import roster
 from loadgen.series import Gathered
@@ -80,6 +81,7 @@ class Live:
     observer: Observer | None = None
     board: Board | None = None
     flow: Flow = field(init=False)
+    levels: Levels = field(init=False)
     hlog_start_s: float | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
     early: list[IntervalDelta] = field(default_factory=list)  # may turn out to be warm-up
@@ -104,8 +106,10 @@ class Live:
     def __post_init__(self) -> None:
         length_s = self.trial.warmup_s + self.trial.duration_s
         self.flow = Flow(self.trial.subscribers, self.trial.backlog.skipped(self.trial.producers), length_s)
+        self.levels = Levels(self.interval_s)
         self.gathered = Gathered(self.interval_s)
-        self.suffix = "" if self.trial.rate.is_open_loop else "_service"
+        suffix = "" if self.trial.rate.is_open_loop else "_service"
+        self.shown_kind = ("e2e", "rtt")[self.trial.pattern.is_request_reply] + suffix
 
     @property
     def interval_s(self) -> int:
@@ -141,7 +145,7 @@ class Live:
         newest = Histogram()
         self._keep(report.deltas)
         for delta in report.deltas:
-            if delta.kind == ("e2e", "rtt")[self.trial.pattern.is_request_reply] + self.suffix:
+            if delta.kind == self.shown_kind:
                 delta.add_to(newest)
         for reason, number in report.errors.items():
             self.errors[reason] = self.errors.get(reason, 0) + number
@@ -172,6 +176,8 @@ class Live:
     def _keep(self, deltas: Iterable[IntervalDelta]) -> None:
         with self._lock:
             for delta in deltas:
+                if delta.interval >= 0 and delta.kind == self.shown_kind:
+                    self.levels.add(delta)
                 # Interval 0 is the first of the measured window; nothing is intended after its end.
                 if 0 <= delta.interval < min(CUT_MOST_S, self.trial.duration_s / 2):
                     self.early.append(delta)

@@ -28,6 +28,9 @@ class Counters:
         return {Cell.SENT: self.sent, Cell.RECEIVED: self.received}[cell]
 
 
+LEVEL_NS = np.full(10, 1e6)
+
+
 def flow(rates_per_s: np.ndarray[Any, Any], under_way: np.ndarray[Any, Any] | float) -> Flow:
     """Samples every 50 ms of a trial with these rates, and this number under way."""
     made, counters = Flow(), Counters()
@@ -46,14 +49,14 @@ def noisy(seconds: float, rate_per_s: float, seed: int = 1) -> np.ndarray[Any, A
 
 def test_a_steady_closed_loop_keeps_its_whole_window() -> None:
     """Noise alone is no reason to leave anything out."""
-    found = flow(noisy(12, 50_000), 1_000).settled(0, 2, 10, consumed=True, is_open=False)
+    found = flow(noisy(12, 50_000), 1_000).settled(0, 2, 10, consumed=True, is_open=False, levels_ns=LEVEL_NS)
     assert (found.cut_s, found.steady) == (0, True)
 
 
 def test_a_slow_start_that_outlasts_the_warm_up_is_left_out_in_whole_seconds() -> None:
     """Half the rate for 1.5 s after the planned warm-up costs two seconds of the window, and is said."""
     rates = np.concatenate([noisy(3.5, 25_000), noisy(8.5, 50_000)])
-    found = flow(rates, 1_000).settled(0, 2, 10, consumed=True, is_open=False)
+    found = flow(rates, 1_000).settled(0, 2, 10, consumed=True, is_open=False, levels_ns=LEVEL_NS)
     assert found.cut_s == 2
     assert found.steady is True
     assert "left out" in found.reason
@@ -62,19 +65,44 @@ def test_a_slow_start_that_outlasts_the_warm_up_is_left_out_in_whole_seconds() -
 def test_a_rate_that_falls_all_the_time_is_never_steady() -> None:
     """No part of it is cut: there is nothing steady to keep."""
     rates = noisy(12, 50_000) * np.linspace(1.5, 0.5, 240)
-    found = flow(rates, 1_000).settled(0, 2, 10, consumed=True, is_open=False)
+    found = flow(rates, 1_000).settled(0, 2, 10, consumed=True, is_open=False, levels_ns=LEVEL_NS)
     assert (found.cut_s, found.steady) == (0, False)
 
 
-def test_a_few_messages_under_way_are_steady_whatever_they_do() -> None:
-    """At low rates the number under way is 0 or 1, and no trend of it means anything."""
-    found = flow(noisy(12, 100), 1).settled(0, 2, 10, consumed=True, is_open=True)
-    assert (found.cut_s, found.steady) == (0, True)
+@pytest.mark.parametrize(
+    ("levels_ms", "steady", "weighs"),
+    [
+        ([1, 1.1, 0.9, 1, 1.2, 1, 0.8, 1, 1, 1.1], True, True),
+        ([1, 1, 1, 1], True, True),
+        ([1, 1, 1, 90], True, True),  # a pause is a finding, and no other state
+        ([1, 1, 90, 90], None, True),  # half of so short a window: who knows
+        ([4, 4.1, 4.2, 4.3, 1, 1.1, 1.2, 1.3], False, True),
+        ([1, 1, 1], None, False),
+        ([], None, False),
+    ],
+)
+def test_with_few_messages_under_way_response_times_tell_whether_it_was_steady(
+    levels_ms: list[float], steady: bool | None, weighs: bool
+) -> None:
+    """The number under way is 0 or 1 and says nothing; where too little was sent to tell, that is nobody's fault."""
+    found = flow(noisy(12, 100), 1).settled(
+        0, 2, 10, consumed=True, is_open=True, levels_ns=1e6 * np.array(levels_ms, np.float64)
+    )
+    assert (found.cut_s, found.steady, found.weighs) == (0, steady, weighs)
+    assert found.reason.startswith("fewer than 20 messages under way on average; of response times, ")
+
+
+def test_with_more_under_way_response_times_are_not_asked() -> None:
+    """The gauge tells by itself."""
+    rising = 1e6 * np.arange(1.0, 11.0)
+    assert flow(noisy(12, 50_000), 1_000).settled(
+        0, 2, 10, consumed=True, is_open=True, levels_ns=rising
+    ).steady  # fmt: skip
 
 
 def test_without_consumers_an_open_loop_cannot_tell() -> None:
     """Nobody receives: there is no number under way."""
-    assert flow(noisy(12, 100), 1).settled(0, 2, 10, consumed=False, is_open=True).steady is None
+    assert flow(noisy(12, 100), 1).settled(0, 2, 10, consumed=False, is_open=True, levels_ns=LEVEL_NS).steady is None
 
 
 @pytest.mark.parametrize(("growth_per_s", "expected"), [(0.0, False), (30.0, False), (500.0, True)])
@@ -93,10 +121,10 @@ def test_of_too_few_samples_nobody_knows_whether_a_backlog_grew(samples: int, ex
     summary = flow(noisy(12, 10_000), 500).summary(0, samples / 20)
     assert summary["samples"] == samples
     assert is_growing(summary, 10_000) is expected
-    facts = _flow_facts({"steady": {"steady": True, "reason": "?"}, "under_way": summary, "offered_msgs_per_s": 10_000,
-                         "subscribers": 1})  # fmt: skip
+    steady = {"steady": True, "reason": "?", "weighs": True}
+    seen = {"steady": steady, "under_way": summary, "offered_msgs_per_s": 10_000, "subscribers": 1}
     told = f"{samples} samples are too few to test its slope" if expected is None else "it did not grow"
-    assert facts["backlog"] == (None if expected is None else True, told)
+    assert _flow_facts(seen)["backlog"] == (None if expected is None else True, told)
 
 
 def record(rate: float, mean_s: float, **more: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
 from test_stats_trend import HZ, ar1, times_of, upper
 
-from loadgen.stats.steady import drift, mser, steady_state
+from loadgen.stats.steady import _marginal_errors, _rank_sum_chance, drift, shift, steady_state
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,50 +38,12 @@ def marginal_error(means: Floats, cut: int) -> float:
 
 
 @settings(max_examples=60)
-@given(SERIES, st.integers(1, 5))
-def test_it_finds_the_least_marginal_error(values: list[int], batch: int) -> None:
-    """By the definition no other cut has a smaller error, and only the first half is ever cut."""
-    found = mser(values, batch)
-    batches = len(values) // batch
-    if batches < 10:
-        assert (found.index, found.steady) == (0, None)
-        return
-    means = np.array(values[: batches * batch], np.float64).reshape(batches, batch).mean(axis=1)
-    errors = [marginal_error(means, cut) for cut in range(batches - 4)]
-    slack = 1e-9 * max(errors)
-    assert errors[found.minimum_at // batch] <= min(errors) + slack
-    assert errors[found.index // batch] <= min(errors[: batches // 2 + 1]) + slack
-    assert found.index <= len(values) / 2
-    assert found.steady is (found.minimum_at == found.index)
-
-
-@pytest.mark.parametrize("lasts_s", [0.5, 1.0, 2.0])
-def test_a_transient_is_cut_where_it_ends(lasts_s: float) -> None:
-    """A start at half of the rate is always cut whole, and in half of the runs within half a second of its end."""
-    ends = []
-    for seed in range(40):
-        values = throughput(seed, 20)
-        values[: int(lasts_s * HZ)] *= 0.5
-        found = mser(values)
-        assert found.steady
-        ends.append(found.index / HZ)
-    assert lasts_s <= min(ends)
-    assert np.median(ends) <= lasts_s + 0.5
-
-
-def test_a_rise_to_the_end_never_becomes_steady() -> None:
-    """Where the values still climb in the second half, the minimum lies there, and that is what is found."""
-    values = np.linspace(0, 1, 200)
-    found = mser(values)
-    assert found.steady is False
-    assert found.minimum_at > 100
-    assert "second half" in found.reason
-
-
-def test_a_constant_needs_no_cut() -> None:
-    """Equal values have no error to lower, in any representation of theirs."""
-    assert mser(np.full(100, 0.1)).index == 0
-    assert mser(np.zeros(100)).steady is True
+@given(SERIES)
+def test_each_cut_has_the_marginal_error_of_its_definition(values: list[int]) -> None:
+    """Sums taken from the end are the sums over what is kept."""
+    means = np.array(values, np.float64)
+    expected = [marginal_error(means, cut) for cut in range(len(means))]
+    assert _marginal_errors(means) == pytest.approx(np.array(expected), rel=1e-6, abs=1e-9 * max(expected))
 
 
 # --- drift ---
@@ -148,6 +111,73 @@ def test_nothing_at_all_does_not_drift() -> None:
     assert drift(np.zeros(40)).drifted is False
     assert drift([1.0, -1.0] * 20).drifted is None
     assert drift(np.ones(19)).drifted is None
+
+
+# --- shift: a few levels ---
+
+LEVELS = st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=40, unique=True)
+COUNTS = pytest.mark.parametrize("count", [4, 10, 20, 40])
+
+
+def levels(count: int, seed: int, coefficient: float = 0.5, noise: float = 0.2) -> Floats:
+    """A steady millisecond, told by so many levels that vary by a fifth and resemble their neighbours."""
+    return np.exp(noise * ar1(np.random.default_rng(seed), coefficient, count, 1)[0])
+
+
+@settings(max_examples=60)
+@given(LEVELS)
+def test_ranks_are_as_likely_as_the_exact_test_says(values: list[float]) -> None:
+    """The same figure as scipy's."""
+    first, second = np.split(np.array(values), [len(values) // 2])
+    expected = mannwhitneyu(second, first, method="exact").pvalue
+    assert _rank_sum_chance(first, second) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=60)
+@given(LEVELS, st.floats(0.01, 100))
+def test_a_shift_has_no_unit_and_two_directions(values: list[float], unit: float) -> None:
+    """In other units it is the same; with the halves exchanged it is its inverse, and as sure."""
+    found, scaled = shift(values, 0.5), shift(np.array(values) * unit, 0.5)
+    assert (scaled.change, scaled.drifted) == (pytest.approx(found.change, abs=1e-6), found.drifted)
+    if len(values) % 2 == 0:
+        back = shift([*values[len(values) // 2 :], *values[: len(values) // 2]], 0.5)
+        assert back.drifted is found.drifted
+        assert (1 + (back.change or 0)) * (1 + (found.change or 0)) == pytest.approx(1, rel=1e-6)
+
+
+@COUNTS
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 0.8])
+def test_steady_levels_are_hardly_ever_doubted(count: int, coefficient: float) -> None:
+    """Of levels that vary by a fifth at most three runs in a hundred are not said to be steady, and 3 σ."""
+    found = [shift(levels(count, seed, coefficient), 0.5).drifted for seed in range(300)]
+    assert sum(each is not False for each in found) <= 300 * upper(0.03, 300)
+
+
+@COUNTS
+def test_a_pause_in_one_second_is_no_shift(count: int) -> None:
+    """Wherever it is, and however long: the other seconds are as they were."""
+    for at in range(count):
+        values = levels(count, at, noise=0.1)
+        values[at] *= 1_000
+        assert shift(values, 0.5).drifted is False
+
+
+@COUNTS
+@pytest.mark.parametrize("shape", ["jump", "slope"])
+def test_levels_that_treble_are_never_said_to_be_steady(count: int, shape: str) -> None:
+    """At once or bit by bit, up or down: nine of ten are doubted, and found where there are enough of them."""
+    place = np.arange(count) / (count - 1)
+    for direction in (1, -1):
+        change = np.log(3) * (place >= 0.5) if shape == "jump" else np.log(9) * place
+        found = [shift(levels(count, seed) * np.exp(direction * change), 0.5).drifted for seed in range(50)]
+        assert sum(each is not False for each in found) >= 45
+        assert count < 8 or sum(each is True for each in found) >= 45
+
+
+def test_three_levels_cannot_tell() -> None:
+    """Whatever they look like."""
+    assert shift([1.0, 1.0, 9.0]).drifted is shift([]).drifted is None
+    assert shift([]).change is None
 
 
 # --- both ---
@@ -235,7 +265,9 @@ def test_impossible_arguments_are_named() -> None:
         steady_state([0.0], [1.0], -1.0)
     with pytest.raises(ValueError, match="share"):
         drift(np.ones(30), share=0)
-    with pytest.raises(ValueError, match="batch"):
-        mser(np.ones(30), batch=0)
+    with pytest.raises(ValueError, match="share"):
+        shift(np.ones(30), share=0)
+    with pytest.raises(ValueError, match="levels"):
+        shift([1.0, 1.0, 0.0, 1.0])
     with pytest.raises(ValueError, match="finite"):
-        mser([1.0, math.inf])
+        shift([1.0, math.inf, 1.0, 1.0])

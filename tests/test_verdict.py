@@ -212,6 +212,7 @@ TABLE = [
     ("steady state", {"steady": None}, None),
     ("steady state", {"steady": (False, "still falling")}, None),
     ("steady state", {"steady": (None, "too short")}, None),
+    ("steady state", {"steady": (None, "too little was sent"), "steady_weighs": False}, None),
     ("backlog", {}, True),
     ("backlog", OPEN, True),
     ("backlog", {**OPEN, "backlog": None}, None),
@@ -368,6 +369,7 @@ def test_the_worst_finding_is_the_verdict(changes: dict[str, Any], status: str, 
 
 
 QUIET = {"little": (None, "L = 2: below 20 it cannot tell"), "stored": None, "alarms": None, "disk_full": None,
+         "steady": (None, "3 levels: at least 4 are needed"), "steady_weighs": False,
          "frequency_fall_share": None, "throttles": None, "swapped_bytes": None}  # fmt: skip
 UNCONSUMED = {"consumers": 0, "received": 0, "little": None, "backlog": None}
 
@@ -387,7 +389,8 @@ def test_what_nobody_can_look_at_is_listed_and_casts_no_doubt(changes: dict[str,
 @pytest.mark.parametrize(
     "changes",
     [
-        {"steady": None}, {"samples": None}, {"others_cores": None}, {"steal_share": None}, {"clock_error_ns": None},
+        {"steady": None}, {"steady": (None, "too short")}, {"steady": (False, "it rose")}, {"samples": None},
+        {"others_cores": None}, {"steal_share": None}, {"clock_error_ns": None},
         {"agent_core_share_max": None}, {"host_busy_share": None}, {**OPEN, "lag_p99_ns": None},
         {**OPEN, "missing": None}, {**OPEN, "backlog": None}, {"swapped_bytes": 4096}, {"throttles": 1.0},
     ],

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 
 
 def check_steady(facts: Facts) -> Check:
-    """The measured window is of one state: of a rate or backlog that still changes, a mean says little."""
+    """The measured window is of one state: of a rate, backlog or latency that still changes, a mean says little.
+
+    With fewer than forty messages, or in less than four seconds, few messages under way cannot tell, which is nothing
+    against a trial.
+    """
     if facts.steady is None:
         return Check("steady state", None, "not looked at")
     found, reason = facts.steady
-    return Check("steady state", True if found else None, reason)
+    return Check("steady state", True if found else None, reason, weighs=found is False or facts.steady_weighs)
 
 
 def check_backlog(facts: Facts) -> Check:

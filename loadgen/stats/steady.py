@@ -5,12 +5,12 @@ spread falls, afterwards only samples are lost (K. P. White, "An effective trunc
 in simulation output", Simulation 69, 1997; W. Franklin and K. P. White, "Stationarity tests and MSER-5: exploring
 the intuition behind mean-squared-error-reduction in detecting and correcting initialization bias", Winter
 Simulation Conference 2008). It cuts, but it cannot tell a run that never became steady from one that is merely
-noisy: of 120 steady samples of strong autocorrelation (φ = 0.9) it finds more than one in four unsteady. That is
-`drift`'s question.
+noisy. That is `drift`'s question, and where there are but a few values, each of many messages, `shift`'s.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,27 +23,12 @@ if TYPE_CHECKING:
 
 DRIFT_SHARE = 0.1
 """Halves of a run that differ by a tenth are as far apart as the differences that are looked for."""
-BATCHES_MIN = 10
-LAST_BATCHES = 5
-"""Never cut down to the last five: so few can agree by chance (K. Hoad, S. Robinson and R. Davies, "Automating
-warm-up length estimation", Journal of the Operational Research Society 61, 2010)."""
+BLOCKS_MIN = 4
+"""Of fewer levels no half has one that could agree with another."""
+CHANCE_MAX = 0.05
 _BATCHED_FROM = 100  # samples; fewer would leave MSER-5 too few batches to choose from
 _ORDINARY = (5, 95)  # percentiles of the second half, beyond which a sample counts as an ordinary extreme
 _ONE_SIDED = 0.9  # the share of a transient that is off to one side; of a pause amid steady samples half of them are
-
-
-@dataclass(frozen=True, slots=True)
-class Truncation:
-    """Where MSER cuts: the index of the first sample to keep, in the first half of the series.
-
-    `minimum_at` is the index at which the marginal standard error is least of all; where that lies in the second half,
-    the series did not become steady in time to be told (`steady` is False). None: too few samples.
-    """
-
-    index: int
-    minimum_at: int
-    steady: bool | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +36,8 @@ class Drift:
     """The second half's mean less the first's, as a share of both halves' mean, and its interval.
 
     `drifted` is True where the change is material and the interval excludes 0, False where it is not material, and
-    None where it is material but may be chance, or the samples are too few.
+    None where it is material but may be chance, or the samples are too few. By ranks (`shift`) the change is a share of
+    the first half, and has no interval.
     """
 
     change: float | None
@@ -68,30 +54,6 @@ class Steady:
     warmup_s: float
     steady: bool | None
     reason: str
-
-
-def mser(values: ArrayLike, batch: int = 5) -> Truncation:
-    """The truncation that minimises the marginal standard error of the mean of n values (float[n], in their order).
-
-    The values are averaged over batches of `batch` (5: MSER-5); what is over at the end is left out. Over d from 0
-    the minimum is of Σ(x - mean)² / (k - d)², sum and mean over the k - d batches kept.
-
-    Raises:
-        ValueError: batch below 1, or a value not finite.
-    """
-    if batch < 1:
-        raise ValueError(f"batch {batch}: expected at least 1")
-    series = as_series(values, "warm-up")
-    batches = len(series) // batch
-    if batches < BATCHES_MIN:
-        return Truncation(0, 0, None, f"{len(series)} samples: at least {batch * BATCHES_MIN} are needed")
-    errors = _marginal_errors(_batches(series, batch))[: batches - LAST_BATCHES + 1]
-    minimum = int(np.argmin(errors)) * batch
-    index = int(np.argmin(errors[: batches // 2 + 1])) * batch
-    if minimum > index:
-        text = f"the error of the mean still falls at sample {minimum} of {len(series)}, in the second half"
-        return Truncation(index, minimum, False, text)
-    return Truncation(index, minimum, True, f"the mean is most certain from sample {index} of {len(series)} on")
 
 
 def _batches(series: NDArray[np.float64], batch: int) -> NDArray[np.float64]:
@@ -137,6 +99,57 @@ def drift(values: ArrayLike, share: float = DRIFT_SHARE, confidence: float = 0.9
     if low <= 0 <= high:
         return Drift(change, low, high, None, f"{text}, which may be chance")
     return Drift(change, low, high, True, text)
+
+
+def shift(levels: ArrayLike, share: float = DRIFT_SHARE) -> Drift:
+    """Whether the second half of n levels (float[n], in their order, above 0) lies off the first one, told by ranks.
+
+    For series too short for `drift`. The change is the median ratio of a level of the second half to one of the first
+    (J. Hodges and E. Lehmann, "Estimates of location based on rank tests", Annals of Mathematical Statistics 34, 1963;
+    of two in the middle the one nearer to 1), less 1: a pause in one of four seconds does not move it. It is material
+    where one half is higher by more than `share`, and beyond chance by the exact rank sum test at 5 %, two-sided
+    (H. Mann and D. Whitney, "On a test of whether one of two random variables is stochastically larger than the other",
+    ibid. 18, 1947), which fewer than eight levels cannot pass. Levels that resemble their neighbours pass it more
+    often: what keeps a steady series from being found is `share`.
+
+    Raises:
+        ValueError: a level not finite or not above 0, or share not above 0.
+    """
+    if not share > 0:
+        raise ValueError(f"share {share}: expected more than 0")
+    series = as_series(levels, "levels")
+    if not bool((series > 0).all()):
+        raise ValueError("levels: expected more than 0")
+    if len(series) < BLOCKS_MIN:
+        return Drift(None, None, None, None, f"{len(series)} levels: at least {BLOCKS_MIN} are needed")
+    first, second = np.split(np.log(series), [len(series) // 2])
+    apart = np.sort(np.subtract.outer(second, first).ravel())
+    low, high = float(apart[(len(apart) - 1) // 2]), float(apart[len(apart) // 2])
+    moved = 0.0 if low * high < 0 else min(low, high, key=abs)
+    change = float(np.expm1(moved))
+    text = f"the second half's levels differ from the first's by {change:+.1%} (median of {len(apart)} ratios)"
+    if abs(moved) <= np.log1p(share):
+        return Drift(change, None, None, False, text)
+    if _rank_sum_chance(first, second) > CHANCE_MAX:
+        return Drift(change, None, None, None, f"{text}, which may be chance")
+    return Drift(change, None, None, True, text)
+
+
+def _rank_sum_chance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """How likely samples of one distribution lie apart by as many ranks as these, or more, either way."""
+    above = float(np.sum(np.subtract.outer(second, first) > 0))
+    pairs = len(first) * len(second)
+    extreme = math.ceil(max(above, pairs - above))
+    # The number of ways to choose which ranks are the second's, by how often one of those exceeds one of the others.
+    ways = np.zeros((len(second) + 1, pairs + 1))
+    ways[0, 0] = 1.0
+    for number in range(1, len(first) + len(second) + 1):
+        for chosen in range(min(number, len(second)), 0, -1):
+            exceeded = number - chosen
+            if exceeded <= len(first):
+                ways[chosen, exceeded:] += ways[chosen - 1, : pairs + 1 - exceeded]
+    counts = ways[len(second)]
+    return min(1.0, 2.0 * float(counts[extreme:].sum() / counts.sum()))
 
 
 def _halves(count: int) -> NDArray[np.float64]:
