@@ -45,8 +45,8 @@ def check_confirmed(facts: Facts) -> Check:
         return Check(name, None, "not counted")
     if not facts.unsettled:
         refused = facts.sent - facts.acked
-        text = f"all of {facts.sent:,} sent"
-        return Check(name, True, f"{text}, {refused:,} of which were refused" if refused else text)
+        text = f"of {facts.sent:,} sent {facts.acked:,} were confirmed and {refused:,} refused"
+        return Check(name, True, text if refused else f"all of {facts.sent:,} sent were confirmed")
     text = f"{facts.unsettled:,} of {facts.sent:,} sent were neither confirmed nor refused"
     if facts.hurt:
         return Check(name, True, f"{text}: under faults nobody promised them")
