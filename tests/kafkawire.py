@@ -1,4 +1,7 @@
-"""Kafka seen from outside its drivers: the requests that pass a small proxy, and the record batches a broker keeps."""
+"""Kafka seen from outside its drivers: the requests that pass a small proxy, and the record batches a broker keeps.
+
+RabbitMQ's streams have frames with the same heads, so that the proxy sees these, too.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,7 @@ class _Proxy(threading.Thread):
 
     def _asked(self, side: _Side, data: bytes) -> None:
         for frame in side.frames(data):
-            request = Request(*_HEAD.unpack_from(frame), frame)
+            request = Request(*_HEAD.unpack_from(frame.ljust(_HEAD.size)), frame)  # a stream's may be shorter
             self._seen.requests.append(request)
             if request.api == PRODUCE:
                 side.waiting.add(request.correlation)

@@ -15,16 +15,18 @@ import numpy as np
 import pika
 import pytest
 import rstream
+from kafkawire import watched
 from patience import PATIENCE_S, until
 from rstream.compression import CompressionType
 
 from loadgen.driver import Target
+from loadgen.drivers import load_driver
 from loadgen.drivers.stream_admin import StreamAdmin
 from loadgen.drivers.wire.kafka_codecs import CODECS
 from loadgen.drivers.wire.stream_connection import StreamConnection, open_any
 from loadgen.drivers.wire.stream_consumer import StreamConsumer, query_offset
 from loadgen.drivers.wire.stream_producer import StreamProducer, last_publishing_id, publisher_name
-from loadgen.drivers.wire.stream_protocol import FIRST, KEY, LAST, NEXT, Key, Offset, properties, text
+from loadgen.drivers.wire.stream_protocol import FIRST, KEY, LAST, NEXT, Key, Offset, Reader, properties, text
 from loadgen.endpoint import Credentials
 from loadgen.errors import BrokerError, TrialError
 from loadgen.knobs import resolve
@@ -237,6 +239,11 @@ def chunks_of(connection: StreamConnection, stream: str, credit: int) -> Iterato
     """(entries, messages, kind of the first entry) of each chunk that the broker delivers for so much credit."""
     body = b"\0" + text(stream) + FIRST.encode() + struct.pack(">H", credit) + properties({})
     connection.call(Key.SUBSCRIBE, body)
+    return coming(connection)
+
+
+def coming(connection: StreamConnection) -> Iterator[tuple[int, int, int]]:
+    """The same of each chunk that comes, for which nobody gives any credit."""
     while True:
         try:
             frame = connection.early.popleft() if connection.early else connection.await_frame(0.5)
@@ -263,12 +270,30 @@ def test_sub_entries_are_stored_as_such(site: Site, codec: str, message: Message
 
 
 def test_credits_bound_what_is_on_its_way(site: Site) -> None:
-    """Without further credit the broker sends so many chunks and no more; a consumer gives credit and gets all."""
+    """A consumer that does not read on is sent a chunk for each credit; one that does gives others and gets all."""
     target = site.target(credits=2)
     send(site.producer(target), 60, batch=10)  # each batch is confirmed before the next: six chunks or more
-    assert len(list(chunks_of(site.connection(), target.name, 2))) == 2
-    assert len(list(chunks_of(site.connection(), target.name, 100))) >= 6
+    for credit in (2, 4):
+        settings = {**target.settings, "credits": credit}
+        consumer = site.consumer(replace(target, settings=settings, group=f"{target.group}-{credit}"))
+        assert len(list(coming(consumer._connections[0]))) == credit
     assert len(drain(site.consumer(target), 60)) == 60
+
+
+@pytest.mark.parametrize("driver", ["stream", "rstream"])
+def test_a_subscription_asks_for_its_credits(site: Site, driver: str) -> None:
+    """A proxy reads them in the frame by which a consumer of either driver subscribes."""
+    target = site.target(driver=driver, credits=7)
+    host, _ = site.endpoint.hosts[0]
+    assert site.endpoint.stream_port is not None
+    with watched(replace(site.endpoint, hosts=((host, site.endpoint.stream_port),))) as (by_proxy, seen):
+        way = replace(site.endpoint, stream_port=by_proxy.hosts[0][1])
+        load_driver(driver).consumer(replace(target, endpoint=way), 0, 1).close()
+    (frame,) = [each.frame for each in seen.requests if each.api == Key.SUBSCRIBE]
+    reader = Reader(frame[8:])
+    assert (reader.number("B"), reader.text()) == (0, target.name)
+    assert reader.number("H") == 1  # from the first offset on
+    assert reader.number("H") == 7
 
 
 def test_a_named_producers_messages_are_stored_once(site: Site) -> None:
