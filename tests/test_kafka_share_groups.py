@@ -161,7 +161,7 @@ def test_how_acknowledgements_are_sent(bench: Bench, driver: Driver, mode: str) 
         if mode != "auto":
             consumer.receive(0.05)
         own = sum(each.api == SHARE_ACKNOWLEDGE for each in seen.requests)
-        assert own >= 4 if mode == "sync" else (own == 0) == (mode == "auto") or driver is CLIENT
+        assert own >= 4 if mode == "sync" else (own == 0) == (mode == "auto")
         consumer.close()
     assert until(lambda: undone(target) == 0)
 

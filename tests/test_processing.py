@@ -8,12 +8,14 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import crashed_transactions
 import numpy as np
 import pytest
+from kafkawire import OFFSET_COMMIT, watched
 from verdicts import BUSY, against
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
@@ -30,6 +32,7 @@ from loadgen.scenario import Uniform
 from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from loadgen.driver import Target
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 SHORT = Profile("test", warmup_s=0.3, duration_s=2.0, repeats=1)
 SMALL = Message(size_bytes=100)
 WAIT_S = 60.0
+END_TRANSACTION = 26
 COUNT, COMMITTED, DONE = 300, 100, 200  # messages; those that a processor has committed when it dies, and processed
 WAYS: list[dict[str, Any]] = [
     {},
@@ -181,6 +185,52 @@ def finish(target: Target) -> Account:
     return settle([sent], [received])
 
 
+@contextlib.contextmanager
+def filled(target: Target) -> Iterator[None]:
+    """Both legs of a chain, with COUNT messages in the first, removed in the end."""
+    assert target.onward is not None
+    with contextlib.ExitStack() as stack:
+        admin = _driver(target).admin(target.endpoint)
+        stack.callback(admin.close)
+        for each in (target, target.onward):
+            admin.create(each)
+            stack.callback(admin.delete, each)
+        source = _driver(target).producer(target, Payloads(SMALL, 3, 4))
+        source.send(0, np.full(COUNT, 1), 2)
+        assert sum(len(each.seqs) for each in source.flush(WAIT_S)) == COUNT
+        source.close()
+        yield
+
+
+@pytest.mark.parametrize("interval_ms", [1, 3_600_000])
+@pytest.mark.parametrize("knobs", WAYS[1:], ids=lambda knobs: knobs["processing_guarantee"])
+def test_commits_are_an_interval_apart(kafka_endpoint: Endpoint, knobs: dict[str, Any], interval_ms: int) -> None:
+    """A proxy sees one for each batch where the interval is over by then, where it never is one for all at the end."""
+    chained = {**knobs, "commit_interval_ms": interval_ms, "max_poll_records": 50}
+    (trial,) = make_plan([scenario_of("kafka", chained)], SHORT, brokers=("kafka",)).trials
+    target = target_of(trial, kafka_endpoint, f"processed-{uuid4().hex[:12]}")
+    assert target.onward is not None
+    api = END_TRANSACTION if knobs["processing_guarantee"] == "exactly_once" else OFFSET_COMMIT
+    with filled(target), watched(kafka_endpoint) as (by_proxy, seen):
+        way = replace(target, endpoint=by_proxy, onward=replace(target.onward, endpoint=by_proxy))
+        processor = Processor(_driver(target), way, 0, 1, Payloads(SMALL, 3, 4))
+        turns, end = 0, time.monotonic() + WAIT_S
+        while processor.sent < COUNT and time.monotonic() < end:
+            batches = processor.receive()
+            for batch in batches:
+                processor.forward(batch)
+            time.sleep(0.002)
+            processor.turn()
+            turns += bool(batches)
+        assert processor.sent == COUNT
+        assert turns >= COUNT / 50
+        before = sum(each.api == api for each in seen.requests)
+        processor.commit()
+        processor.close()
+        commits = sum(each.api == api for each in seen.requests)
+    assert (before, commits) == ((turns, turns) if interval_ms == 1 else (0, 1))
+
+
 @pytest.mark.parametrize("knobs", WAYS, ids=str)
 def test_a_processor_killed_in_the_middle(
     rabbitmq_endpoint: Endpoint, kafka_endpoint: Endpoint, knobs: dict[str, Any]
@@ -190,17 +240,7 @@ def test_a_processor_killed_in_the_middle(
     chained = {**knobs, "max_poll_records": 50} if knobs else {"prefetch": DONE - COMMITTED, "ack_every": 1}
     plan = make_plan([scenario_of(endpoint.broker, chained)], SHORT, brokers=(endpoint.broker,))
     target = target_of(plan.trials[0], endpoint, f"processed-{uuid4().hex[:12]}")
-    assert target.onward is not None
-    with contextlib.ExitStack() as stack:
-        admin = _driver(target).admin(endpoint)
-        stack.callback(admin.close)
-        for each in (target, target.onward):
-            admin.create(each)
-            stack.callback(admin.delete, each)
-        source = _driver(target).producer(target, Payloads(SMALL, 3, 4))
-        source.send(0, np.full(COUNT, 1), 2)
-        assert sum(len(each.seqs) for each in source.flush(WAIT_S)) == COUNT
-        source.close()
+    with filled(target):
         run_and_kill(target)
         account = finish(target)
     assert (account.distinct, account.lost, account.corrupted, account.foreign) == (COUNT, 0, 0, 0)
