@@ -44,6 +44,9 @@ SPREADS: list[dict[str, Any]] = [
     {"exchange": "topic", "queues": 3},
     {"exchange": "consistent-hash", "queues": 3},
 ]
+# To aio-pika exchanges differ by having a name or none.
+SPREAD_BY = [(knobs, driver) for driver in ("amqp", "pika", "pika-blocking") for knobs in SPREADS]
+SPREAD_BY += [(knobs, "aio-pika") for knobs in SPREADS[:2]]
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +169,7 @@ def test_each_subscriber_has_a_queue_that_receives_everything_once(
     demand_perfect([sent], reader, 2)
 
 
-@pytest.mark.parametrize("driver", ["amqp", "pika", "pika-blocking"])
-@pytest.mark.parametrize("knobs", SPREADS, ids=lambda knobs: knobs["exchange"])
+@pytest.mark.parametrize(("knobs", "driver"), SPREAD_BY, ids=str)
 def test_queues_share_a_subscribers_messages_by_key(bench: Bench, knobs: dict[str, Any], driver: str) -> None:
     """Each queue gets some, a key stays with its queue, and order is kept, read by fewer consumers than queues."""
     target = bench.target(**knobs)
