@@ -28,10 +28,9 @@ Settings = dict[str, Any]
 
 MAX_PROCESSES = 256  # of one role in a trial
 
+CONFIRMED: Settings = {"durable": True, "persistent": True, "confirms": True, "ack": "manual"}
 # A quorum queue flushes before it confirms, on most of its members: in class `replicated` it keeps more than it must.
-REPLICATED_QUEUE: Settings = {
-    "queue_type": "quorum", "quorum_initial_group_size": 3, "persistent": True, "confirms": True, "ack": "manual",
-}  # fmt: skip
+REPLICATED_QUEUE: Settings = {**CONFIRMED, "queue_type": "quorum", "quorum_initial_group_size": 3}
 REPLICATED_TOPIC: Settings = {
     "acks": "all", "enable_idempotence": True, "replication_factor": 3, "min_insync_replicas": 2, "commit": "after",
 }  # fmt: skip
@@ -43,11 +42,11 @@ CLASS_DEMANDS: dict[str, dict[BrokerName, Settings]] = {
         "kafka": {"acks": "0", "enable_idempotence": False, "flush_messages": None, "commit": "before"},
     },
     "broker": {
-        "rabbitmq": {"queue_type": "classic", "persistent": True, "confirms": True, "ack": "manual"},
+        "rabbitmq": {**CONFIRMED, "queue_type": "classic"},
         "kafka": {"acks": "all", "flush_messages": None, "commit": "after"},
     },
     "flushed": {
-        "rabbitmq": {"queue_type": "quorum", "persistent": True, "confirms": True, "ack": "manual"},
+        "rabbitmq": {**CONFIRMED, "queue_type": "quorum"},
         "kafka": {"acks": "all", "flush_messages": 1, "commit": "after"},
     },
     "replicated": {"rabbitmq": REPLICATED_QUEUE, "kafka": {**REPLICATED_TOPIC, "flush_messages": None}},

@@ -20,6 +20,7 @@ DEFAULTS: Settings = {
     "exchange": None,
     "bindings": 1,
     "queues": 1,
+    "durable": True,
     "confirm_window": 1_000,
     "prefetch": 100,
     "ack_every": 10,

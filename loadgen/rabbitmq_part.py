@@ -46,6 +46,9 @@ class RabbitMQ(Part):
     queues: _Queues | Sweep[_Queues] | None = None
     """Over how many queues one subscriber's messages are spread by their routing keys, in order within each."""
     persistent: Flag | Sweep[Flag] | None = None
+    durable: Flag | Sweep[Flag] | None = None
+    """Whether queues outlive a restart of the broker. Only class `none` may have others, which are a deprecated feature
+    of RabbitMQ (transient_nonexcl_queues): 4.3.6 permits it as it is shipped, a broker's settings may deny it."""
     """delivery_mode 2; only class `none` may be transient."""
     confirms: Flag | Sweep[Flag] | None = None
     """Publisher confirms; every class but `none` has them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from loadgen.brokers import kill, private_brokers
 from loadgen.brokers.process import find_marked
 from loadgen.brokers.state import brokers_dir
 from loadgen.cli import main
+from loadgen.driver import Target
+from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
 from loadgen.errors import BrokerError, ScenarioError
+from loadgen.knobs import resolve
 from loadgen.plan import Profile
 from loadgen.probes import (
     NAMES,
@@ -233,10 +237,21 @@ def test_a_flush_comes_before_each_confirm_where_a_class_says_so(
 
 
 def test_private_brokers_leave_nothing_and_have_their_settings() -> None:
-    """A fresh broker has the settings that were asked for, lists them as deviations, and is gone after the block."""
-    with private_brokers({"rabbitmq": {"channel_max": "77"}}) as opened:
+    """A fresh broker has the settings that were asked for, lists them as deviations, and is gone after the block.
+
+    One of them denies queues that are not durable, of which `durable` = False tells in one line.
+    """
+    wanted = {"channel_max": "77", "deprecated_features.permit.transient_nonexcl_queues": "false"}
+    with private_brokers({"rabbitmq": wanted}) as opened:
         endpoint = opened["rabbitmq"]
         assert any("channel_max = 77 (asked for)" in line for line in endpoint.deviations)
+        settings = resolve("rabbitmq", {"durable": False}, "none", "default")
+        with (
+            contextlib.closing(RabbitMQAdmin(endpoint)) as admin,
+            pytest.raises(BrokerError, match=r"rabbitmq\.durable = False.*permit\.transient_nonexcl_queues") as caught,
+        ):
+            admin.create(Target(endpoint, "transient", settings))
+        assert "\n" not in str(caught.value)
         assert endpoint.data_dir is not None
         folder = endpoint.data_dir.parents[1]
         assert list(find_marked(folder))

@@ -16,6 +16,7 @@ from pika import exceptions
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin, connect
+from loadgen.drivers.rabbitmq_management import in_path, management_request
 from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.errors import ScenarioError
 from loadgen.knobs import points, resolve
@@ -138,6 +139,19 @@ def test_queues_have_the_arguments_that_were_asked_for(bench: Bench) -> None:
     }  # fmt: skip
     plain = bench.target()
     assert bench.admin.effective(plain)["arguments"] == {"x-queue-type": "classic"}
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_queues_are_durable_or_not(bench: Bench, is_durable: bool) -> None:
+    """By the broker's own view, those for dead letters as well; what is sent comes either way."""
+    target = bench.target("none", durable=is_durable, dead_letter=True)
+    told = bench.admin.effective(target)
+    assert (told["source"], told["durable"]) == ("management API", is_durable)
+    (dead_queue,) = Topology(target).dead_queues()
+    path = f"queues/{in_path(bench.endpoint.virtual_host)}/{dead_queue}"
+    assert management_request(bench.endpoint, path)["durable"] is is_durable
+    send(bench.producer(target), 20)
+    assert len(take(bench.consumer(target), 20)) == 20
 
 
 @pytest.mark.parametrize("durability", ["broker", "flushed"])
@@ -268,6 +282,7 @@ def test_messages_of_mixed_sizes_have_priorities_too(bench: Bench) -> None:
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"durable": False}, "broker", "contradicts durability class `broker`, which has durable = True"),
     ({"overflow": "drop-head"}, "broker", "expected max_length or max_length_bytes"),
     ({"max_length": 9, "overflow": "reject-publish"}, "none", "expected confirms = True"),
     ({"max_length": 9, "overflow": "reject-publish-dlx"}, "broker", "dead_letter = True"),
@@ -302,3 +317,6 @@ def test_limits_and_failures_are_swept() -> None:
     knobs = RabbitMQ(max_length=[10, 20], overflow=["drop-head", "reject-publish"], priorities=[2, 4])
     scenario = Scenario(name="x", question="?", rate=Rate.saturate(), rabbitmq=knobs)
     assert len(list(points(scenario))) == 8
+    either = RabbitMQ(durable=[True, False])
+    scenario = Scenario(name="x", question="?", rate=Rate.saturate(), durability="none", rabbitmq=either)
+    assert [point.settings["durable"] for point in points(scenario)] == [True, False]

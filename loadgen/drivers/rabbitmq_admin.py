@@ -35,6 +35,7 @@ CLOSE_S = 2.0
 PORT_QUESTION = "is it running, is this RabbitMQ's AMQP port, does it want TLS?"
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
+_TRANSIENT = "transient_nonexcl_queues"  # the deprecated feature of queues that are neither durable nor exclusive
 _MANAGEMENT_ATTEMPTS = 3
 _MANAGEMENT_PAUSE_S = 0.1
 _SILENT = (
@@ -167,7 +168,7 @@ class RabbitMQAdmin:
         self._removed_before: dict[str, dict[str, int] | None] = {}
 
     def create(self, target: Target) -> None:
-        """Declare what the trial needs, durable; a queue that exists already raises BrokerError."""
+        """Declare what the trial needs; a queue that exists already raises BrokerError."""
         topology = Topology(target)
         if self._ready([topology.queue(0, 0)]) is not None:
             raise BrokerError(
@@ -183,6 +184,11 @@ class RabbitMQAdmin:
                 raise BrokerError(
                     f"rabbitmq at {self._endpoint.address} has no exchange type {topology.exchange_type}; enable its "
                     f"plugin: rabbitmq-plugins enable {HASH_PLUGIN}"
+                ) from None
+            if _TRANSIENT in str(error):
+                raise BrokerError(
+                    f"rabbitmq at {self._endpoint.address} denies queues with rabbitmq.durable = False; drop the knob, "
+                    f"or restart the broker with deprecated_features.permit.{_TRANSIENT} = true"
                 ) from None
             raise
         wanted = target.settings.get("quorum_initial_group_size") or 1
@@ -241,7 +247,7 @@ class RabbitMQAdmin:
     def effective(self, target: Target) -> dict[str, Any]:
         """The (first) queue as the management API tells it, else as it was declared; with an exchange that, too."""
         topology = Topology(target)
-        declared = {"durable": True, "arguments": topology.arguments(0), "source": "declared"}
+        declared = {"durable": topology.is_durable, "arguments": topology.arguments(0), "source": "declared"}
         self._demand(target)
         bound = {} if not topology.exchange else topology.describe()
         if self._endpoint.management_url is None:
@@ -361,10 +367,11 @@ def _declare(channel: Any, topology: Topology) -> None:
     if topology.dead_exchange:
         channel.exchange_declare(topology.dead_exchange, "direct", durable=True)
     for queue in topology.dead_queues():  # as durable as the queue that its messages come from
-        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": topology.target.settings["queue_type"]})
+        arguments = {"x-queue-type": topology.target.settings["queue_type"]}
+        channel.queue_declare(queue, durable=topology.is_durable, arguments=arguments)
         channel.queue_bind(queue, topology.dead_exchange, routing_key=queue)
     for subscriber in range(topology.target.subscribers):
         for queue in topology.queues_of(subscriber):
-            channel.queue_declare(queue, durable=True, arguments=topology.arguments(subscriber))
+            channel.queue_declare(queue, durable=topology.is_durable, arguments=topology.arguments(subscriber))
     for each in topology.bindings():
         channel.queue_bind(each.queue, topology.exchange, routing_key=each.routing_key, arguments=each.arguments)

@@ -95,6 +95,7 @@ class Topology:
         self.target = target
         self.kind: str = target.settings.get("exchange") or "default"
         self.queues_each: int = target.settings.get("queues", 1)
+        self.is_durable: bool = target.settings.get("durable", True)
         self._numbers = range(self.queues_each)
 
     @property
