@@ -88,9 +88,9 @@ def refuse_impossible(settings: Settings, nodes: int) -> None:
         raise ScenarioError(f"rabbitmq.quorum_initial_group_size = {members}: {what}; drop it or choose another class")
     if settings["queue_type"] == "quorum" and not settings["persistent"]:
         raise ScenarioError("rabbitmq.persistent = False: a quorum queue keeps every message on disk; use classic")
-    if settings["queue_type"] == "quorum" and not 1 <= settings["prefetch"] <= 2_000:
+    if settings["queue_type"] == "quorum" and not settings["prefetch"]:
         raise ScenarioError(
-            f"rabbitmq.prefetch = {settings['prefetch']}: a quorum queue allows 1 … 2000 (its default limit)"
+            "rabbitmq.prefetch = 0: a quorum queue does not know unlimited, it takes 0 for 2000; expected 1 … 65535"
         )
     if settings["ack"] == "manual" and 0 < settings["prefetch"] < settings["ack_every"]:
         raise ScenarioError(

@@ -55,7 +55,8 @@ class RabbitMQ(Part):
     confirm_window: WholeMsgs | Sweep[WholeMsgs] | None = None
     """How many messages may be unconfirmed at once, per producer (without confirms: sent and not received)."""
     prefetch: _Prefetch | Sweep[_Prefetch] | None = None
-    """basic.qos prefetch count per consumer; 0 is unlimited."""
+    """basic.qos prefetch count per consumer; 0 is unlimited, but to a quorum queue, which would take it for 2,000 and so
+    is to be told a number."""
     ack: _Ack | Sweep[_Ack] | None = None
     """Automatic acknowledges on delivery; manual after processing (every class but `none`)."""
     ack_every: Whole | Sweep[Whole] | None = None

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import numpy as np
+import psutil
 import pytest
 from patience import PATIENCE_S, until
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import Endpoint
 
+DRIVERS = ("amqp", "pika", "pika-blocking", "aio-pika")
 PAYLOADS = Payloads(Message(size_bytes=100), seed=1, token=2)
 SHORT = Profile("short", warmup_s=0.0, duration_s=1.0, repeats=1)
 
@@ -42,8 +44,8 @@ def make_target(rabbitmq_endpoint: Endpoint) -> Iterator[Callable[..., Target]]:
     with contextlib.ExitStack() as closing:
         admin = closing.enter_context(contextlib.closing(RabbitMQAdmin(rabbitmq_endpoint)))
 
-        def make(**knobs: Any) -> Target:
-            settings = resolve("rabbitmq", knobs, "broker", "default")
+        def make(durability: str = "broker", **knobs: Any) -> Target:
+            settings = resolve("rabbitmq", knobs, durability, "default")
             target = Target(rabbitmq_endpoint, f"connections-{uuid4().hex[:8]}", settings)
             admin.create(target)
             closing.callback(admin.delete, target)
@@ -202,19 +204,58 @@ def test_churn_is_seen_by_the_broker(make_target: Any, close_all: contextlib.Exi
     assert (again.confirmed_count, rest.received_count) == (50, 50)
 
 
-@pytest.mark.parametrize("driver", ["amqp", "pika", "pika-blocking"])
-def test_prefetch_heartbeat_and_window_take_effect(
-    make_target: Any, close_all: contextlib.ExitStack, driver: str
+def listed(endpoint: Endpoint) -> dict[str, tuple[int, bool, int | None]]:
+    """By queue what the broker lists of its consumer: prefetch, whether it acknowledges, its connection's heartbeat."""
+    beats = {each["name"]: each.get("timeout") for each in told(endpoint, "connections")}
+    found = told(endpoint, f"consumers/{quote(endpoint.virtual_host, safe='')}")
+    return {
+        each["queue"]["name"]: (
+            each["prefetch_count"], each["ack_required"], beats.get(each["channel_details"]["connection_name"]),
+        )
+        for each in found
+        if each["channel_details"]
+    }  # fmt: skip
+
+
+def our_ports(endpoint: Endpoint) -> set[int]:
+    """Our ends of the connections that this process has to the broker."""
+    found = psutil.Process().net_connections("tcp")
+    return {each.laddr.port for each in found if each.raddr and each.raddr.port == endpoint.hosts[0][1]}
+
+
+def confirming(endpoint: Endpoint) -> dict[int, bool | None]:
+    """By our end's port, whether the channel is in confirm mode; None where that is not known yet."""
+    found = [each for each in told(endpoint, "channels") if each.get("connection_details")]
+    return {each["connection_details"]["peer_port"]: each.get("confirm") for each in found}
+
+
+def test_clients_are_listed_as_asked_for(
+    make_target: Any, close_all: contextlib.ExitStack, rabbitmq_endpoint: Endpoint
 ) -> None:
-    """The broker tells the consumer's prefetch and the connection's heartbeat; a window of one is one unconfirmed."""
-    target = make_target(prefetch=1, heartbeat=7, confirm_window=1)
+    """By the broker, each driver's prefetch (0 is no limit), acknowledgement, heartbeat, and confirms or none."""
+    wanted: dict[str, tuple[int, bool, int]] = {}
+    confirms: dict[int, bool] = {}
+    for driver in DRIVERS:
+        for durability, prefetch, beat_s in (("broker", 0, 31), ("broker", 7, 47), ("none", 9, 60)):
+            target = make_target(durability, prefetch=prefetch, heartbeat=beat_s)
+            close_all.callback(load_driver(driver).consumer(target, 0, 1).close)
+            wanted[target.name] = (prefetch, durability != "none", beat_s)
+            before = our_ports(rabbitmq_endpoint)
+            close_all.callback(load_driver(driver).producer(target, PAYLOADS).close)
+            (port,) = our_ports(rabbitmq_endpoint) - before
+            confirms[port] = durability != "none"
+    assert until(lambda: wanted.items() <= listed(rabbitmq_endpoint).items()), listed(rabbitmq_endpoint)
+    assert until(lambda: confirms.items() <= confirming(rabbitmq_endpoint).items()), confirming(rabbitmq_endpoint)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_window_and_a_prefetch_of_one(make_target: Any, close_all: contextlib.ExitStack, driver: str) -> None:
+    """There is room for one message until it is confirmed, and one comes until it is acknowledged."""
+    target = make_target(prefetch=1, confirm_window=1)
     chosen = load_driver(driver)
     consumer, producer = chosen.consumer(target, 0, 1), chosen.producer(target, PAYLOADS)
     close_all.callback(consumer.close)
     close_all.callback(producer.close)
-    assert until(lambda: [prefetch for _, _, prefetch in consumers_of(target)] == [1])
-    ((name, _, _),) = consumers_of(target)
-    assert until(lambda: told(target.endpoint, f"connections/{quote(name)}").get("timeout") == 7)
     for first in range(3):
         assert producer.room_msgs == 1
         now = time.monotonic_ns()

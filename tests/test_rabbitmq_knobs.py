@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -279,6 +280,23 @@ def test_messages_of_mixed_sizes_have_priorities_too(bench: Bench) -> None:
             assert parsed.intact.all()
             seqs += parsed.seq.tolist()
     assert seqs == sorted(range(30), key=lambda seq: (-(seq % 3), seq))
+
+
+# --- how clients are: what the broker sees of them ---
+
+
+def test_a_quorum_queue_knows_no_unlimited_prefetch(bench: Bench) -> None:
+    """Who may have 2,001 messages is handed so many, who may have any number 2,000."""
+    target = bench.target("flushed", prefetch=2_001)
+    send(bench.producer(target), 2_100)
+    for prefetch, handed in ((2_001, 2_001), (0, 2_000)):
+        unchecked = replace(target, settings={**target.settings, "prefetch": prefetch})
+        consumer = bench.consumer(unchecked)
+        assert until(lambda handed=handed: bench.admin.depth(target) == 2_100 - handed), bench.admin.depth(target)
+        time.sleep(0.1)
+        assert bench.admin.depth(target) == 2_100 - handed
+        consumer.close()
+        assert until(lambda: bench.admin.depth(target) == 2_100)
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
