@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from amqpwire import silenced
 from patience import PATIENCE_S, until
 from pika import exceptions
 
@@ -297,6 +299,64 @@ def test_a_quorum_queue_knows_no_unlimited_prefetch(bench: Bench) -> None:
         assert bench.admin.depth(target) == 2_100 - handed
         consumer.close()
         assert until(lambda: bench.admin.depth(target) == 2_100)
+
+
+@pytest.mark.parametrize("ack_every", [1, 4])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_acknowledgements_are_gathered(bench: Bench, driver: str, ack_every: int) -> None:
+    """A consumer that has all that its prefetch allows is sent more as it acknowledges: `ack_every` at a time."""
+    target = bench.target(prefetch=8, ack_every=ack_every)
+    send(bench.producer(target), 24)
+    consumer = bench.consumer(target, driver)
+    handed = 0
+    while handed < 8:
+        handed += sum(len(each.starts) for each in consumer.receive(WAIT_S))
+    assert handed == 8
+    turn = getattr(consumer, "_pump", lambda _: None)  # pika writes when its loop turns
+    for settled in range(9):
+        if settled:
+            consumer.settle(1)
+        if settled % ack_every:
+            turn(0.02)
+            time.sleep(0.02)  # what was acknowledged too early would show
+        left = 16 - settled // ack_every * ack_every
+        assert until(lambda left=left: turn(0) or bench.admin.depth(target) == left), bench.admin.depth(target)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_messages_are_persistent_or_transient(bench: Bench, driver: str) -> None:
+    """Their delivery mode is what another client reads in the queue."""
+    for is_persistent, mode in ((True, 2), (False, 1)):
+        target = bench.target("none", persistent=is_persistent)
+        send(bench.producer(target, driver), 12)
+        assert until(lambda target=target: bench.admin.depth(target) == 12)
+        with contextlib.closing(connect(bench.endpoint, 0)) as connection:
+            channel = connection.channel()
+            got = [channel.basic_get(target.name, auto_ack=True)[1] for _ in range(12)]
+        assert {each.delivery_mode for each in got} == {mode}
+
+
+WINDOWS = [(driver, window) for driver in DRIVERS for window in (None, 1, 7)]
+WINDOWS.remove(("pika-blocking", 7))  # whose window is always of one
+
+
+@pytest.mark.parametrize(("driver", "window"), WINDOWS, ids=str)
+def test_a_window_is_what_the_broker_has_not_confirmed(bench: Bench, driver: str, window: int | None) -> None:
+    """While confirms are kept back so many messages come to the queue, and without confirms all; then the others do."""
+    target = bench.target("none") if window is None else bench.target(confirm_window=window)
+    with silenced(bench.endpoint) as (by_way, way):
+        producer = bench.producer(replace(target, endpoint=by_way), driver)
+        way.is_silent = True
+        sending = threading.Thread(target=send, args=(producer, 20))  # one client waits in it for each confirm
+        sending.start()
+        first = 20 if window is None else window
+        assert until(lambda: bench.admin.depth(target) == first), bench.admin.depth(target)
+        time.sleep(0.1)
+        assert bench.admin.depth(target) == first, "more came than the window holds"
+        way.is_silent = False
+        sending.join(WAIT_S)
+        assert until(lambda: bench.admin.depth(target) == 20)
+        producer.close()
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
