@@ -246,8 +246,8 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
 
 def _allowed(broker: BrokerName, durability: str, knob: str, value: Any) -> bool:
     """Exceptions: on one replica acks=1 and acks=all take one path; a class may promise less than it keeps."""
-    if broker == "kafka" and durability == "broker" and knob == "acks":
-        return bool(value == "1")
-    if broker == "kafka" and durability == "broker" and knob == "flush_messages":
-        return bool(value > 1)  # now and then, which promises nothing
-    return durability == "none" and knob in {"persistent", "ack", "commit"}
+    if durability == "broker" and broker == "kafka":
+        return knob == "flush_messages" or (knob == "acks" and value == "1")
+    if durability == "broker":
+        return knob == "queue_type" and value == "quorum"
+    return durability == "none" and knob in {"persistent", "confirms", "ack", "acks", "commit"}

@@ -151,7 +151,7 @@ def _refuse_failures(settings: Settings) -> None:
         if settings[knob] and settings["queue_type"] != "quorum":
             raise ScenarioError(
                 f"rabbitmq.{knob} = {settings[knob]}: only a quorum queue counts deliveries; expected queue_type = "
-                "quorum (durability class `flushed`)"
+                "quorum (durability class `broker` or `flushed`)"
             )
 
 

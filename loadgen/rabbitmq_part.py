@@ -37,7 +37,8 @@ class RabbitMQ(Part):
     """amqp: frames made by numpy, what the broker can do; stream: the same with RabbitMQ's stream protocol. pika,
     pika-blocking, aio-pika and, on streams, rstream: what an application gets."""
     queue_type: _QueueType | Sweep[_QueueType] | None = None
-    """x-queue-type; classes `none` and `broker` are classic, `flushed` is quorum; driver stream has streams."""
+    """x-queue-type; classes `none` and `broker` are classic (`broker` may be quorum, too), `flushed` is quorum; driver
+    stream has streams."""
     exchange: _Exchange | Sweep[_Exchange] | None = None
     """The type of the exchange that messages are published to; None is the default exchange for one subscriber, fanout
     for more of them (direct where each has several queues)."""
@@ -45,18 +46,18 @@ class RabbitMQ(Part):
     """Bindings of each queue to the exchange: the first one routes, the others are what it has to look through."""
     queues: _Queues | Sweep[_Queues] | None = None
     """Over how many queues one subscriber's messages are spread by their routing keys, in order within each."""
-    persistent: Flag | Sweep[Flag] | None = None
     durable: Flag | Sweep[Flag] | None = None
     """Whether queues outlive a restart of the broker. Only class `none` may have others, which are a deprecated feature
     of RabbitMQ (transient_nonexcl_queues): 4.3.6 permits it as it is shipped, a broker's settings may deny it."""
+    persistent: Flag | Sweep[Flag] | None = None
     """delivery_mode 2; only class `none` may be transient."""
     confirms: Flag | Sweep[Flag] | None = None
-    """Publisher confirms; every class but `none` has them."""
+    """Publisher confirms; every class has them but `none`, which may."""
     confirm_window: WholeMsgs | Sweep[WholeMsgs] | None = None
     """How many messages may be unconfirmed at once, per producer (without confirms: sent and not received)."""
     prefetch: _Prefetch | Sweep[_Prefetch] | None = None
-    """basic.qos prefetch count per consumer; 0 is unlimited, but to a quorum queue, which would take it for 2,000 and so
-    is to be told a number."""
+    """basic.qos prefetch count per consumer; 0 is unlimited, but to a quorum queue, which would take it for 2,000 and
+    so is to be told a number."""
     ack: _Ack | Sweep[_Ack] | None = None
     """Automatic acknowledges on delivery; manual after processing (every class but `none`)."""
     ack_every: Whole | Sweep[Whole] | None = None

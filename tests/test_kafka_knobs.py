@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,6 +145,20 @@ def test_a_sticky_partitioner_changes_partition_with_the_batch(bench: Bench, mes
     assert all(len(seqs) > 100 and (np.diff(seqs) > 0).all() for seqs in kept.values())
     runs = [run for seqs in kept.values() for run in np.split(seqs, np.flatnonzero(np.diff(seqs) != 1) + 1)]
     # What one call of the client leaves over may go before the next one fills it: that batch is short.
+    assert np.median(list(map(len, runs))) >= 10
+
+
+def test_librdkafka_sticks_to_a_partition(bench: Bench) -> None:
+    """Without keys what comes at once is kept in one partition; a little later another may be drawn."""
+    target = bench.target(partitions=3, partitioner="sticky")
+    producer = CLIENT.producer(target, payloads_of(SMALL))
+    for first in range(0, 400, 20):
+        assert seqs_of(send(producer, 20, first)) == list(range(first, first + 20))
+        time.sleep(0.012)  # its sticky.partitioning.linger.ms is 10
+    producer.close()
+    kept = [seqs for seqs in partitions_of(target, SMALL).values() if seqs]
+    assert len(kept) > 1
+    runs = [run for seqs in kept for run in np.split(seqs, np.flatnonzero(np.diff(seqs) != 1) + 1)]
     assert np.median(list(map(len, runs))) >= 10
 
 

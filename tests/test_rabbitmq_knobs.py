@@ -140,8 +140,9 @@ def test_queues_have_the_arguments_that_were_asked_for(bench: Bench) -> None:
     assert bench.admin.effective(quorum)["arguments"] == {
         "x-queue-type": "quorum", "x-delivery-limit": 4, "x-max-length": 9,
     }  # fmt: skip
-    plain = bench.target()
-    assert bench.admin.effective(plain)["arguments"] == {"x-queue-type": "classic"}
+    for queue_type in ("classic", "quorum"):
+        plain = bench.admin.effective(bench.target(queue_type=queue_type))
+        assert (plain["type"], plain["arguments"]) == (queue_type, {"x-queue-type": queue_type})
 
 
 @pytest.mark.parametrize("is_durable", [True, False])

@@ -191,6 +191,22 @@ def test_a_class_sets_what_it_promises(durability: str, rabbitmq: dict[str, obje
     assert kafka.items() <= by_broker["kafka"].items()
 
 
+def test_a_class_may_keep_more_than_it_promises() -> None:
+    """What promises more than the class can be swept beside what the class demands; what promises less is refused."""
+    none = scenario(
+        durability="none", rabbitmq=RabbitMQ(confirms=[False, True]), kafka=Kafka(acks=["0", "1", "all"])
+    )  # fmt: skip
+    found = list(points(none))
+    assert [p.settings["confirms"] for p in found if p.broker == "rabbitmq"] == [False, True]
+    assert [p.settings["acks"] for p in found if p.broker == "kafka"] == ["0", "1", "all"]
+    more = scenario(rabbitmq=RabbitMQ(queue_type=["classic", "quorum"]), kafka=Kafka(flush_messages=[1, 100]))
+    found = list(points(more))
+    assert [p.settings["queue_type"] for p in found if p.broker == "rabbitmq"] == ["classic", "quorum"]
+    assert [p.settings["flush_messages"] for p in found if p.broker == "kafka"] == [1, 100]
+    with pytest.raises(ScenarioError, match="contradicts durability class `flushed`"):
+        list(points(scenario(durability="flushed", rabbitmq=RabbitMQ(queue_type="classic"))))
+
+
 def test_a_knob_wins_over_the_preset() -> None:
     """A preset fills only the knobs that the scenario leaves open."""
     found = {p.broker: p.settings for p in points(scenario(preset="throughput", kafka=Kafka(linger_ms=1)))}
