@@ -118,9 +118,10 @@ def points(scenario: Scenario) -> Iterator[Point]:
 
 def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
     given = getattr(scenario, broker).model_dump(exclude_none=True)
+    body = {name: getattr(scenario.message, name) for name in type(scenario.message).model_fields}
     shared: dict[str, Any] = {
         "durability": scenario.durability,
-        "size_bytes": scenario.message.size_bytes,
+        **body,
         "msgs_per_s": scenario.rate.msgs_per_s,
         "producers": scenario.producers,
         "consumers": scenario.consumers,
@@ -138,6 +139,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         chosen = dict(zip(axes, values, strict=True))
         knobs = {name.partition(".")[2]: value for name, value in chosen.items() if name.startswith(f"{broker}.")}
         durability = chosen["durability"]
+        message = scenario.message.model_copy(update={name: chosen[name] for name in body})
         if scenario.faults and knobs["driver"] == "amqp":
             knobs.setdefault("recover_within_s", faults.RECOVER_WITHIN_S)
         settings = resolve(broker, knobs, str(durability), scenario.preset)
@@ -145,13 +147,13 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         if "exchange" in settings:
             rabbitmq_knobs.complete(settings, chosen["subscribers"])
         elif broker == "kafka":
-            kafka_knobs.complete(settings, scenario.message)
+            kafka_knobs.complete(settings, message)
         patterns.complete(settings, pattern)
         point = Point(
             broker=broker,
             driver=settings.pop("driver"),
             durability=durability,
-            message=scenario.message.model_copy(update={"size_bytes": chosen["size_bytes"]}),
+            message=message,
             rate=_rate(scenario.rate, chosen),
             producers=chosen["producers"],
             consumers=chosen["consumers"],

@@ -55,6 +55,11 @@ class Part(BaseModel):
             raise ScenarioError(_describe(type(self), error)) from None
 
 
+def values_of(knob: _Item | list[_Item]) -> list[_Item]:
+    """The values of a knob that may be a sweep: of one value, that alone."""
+    return knob if isinstance(knob, list) else [knob]
+
+
 def suggested(given: str, known: Iterable[str]) -> str:
     """What to write in place of a word that is not known: the nearest ones, or all of them where none is near."""
     names = list(known)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PatternKind = Literal["one_way", "request_reply", "process"]
 TIMEOUT_MS = 30_000.0
 REQUESTS_IN_FLIGHT = 100
+REQUESTS: dict[str, Any] = {"timeout_ms": TIMEOUT_MS, "requests_in_flight": REQUESTS_IN_FLIGHT}
+"""What requesters are told, by the knobs' names, where nobody chose."""
 # What only one pattern is told; of every other it is refused.
 _OWN = {"timeout_ms": "request_reply", "requests_in_flight": "request_reply", "processors": "process"}
 COMMIT_INTERVAL_MS = 100.0  # Kafka Streams' with exactly-once
@@ -85,8 +87,8 @@ def own_axes(scenario: Scenario) -> dict[str, Any]:
         return {"processors": scenario.processors or 1}
     if scenario.pattern != "request_reply":
         return {}
-    in_flight = scenario.requests_in_flight
-    return {"requests_in_flight": REQUESTS_IN_FLIGHT if in_flight is None else in_flight}
+    given = {name: getattr(scenario, name) for name in REQUESTS}
+    return {name: REQUESTS[name] if value is None else value for name, value in given.items()}
 
 
 def pattern_of(scenario: Scenario, chosen: dict[str, Any]) -> Pattern:
@@ -95,8 +97,7 @@ def pattern_of(scenario: Scenario, chosen: dict[str, Any]) -> Pattern:
         return Pattern(scenario.pattern, processors=chosen["processors"])
     if scenario.pattern != "request_reply":
         return Pattern()
-    timeout_ms = TIMEOUT_MS if scenario.timeout_ms is None else scenario.timeout_ms
-    return Pattern(scenario.pattern, timeout_ms, chosen["requests_in_flight"])
+    return Pattern(scenario.pattern, chosen["timeout_ms"], chosen["requests_in_flight"])
 
 
 def complete(settings: dict[str, Any], pattern: Pattern) -> None:

@@ -98,8 +98,10 @@ def make_pool(message: Message, seed: int) -> Pool:
     body_sizes = sizes - STAMP_BYTES
     total = int(body_sizes.sum())
     data = rng.integers(0, 256, total, dtype=np.uint8)
-    if message.compressibility > 0:
-        _blank(data, body_sizes, message.compressibility)
+    share = message.compressibility
+    assert isinstance(share, int | float), "a sweep of compressibilities is resolved by the plan"
+    if share > 0:
+        _blank(data, body_sizes, share)
     return Pool(sizes, data)
 
 
@@ -137,7 +139,7 @@ class Payloads:
         self._identity = np.uint64(producer << SEQUENCE_BITS)
         # Producers start at different places of the pool, so that their batches differ too.
         self._shift = self._shift_of(producer)
-        self._keys = _make_keys(message, seed, self.pool.count) if message.keys else None
+        self._keys = _make_keys(message, seed, self.pool.count) if message.key_count else None
         self.ahead_ns = 0
         """How far the clock that all stamps are told by is ahead of this host's, in ns; 0 where they are one."""
 
@@ -436,8 +438,10 @@ def _gather(buffer: UInt8, starts: Int64, width: int) -> UInt8:
 def _make_keys(message: Message, seed: int, count: int) -> Int64:
     """Which key each pool entry has: uniform or by Zipf's law over `message.keys` keys, from the seed."""
     rng = np.random.default_rng([seed, 0x6B657973])
-    if not message.key_exponent:
-        return rng.integers(0, message.keys, count)
-    weights = np.arange(1, message.keys + 1, dtype=np.float64) ** -message.key_exponent
+    keys, exponent = message.key_count, message.key_exponent
+    assert isinstance(exponent, int | float), "a sweep of exponents is resolved by the plan"
+    if not exponent:
+        return rng.integers(0, keys, count)
+    weights = np.arange(1, keys + 1, dtype=np.float64) ** -exponent
     below = np.cumsum(weights) / weights.sum()
-    return np.minimum(np.searchsorted(below, rng.random(count), side="right"), message.keys - 1)
+    return np.minimum(np.searchsorted(below, rng.random(count), side="right"), keys - 1)

@@ -429,7 +429,7 @@ def _pairs(scenario: Scenario, brokers: Sequence[BrokerName]) -> list[tuple[Scen
 def _shared(point: Point) -> tuple[Any, ...]:
     return (
         point.durability,
-        str(point.message.size_bytes),
+        point.message,
         point.rate,
         point.producers,
         point.consumers,

@@ -19,7 +19,7 @@ from loadgen.backlog import MAX_MSGS, StartFrom
 from loadgen.faults import At, Crash, Cut, Delay, Full, Kill, Pause, Reset, Restart, Throttle
 from loadgen.kafka_part import Kafka
 from loadgen.knobs import MAX_PROCESSES, has_keys, points
-from loadgen.part import Millis, Part, Sweep, Whole
+from loadgen.part import Millis, Part, Sweep, Whole, values_of
 from loadgen.patterns import PatternKind
 from loadgen.payload import STAMP_BYTES
 from loadgen.rabbitmq_part import RabbitMQ
@@ -128,6 +128,9 @@ class FromFile(Part):
 
 
 SizeBytes = Annotated[int, Field(ge=STAMP_BYTES, le=MAX_MESSAGE_BYTES)]
+_Compressibility = Annotated[float, Field(ge=0, le=0.95)]
+_Keys = Annotated[int, Field(ge=0, le=1_000_000)]
+_KeyExponent = Annotated[float, Field(ge=0, le=4)]
 
 
 class Message(Part):
@@ -135,18 +138,25 @@ class Message(Part):
 
     size_bytes: SizeBytes | Sweep[SizeBytes] | Uniform | LogNormal | FromFile = 1024
     """The whole message, stamp included: a number, a list (a sweep) or a distribution."""
-    compressibility: float = Field(default=0.0, ge=0, le=0.95)
+    compressibility: _Compressibility | Sweep[_Compressibility] = 0.0
     """The share of each body that a codec can remove; 0 is random bytes."""
-    keys: int = Field(default=0, ge=0, le=1_000_000)
+    keys: _Keys | Sweep[_Keys] = 0
     """Over how many keys messages spread; 0 is no key."""
-    key_exponent: float = Field(default=0.0, ge=0, le=4)
+    key_exponent: _KeyExponent | Sweep[_KeyExponent] = 0.0
     """Zipf's exponent s: key number k (from 0) is as frequent as 1 / (k + 1)^s; 0 is all alike."""
 
     @model_validator(mode="after")
     def _keyed(self) -> Self:
-        if self.key_exponent and not self.keys:
-            raise ValueError(f"key_exponent = {self.key_exponent:g}: there are no keys to spread; expected keys ≥ 1")
+        exponent, fewest = max(values_of(self.key_exponent)), min(values_of(self.keys))
+        if exponent and not fewest:
+            raise ValueError(f"key_exponent = {exponent:g}: there are no keys to spread; expected keys ≥ 1")
         return self
+
+    @property
+    def key_count(self) -> int:
+        """Over how many keys messages spread, 0 without any; a sweep must have been resolved to one value before."""
+        assert isinstance(self.keys, int), "a sweep of keys is resolved by the plan"
+        return self.keys
 
     @property
     def mean_size_bytes(self) -> float:
@@ -306,7 +316,7 @@ class Scenario(Part):
     processors make a result of each message, for consumers that receive these."""
     processors: _Producers | Sweep[_Producers] | None = None
     """Of process: how many consume, transform and produce; None is 1."""
-    timeout_ms: _Timeout | None = None
+    timeout_ms: _Timeout | Sweep[_Timeout] | None = None
     """Of request_reply: how long a requester waits for each reply (ms) before it gives the request up; None is 30 s."""
     requests_in_flight: Whole | Sweep[Whole] | None = None
     """Of request_reply in a closed loop: how many requests of each requester wait for replies at once; None is 100."""
@@ -331,10 +341,11 @@ class Scenario(Part):
     def _possible(self) -> Self:
         if self.rabbitmq is None and self.kafka is None:
             raise ValueError("expected rabbitmq=RabbitMQ(…), kafka=Kafka(…) or both")
-        if self.rate.needs_capacity and 0 in ([self.consumers] if isinstance(self.consumers, int) else self.consumers):
+        if self.rate.needs_capacity and 0 in values_of(self.consumers):
             raise ValueError(f"Rate.{self.rate.kind}: expected consumers, whose rate it is")
         found = list(points(self))  # raises on the first impossible combination
-        if self.message.keys and not any(has_keys(each.broker, each.settings) for each in found):
+        is_keyed = max(values_of(self.message.keys)) > 0
+        if is_keyed and not any(has_keys(each.broker, each.settings) for each in found):
             raise ValueError(f"message.keys = {self.message.keys}: one RabbitMQ queue has no use for keys; expected 0")
         return self
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from knob_reference import fields, values_of
 
 from loadgen import At, Cut, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario, plan
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.errors import HostError, ScenarioError
 from loadgen.knobs import Site
-from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
+from loadgen.load import _locate, apply_sets, load_scenarios, parse_set, scenario_files
 from loadgen.plan import PROFILES, make_ab_plan, make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from loadgen.part import Part
 
 BOTH = Scenario(
     name="both",
@@ -162,6 +165,20 @@ def test_rates_that_look_alike_are_trials_of_their_own() -> None:
     assert len(ids) == 3
 
 
+def test_points_of_a_shared_sweep_have_names_and_their_counterpart() -> None:
+    """Of what messages are made of, and of requests: each point of RabbitMQ's is followed by Kafka's of the same."""
+    body = BOTH.model_copy(update={"message": Message(compressibility=[0, 0.5], keys=[2, 4]), "rate": Rate.fixed(9)})
+    asked = {"pattern": "request_reply", "timeout_ms": [5, 50], "requests_in_flight": [1, 2], "rate": Rate.saturate()}
+    for scenario, names in ((body, ("compressibility", "keys")), (BOTH.model_copy(update=asked), (*asked,)[1:3])):
+        trials = make_plan([scenario], PROFILES["quick"], repeats=1).trials
+        assert len(trials) == 2 * 4
+        for first, second in zip(trials[::2], trials[1::2], strict=True):
+            assert (first.broker, second.broker) == ("rabbitmq", "kafka")
+            assert (first.message, first.pattern, first.point) == (second.message, second.pattern, second.point)
+            assert set(first.point) == set(names)
+            assert all(f"{name}={first.point[name]:g}" in first.id for name in names)
+
+
 def test_every_scenario_of_the_project_loads_and_is_short() -> None:
     """Each file in scenarios/ asks one question in under 40 lines."""
     files = scenario_files()
@@ -218,6 +235,16 @@ def test_set_changes_the_knob_and_keeps_the_rest() -> None:
     assert changed.rate == Rate.fixed(50)
     assert changed.message.size_bytes == 64
     assert changed.consumers == BOTH.consumers
+
+
+@pytest.mark.parametrize("part", [Scenario, Message, RabbitMQ, Kafka], ids=lambda part: part.__name__)
+def test_set_may_name_whatever_can_be_swept(part: type[Part]) -> None:
+    """By the models themselves: a knob that takes a list is known, as the part's that has it."""
+    prefix = "" if part is Scenario else part.__name__.lower()
+    swept = [name for name, field in fields(part) if values_of(field)[2]]
+    assert len(swept) > 3
+    for name in swept:
+        assert _locate(BOTH, f"{prefix}.{name}" if prefix else name) == (prefix, name)
 
 
 @pytest.mark.parametrize(

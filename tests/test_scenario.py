@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,10 @@ MISTAKES = [
     (lambda: scenario(kafka=None, message=Message(keys=5)), ("message.keys = 5", "RabbitMQ")),
     (lambda: scenario(kafka=Kafka(commit="before")), ("kafka.commit", "'before'", "class `broker`")),
     (lambda: Message(key_exponent=1), ("key_exponent = 1", "keys ≥ 1")),
+    (lambda: Message(keys=[10, 0], key_exponent=[0, 2]), ("key_exponent = 2", "keys ≥ 1")),
+    (lambda: Message(keys=[7, 7]), ("keys", "7 stands in the sweep twice")),
+    (lambda: Message(compressibility=[0.5, 1]), ("compressibility", "0.95")),
+    (lambda: scenario(kafka=None, message=Message(keys=[0, 5])), ("message.keys = [0, 5]", "RabbitMQ")),
     (lambda: scenario(kafka=Kafka(partitioner="murmur2")), ("kafka.partitioner = murmur2", "message.keys ≥ 1")),
     (
         lambda: scenario(message=Message(keys=5), kafka=Kafka(partitioner="sticky", driver="confluent")),
@@ -174,6 +179,18 @@ def test_lists_are_sweeps_over_their_whole_product() -> None:
     }
     assert all(set(point.swept) == {"durability", "rabbitmq.prefetch"} for point in rabbitmq)
     assert len([point for point in found if point.broker == "kafka"]) == 2
+
+
+def test_what_a_message_is_made_of_is_swept_alike_for_both_brokers() -> None:
+    """Each combination is a point of either broker, with one value each; keys give Kafka its partitioner."""
+    message = Message(size_bytes=[64, 128], compressibility=[0, 0.5], keys=[1, 10], key_exponent=[0, 1])
+    told = [tuple(point.message.model_dump().values()) for point in points(scenario(message=message))]
+    assert told == 2 * list(product([64, 128], [0, 0.5], [1, 10], [0, 1]))
+    assert [point.swept for point in points(scenario(message=message))][-1] == {
+        "size_bytes": 128, "compressibility": 0.5, "keys": 10, "key_exponent": 1,
+    }  # fmt: skip
+    found = [point for point in points(scenario(message=Message(keys=[0, 5]))) if point.broker == "kafka"]
+    assert [point.settings["partitioner"] for point in found] == ["sticky", "murmur2"]
 
 
 @pytest.mark.parametrize(

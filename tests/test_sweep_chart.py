@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from synthetic import HEADER, trial
 
+from loadgen.report import points as pt
 from loadgen.report import sweep_chart, write_report
 from loadgen.report.table import make_table
 from loadgen.runs import Run, RunWriter, load
@@ -37,6 +38,36 @@ def run_of(
                     record["message"] = {"size_bytes": value, "compressibility": 0.0, "keys": 0}
                 writer.add_trial(record)
     return load(writer.finish("complete"))
+
+
+@pytest.mark.parametrize(
+    ("knob", "values", "labels"),
+    [
+        ("compressibility", (0.0, 0.5), ("1 KiB, as", "1 KiB (compressibility 0.5), as")),
+        ("keys", (0, 1000), ("1 KiB, as", "1 KiB (1,000 keys), as")),
+        ("key_exponent", (0.0, 1.5), ("1 KiB (8 keys), as", "1 KiB (8 keys with exponent 1.5), as")),
+        ("timeout_ms", (50.0, 250.0), ("replies within 50 ms", "replies within 250 ms")),
+        ("requests_in_flight", (1, 1000), ("1 in flight each", "1,000 in flight each")),
+    ],
+)
+def test_a_sweep_that_both_brokers_share_has_a_comparison_for_each_value(
+    tmp_path: Path, knob: str, values: tuple[Any, ...], labels: tuple[str, ...]
+) -> None:
+    """Its points stand apart, in order, each with its label and both brokers' repeats beside each other."""
+    writer = RunWriter(tmp_path, "sweep", HEADER)
+    for repeat in (1, 2):
+        for value in reversed(values):
+            for broker in ("rabbitmq", "kafka"):
+                record = trial(broker, "sweep", repeat=repeat, point={knob: value})
+                record["id"] += f"-{value}"
+                if knob in {"compressibility", "keys", "key_exponent"}:
+                    record["message"] = {**record["message"], "keys": 8 * (knob == "key_exponent"), knob: value}
+                writer.add_trial(record)
+    found = make_table(load(writer.finish("complete"))).comparisons
+    assert len(found) == len(values)
+    for comparison, label in zip(found, labels, strict=True):
+        assert label in pt.load_label(comparison.shared)
+        assert comparison.ratio(pt.goodput).pairs == 2
 
 
 def test_message_sizes_have_a_panel_in_messages_and_one_in_bytes(tmp_path: Path) -> None:

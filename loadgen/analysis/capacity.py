@@ -64,7 +64,7 @@ class PointCapacity:
     driver_kind: str
     durability: str
     point: dict[str, Any]
-    size_bytes: Any
+    message: dict[str, Any]
     consumers: int | None
     subscribers: int
     producers: int | None
@@ -176,7 +176,7 @@ def _capacity(run: Run, searches: list[Record], trials: dict[str, Record]) -> Po
         driver_kind=seen["driver_kind"] or "unknown",
         durability=str(first["durability"]),
         point=first["point"],
-        size_bytes=(seen["message"] or {}).get("size_bytes"),
+        message=seen["message"] or {},
         consumers=seen["consumers"],
         subscribers=seen["subscribers"],
         producers=producers,

@@ -115,7 +115,7 @@ class Curve:
     driver_kind: str
     durability: str
     point: dict[str, Any]
-    size_bytes: Any
+    message: dict[str, Any]
     consumers: int | None
     subscribers: int
     producers: int | None
@@ -162,7 +162,7 @@ def _curve(key: str, records: Sequence[Record], known: dict[str, PointCapacity])
         driver_kind=first["driver_kind"] or "unknown",
         durability=str(first["durability"]),
         point={name: value for name, value in first["point"].items() if name != "fraction"},
-        size_bytes=(first["message"] or {}).get("size_bytes"),
+        message=first["message"] or {},
         consumers=first["consumers"],
         subscribers=first["subscribers"],
         producers=first["producers"],

@@ -183,7 +183,7 @@ class Topology:
         if self.kind == "headers":
             return Routes.of(self.exchange, [""], {HEADER: "q000"})
         if self.kind == HASH_EXCHANGE:
-            count = payloads.message.keys or SPREAD_KEYS
+            count = payloads.message.key_count or SPREAD_KEYS
             width = len(str(count - 1))
             return Routes.of(self.exchange, [f"{number:0{width}}" for number in range(count)])
         form = "load.q{:03}.sent" if self.kind == "topic" else "q{:03}"

@@ -88,7 +88,7 @@ def label(row: Row) -> str:
     point: dict[str, Any] = row.point
     swept = pt.own_label(point["broker"], point["point"], None)
     parts = [
-        words.size((point["message"] or {}).get("size_bytes")),
+        words.message(point["message"]),
         pt.rate_label(point["rate"]),
         words.receivers(point["subscribers"] or 1, point["consumers"]),
         *([swept] if swept else []),

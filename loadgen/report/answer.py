@@ -154,7 +154,7 @@ def _throughput(table: Table) -> str | None:
     assert rabbitmq is not None
     ratio = leading.ratio(pt.goodput)
     theirs, ours = (words.rate(point.estimate(pt.goodput).median) for point in (kafka, rabbitmq))
-    what = f"{words.size(leading.shared['size_bytes'])}, class {leading.durability}"
+    what = f"{words.message(leading.shared['message'])}, class {leading.durability}"
     where = _limits(kafka, rabbitmq)
     if ratio.pairs == 1:
         return f"Kafka carried {theirs}, RabbitMQ {ours} ({what}): {ONE_EACH}{where}."
@@ -201,7 +201,7 @@ def _latency(table: Table) -> str | None:
         }[ratio.direction]
         parts.append(f"{name} within {figures[0]} from RabbitMQ and {figures[1]} from Kafka ({shown})")
     shared = leading.shared
-    load = f"{words.offered(shared['rate'].get('msgs_per_s'))} of {words.size(shared['size_bytes'])}"
+    load = f"{words.offered(shared['rate'].get('msgs_per_s'))} of {words.message(shared['message'])}"
     first = parts[0].replace(" within", " arrived within", 1)
     return f"At {load}, class {leading.durability}, {first}, and {parts[1]}{_limits(kafka, rabbitmq)}."
 

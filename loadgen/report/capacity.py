@@ -67,7 +67,7 @@ def home(point: PointCapacity | Curve, p99_ms: float | None) -> tuple[Any, ...]:
     return (
         point.scenario,
         point.durability,
-        str(point.size_bytes),
+        str(point.message),
         (point.subscribers, point.consumers),
         point.point.get("producers"),
         p99_ms,
@@ -208,7 +208,7 @@ def _block(run: Run, group: Sequence[PointCapacity]) -> CapacityBlock:
 def load_text(point: PointCapacity | Curve, p99_ms: float | None) -> str:
     """What points have in common: `100 B, 1 consumer`, and the objective where there is one."""
     producers = point.point.get("producers")
-    parts = [words.size(point.size_bytes), words.receivers(point.subscribers, point.consumers)]
+    parts = [words.message(point.message), words.receivers(point.subscribers, point.consumers)]
     if producers is not None:
         parts.insert(1, words.plural(producers, "producer"))
     return ", ".join([*parts, *([f"p99 ≤ {p99_ms:g} ms"] if p99_ms else [])])

@@ -285,7 +285,7 @@ def _title(group: Sequence[Curve]) -> str:
         if (point := curve.knee_point) is not None
     ]
     first = group[0]
-    what = f"Response time against load ({words.size(first.size_bytes)}, class {first.durability})"
+    what = f"Response time against load ({words.message(first.message)}, class {first.durability})"
     return f"{what}: {', '.join(knees) if knees else 'no knee within the rates that were measured'}"
 
 

@@ -27,6 +27,8 @@ SCENARIO_ORDER = ("throughput", "latency", "clients")  # those of the article's 
 CLASS_ORDER = ("none", "broker", "flushed", "replicated", "replicated_flushed")
 BROKER_ORDER = ("rabbitmq", "kafka")
 PATTERNS = {"request_reply": "requests and replies: ", "process": "consume, transform, produce: "}
+TOLD = {"timeout_ms": "replies within {:g} ms", "requests_in_flight": "{:,} in flight each"}
+"""What requesters may be told by a sweep."""
 Value = float | None
 
 
@@ -140,7 +142,7 @@ class Comparison:
 
 def load_label(shared: dict[str, Any]) -> str:
     """The message and the load that points have in common: `1 KiB, 5,000 msg/s, 1 producer, 4 consumers`."""
-    parts = [words.size(shared["size_bytes"]), rate_label(shared["rate"])]
+    parts = [words.message(shared["message"]), rate_label(shared["rate"])]
     if shared["producers"] is not None:
         parts.append(words.plural(shared["producers"], "producer"))
     together = " (goodput: all of them together)" if shared["subscribers"] > 1 else ""
@@ -149,7 +151,8 @@ def load_label(shared: dict[str, Any]) -> str:
         receivers += f" working {shared['think']['mean_ms']:g} ms on each message ({shared['think']['kind']})"
     phases_label = phases.load_label(shared)
     asked = PATTERNS.get(shared["pattern"], "")
-    return asked + ", ".join([*parts, receivers + together, *([phases_label] if phases_label else [])])
+    told = [TOLD[name].format(value) for name, value in shared["requests"].items()]
+    return asked + ", ".join([*parts, receivers + together, *told, *([phases_label] if phases_label else [])])
 
 
 def rate_label(rate: dict[str, Any]) -> str:
@@ -256,7 +259,7 @@ def _shared(record: Record) -> dict[str, Any]:
     is_found = record["rate"].get("kind") in FOUND_KINDS
     backlog = record.get("backlog")
     return {
-        "size_bytes": (record["message"] or {}).get("size_bytes"),
+        "message": record["message"] or {},
         "rate": record["rate"],
         "producers": record["point"].get("producers") if is_found else record["producers"],
         "consumers": record["consumers"],
@@ -266,6 +269,7 @@ def _shared(record: Record) -> dict[str, Any]:
         "membership": record.get("membership"),
         "pattern": record.get("pattern") or "one_way",
         "processors": record.get("processors"),
+        "requests": {name: value for name, value in record["point"].items() if name in TOLD},
     }
 
 
@@ -299,19 +303,21 @@ def _point_order(point: Point) -> tuple[Any, ...]:
 
 
 def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
-    rate = comparison.shared["rate"]
+    rate, message = comparison.shared["rate"], comparison.shared["message"]
     return (
         _rank(comparison.scenario, SCENARIO_ORDER),
         comparison.scenario,
         _rank(comparison.durability, CLASS_ORDER),
         rate.get("kind") or "",
         rate.get("msgs_per_s") or (rate.get("fractions") or [0.0])[0],
-        _sortable((comparison.shared["size_bytes"],)),
+        _sortable((message.get("size_bytes"),)),
+        tuple(message.get(name) or 0 for name in ("compressibility", "keys", "key_exponent")),
         comparison.shared["subscribers"],
         comparison.shared["think"]["mean_ms"],
         comparison.shared["think"]["kind"],
         comparison.shared["backlog"] or (0, ""),
         _sortable(tuple((comparison.shared["membership"] or {}).values())),
+        _sortable(tuple(comparison.shared["requests"].values())),
     )
 
 

@@ -93,6 +93,16 @@ def size(value_bytes: Any) -> str:
     return f"{value_bytes} B"
 
 
+def message(about: Mapping[str, Any] | None) -> str:
+    """What was sent, as a record has it: `1 KiB`, `1 KiB (compressibility 0.5, 1,000 keys with exponent 1)`."""
+    known = about or {}
+    more = [f"compressibility {known['compressibility']:g}"] if known.get("compressibility") else []
+    if known.get("keys"):
+        law = f" with exponent {known['key_exponent']:g}" if known.get("key_exponent") else ""
+        more.append(plural(known["keys"], "key") + law)
+    return size(known.get("size_bytes")) + (f" ({', '.join(more)})" if more else "")
+
+
 def shown(value: float | None, unit: str) -> str:
     """A value by the unit of its quantity."""
     return _SHOWN[unit](value)

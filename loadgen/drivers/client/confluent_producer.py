@@ -100,7 +100,7 @@ def _partitioner(target: Target, payloads: Payloads) -> Partitioner | None:
     name = target.settings["partitioner"]
     if name not in {"round_robin", "explicit"}:
         return None
-    keys = key_table(payloads.message.keys) if payloads.message.keys else None
+    keys = key_table(payloads.message.key_count) if payloads.message.key_count else None
     return Partitioner(name, payloads, keys, target.settings["partitions"])
 
 
@@ -114,7 +114,7 @@ class ConfluentProducer:
         self._payloads = payloads
         self._has_acks = acks_number(target.settings["acks"]) != 0
         self._is_idempotent = bool(target.settings["enable_idempotence"])
-        self._mean_bytes = int(payloads.mean_size_bytes) + (KEY_BYTES if payloads.message.keys else 0)
+        self._mean_bytes = int(payloads.mean_size_bytes) + (KEY_BYTES if payloads.message.key_count else 0)
         self._buffer_bytes: int = target.settings["buffer_memory"]
         self._partitioner = _partitioner(target, payloads)
         self._outstanding = 0

@@ -40,7 +40,7 @@ class RstreamProducer:
         self._window: int = settings["confirm_window"]
         each_bytes = payloads.message.max_size_bytes + FRAMING_BYTES
         self._rows: int = max(1, min(self._window, (MAX_FRAME_BYTES - FRAMING_BYTES) // each_bytes))
-        keys = payloads.message.keys
+        keys = payloads.message.key_count
         self._partition_of = key_partitions(keys, len(self._streams)) if keys and len(self._streams) > 1 else None
         self._turn = payloads.producer % len(self._streams)
         self._name = publisher_name(target, payloads.producer) if settings["deduplication"] else None

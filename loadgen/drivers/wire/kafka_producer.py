@@ -46,7 +46,7 @@ class KafkaProducer:
         self._payloads = payloads
         self._batch_bytes: int = settings["batch_size"]
         self._buffer_bytes: int = settings["buffer_memory"]
-        keys = payloads.message.keys
+        keys = payloads.message.key_count
         self._keys = key_table(keys) if keys else None
         size_bytes = payloads.size_bytes
         self._layout = None if size_bytes is None else Layout(size_bytes, self._batch_bytes, keyed=bool(keys))

@@ -139,7 +139,7 @@ class PublishPacker:
         self._rows: FixedRows | MixedRows = FixedRows(payloads, self.rows) if fixed else MixedRows(payloads)
         self._partitions = partitions
         self._turn = payloads.producer % partitions
-        keys = payloads.message.keys
+        keys = payloads.message.key_count
         self._partition_of = key_partitions(keys, partitions) if keys and partitions > 1 else None
 
     def pack(
