@@ -260,7 +260,12 @@ def _add_run(command: argparse.ArgumentParser, *, scenarios: bool, has_duration:
         command.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO", help="scenario files")
     _add_brokers(command)
     command.add_argument(
-        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="change a knob; commas sweep"
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
+        help="change a knob; commas sweep; a rate's kind stands before it (rate=poisson:2000)",
     )
     command.add_argument(
         "--profile", choices=("quick", "standard", "full"), default="quick", help="how long, how often"

@@ -27,14 +27,13 @@ def stored_bytes_max(trial: Trial) -> float:
     size = trial.message.mean_size_bytes + FRAMING_BYTES
     kept = "stream" if trial.driver in stream_knobs.DRIVERS else trial.broker
     copies = trial.subscribers if kept == "rabbitmq" else 1
-    rate = trial.rate.msgs_per_s
-    assert not isinstance(rate, list), "a plan's trials have one rate each"
+    peak = trial.rate.peak_msgs_per_s
     if trial.is_replay:
         stored = 0.0
-    elif rate is None:
+    elif peak is None:
         stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
     else:
-        stored = copies * max(rate, trial.rate.to_msgs_per_s or 0)
+        stored = copies * peak
     all_bytes = (stored * (trial.warmup_s + trial.duration_s) + copies * trial.backlog.msgs) * size
     limit_bytes = kept_bytes_max(kept, trial.settings, copies, size, stored * size)
     return trial.nodes * (all_bytes if limit_bytes is None else min(all_bytes, limit_bytes))

@@ -72,10 +72,10 @@ def _end(trial: Trial, flow: Flow, seen: Sequence[Drained], start_ns: int) -> tu
         received = sum(each.backlog_msgs for each in seen)
         wanted = (trial.backlog.msgs - trial.backlog.skipped(trial.producers)) * trial.subscribers
         return max(each.backlog_ns for each in seen) if received >= wanted else None, received
-    rate = trial.rate.msgs_per_s
-    assert isinstance(rate, int | float), "producers go on at one rate"
+    peak = trial.rate.peak_msgs_per_s
+    assert peak is not None, "producers go on at a rate"
     end_ns = start_ns + round(trial.duration_s * SECOND_NS)
-    found_ns = flow.caught_up_ns(start_ns, end_ns, max(rate, trial.rate.to_msgs_per_s or 0))
+    found_ns = flow.caught_up_ns(start_ns, end_ns, peak)
     return None if found_ns is None else found_ns - start_ns, flow.received_by(start_ns, found_ns or end_ns)
 
 

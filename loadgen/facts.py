@@ -64,7 +64,7 @@ class Facts:
     """
 
     durability: str
-    rate_kind: Literal["fixed", "poisson", "ramp", "saturate"]
+    rate_kind: Literal["fixed", "poisson", "ramp", "burst", "saturate"]
     consumers: int
     subscribers: int = 1
     window_s: float

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.agent import SIDES
+from loadgen.agent import SECOND_NS, SIDES
 from loadgen.drain import replayed_s
 from loadgen.driver import confirms
 from loadgen.ledger import explain, settle
+from loadgen.pacer import make_pacer
 from loadgen.record import LATENCY_KINDS
 from loadgen.removals import refuses, removed_fields
 
@@ -32,6 +33,10 @@ def offered_msgs_per_s(trial: Trial) -> float | None:
     rate = trial.rate
     if not isinstance(rate.msgs_per_s, (int, float)):
         return None
+    if rate.kind == "burst":
+        pacer = make_pacer(rate, 0, 1, trial.warmup_s + trial.duration_s, trial.seed)
+        begin_ns, end_ns = (round(each * SECOND_NS) for each in (trial.warmup_s, trial.warmup_s + trial.duration_s))
+        return (pacer.due(end_ns - 1) - pacer.due(begin_ns - 1)) / trial.duration_s
     if rate.to_msgs_per_s is None:
         return rate.msgs_per_s
     # A ramp is linear over warm-up and window together, so that its mean is its rate in the window's middle.

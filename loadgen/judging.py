@@ -9,6 +9,7 @@ import numpy as np
 
 from loadgen.abilities import Rereadable
 from loadgen.agent import SECOND_NS
+from loadgen.bursts import worked_off, worked_off_right
 from loadgen.drain import begun_right, drained
 from loadgen.drivers import load_driver
 from loadgen.errors import LoadgenError
@@ -90,6 +91,8 @@ def judged(
     if observations is not None and record["window_s"]:
         record |= _observed(record, live, observations, outcome)
     record |= _flowed(record, live, settled)
+    if outcome.error is None and not outcome.interrupted and not removed_msgs(record):  # what is removed stays owed
+        record["bursts"] = worked_off(trial, live.flow, outcome.start_ns)
     if held:
         record["broker_counts"] = held
     record["verdict"] = _verdict(record, outcome, account)
@@ -154,6 +157,8 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
         return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
     if trial.faults:
         return Settled(0, True, "the broker was hurt: what changed then is what is looked for")
+    if trial.rate.kind == "burst":
+        return Settled(0, True, "bursts came and went: what piled up in them is what is looked for")
     found = live.flow.settled(
         live.start_ns,
         trial.warmup_s,
@@ -212,6 +217,8 @@ def _flow_facts(record: Record) -> Record:
         known["backlog"] = (True, "a consumer came or went: what piled up then is what is looked for")
     elif record.get("faults"):
         known["backlog"] = (True, "the broker was hurt: what piled up then is what is looked for")
+    elif record.get("bursts"):
+        known["backlog"] = worked_off_right(record["bursts"])
     elif under_way and offered:
         known["backlog"] = _grown(under_way, offered * record["subscribers"])
     return known

@@ -131,6 +131,8 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         **{name: getattr(scenario, name) for name in (*backlog.SIZES, "start_from", "joins_at_s", "leaves_at_s")},
         **patterns.own_axes(scenario),
     }
+    if scenario.rate.burst_times is not None:
+        shared["burst_times"] = scenario.rate.burst_times
     if scenario.rate.fractions is not None:
         shared["fraction"] = scenario.rate.fractions
     axes = {**shared, **{f"{broker}.{knob}": value for knob, value in given.items()}}
@@ -176,7 +178,7 @@ def has_keys(broker: BrokerName, settings: Settings) -> bool:
 
 
 def _rate(rate: Rate, chosen: Settings) -> Rate:
-    one: Settings = {"msgs_per_s": chosen["msgs_per_s"]}
+    one: Settings = {"msgs_per_s": chosen["msgs_per_s"], "burst_times": chosen.get("burst_times")}
     if "fraction" in chosen:
         one["fractions"] = [chosen["fraction"]]
     return rate.model_copy(update=one)

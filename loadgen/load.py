@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from loadgen.errors import ScenarioError
 from loadgen.knobs import CLASS_DEMANDS
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 SCENARIOS_DIR = Path("scenarios")
+RATE_KINDS: tuple[str, ...] = get_args(Rate.model_fields["kind"].annotation)
 
 
 def scenario_files(folder: Path = SCENARIOS_DIR) -> list[Path]:
@@ -71,9 +73,15 @@ def parse_set(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise ScenarioError(f"--set {text}: expected key=value, such as rabbitmq.prefetch=100 or producers=1,2,4")
+    if key.strip() == "rate" and ":" in value:  # its parts may be lists themselves
+        return key.strip(), value.strip()
+    return key.strip(), _literals(value)
+
+
+def _literals(value: str) -> Any:
     if "," in value and not value.lstrip().startswith(("[", "{", '"')):
-        return key.strip(), [_literal(part) for part in value.split(",")]
-    return key.strip(), _literal(value)
+        return [_literal(part) for part in value.split(",")]
+    return _literal(value)
 
 
 def _literal(text: str) -> Any:
@@ -168,15 +176,23 @@ def _near(scenario: Scenario, part: str, knob: str) -> str:
     return f"there are {', '.join(_OWN)}, rate, and those of {parts}"
 
 
+def rate_form(kind: str) -> str:
+    """How `--set rate=` names a way to make a rate and what that takes: `ramp:from_msgs_per_s:to_msgs_per_s`."""
+    return ":".join([kind, *inspect.signature(getattr(Rate, kind)).parameters])
+
+
 def _rate(value: Any, current: Rate) -> Rate:
-    named = {"saturate": Rate.saturate, "search": Rate.search, "curve": Rate.curve}
-    if isinstance(value, str):
-        if value not in named:
-            raise ScenarioError(
-                f"--set rate={value}: expected messages a second, a list of them, or {', '.join(named)}"
-            )
-        return named[value]()
-    return Rate.poisson(value) if current.kind == "poisson" else Rate.fixed(value)
+    if not isinstance(value, str):
+        return Rate.poisson(value) if current.kind == "poisson" else Rate.fixed(value)
+    kind, _, rest = value.partition(":")
+    if kind not in RATE_KINDS:
+        forms = ", ".join(map(rate_form, RATE_KINDS))
+        raise ScenarioError(f"--set rate={value}: expected messages a second, a list of them, or one of {forms}")
+    try:
+        made: Rate = getattr(Rate, kind)(*(_literals(each) for each in rest.split(":") if rest))
+    except TypeError:
+        raise ScenarioError(f"--set rate={value}: expected rate={rate_form(kind)}") from None
+    return made
 
 
 def scenario_file(name: str) -> Path:

@@ -4,7 +4,7 @@ A schedule belongs to one of n producers and is the same function whatever the p
 ns from the common start. The law of every open loop: `due(t)` is the number of messages whose intended time
 is ≤ t.
 
-The open loops with regular arrivals (`Fixed`, `Ramp`) have one schedule for all producers, of which
+The open loops with regular arrivals (`Fixed`, `Ramp`, `Burst`) have one schedule for all producers, of which
 producer k takes every n-th message from the k-th on: producers interleave evenly. `Poisson` producers are
 independent, each with its share of the rate, since a sum of independent Poisson processes is one.
 """
@@ -226,6 +226,46 @@ class Ramp:
         return math.floor((2 * ramping / (self._from + root) + (index - ramping) / self._to) * NS_PER_S)
 
 
+class Burst:
+    """`Fixed` on a clock of its own, which runs `times` as fast for the first `burst_s` of each `every_s`.
+
+    In whole numbers: after t ns that clock shows a whole number of ns, and a message that it shows due at w ns is
+    intended in the ns in which w passes.
+
+    Args:
+        inner: the schedule by that clock.
+        times: how many times its rate a burst has, 2 …
+        burst_s: how long a burst lasts.
+        every_s: from the begin of one burst to that of the next.
+    """
+
+    def __init__(self, inner: Fixed, times: int, burst_s: float, every_s: float) -> None:
+        if not (times >= 2 and 0 < burst_s < every_s):
+            raise ValueError(f"{times} times for {burst_s} s every {every_s} s: expected times ≥ 2, burst_s < every_s")
+        self._inner, self._times = inner, times
+        self._burst_ns, self._every_ns = round(burst_s * NS_PER_S), round(every_s * NS_PER_S)
+        self._gained_ns = (times - 1) * self._burst_ns  # by the clock in each burst
+        self._shown_ns = self._every_ns + self._gained_ns  # by the clock in each `every_s`
+
+    def due(self, elapsed_ns: int) -> int:
+        """How many messages are due in total `elapsed_ns` after the start."""
+        # What is intended at this ns or before comes before the clock's reading at the next one.
+        periods, within_ns = divmod(elapsed_ns + 1, self._every_ns)
+        shown_ns = periods * self._shown_ns + min(within_ns * self._times, within_ns + self._gained_ns)
+        return self._inner.due(shown_ns - 1)
+
+    def intended(self, first: int, count: int) -> Int64:
+        """When messages first … are intended (int64[count]), in ns from the start."""
+        periods, shown_ns = np.divmod(self._inner.intended(first, count), self._shown_ns)
+        times: Int64 = periods * self._every_ns + np.maximum(shown_ns // self._times, shown_ns - self._gained_ns)
+        return times
+
+    def next_due_ns(self, done: int) -> int:
+        """When message `done` is due, in ns from the start."""
+        periods, shown_ns = divmod(self._inner.next_due_ns(done), self._shown_ns)
+        return periods * self._every_ns + max(shown_ns // self._times, shown_ns - self._gained_ns)
+
+
 class Saturate:
     """A closed loop: there is always a message due, and none has an intended time."""
 
@@ -253,6 +293,11 @@ def make_pacer(rate: Rate, producer: int, producers: int, duration_s: float, see
         return Fixed(msgs_per_s, producer, producers)
     if rate.kind == "poisson":
         return Poisson(msgs_per_s / producers, [seed, producer])
+    if rate.kind == "burst":
+        assert isinstance(rate.burst_times, int), "a sweep of bursts is resolved by the plan"
+        assert rate.burst_s is not None
+        assert rate.every_s is not None
+        return Burst(Fixed(msgs_per_s, producer, producers), rate.burst_times, rate.burst_s, rate.every_s)
     assert rate.to_msgs_per_s is not None, "the scenario checks that a ramp has an end"
     return Ramp(msgs_per_s, rate.to_msgs_per_s, duration_s, producer, producers)
 

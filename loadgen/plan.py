@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen import cost
 from loadgen.backlog import PLACES, Backlog
+from loadgen.bursts import refuse_unseen
 from loadgen.drivers import load_driver
 from loadgen.errors import HostError, ScenarioError
 from loadgen.faults import refuse_late
@@ -218,6 +219,8 @@ def _described(trial: Trial) -> str:
     if rate.fractions is not None:
         return f"{rate.fractions[0]:.0%} of its capacity"
     rated = "as fast as it goes" if rate.msgs_per_s is None else f"{rate.kind} {rate.msgs_per_s:g}/s"
+    if rate.burst_times is not None:
+        rated += f", {rate.burst_times} times that for {rate.burst_s:g} s every {rate.every_s:g} s"
     if not trial.backlog.msgs:
         return rated
     backlog = f"a backlog of {trial.backlog.msgs:,} from its {PLACES[trial.backlog.start_from]}"
@@ -447,6 +450,7 @@ def _trial(scenario: Scenario, point: Point, profile: Profile, repeat: int, seed
     duration_s = profile.duration_s * share if scenario.duration_s is None else scenario.duration_s
     point.membership.refuse_unfit(duration_s)
     refuse_late(point.faults, duration_s)
+    refuse_unseen(point.rate, 0.0 if point.backlog.msgs else warmup_s, duration_s)
     if point.backlog.msgs:
         if scenario.warmup_s:
             raise ScenarioError(

@@ -18,7 +18,7 @@ LATENCY_KINDS = (
 _NULL_FIELDS = (
     "scenario", "broker", "driver", "driver_kind", "durability", "repeat", "seed", "message", "rate",
     "producers", "consumers", "think", "membership", "backlog",
-    "rebalances", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
+    "rebalances", "bursts", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
@@ -185,6 +185,7 @@ def point_label(record: Record) -> str:
     asked = {
         "rate": None if rate.get("kind") in {None, "fixed"} else rate["kind"],
         "msgs_per_s": rate.get("msgs_per_s"),
+        **{name: rate.get(name) for name in ("burst_times", "burst_s", "every_s")},
         "fraction": (rate.get("fractions") or [None])[0],
         "size_bytes": message.get("size_bytes"),
     }

@@ -181,6 +181,8 @@ class Message(Part):
 
 
 RateMsgs = Annotated[float, Field(gt=0, le=1e9)]
+_BurstTimes = Annotated[int, Field(ge=2, le=10_000)]
+_BurstSeconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
 
 CURVE_FRACTIONS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1)
@@ -188,14 +190,20 @@ _Fraction = Annotated[float, Field(gt=0, le=2)]
 
 
 class Rate(Part):
-    """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp`, `.saturate`, `.search` or `.curve`."""
+    """When messages are sent. Use `Rate.fixed`, `.poisson`, `.ramp`, `.burst`, `.saturate`, `.search` or `.curve`."""
 
-    kind: Literal["fixed", "poisson", "ramp", "saturate", "search", "curve"]
+    kind: Literal["fixed", "poisson", "ramp", "burst", "saturate", "search", "curve"]
     """Which of the ways above it was made in."""
     msgs_per_s: RateMsgs | Sweep[RateMsgs] | None = None
-    """All producers together; for a ramp, where it begins."""
+    """All producers together; for a ramp, where it begins; between bursts."""
     to_msgs_per_s: RateMsgs | None = None
     """Where a ramp ends."""
+    burst_times: _BurstTimes | Sweep[_BurstTimes] | None = None
+    """How many times `msgs_per_s` a burst has."""
+    burst_s: _BurstSeconds | None = None
+    """How long a burst lasts."""
+    every_s: _BurstSeconds | None = None
+    """From the begin of a burst to that of the next; the first begins with the trial."""
     p99_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     """A search's objective: the p99 of the end-to-end response time that the rate must keep, in ms."""
     enough_msgs_per_s: RateMsgs | None = None
@@ -217,6 +225,14 @@ class Rate(Part):
     def ramp(cls, from_msgs_per_s: float, to_msgs_per_s: float) -> Self:
         """A rate that changes linearly over warm-up and measurement together, an open loop."""
         return cls(kind="ramp", msgs_per_s=from_msgs_per_s, to_msgs_per_s=to_msgs_per_s)
+
+    @classmethod
+    def burst(cls, msgs_per_s: float | list[float], times: int | list[int], burst_s: float, every_s: float) -> Self:
+        """Evenly spaced messages, and in the first `burst_s` of each `every_s` so many times as many: an open loop.
+
+        A list is a sweep.
+        """
+        return cls(kind="burst", msgs_per_s=msgs_per_s, burst_times=times, burst_s=burst_s, every_s=every_s)
 
     @classmethod
     def saturate(cls) -> Self:
@@ -243,6 +259,11 @@ class Rate(Part):
             raise ValueError(f"Rate.{self.kind} {'takes no' if unrated else 'needs a'} rate")
         if (self.kind == "ramp") != (self.to_msgs_per_s is not None):
             raise ValueError("only Rate.ramp goes from one rate to another, and it needs both")
+        bursts = (self.burst_times, self.burst_s, self.every_s)
+        if {each is None for each in bursts} != {self.kind != "burst"}:
+            raise ValueError("only Rate.burst has bursts, and it needs burst_times, burst_s and every_s")
+        if self.burst_s is not None and self.every_s is not None and self.burst_s >= self.every_s:
+            raise ValueError(f"burst_s = {self.burst_s:g}: expected less than every_s = {self.every_s:g}")
         if (self.kind == "curve") != (self.fractions is not None):
             raise ValueError("only Rate.curve takes fractions of the capacity, and it needs some")
         if self.enough_msgs_per_s is not None and self.kind != "search":
@@ -255,6 +276,14 @@ class Rate(Part):
     def needs_capacity(self) -> bool:
         """Whether the rate is only known once a capacity has been searched."""
         return self.kind in {"search", "curve"}
+
+    @property
+    def peak_msgs_per_s(self) -> float | None:
+        """The highest rate of its schedule; None where no scenario said any."""
+        if self.msgs_per_s is None:
+            return None
+        highest = max(values_of(self.msgs_per_s)) * max(values_of(self.burst_times or 1))
+        return max(highest, self.to_msgs_per_s or 0)
 
     @property
     def is_open_loop(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.pacer import ALWAYS_DUE, NS_PER_S, Fixed, Pacer, Poisson, Ramp, Saturate, make_pacer
+from loadgen.pacer import ALWAYS_DUE, NS_PER_S, Burst, Fixed, Pacer, Poisson, Ramp, Saturate, make_pacer
 from loadgen.scenario import Rate
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ ramp = st.builds(
     lambda begin, end, duration_s, share: Ramp(begin, end, duration_s, *share),
     ramp_rates, ramp_rates, st.floats(0.2, 3_600), shares,
 )  # fmt: skip
-open_loops = st.one_of(fixed, poisson, ramp)
+burst = st.builds(
+    lambda rate, share, times, rest_s, burst_s: Burst(Fixed(rate, *share), times, burst_s, burst_s + rest_s),
+    rates, shares, st.integers(2, 1_000), st.floats(0.001, 60), st.floats(0.001, 5),
+)  # fmt: skip
+open_loops = st.one_of(fixed, poisson, ramp, burst)
 firsts = st.one_of(st.integers(0, 20), st.integers(8_180, 8_200), st.integers(0, 30_000))
 DAY_NS = 86_400 * NS_PER_S
 
@@ -54,7 +58,7 @@ def test_intended_times_ascend_and_are_those_of_the_single_messages(pacer: Pacer
 @given(
     st.sampled_from([
         lambda: Fixed(333.33, 1, 3), lambda: Poisson(1e6, 7), lambda: Poisson(0.5, [1, 2]),
-        lambda: Ramp(10, 9e5, 2.0, 2, 4),
+        lambda: Ramp(10, 9e5, 2.0, 2, 4), lambda: Burst(Fixed(333.33, 1, 3), 7, 0.01, 0.1),
     ]),
     st.lists(st.one_of(st.integers(0, 40_000), st.floats(0, 0.05)), max_size=8),
     firsts,
@@ -103,6 +107,22 @@ def test_a_ramp_sends_what_its_rate_integrates_to(
     assert abs(total - expected) <= 1.001 + 1e-6 * expected
 
 
+@settings(max_examples=100)
+@given(
+    st.integers(1, 1_000), st.integers(2, 100), st.integers(1, 8), st.integers(1, 20), st.integers(1, 7),
+    st.integers(0, 3 * 86_400 * 4),
+)  # fmt: skip
+def test_a_burst_sends_exactly_so_many_times_the_rate(
+    rate: int, times: int, burst: int, rest: int, producers: int, quarter: int
+) -> None:
+    """In each quarter of a second, for days, all producers together send its share of the rate or `times` that."""
+    every_s = (burst + rest) / 4
+    asked = Rate.burst(4 * rate, times, burst / 4, every_s)
+    pacers = [make_pacer(asked, producer, producers, 1.0, seed=0) for producer in range(producers)]
+    begin, end = (sum(pacer.due(at * NS_PER_S // 4 - 1) for pacer in pacers) for at in (quarter, quarter + 1))
+    assert end - begin == rate * (times if quarter % (burst + rest) < burst else 1)
+
+
 def test_poisson_gaps_are_exponential() -> None:
     """Seeded: the mean and the variance of 200,000 gaps are those of the exponential law, to five standard errors."""
     rate, count = 50_000.0, 200_000
@@ -137,7 +157,8 @@ def test_saturation_is_always_due_and_intends_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "kind"), [(Rate.fixed(10), Fixed), (Rate.poisson(10), Poisson), (Rate.ramp(1, 9), Ramp)]
+    ("rate", "kind"),
+    [(Rate.fixed(10), Fixed), (Rate.poisson(10), Poisson), (Rate.ramp(1, 9), Ramp), (Rate.burst(5, 6, 1, 5), Burst)],
 )
 def test_each_rate_has_its_schedule(rate: Rate, kind: type) -> None:
     """A scenario's rate becomes the pacer of its name, at the rate it says."""
@@ -148,8 +169,12 @@ def test_each_rate_has_its_schedule(rate: Rate, kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: Fixed(0), lambda: Fixed(1, 2, 2), lambda: Poisson(-1, 0), lambda: Ramp(1, 2, 0)]
-)
+    "wrong",
+    [
+        lambda: Fixed(0), lambda: Fixed(1, 2, 2), lambda: Poisson(-1, 0), lambda: Ramp(1, 2, 0),
+        lambda: Burst(Fixed(1), 1, 1, 2), lambda: Burst(Fixed(1), 2, 2, 2),
+    ],
+)  # fmt: skip
 def test_an_impossible_schedule_is_refused(wrong: Callable[[], Pacer]) -> None:
     """Rates, durations and shares that cannot be are errors at once."""
     with pytest.raises(ValueError, match="expected"):

@@ -220,11 +220,34 @@ def test_a_scenario_file_that_cannot_be_used_is_one_line(tmp_path: Path, content
         ("a=none,lz4", ("a", ["none", "lz4"])),
         ("a=true", ("a", True)),
         ("a=False", ("a", False)),
+        ("rate=10,20", ("rate", [10, 20])),
+        ("rate=poisson:10,20", ("rate", "poisson:10,20")),
     ],
 )
 def test_set_values_are_read_as_a_person_means_them(text: str, expected: tuple[str, object]) -> None:
     """Numbers, booleans and words, with commas for a sweep."""
     assert parse_set(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("50", Rate.fixed(50)),
+        ("fixed:50,60", Rate.fixed([50, 60])),
+        ("poisson:50", Rate.poisson(50)),
+        ("ramp:10:900", Rate.ramp(10, 900)),
+        ("burst:50:2,9:0.5:3", Rate.burst(50, [2, 9], 0.5, 3)),
+        ("saturate", Rate.saturate()),
+        ("search", Rate.search()),
+        ("search:12.5", Rate.search(12.5)),
+        ("curve:0.5,0.9", Rate.curve([0.5, 0.9])),
+    ],
+)
+def test_set_names_every_kind_of_rate(text: str, rate: Rate) -> None:
+    """By its name and what it takes, with colons between; commas make a sweep of one of them."""
+    assert apply_sets(BOTH, [parse_set(f"rate={text}")]).rate == rate
+    poisson = BOTH.model_copy(update={"rate": Rate.poisson(1)})
+    assert apply_sets(poisson, [("rate", 7)]).rate == Rate.poisson(7)  # a number alone leaves the kind
 
 
 def test_set_changes_the_knob_and_keeps_the_rest() -> None:
@@ -253,7 +276,10 @@ def test_set_may_name_whatever_can_be_swept(part: type[Part]) -> None:
         (("bogus", 1), "no such knob"),
         (("driver", "x"), "rabbitmq.driver or kafka.driver"),
         (("kafka.acks", 7), "acks = 7"),
-        (("rate", "fast"), "messages a second"),
+        (("rate", "fast"), "rate=fast: expected messages a second, .* ramp:from_msgs_per_s:to_msgs_per_s"),
+        (("rate", "ramp:5"), "rate=ramp:5: expected rate=ramp:from_msgs_per_s:to_msgs_per_s"),
+        (("rate", "burst:5:2:1:1:9"), "expected rate=burst:msgs_per_s:times:burst_s:every_s"),
+        (("rate", "poisson:soon"), "msgs_per_s = 'soon'"),
         (("durability", "flushd"), "flushd"),
     ],
 )

@@ -382,6 +382,10 @@ def test_a_curve_answers_no_claim_of_maximum_throughput(tmp_path: Path) -> None:
         ({"kind": "curve", "fractions": [0.125]}, f"12.5{NBSP}% of capacity"),
         ({"kind": "fixed", "msgs_per_s": 5_000.0}, "5,000 msg/s"),
         ({"kind": "poisson", "msgs_per_s": 5_000.0}, "5,000 msg/s poisson"),
+        (
+            {"kind": "burst", "msgs_per_s": 500.0, "burst_times": 8, "burst_s": 0.5, "every_s": 3.0},
+            "500 msg/s with bursts of 8 times that for 0.5 s every 3 s",
+        ),
         ({"kind": "saturate", "msgs_per_s": None}, "as fast as it goes"),
     ],
 )

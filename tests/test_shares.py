@@ -16,7 +16,8 @@ from loadgen.shares import MAX_AT_MS, MAX_PRODUCERS, MS_NS, NEVER_NS, Changing, 
 if TYPE_CHECKING:
     from loadgen.shares import Timed
 
-RATES = (Rate.fixed(333.33), Rate.fixed(7_000.0), Rate.ramp(100, 5_000), Rate.ramp(4_000, 10))
+BURST = Rate.burst(333.33, 9, 0.2, 0.7)
+RATES = (Rate.fixed(333.33), Rate.fixed(7_000.0), Rate.ramp(100, 5_000), Rate.ramp(4_000, 10), BURST)
 RAMP_S, END_MS = 2.0, 3_000
 # The number of producers from each of some moments on.
 histories = st.lists(st.tuples(st.integers(1, END_MS - 1), st.integers(0, 7)), min_size=1, max_size=8).map(

@@ -18,6 +18,7 @@ from loadgen import faults
 from loadgen.driver import Capabilities
 from loadgen.drivers import load_driver
 from loadgen.knobs import CLASS_DEMANDS, DEFAULTS, PRESETS, resolve
+from loadgen.load import RATE_KINDS, rate_form
 from loadgen.part import Part, Unit
 from loadgen.scenario import FromFile, Kafka, LogNormal, Message, RabbitMQ, Rate, Scenario, Uniform
 from loadgen.stream_knobs import DEFAULTS as STREAM_DEFAULTS
@@ -246,11 +247,11 @@ def _value(value: Any) -> str:
 def _rate_table() -> str:
     """The ways to make a rate, by their signatures."""
     rows = []
-    for name in get_args(Rate.model_fields["kind"].annotation):
+    for name in RATE_KINDS:
         made = getattr(Rate, name)
         given = ", ".join(str(each).partition(":")[0] for each in inspect.signature(made).parameters.values())
-        rows.append((code(f"Rate.{name}({given})"), inspect.getdoc(made) or ""))
-    return table(("way", "meaning"), rows)
+        rows.append((code(f"Rate.{name}({given})"), code(f"rate={rate_form(name)}"), inspect.getdoc(made) or ""))
+    return table(("way", "after --set", "meaning"), rows)
 
 
 def _broker_table(broker: BrokerName) -> str:

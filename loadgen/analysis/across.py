@@ -143,7 +143,7 @@ def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[
 
 def _rate(record: Record) -> float | None:
     """What came through; of an open loop that was told its rate that is no finding, and there is none."""
-    if record["rate"].get("kind") in {"fixed", "poisson", "ramp"}:
+    if record["rate"].get("kind") in {"fixed", "poisson", "ramp", "burst"}:
         return None
     value: float | None = record["goodput_msgs_per_s" if record["consumers"] else "achieved_msgs_per_s"]
     return value

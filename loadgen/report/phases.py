@@ -1,4 +1,4 @@
-"""What a trial of several phases showed, in a sentence a point: a backlog's drain, and what a rebalance paused."""
+"""What a trial of several phases showed, in a sentence a point: a backlog's drain, a rebalance's pause, bursts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def load_label(shared: dict[str, Any]) -> str:
 
 
 def notes(points: Iterable[Point]) -> tuple[str, ...]:
-    """A sentence for each point that had a backlog or a rebalance, medians over its repeats."""
+    """A sentence for each point that had a backlog, a rebalance or bursts, medians over its repeats."""
     told = []
     for point in points:
         name = f"{words.broker_name(point.broker)} ({point.driver}) {point.own_label}".rstrip()
-        for part, tell in (("backlog", _drained), ("rebalances", _paused)):
+        for part, tell in (("backlog", _drained), ("rebalances", _paused), ("bursts", _worked_off)):
             used = [record for record in point.used if record[part] is not None]
             told += [f"{name}: {tell(used)}"] if used else []
     return tuple(told)
@@ -58,6 +58,18 @@ def _drained(used: list[Record]) -> str:
         text += f" ({len(caught_up)} of {words.plural(len(used), 'repeat')})"
     rss_bytes = _median(used, lambda record: record["rss_bytes"]["broker"])
     return text if rss_bytes is None else f"{text}; the broker's memory up to {rss_bytes / 1e6:,.0f} MB"
+
+
+def _worked_off(used: list[Record]) -> str:
+    count, done = (sum(record["bursts"][name] for record in used) for name in ("count", "worked_off"))
+    most = _median(used, lambda record: record["bursts"]["owed_msgs_max"])
+    text = f"up to {words.number(most)} messages due and not received; "
+    after_s = _median(used, lambda record: record["bursts"]["median_s"])
+    bursts = words.plural(count, "burst")
+    if after_s is None:
+        return f"{text}none of {bursts} was worked off before the next"
+    after = f"{after_s:.2f} s after" if after_s > 0.05 else "within 0.05 s of"  # counters are read so often
+    return f"{text}worked off {after} a burst’s end ({done} of {bursts})"
 
 
 def _paused(used: list[Record]) -> str:

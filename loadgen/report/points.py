@@ -165,6 +165,9 @@ def rate_label(rate: dict[str, Any]) -> str:
         return f"{fraction_label(rate['fractions'][0])} of capacity{objective}"
     if kind == "saturate":
         return "as fast as it goes"
+    if kind == "burst":
+        bursts = f"bursts of {rate['burst_times']} times that for {rate['burst_s']:g} s every {rate['every_s']:g} s"
+        return f"{words.offered(rate['msgs_per_s'])} with {bursts}"
     return words.offered(rate.get("msgs_per_s")) + ("" if kind == "fixed" else f" {kind}")
 
 
@@ -310,6 +313,7 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
         _rank(comparison.durability, CLASS_ORDER),
         rate.get("kind") or "",
         rate.get("msgs_per_s") or (rate.get("fractions") or [0.0])[0],
+        rate.get("burst_times") or 0,
         _sortable((message.get("size_bytes"),)),
         tuple(message.get(name) or 0 for name in ("compressibility", "keys", "key_exponent")),
         comparison.shared["subscribers"],

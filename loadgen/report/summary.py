@@ -94,7 +94,7 @@ def _findings(table: Table, confidence: float) -> list[Finding]:
             continue
         if kind == "saturate":
             found += _of(each, "throughput", pt.goodput, confidence)
-        elif kind in {"fixed", "poisson"}:
+        elif kind in {"fixed", "poisson", "burst"}:
             for quantity in ("p50", "p99"):
                 found += _of(each, quantity, pt.latency("e2e", quantity), confidence)
     return found
