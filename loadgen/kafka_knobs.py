@@ -116,6 +116,15 @@ def refuse_impossible(settings: Settings, nodes: int) -> None:
         )
 
 
+def refuse_idle(settings: Settings, knobs: Settings) -> None:
+    """Raise ScenarioError where a knob was chosen (`knobs`) that does nothing beside the others."""
+    if settings["group"] == "share" and "max_partition_fetch_bytes" in knobs:
+        raise ScenarioError(
+            f"kafka.max_partition_fetch_bytes = {knobs['max_partition_fetch_bytes']}: a share group is handed records "
+            "by their number; expected max_poll_records instead, or group = partitions"
+        )
+
+
 def _refuse_transactions(settings: Settings) -> None:
     if settings["transaction_msgs"] is None:
         if settings["transaction_abort_every"]:

@@ -48,7 +48,8 @@ class Kafka(Part):
     """Partitions of the topic."""
     partitioner: _Partitioner | Sweep[_Partitioner] | None = None
     """murmur2: by key. sticky: one partition until its batch leaves. round_robin: message by message. explicit: named
-    by the application, key (without keys: producer) modulo partitions. None is murmur2 with keys, else sticky."""
+    by the application, key (without keys: producer) modulo partitions. None is murmur2 with keys, else sticky. The
+    results of pattern process are sticky."""
     replication_factor: _Replicas | Sweep[_Replicas] | None = None
     """Copies of each partition, at most one on a broker."""
     min_insync_replicas: _Replicas | Sweep[_Replicas] | None = None
@@ -80,7 +81,8 @@ class Kafka(Part):
     commit: _Commit | Sweep[_Commit] | None = None
     """When a record's offset may be committed: before it is handed out (class `none`) or after it was processed."""
     commit_mode: _CommitMode | Sweep[_CommitMode] | None = None
-    """auto: each `auto_commit_interval_ms`. sync, async: each batch of at most `max_poll_records`, awaited or not."""
+    """auto: each `auto_commit_interval_ms`. sync, async: each batch of at most `max_poll_records`, awaited or not. The
+    processors of pattern process commit in sync, each `commit_interval_ms`."""
     processing_guarantee: _Guarantee | Sweep[_Guarantee] | None = None
     """Of pattern process: at_least_once commits offsets after the results of their messages were acknowledged (what
     None is); exactly_once has both in one transaction, and consumers of the results read what is committed."""

@@ -150,7 +150,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             rabbitmq_knobs.complete(settings, chosen["subscribers"])
         elif broker == "kafka":
             kafka_knobs.complete(settings, message)
-        patterns.complete(settings, pattern)
+        patterns.complete(settings, pattern, knobs)
         point = Point(
             broker=broker,
             driver=settings.pop("driver"),
@@ -242,9 +242,11 @@ def resolve(broker: BrokerName, knobs: Settings, durability: str, preset: str) -
     if broker == "kafka":
         kafka_knobs.derive(settings)
         kafka_knobs.refuse_impossible(settings, NODES.get(durability, 1))
+        kafka_knobs.refuse_idle(settings, knobs)
     else:
         rabbitmq_knobs.derive(settings, knobs)
         rabbitmq_knobs.refuse_impossible(settings, NODES.get(durability, 1))
+        rabbitmq_knobs.refuse_idle(settings, knobs)
     return settings
 
 

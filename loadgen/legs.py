@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loadgen.driver import Target
+from loadgen.patterns import COMMIT_MODE, RESULTS_ISOLATION, RESULTS_PARTITIONER
 
 if TYPE_CHECKING:
     from loadgen.driver import Admin, Gauge
@@ -22,7 +23,7 @@ def target_of(trial: Trial, endpoint: Endpoint, name: str) -> Target:
         return _with_results(target)
     if not trial.pattern.is_request_reply or trial.broker == "rabbitmq":  # whose reply queues are the requesters' own
         return target
-    # Each requester has a partition of the topic for replies.
+    # Each requester has a partition of the topic for replies; knobs are those of the topic for requests.
     settings = {**trial.settings, "partitions": trial.producers, "partitioner": "explicit"}
     return replace(target, onward=replace(target, name=f"{name}-replies", group=f"{name}-replies", settings=settings))
 
@@ -30,11 +31,11 @@ def target_of(trial: Trial, endpoint: Endpoint, name: str) -> Target:
 def _with_results(target: Target) -> Target:
     """From the messages' queue or topic to the results'; processors themselves say when offsets are committed."""
     settings = dict(target.settings)
-    results = {**settings, "partitioner": "sticky"} if "partitioner" in settings else settings
+    results = {**settings, "partitioner": RESULTS_PARTITIONER} if "partitioner" in settings else settings
     if settings.get("processing_guarantee") == "exactly_once":  # which ends transactions by what it commits
-        results |= {"transaction_msgs": MOST_MSGS, "isolation_level": "read_committed"}
+        results |= {"transaction_msgs": MOST_MSGS, "isolation_level": RESULTS_ISOLATION}
     if "commit_mode" in settings:
-        settings["commit_mode"] = "sync"
+        settings["commit_mode"] = COMMIT_MODE
     name = f"{target.name}-results"
     onward = replace(target, name=name, group=name, settings=results)
     return replace(target, settings=settings, onward=onward)

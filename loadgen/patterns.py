@@ -27,6 +27,10 @@ REQUESTS: dict[str, Any] = {"timeout_ms": TIMEOUT_MS, "requests_in_flight": REQU
 # What only one pattern is told; of every other it is refused.
 _OWN = {"timeout_ms": "request_reply", "requests_in_flight": "request_reply", "processors": "process"}
 COMMIT_INTERVAL_MS = 100.0  # Kafka Streams' with exactly-once
+# What a trial with processors needs of Kafka's knobs (`loadgen.legs`): whoever asks for anything else is refused.
+COMMIT_MODE = "sync"  # processors say themselves when, each `commit_interval_ms`
+RESULTS_PARTITIONER = "sticky"  # results carry no keys
+RESULTS_ISOLATION = "read_committed"  # with exactly_once: what was undone is no result
 # Knobs by which messages go, come back, are overtaken or wait: with a role in the middle nobody says what that does.
 _ONE_WAY = {
     **{
@@ -100,8 +104,11 @@ def pattern_of(scenario: Scenario, chosen: dict[str, Any]) -> Pattern:
     return Pattern(scenario.pattern, chosen["timeout_ms"], chosen["requests_in_flight"])
 
 
-def complete(settings: dict[str, Any], pattern: Pattern) -> None:
-    """What only one pattern has of a broker's knobs; raises ScenarioError where it is given for another."""
+def complete(settings: dict[str, Any], pattern: Pattern, given: dict[str, Any]) -> None:
+    """What only one pattern has of a broker's knobs; raises ScenarioError where it is given for another.
+
+    `given` are the knobs that somebody chose; one that the pattern decides by itself is refused, too.
+    """
     own: tuple[tuple[str, PatternKind, Any], ...] = (
         ("reply_to", "request_reply", "direct"),
         ("processing_guarantee", "process", "at_least_once"),
@@ -115,6 +122,21 @@ def complete(settings: dict[str, Any], pattern: Pattern) -> None:
         elif settings.pop(knob) is not None:
             raise ScenarioError(
                 f"{knob}: is of pattern {kind}, not {pattern.kind}; expected pattern = {kind}, or no {knob}"
+            )
+    if pattern.kind == "process":
+        _refuse_overruled(settings, given)
+
+
+def _refuse_overruled(settings: dict[str, Any], given: dict[str, Any]) -> None:
+    ruled = {"commit_mode": COMMIT_MODE, "partitioner": RESULTS_PARTITIONER}
+    if settings.get("processing_guarantee") == "exactly_once":
+        ruled["isolation_level"] = RESULTS_ISOLATION
+    for knob, needed in ruled.items():
+        if given.get(knob, needed) != needed:
+            whose = "exactly_once" if knob == "isolation_level" else "process"
+            raise ScenarioError(
+                f"kafka.{knob} = {given[knob]}: processors and their results have {needed} with {whose}; expected "
+                f"{needed}, or no {knob}"
             )
 
 

@@ -102,6 +102,16 @@ def refuse_impossible(settings: Settings, nodes: int) -> None:
     _refuse_connections(settings)
 
 
+def refuse_idle(settings: Settings, knobs: Settings) -> None:
+    """Raise ScenarioError where a knob was chosen (`knobs`) that does nothing beside the others."""
+    idle = next((knob for knob in ("prefetch", "ack_every") if knob in knobs), None)
+    if settings["ack"] == "automatic" and idle is not None:
+        raise ScenarioError(
+            f"rabbitmq.{idle} = {knobs[idle]}: with automatic acknowledgement (as class `none` has it) nothing waits "
+            f"for one; expected ack = manual, or no {idle}"
+        )
+
+
 def _refuse_connections(settings: Settings) -> None:
     channels = settings["channels_per_connection"] * settings["connections_per_process"]
     if settings["confirms"] and settings["confirm_window"] < channels:

@@ -21,6 +21,7 @@ from verdicts import BUSY, against
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.driver import Received
 from loadgen.drivers import load_driver
+from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import ScenarioError
 from loadgen.ledger import ReceivedBook, SentBook, settle
 from loadgen.legs import target_of
@@ -84,6 +85,14 @@ def test_a_result_is_known_as_made_of_its_message() -> None:
         ("kafka", {"driver": "confluent"}, {}, "cannot do pattern = process"),
         ("kafka", {}, {"processors": 2}, "some would stay idle"),
         ("kafka", {"transaction_msgs": 5}, {}, "kafka.transaction_msgs = 5: is not for"),
+        ("kafka", {"commit_mode": "auto"}, {}, "kafka.commit_mode = auto: .* have sync .* or no commit_mode"),
+        ("kafka", {"partitioner": "round_robin"}, {}, "kafka.partitioner = round_robin: .* have sticky"),
+        (
+            "kafka",
+            {"isolation_level": "read_uncommitted", "processing_guarantee": ["at_least_once", "exactly_once"]},
+            {},
+            "kafka.isolation_level = read_uncommitted: .* read_committed with exactly_once",
+        ),
         ("rabbitmq", {}, {"pattern": "one_way", "processors": 2}, "processors = 2: is of pattern process"),
         ("rabbitmq", {}, {"think_ms": 2}, "do not think"),
         ("rabbitmq", {}, {"durability": Durability.NONE}, "durability = none"),
@@ -93,6 +102,23 @@ def test_what_cannot_be_is_one_line(broker: BrokerName, knobs: dict[str, Any], c
     """Before any broker is touched."""
     with pytest.raises(ScenarioError, match=text):
         make_plan([scenario_of(broker, knobs, **changes)], SHORT)
+
+
+def test_what_the_pattern_decides_may_be_said_and_is_what_runs() -> None:
+    """Asked for or not, both legs have the same; with at_least_once consumers of results read what they were told."""
+    said = {"commit_mode": "sync", "partitioner": "sticky", "isolation_level": "read_committed"}
+    once = {"processing_guarantee": "exactly_once"}
+    for knobs in (once, once | said):
+        (trial,) = make_plan([scenario_of("kafka", knobs)], SHORT, brokers=("kafka",)).trials
+        target = target_of(trial, memory_endpoint("kafka"), "x")
+        assert target.onward is not None
+        assert target.settings["commit_mode"] == "sync"
+        assert {"partitioner": "sticky", "isolation_level": "read_committed"}.items() <= target.onward.settings.items()
+    loose = {"processing_guarantee": "at_least_once", "isolation_level": "read_uncommitted"}
+    (trial,) = make_plan([scenario_of("kafka", loose)], SHORT, brokers=("kafka",)).trials
+    onward = target_of(trial, memory_endpoint("kafka"), "x").onward
+    assert onward is not None
+    assert onward.settings["isolation_level"] == "read_uncommitted"
 
 
 @pytest.mark.parametrize("knobs", WAYS, ids=str)

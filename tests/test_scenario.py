@@ -126,6 +126,17 @@ MISTAKES = [
         ("kafka.group_protocol = classic", "group = partitions"),
     ),
     (lambda: scenario(consumers=3), ("kafka.partitions = 1", "at least 3", "group = share")),
+    *(
+        (
+            lambda knob=knob, given=given: scenario(rabbitmq=RabbitMQ(**{knob: 5}), **given),
+            (f"rabbitmq.{knob} = 5", "automatic acknowledgement", "ack = manual", f"no {knob}"),
+        )
+        for knob, given in (("prefetch", {"durability": "none"}), ("ack_every", {"durability": ["broker", "none"]}))
+    ),
+    (
+        lambda: scenario(kafka=Kafka(group="share", max_partition_fetch_bytes=1_000)),
+        ("kafka.max_partition_fetch_bytes = 1000", "share group", "max_poll_records", "group = partitions"),
+    ),
     (lambda: scenario(think_ms=-1), ("think_ms", "-1", "greater than or equal to 0")),
     (lambda: scenario(think="slowly"), ("think", "slowly", "exponential")),
     (lambda: scenario(subscribers=0), ("subscribers = 0", "greater than or equal to 1")),
@@ -175,12 +186,12 @@ def test_a_scenario_cannot_be_changed() -> None:
 
 def test_lists_are_sweeps_over_their_whole_product() -> None:
     """Every combination of the lists is one point, and names the values that vary."""
-    swept = scenario(durability=["none", "broker"], rabbitmq=RabbitMQ(prefetch=[1, 10, 100]), kafka=Kafka(acks=None))
+    swept = scenario(durability=["flushed", "broker"], rabbitmq=RabbitMQ(prefetch=[1, 10, 100]), kafka=Kafka(acks=None))
     found = list(points(swept))
     rabbitmq = [point for point in found if point.broker == "rabbitmq"]
     assert len(rabbitmq) == 6
     assert {(str(p.durability), p.settings["prefetch"]) for p in rabbitmq} == {
-        (d, n) for d in ("none", "broker") for n in (1, 10, 100)
+        (d, n) for d in ("flushed", "broker") for n in (1, 10, 100)
     }
     assert all(set(point.swept) == {"durability", "rabbitmq.prefetch"} for point in rabbitmq)
     assert len([point for point in found if point.broker == "kafka"]) == 2
@@ -227,6 +238,12 @@ def test_a_class_may_keep_more_than_it_promises() -> None:
     assert [p.settings["flush_messages"] for p in found if p.broker == "kafka"] == [1, 100]
     with pytest.raises(ScenarioError, match="contradicts durability class `flushed`"):
         list(points(scenario(durability="flushed", rabbitmq=RabbitMQ(queue_type="classic"))))
+
+
+def test_what_nobody_chose_is_no_mistake() -> None:
+    """A preset's prefetch and fetch size, and the defaults, stand beside knobs with which they do nothing."""
+    scenario(durability=["none", "broker"], preset="throughput", kafka=Kafka(group="share"))
+    scenario(durability="none", rabbitmq=RabbitMQ(ack="manual", prefetch=5, ack_every=5))
 
 
 def test_a_knob_wins_over_the_preset() -> None:
