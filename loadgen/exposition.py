@@ -54,13 +54,23 @@ COUNTERS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
 )  # fmt: skip
 LATENCIES = "loadgen_latency_seconds"
 OPERATION = "messaging_client_operation_duration_seconds"
+OPENTELEMETRY = {
+    "messaging_client_sent_messages": "messaging.client.sent.messages",
+    "messaging_client_consumed_messages": "messaging.client.consumed.messages",
+    OPERATION: "messaging.client.operation.duration",
+}
+"""The names that OpenTelemetry's messaging conventions have for what is exposed."""
 # What the observer saw last of the trial under way: its name there, here, what it is, further labels.
 BROKER_GAUGES: tuple[tuple[str, str, str], ...] = (
     ("depth_msgs", "loadgen_broker_depth_messages", "Queue depth, or the lag of all consumer groups."),
     ("broker_connections", "loadgen_broker_connections", "Established connections to the ports that clients use."),
     ("connected_consumers", "loadgen_broker_consumers", "Consumers of queues, members of groups; absent without any."),
     ("broker_rss_bytes", "loadgen_broker_resident_memory_bytes", "Resident memory of the broker if it runs here."),
-    ("broker_memory_bytes", "loadgen_broker_reported_memory_bytes", "Memory in use as RabbitMQ tells (not Kafka)."),
+    (
+        "broker_memory_bytes",
+        "loadgen_broker_reported_memory_bytes",
+        "Memory in use as the broker tells: RabbitMQ's count, Kafka's heap as the last garbage collection left it.",
+    ),
 )
 ENDED_GAUGES = (
     ("achieved_msgs_per_s", "loadgen_trial_achieved_messages_per_second", "What came through in the measured window."),

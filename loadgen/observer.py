@@ -218,7 +218,9 @@ class Observer:
             for name, values in tuple(columns.values.items()):
                 if len(values) and not math.isnan(values[-1]):
                     now[name] = values[-1]
-        return now
+        heaps = (pause.heap_bytes for pause in reversed(tuple(self._pauses)))
+        heap_bytes = next((each for each in heaps if each is not None), None)
+        return now if heap_bytes is None else {**now, "broker_memory_bytes": heap_bytes}
 
     def start(self, origin_ns: int) -> None:
         """Begin; rows count their time from `origin_ns` (CLOCK_MONOTONIC), which may still be to come."""

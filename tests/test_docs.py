@@ -18,6 +18,7 @@ from links import PAGES, on_site
 from tables import cell
 
 from loadgen.arguments import EXAMPLES, make_parser, parsers
+from loadgen.exposition import OPENTELEMETRY
 from loadgen.gate.metrics import names
 from loadgen.part import Part
 from loadgen.scenario import FromFile, LogNormal, Message, Rate, Scenario, Uniform
@@ -182,12 +183,22 @@ def test_every_metric_is_described() -> None:
         (cells,) = told[each.name + "_total" * (each.type == "counter")]
         assert cells[1] in {"counter", "gauge", "histogram"}
         assert cells[2]
-        assert len(cells[4]) > 8, each.name
+        assert len(cells[5]) > 8, each.name
     for name in names():
         (cells,) = told[name]
         assert cells[1]
         assert cells[2] in {"higher", "lower"}
         assert len(cells[3]) > 8, name
+
+
+def test_the_page_on_metrics_has_the_table_of_what_is_exposed() -> None:
+    """Every name with its type, unit, labels and meaning, as the reference makes it of the code: copy it from there."""
+    assert reference.prometheus_table() in (DOCS / "metrics.md").read_text(), reference.prometheus_table()
+    conventions = {
+        each.name: each.name.removesuffix("_seconds").replace("_", ".") for each in reference.prometheus_metrics()
+    }
+    shared = {name: told for name, told in conventions.items() if name.startswith("messaging_")}
+    assert shared == OPENTELEMETRY
 
 
 def test_every_command_and_option_is_described() -> None:

@@ -275,6 +275,23 @@ def test_the_machines_own_noise_is_read_from_its_kernel(tmp_path: Path) -> None:
     assert json.loads(json.dumps(seen.rows)) == seen.rows
 
 
+def test_kafkas_heap_is_among_what_was_seen_last(tmp_path: Path) -> None:
+    """As its last garbage collection left it: none before one ended; a line that tells no heap changes nothing."""
+    log = tmp_path / "kafkaServer-gc.log"
+    log.write_text("")
+    watching = Observer({}, Endpoint("kafka", (("127.0.0.1", 1),), log_dir=tmp_path), 0.02, watch_interval_s=0.02)
+    watching.start(time.monotonic_ns())
+    assert "broker_memory_bytes" not in watching.newest()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000+0000", time.gmtime())
+    for used, told in (("24M->4M(256M)", 4 << 20), ("30M->6M(256M)", 6 << 20), ("", 6 << 20)):
+        number = len(watching._pauses)
+        with log.open("a") as file:
+            file.write(f"[{stamp}][gc] GC(1) Pause Young (Normal) {used} 3.4ms\n")
+        wait_for(lambda number=number: len(watching._pauses) > number)
+        assert watching.newest()["broker_memory_bytes"] == told
+    watching.stop()
+
+
 def test_both_real_brokers_are_observed(endpoints: dict[BrokerName, Endpoint]) -> None:
     """Their CPU and memory, RabbitMQ's alarms (none) and Kafka's GC pauses (logged) are known."""
     seen: dict[str, dict[str, Any]] = {}

@@ -16,7 +16,7 @@ from tables import block, code, codes, page, table
 
 from loadgen import errors
 from loadgen.arguments import EXAMPLES, make_parser, parsers
-from loadgen.exposition import BOUNDS, TRIAL_LABELS, Exposition, Shown, families
+from loadgen.exposition import BOUNDS, OPENTELEMETRY, TRIAL_LABELS, Exposition, Shown, families
 from loadgen.gate.metrics import OWN, PERCENTILES, metric, names
 from loadgen.record import LATENCY_KINDS
 
@@ -42,7 +42,7 @@ def metric_page() -> str:
         "[A gate for CI](../gate.md) what limits on the second are.",
         "## Prometheus",
         f"*Labels* are those beside {codes(TRIAL_LABELS)}, which every metric of a trial has.",
-        table(("metric", "type", "unit", "labels", "meaning"), map(_prometheus_row, prometheus_metrics())),
+        prometheus_table(),
         "## Limits",
         "What `[[limit]]`, `[[relative]]` and `[[ratio]]` of `loadgen check` take as `metric`. Latencies may be named "
         "in `ms`, `us` or `s`. *Worse* is the direction that fails a relative limit.",
@@ -51,6 +51,12 @@ def metric_page() -> str:
         "Every other figure of a trial is a field of its record: [the schema of a run](results-schema.md). "
         "`Run.trials` has them as columns, latencies as `e2e_p99_ns`, which `loadgen history --metric` takes.",
     )
+
+
+def prometheus_table() -> str:
+    """A row for each metric that a run serves; docs/metrics.md has it, too."""
+    head = ("metric", "type", "unit", "labels", "OpenTelemetry", "meaning")
+    return table(head, map(_prometheus_row, prometheus_metrics()))
 
 
 def prometheus_metrics() -> list[Metric]:
@@ -79,7 +85,8 @@ def _prometheus_row(each: Metric) -> tuple[str, ...]:
     labels = list(dict.fromkeys(label for sample in each.samples for label in sample.labels))
     own = [label for label in labels if label not in {*TRIAL_LABELS, "le"}]
     unit = next((unit for unit in UNITS if unit in each.name), "messages")
-    return code(name), each.type, unit.replace("_per_second", "/s"), codes(own), each.documentation
+    convention = code(OPENTELEMETRY[each.name]) if each.name in OPENTELEMETRY else ""
+    return code(name), each.type, unit.replace("_per_second", "/s"), codes(own), convention, each.documentation
 
 
 def _gate_rows() -> Iterator[tuple[str, ...]]:
