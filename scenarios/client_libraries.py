@@ -6,7 +6,7 @@ scenario = Scenario(
     name="client-libraries",
     question="How many messages a second, and at what CPU a message, does each client library carry?",
     message=Message(size_bytes=1024),
-    rate=Rate.saturate(),  # --set rate=200: what latency an application sees through each, at a rate that all carry
+    rate=Rate.saturate(),  # latencies, at a rate that all carry: client_latency.py
     durability=Durability.BROKER,
     preset="throughput",
     rabbitmq=RabbitMQ(driver=["amqp", "pika", "pika-blocking", "aio-pika", "stream", "rstream"]),
