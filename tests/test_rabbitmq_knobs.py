@@ -311,7 +311,7 @@ def test_acknowledgements_are_gathered(bench: Bench, driver: str, ack_every: int
     consumer = bench.consumer(target, driver)
     handed = 0
     while handed < 8:
-        handed += sum(len(each.starts) for each in consumer.receive(WAIT_S))
+        handed += sum(len(each.starts) for each in consumer.receive(PATIENCE_S))
     assert handed == 8
     turn = getattr(consumer, "_pump", lambda _: None)  # pika writes when its loop turns
     for settled in range(9):
@@ -355,7 +355,7 @@ def test_a_window_is_what_the_broker_has_not_confirmed(bench: Bench, driver: str
         time.sleep(0.1)
         assert bench.admin.depth(target) == first, "more came than the window holds"
         way.is_silent = False
-        sending.join(WAIT_S)
+        sending.join(PATIENCE_S)
         assert until(lambda: bench.admin.depth(target) == 20)
         producer.close()
 
