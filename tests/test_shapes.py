@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.analysis.shapes import PARITY, SHAPES, judged, sentences
+from loadgen.analysis.shapes import PARITY, PARITY_RULES, SHAPES, Step, judged, sentences
 from loadgen.load import load_scenarios
 from loadgen.plan import PROFILES, make_plan
 
@@ -17,11 +17,15 @@ VARY = (1.0, 1.02, 0.98)
 
 
 def run_of(scenario: str, rates: dict[Any, float], repeats: int = 3, broker: str = "rabbitmq") -> Any:
-    """A run whose points had these rates, by value of the scenario's knob (or broker), give or take 2 %."""
+    """A run whose points had these rates, by value of the scenario's knob, give or take 2 %.
+
+    Of the parity the values are (durability, broker).
+    """
     trials = [
         {
-            "scenario": scenario, "broker": value if scenario == PARITY else broker, "purpose": "measure",
-            "status": "complete", "verdict": {"status": "valid"}, "repeat": repeat + 1, "durability": "flushed",
+            "scenario": scenario, "broker": value[1] if scenario == PARITY else broker, "purpose": "measure",
+            "status": "complete", "verdict": {"status": "valid"}, "repeat": repeat + 1,
+            "durability": value[0] if scenario == PARITY else "flushed",
             "goodput_msgs_per_s": rate * VARY[(repeat + number) % 3], "rate": {"kind": "saturate"},
             "point": {} if scenario == PARITY else {SHAPES[scenario].knob: value},
         }
@@ -31,20 +35,35 @@ def run_of(scenario: str, rates: dict[Any, float], repeats: int = 3, broker: str
     return SimpleNamespace(records=trials)
 
 
+IN_FLIGHT: dict[Any, float] = {1: 1.4e3, 20: 1.2e4, 200: 2.65e4, 1000: 2.65e4, 10_000: 2.65e4}
+PREFETCH: dict[Any, float] = {1: 3e2, 10: 2e3, 100: 2.3e4, 1000: 2.4e4}
+SIZES: dict[Any, float] = {64: 1e6, 256: 9e5, 1024: 5e5, 4096: 1.6e5, 16_384: 4.4e4, 65_536: 1.1e4}
+FLUSHED: dict[Any, float] = {("flushed", "rabbitmq"): 1.9e4, ("flushed", "kafka"): 2.08e4}
+SHIPPED: dict[Any, float] = {("broker", "rabbitmq"): 4e4, ("broker", "kafka"): 9e5}
 CASES = [
-    ("published-in-flight", {20: 2e3, 200: 9e3, 1000: 1.2e4, 5000: 1.2e4}, "reproduced"),
-    ("published-in-flight", {20: 9e3, 200: 9e3, 1000: 1.2e4, 5000: 1.2e4}, "not reproduced"),
-    ("published-in-flight", {20: 2e3, 200: 9e3, 1000: 1.2e4, 5000: 2.4e4}, "not reproduced"),
-    ("published-in-flight", {20: 6e3, 200: 9e3, 1000: 1.2e4, 5000: 1.2e4}, "cannot tell"),
-    ("published-in-flight", {20: 2e3, 200: 9e3}, "cannot tell"),
-    ("published-prefetch", {1: 3e3, 10: 1e4, 100: 2e4, 1000: 2e4}, "reproduced"),
-    ("published-prefetch", {1: 2e4, 10: 2e4, 100: 2e4, 1000: 2e4}, "not reproduced"),
-    ("published-message-size", {64: 1e6, 65_536: 6e3}, "reproduced"),
-    ("published-message-size", {64: 1e6, 65_536: 1e6}, "not reproduced"),
-    ("published-message-size", {64: 1e6, 65_536: 9e2}, "not reproduced"),
-    (PARITY, {"rabbitmq": 1.9e4, "kafka": 2.1e4}, "reproduced"),
-    (PARITY, {"rabbitmq": 1.9e4, "kafka": 9e4}, "not reproduced"),
-    (PARITY, {"rabbitmq": 1.9e4}, "cannot tell"),
+    ("published-in-flight", IN_FLIGHT, "reproduced"),
+    ("published-in-flight", {**IN_FLIGHT, 20: 2.6e4}, "not reproduced"),  # no step
+    ("published-in-flight", {**IN_FLIGHT, 1: 1e2, 20: 1.6e4, 200: 2.5e4}, "not reproduced"),  # 1 to 20 is larger
+    ("published-in-flight", {**IN_FLIGHT, 1000: 6e4, 10_000: 6e4}, "not reproduced"),  # 200 to 1,000 is larger
+    ("published-in-flight", {**IN_FLIGHT, 10_000: 3.2e4}, "not reproduced"),
+    ("published-in-flight", {**IN_FLIGHT, 10_000: 1.9e4}, "not reproduced"),
+    ("published-in-flight", {**IN_FLIGHT, 20: 1.75e4, 1: 1.2e4}, "cannot tell"),  # 1.5, give or take
+    ("published-in-flight", {20: 1.2e4, 200: 2.65e4}, "cannot tell"),
+    ("published-prefetch", PREFETCH, "reproduced"),
+    ("published-prefetch", {**PREFETCH, 1: 6e3}, "not reproduced"),
+    ("published-prefetch", {**PREFETCH, 10: 1.4e4}, "not reproduced"),
+    ("published-prefetch", {**PREFETCH, 1000: 3.2e4}, "not reproduced"),
+    ("published-message-size", SIZES, "reproduced"),
+    ("published-message-size", {**SIZES, 1024: 1.1e6}, "not reproduced"),  # a rise between the ends
+    ("published-message-size", {**SIZES, 4096: 8e4}, "not reproduced"),  # a dent in bytes between the ends
+    ("published-message-size", dict.fromkeys(SIZES, 1e6), "not reproduced"),
+    ("published-message-size", {64: 1e6, 65_536: 6e3}, "cannot tell"),
+    (PARITY, {**FLUSHED, **SHIPPED}, "reproduced"),
+    (PARITY, {**FLUSHED, **SHIPPED, ("flushed", "kafka"): 3e4}, "not reproduced"),  # 1.6 times
+    (PARITY, {**FLUSHED, **SHIPPED, ("flushed", "kafka"): 1.5e4}, "not reproduced"),  # 0.8 times
+    (PARITY, {**FLUSHED, **SHIPPED, ("broker", "kafka"): 2e5}, "not reproduced"),  # 5 times
+    (PARITY, FLUSHED, "cannot tell"),
+    (PARITY, {("flushed", "rabbitmq"): 1.9e4, **SHIPPED}, "cannot tell"),
 ]
 
 
@@ -61,14 +80,15 @@ def test_a_shape_is_judged_by_its_intervals(scenario: str, rates: dict[Any, floa
 
 def test_one_repeat_cannot_tell() -> None:
     """Without an interval nothing is shown, whatever the rates."""
-    (verdict,) = judged(run_of("published-prefetch", {1: 3e3, 100: 2e4, 1000: 2e4}, repeats=1))
-    assert verdict.outcome == "cannot tell"
-    assert "one repeat" in verdict.reasons[0]
+    for scenario, rates in (("published-prefetch", PREFETCH), ("published-in-flight", IN_FLIGHT)):
+        (verdict,) = judged(run_of(scenario, rates, repeats=1))
+        assert verdict.outcome == "cannot tell"
+        assert all("one repeat" in reason for reason in verdict.reasons)
 
 
 def test_what_is_struck_out_is_no_evidence() -> None:
     """Invalid trials enter no shape; other scenarios have none."""
-    run = run_of("published-prefetch", {1: 3e3, 100: 2e4, 1000: 2e4})
+    run = run_of("published-prefetch", PREFETCH)
     for trial in run.records:
         trial["verdict"] = {"status": "invalid"}
     assert [verdict.outcome for verdict in judged(run)] == ["cannot tell"]
@@ -79,14 +99,18 @@ def test_what_is_struck_out_is_no_evidence() -> None:
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_every_published_scenario_says_its_figure_and_has_a_shape_that_its_sweep_can_show(path: Path) -> None:
-    """The file names what it answers to, and each value that a rule compares is measured."""
-    assert "Answers to:" in path.read_text(encoding="utf-8")
+    """The file names what it answers to, with a link, and each value that a rule compares is measured."""
+    text = path.read_text(encoding="utf-8")
+    assert "Answers to:" in text
+    assert "https://" in text
     scenarios = load_scenarios(path)
     trials = make_plan(scenarios, PROFILES["quick"]).trials
     (name,) = {trial.scenario for trial in trials}
     if name == PARITY:
-        assert {trial.broker for trial in trials if str(trial.durability) == "flushed"} == {"rabbitmq", "kafka"}
+        measured = {(str(trial.durability), trial.broker) for trial in trials}
+        assert measured == {(each, broker) for each in PARITY_RULES for broker in ("rabbitmq", "kafka")}
         return
     shape = SHAPES[name]
     swept = {trial.point.get(shape.knob, trial.point.get(shape.knob.rpartition(".")[2])) for trial in trials}
-    assert {value for rule in shape.rules for value in (rule.value, rule.base)} <= swept
+    compared = [rule.along if isinstance(rule, Step) else (rule.value, rule.base) for rule in shape.rules]
+    assert {value for values in compared for value in values} <= swept

@@ -2,27 +2,37 @@
 
 Absolute rates belong to a machine; what carries over is a shape, such as "the largest step is from 20 to 200 in
 flight". Each scenario under `scenarios/published/` has its rules here, by name. A rule compares the rates of two points
-by their paired interval over repeats: a shape is *reproduced* where all of its rules hold, *not* reproduced where one
-is shown not to hold, and otherwise nobody can tell, which is the answer of one repeat, too.
+by their paired interval over repeats, or one step of the curve with another: a shape is *reproduced* where all of its
+rules hold, *not* reproduced where one is shown not to hold, and otherwise nobody can tell, which is the answer of one
+repeat, too.
+
+Bounds lie around what was published, which each rule names. A tenth is left where two points are published as equal:
+that much repeats differ by.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.analysis import is_measured
 from loadgen.record import enters
-from loadgen.stats.confidence import paired_ratio
+from loadgen.stats.confidence import CONFIDENCE, paired_ratio, t_quantile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from loadgen.record import Record
     from loadgen.runs import Run
 
 Outcome = Literal["reproduced", "not reproduced", "cannot tell"]
 Rates = dict[Any, dict[int, float]]
+SIZES = (64, 256, 1024, 4096, 16_384, 65_536)
+EQUAL_SHARE = 0.1
+"""What two rates that were published as equal may differ by here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +51,21 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """From `begin` to `end` the rate rises by more messages/s than in any other step between neighbours of `along`."""
+
+    says: str
+    begin: Any
+    end: Any
+    along: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """What was published of one scenario's curve along `knob`."""
 
     knob: str
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule | Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +78,61 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def _falling(sizes: Sequence[int]) -> list[Rule | Step]:
+    """Each larger size has no more messages a second than the one before it, and no fewer bytes a second."""
+    return [
+        rule
+        for smaller, larger in pairwise(sizes)
+        for rule in (
+            Rule(f"no more messages at {larger:,} B than at {smaller:,} B", larger, smaller, most=1 + EQUAL_SHARE),
+            Rule(
+                f"no fewer bytes at {larger:,} B than at {smaller:,} B", larger, smaller,
+                least=1 - EQUAL_SHARE, scale=larger / smaller,
+            ),
+        )
+    ]  # fmt: skip
+
+
 SHAPES: Mapping[str, Shape] = {
     "published-in-flight": Shape(
         "rabbitmq.confirm_window",
         (
-            Rule("20 to 200 in flight is a large step", 200, 20, least=1.5),
-            Rule("hardly anything is won beyond 1,000", 5000, 1000, most=1.15),
+            Rule("20 to 200 in flight is a large step (published: 2.2)", 200, 20, least=1.5),
+            Step("20 to 200 in flight is the largest step", 20, 200, (1, 20, 200, 1000, 10_000)),
+            Rule(
+                "nothing is won beyond 1,000 (published: 1.0)", 10_000, 1000,
+                least=1 - 2 * EQUAL_SHARE, most=1 + EQUAL_SHARE,
+            ),
         ),
     ),
     "published-prefetch": Shape(
         "rabbitmq.prefetch",
         (
-            Rule("a prefetch of 1 collapses", 1, 100, most=0.5),
-            Rule("from 100 on there is a plateau", 1000, 100, least=0.85, most=1.25),
+            Rule("a prefetch of 1 collapses (published: under 0.02)", 1, 100, most=0.2),
+            Rule("a prefetch of 10 is far below, too (published: under 0.15)", 10, 100, most=0.5),
+            Rule(
+                "from 100 on there is a plateau (published: 1.1)", 1000, 100,
+                least=1 - EQUAL_SHARE, most=1 + 2 * EQUAL_SHARE,
+            ),
         ),
     ),
     "published-message-size": Shape(
         "size_bytes",
         (
-            Rule("in messages small ones win", 65_536, 64, most=0.5),
-            Rule("in bytes large ones win", 65_536, 64, least=2.0, scale=65_536 / 64),
+            *_falling(SIZES),
+            Rule("from end to end in messages small ones win", SIZES[-1], SIZES[0], most=0.5),
+            Rule("from end to end in bytes large ones win", SIZES[-1], SIZES[0], least=2.0, scale=SIZES[-1] / SIZES[0]),
         ),
     ),
-}
+}  # fmt: skip
 PARITY = "published-flush-parity"
-PARITY_RULE = Rule("with equal guarantees rates are nearly equal (published: 1.1)", "kafka", "rabbitmq", 0.5, 2.0)
+PARITY_RULES: Mapping[str, Rule] = {
+    "flushed": Rule(
+        "with equal guarantees rates are nearly equal (published: 1.1)", "kafka", "rabbitmq", least=0.88, most=1.38
+    ),
+    "broker": Rule("as shipped Kafka is an order of magnitude above", "kafka", "rabbitmq", least=10.0),
+}
+"""By durability class; nearly equal is within a quarter of the published 1.1, either way."""
 
 
 def judged(run: Run) -> list[Verdict]:
@@ -91,13 +141,16 @@ def judged(run: Run) -> list[Verdict]:
     for scenario in dict.fromkeys(record["scenario"] for record in run.records):
         records = [each for each in run.records if each["scenario"] == scenario and is_measured(each) and enters(each)]
         if scenario == PARITY:
-            flushed = [each for each in records if each["durability"] == "flushed"]
-            found.append(_verdict(scenario, "both", (PARITY_RULE,), _rates(flushed, "broker")))
+            ruled = [
+                _ruled(rule, _rates([each for each in records if each["durability"] == durability], "broker"))
+                for durability, rule in PARITY_RULES.items()
+            ]
+            found.append(_verdict(scenario, "both", ruled))
         elif scenario in SHAPES:
             shape = SHAPES[scenario]
             for broker in dict.fromkeys(each["broker"] for each in run.records if each["scenario"] == scenario):
-                own = [each for each in records if each["broker"] == broker]
-                found.append(_verdict(scenario, broker, shape.rules, _rates(own, shape.knob)))
+                rates = _rates([each for each in records if each["broker"] == broker], shape.knob)
+                found.append(_verdict(scenario, broker, [_ruled(rule, rates) for rule in shape.rules]))
     return found
 
 
@@ -124,27 +177,62 @@ def _value(point: Mapping[str, Any], knob: str) -> Any:
     return point.get(knob, point.get(knob.rpartition(".")[2]))
 
 
-def _verdict(scenario: str, broker: str, rules: tuple[Rule, ...], rates: Rates) -> Verdict:
-    outcomes, reasons = zip(*(_ruled(rule, rates) for rule in rules), strict=True)
-    worst: Outcome = "reproduced"
-    if "not reproduced" in outcomes:
-        worst = "not reproduced"
-    elif "cannot tell" in outcomes:
-        worst = "cannot tell"
-    return Verdict(scenario, broker, worst, reasons)
+def _verdict(scenario: str, broker: str, ruled: Sequence[tuple[Outcome, str]]) -> Verdict:
+    outcomes, reasons = zip(*ruled, strict=True)
+    return Verdict(scenario, broker, _worst(outcomes), reasons)
 
 
-def _ruled(rule: Rule, rates: Rates) -> tuple[Outcome, str]:
-    """Whether one rule holds, by the interval of the ratio."""
+def _worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several rules come to together."""
+    return next((each for each in _WORST_FIRST if each in outcomes), "reproduced")
+
+
+_WORST_FIRST: tuple[Outcome, ...] = ("not reproduced", "cannot tell")
+
+
+def _ruled(rule: Rule | Step, rates: Rates) -> tuple[Outcome, str]:
+    """Whether one rule holds, with what was seen."""
+    return _stepped(rule, rates) if isinstance(rule, Step) else _compared(rule, rates)
+
+
+def _compared(rule: Rule, rates: Rates) -> tuple[Outcome, str]:
+    """Whether one ratio lies where it should, by its interval."""
     values, bases = rates.get(rule.value, {}), rates.get(rule.base, {})
     ratio = paired_ratio([(values[each], bases[each]) for each in sorted(values.keys() & bases.keys())])
     if ratio.ratio is None:
         return "cannot tell", f"{rule.says}: {rule.value} or {rule.base} has no usable repeat"
     if ratio.low is None or ratio.high is None:
-        return "cannot tell", f"{rule.says}: {ratio.ratio:.3g}×, one repeat has no interval"
+        return "cannot tell", f"{rule.says}: {rule.scale * ratio.ratio:.3g}×, one repeat has no interval"
     seen, low, high = (rule.scale * each for each in (ratio.ratio, ratio.low, ratio.high))
     text = f"{rule.says}: {rule.value} is {seen:.3g}× ({low:.3g} … {high:.3g}) of {rule.base}"
-    least, most = rule.least or 0.0, rule.most if rule.most is not None else float("inf")
+    least, most = rule.least or 0.0, rule.most if rule.most is not None else math.inf
     if high < least or low > most:
         return "not reproduced", text
     return ("reproduced" if low >= least and high <= most else "cannot tell"), text
+
+
+def _stepped(rule: Step, rates: Rates) -> tuple[Outcome, str]:
+    """Whether one step is larger than each of the others, by the t interval of the difference within repeats."""
+    others = [each for each in pairwise(rule.along) if each != (rule.begin, rule.end)]
+    found = [_larger(rule, other, rates) for other in others]
+    text = "; ".join(said for outcome, said in found if outcome == _worst([each for each, _ in found]))
+    return _worst([each for each, _ in found]), f"{rule.says}: {text}"
+
+
+def _larger(rule: Step, other: tuple[Any, Any], rates: Rates) -> tuple[Outcome, str]:
+    """Whether a step is larger than one other: both in messages/s, their difference as a share of the rate after it."""
+    points = [rates.get(each, {}) for each in (rule.begin, rule.end, *other)]
+    repeats = sorted(set.intersection(*map(set, points)))
+    more = []
+    for repeat in repeats:
+        begin, end, other_begin, other_end = (each[repeat] for each in points)
+        more.append(((end - begin) - (other_end - other_begin)) / end)
+    what = f"{other[0]} to {other[1]}"
+    if not more:
+        return "cannot tell", f"no usable repeat beside {what}"
+    if len(more) < 2:
+        return "cannot tell", f"one repeat has no interval beside {what}"
+    reach = t_quantile((1 + CONFIDENCE) / 2, len(more) - 1) * stdev(more) / math.sqrt(len(more))
+    low, high = fmean(more) - reach, fmean(more) + reach
+    outcome: Outcome = "reproduced" if low > 0 else "not reproduced" if high < 0 else "cannot tell"
+    return outcome, f"larger than {what} by {fmean(more):.0%} ({low:.0%} … {high:.0%}) of the rate at {rule.end}"

@@ -1,7 +1,8 @@
 """Are the brokers alike where both flush every confirmed message?
 
-Answers to: mqperf 2021: Kafka with a flush for each message 20.8 k msg/s, RabbitMQ quorum 19 k msg/s: equal guarantees,
-nearly equal rates (a ratio of 1.1), where as shipped Kafka is an order of magnitude above.
+Answers to: mqperf 2021 (https://softwaremill.com/mqperf/): Kafka with a flush for each message 20.8 k msg/s, RabbitMQ
+quorum 19 k msg/s: equal guarantees, nearly equal rates (a ratio of 1.1), where as shipped Kafka is an order of
+magnitude above. Each class has its rule in `loadgen/analysis/shapes.py`.
 """
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario

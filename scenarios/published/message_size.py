@@ -1,7 +1,8 @@
 """How do messages and bytes a second change with the size of a message?
 
-Answers to: LinkedIn 2014 and every sweep since: in messages a second small ones win, in bytes a second large ones do,
-and both curves are straight on logarithmic axes until bandwidth takes over from the cost of a message.
+Answers to: "Effect of Message Size", LinkedIn 2014
+(https://engineering.linkedin.com/kafka/benchmarking-apache-kafka-2-million-writes-second-three-cheap-machines): the
+larger the messages, the fewer a second, and the more bytes, until bandwidth takes over from the cost of a message.
 """
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
