@@ -12,9 +12,11 @@ from prove import queueing
 from prove.histograms import share_over
 from prove.proof import Scale
 from prove.simulation import simulate
+from scipy.stats import binom
 
 from loadgen.histogram import Histogram
 from loadgen.scenario import Rate
+from loadgen.stats.queueing import batch_means, md1_sojourn_s, mm1_sojourn_s
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,38 @@ def test_recorded_waits_are_those_of_theory(found: dict[queueing.Point, queueing
     """The small proof passes: every interval holds the true value, every message is accounted for."""
     proof = queueing.compare(found)
     assert proof.passed, [row for row in proof.rows if not row.ok]
-    assert len(proof.rows) == 6
+    assert len(proof.rows) == 10
     assert "</svg>" in proof.charts[0].svg
+
+
+def test_too_few_arrivals_fail(found: dict[queueing.Point, queueing.Seen]) -> None:
+    """A million is what the full proof promises of each point; its points have so many at their unluckiest."""
+    rows = queueing.compare(found, queueing.ARRIVALS_LEAST[Scale.FULL]).rows
+    assert [row.name for row in rows if not row.ok] == ["arrivals of the smallest point"]
+    for point in queueing.points(Scale.FULL):
+        expected = point.arrivals_per_s * point.duration_s
+        assert expected - 6 * expected**0.5 > queueing.ARRIVALS_LEAST[Scale.FULL]
+
+
+@pytest.mark.parametrize("points", [1, 3, 6, 15, 40])
+def test_as_many_may_miss_as_chance_explains(points: int) -> None:
+    """The exact binomial, by another's hand: chance exceeds the limit in 1 % of all cases, and one less in more."""
+    limit = queueing.missed_by_chance(points)
+    assert binom.sf(limit, points, 0.01) <= 0.01 + 1e-12
+    assert limit == 0 or binom.sf(limit - 1, points, 0.01) > 0.01
+
+
+def test_more_misses_than_chance_explains_fail(found: dict[queueing.Point, queueing.Seen]) -> None:
+    """Two of two points just outside their own interval, and still inside the wider one: only the count fails."""
+    off = {}
+    for point, seen in found.items():
+        theory = mm1_sojourn_s if point.queue == "M/M/1" else md1_sojourn_s
+        alone = batch_means(seen.sojourns_ns, queueing.BATCHES, 0.99)
+        shift_ns = theory(point.arrivals_per_s, point.services_per_s) * 1e9 - alone.mean
+        shift_ns += 1.05 * (alone.high - alone.mean)
+        off[point] = replace(seen, sojourns_ns=tuple(each + shift_ns for each in seen.sojourns_ns))
+    failing = [row.name for row in queueing.compare(off).rows if not row.ok]
+    assert failing == ["mean sojourn: points of 2 that miss their own 99%"]
 
 
 @pytest.mark.parametrize("slower", [0.9, 1.1])
