@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from loadgen.driver import Int64
+    from loadgen.driver import Bool, Int64
 
 CHUNK_BYTES = 1 << 16
 STAMP_HEAD_BYTES = 16  # intended time and identity
 PRODUCERS_MAX = 64
 SEQUENCE_BITS = 48
+SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 IDLE_S = 0.5
 LOOK_AWAY_NS = 2_000_000
 NS_PER_S = 1_000_000_000
@@ -50,11 +51,20 @@ _CLOCKS_NS, _CLOCKS_TRIED = 5_000, 10
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """What every delivering chunk waits for: `mean_ms` always, or on average."""
+    """What every delivering chunk waits for: `hold_ms`, and `mean_ms` more, always or on average.
+
+    Of so many messages (`every`) one is delayed by that more, by sequence number; a chunk is if one of its messages is.
+    """
 
     mean_ms: float
     distribution: Literal["fixed", "exponential"] = "fixed"
     seed: int = 1
+    hold_ms: float = 0.0
+    every: int = 1
+
+    def delays(self, identity: Int64 | int) -> Bool | bool:
+        """Whether a message is one of those that are delayed; of identities (int64[n]) bool[n]."""
+        return (identity & SEQUENCE_MASK) % self.every == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +173,18 @@ class Proxy:
         seen = way.tail + data
         way.tail = seen[-(STAMP_HEAD_BYTES - 1) :]
         identities = identities_in(seen, self._started_ns, came_ns)
-        way.last_ns = max(way.last_ns, came_ns + (self._drawn_ns() if identities else 0))
+        way.last_ns = max(way.last_ns, came_ns + self._drawn_ns(identities))
         way.chunks.append(_Chunk(data, identities, came_ns, way.last_ns))
 
-    def _drawn_ns(self) -> int:
-        mean_ns = self._delay.mean_ms * 1e6
-        return round(mean_ns if self._delay.distribution == "fixed" else self._rng.exponential(mean_ns))
+    def _drawn_ns(self, identities: list[int]) -> int:
+        """How long a chunk with these messages waits; one without any does not."""
+        if not identities:
+            return 0
+        wait_ns = self._delay.hold_ms * 1e6
+        if any(self._delay.delays(each) for each in identities):
+            mean_ns = self._delay.mean_ms * 1e6
+            wait_ns += mean_ns if self._delay.distribution == "fixed" else self._rng.exponential(mean_ns)
+        return round(wait_ns)
 
     def _release(self) -> None:
         """Pass on every chunk whose time has come, and end connections of which all has been passed on."""
