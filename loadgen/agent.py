@@ -22,6 +22,7 @@ import numpy as np
 from loadgen.backlog import Backlog
 from loadgen.board import Board, Cell
 from loadgen.driver import Reconnecting, Recovering, Retrying
+from loadgen.host import PROC, read_text
 from loadgen.ledger import ReceivedBook, lay_to
 from loadgen.membership import Membership
 from loadgen.patterns import Pattern
@@ -48,6 +49,8 @@ SIDES: dict[Role, str] = {
 """Which side of a trial a role's CPU time, memory and number are counted to."""
 SECOND_NS = 1_000_000_000
 POLL_S = 0.05  # how long an agent with nothing to do waits before it looks at the board again
+SPENT = PROC / "thread-self/schedstat"  # ns on a CPU, ns ready and waiting for one
+STOOD_STILL_NS = 70_000_000  # a loop that turned no sooner did not wait of its own will
 # In a closed loop no latency is measured, and a consumer that looks two hundred times a second instead of at every
 # small packet leaves the broker the cores that they share (docs/performance.md) …
 CLOSED_LOOP_NAP_S = 0.005
@@ -152,6 +155,26 @@ class Handed:
 
 
 @dataclass(slots=True)
+class Standstills:
+    """How often an agent's loop stood still inside the window, and for how long in all and at most (ns).
+
+    It did where a turn took `STOOD_STILL_NS` or more, and its thread neither ran nor waited for a CPU in most of that.
+    """
+
+    times: int = 0
+    total_ns: int = 0
+    longest_ns: int = 0
+
+    def add(self, turn_ns: int, spent_ns: int) -> None:
+        """A turn that took so long, of which so much at the most was spent on a CPU or waiting for one."""
+        still_ns = turn_ns - spent_ns
+        if turn_ns >= STOOD_STILL_NS and still_ns > turn_ns / 2:
+            self.times += 1
+            self.total_ns += still_ns
+            self.longest_ns = max(self.longest_ns, still_ns)
+
+
+@dataclass(slots=True)
 class Result:
     """What an agent says at its end."""
 
@@ -175,6 +198,7 @@ class Result:
     cpu_at: list[tuple[float, float]] = field(default_factory=list)
     """(s since the window's begin, CPU s of this process until then), about once a second."""
     blocked_share: float = 0.0
+    stood_still: Standstills = field(default_factory=Standstills)
     window_s: float = 0.0
     drained: Drained | None = None
     """Of a consumer of a backlog."""
@@ -213,17 +237,26 @@ class Clocked:
         self.seconds = max(1, math.ceil(min(spec.duration_s, SECONDS_KEPT)))
         self.counts: dict[str, array[int]] = {}
         self.cpu_at: list[tuple[float, float]] = []
+        self.stood_still = Standstills()
+        self._turned_ns = 1 << 62  # when the loop turned last: before its first turn it stands nowhere
+        self._spent_ns = 0
         self._edge_step_ns = SECOND_NS
         self._next_edge_ns = self.window_start_ns
 
     def tick(self, now_ns: int) -> None:
         """Note the CPU used at the first moment of each second of the window, and at the first after it.
 
-        Of a window of hours every second note is dropped as often as there are too many.
+        Of a window of hours every second note is dropped as often as there are too many. Turns that took long are
+        noted, too.
         """
+        if now_ns - self._turned_ns >= STOOD_STILL_NS:
+            turn_ns = min(now_ns, self.window_end_ns) - max(self._turned_ns, self.window_start_ns)
+            self.stood_still.add(turn_ns, self._newly_spent_ns())
+        self._turned_ns = now_ns
         if now_ns < self._next_edge_ns or self._next_edge_ns > self.window_end_ns:
             return
         self.cpu_at.append(((now_ns - self.window_start_ns) / SECOND_NS, time.process_time()))
+        self._newly_spent_ns()  # so that what was spent before a long turn is not taken for its own
         if len(self.cpu_at) > 2 * SECONDS_KEPT:
             del self.cpu_at[1::2]
             self._edge_step_ns *= 2
@@ -231,6 +264,11 @@ class Clocked:
         following_ns = self.window_start_ns + (passed + 1) * self._edge_step_ns
         is_over = now_ns >= self.window_end_ns
         self._next_edge_ns = self.window_end_ns + 1 if is_over else min(following_ns, self.window_end_ns)
+
+    def _newly_spent_ns(self) -> int:
+        """What this thread spent on a CPU and waiting for one since it was asked last; 0 where no kernel tells."""
+        spent_ns, self._spent_ns = self._spent_ns, sum(map(int, (read_text(SPENT) or "").split()[:2]))
+        return self._spent_ns - spent_ns
 
     def close(self, now_ns: int) -> list[tuple[float, float]]:
         """All notes of CPU, with a last one: a trial that is cut short ends between two."""
@@ -372,6 +410,7 @@ class Agent:
         self._reporting = self._report(time.monotonic_ns())
         self.complete_report()
         self.result.cpu_at = self.clock.close(time.monotonic_ns())
+        self.result.stood_still = self.clock.stood_still
         self.result.per_second = {what: list(counts) for what, counts in self.clock.counts.items()}
         self.pipe.send(("result", self.result))
 

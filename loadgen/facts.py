@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,14 @@ def carries(achieved_msgs_per_s: float, offered_msgs_per_s: float, window_s: flo
     return due - achieved_msgs_per_s * window_s <= max(CARRIED_SHARE * due, chance)
 
 
+class StoodStill(NamedTuple):
+    """How often an agent's loop stood still in the window for longer than it ever waits, in all and at most (s)."""
+
+    times: int
+    total_s: float
+    longest_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What is known of a trial's measured window when it is judged; None is "not observed", never zero.
@@ -52,10 +60,13 @@ class Facts:
     are `limited` may drop messages, have them expire or refuse them, which is neither lost nor missing (None: nobody
     knows how many); `dead_lettered` are those in dead-letter queues by the broker's reason, `failed_deliveries` those
     that consumers had fail on purpose.
-    Shares are of the window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest
-    thread of the busiest producer or consumer. `producers_held_back_share` is the share of time in which a
-    producer had messages due and no room for them. `bucket_share_max` is the widest histogram bucket of the shown
-    latency's median and p99 over its value, `resolution` the time from a batch's first byte to its stamp.
+    Shares are of the window (0 to 1), cores are CPU seconds a second. `agent_core_share_max` is the busiest thread
+    of the busiest producer or consumer. `producers_held_back_share` is the share of time in which a producer had
+    messages due and no room for them, `producers_stood_still` is of the one that stood still for longest,
+    `producers_cpu_wait_s` how long all their threads were ready to run and had no CPU, and `consumers_busy_share`
+    the share of time that consumers spent on the work that a message is to them (`think_ms`). `bucket_share_max` is
+    the widest histogram bucket of the shown latency's median and p99 over its value, `resolution` the time from a
+    batch's first byte to its stamp.
     `frequency_fall_share` is by how much the fastest CPU's lowest reading is below its highest, `throttles` how often
     a CPU was slowed down for its heat. `little`, `steady` and `backlog` are findings of the flow over the window:
     what was found (None: cannot tell) and the reason; `steady_weighs` says whether an unknown casts doubt. `drains` is
@@ -114,6 +125,9 @@ class Facts:
     agent_core_share_max: float | None = None
     producers_held_back_share: float | None = None
     producers_idle_share: float | None = None
+    producers_stood_still: StoodStill | None = None
+    producers_cpu_wait_s: float | None = None
+    consumers_busy_share: float | None = None
     host_busy_share: float | None = None
     psi_cpu_some_share: float | None = None
     steal_share: float | None = None
@@ -227,6 +241,8 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         **_times(record),
         cpu_cores={name: None if seconds is None else seconds / window_s for name, seconds in record["cpu_s"].items()},
         producers_held_back_share=record["blocked_share"],
+        producers_stood_still=StoodStill(**record["stood_still"]) if record.get("stood_still") else None,
+        consumers_busy_share=_busy_share(record),
         drains=record.get("backlog") is not None,
         rebalanced=record.get("membership") is not None,
         hurt=bool(record.get("faults")),
@@ -234,6 +250,15 @@ def facts_of(record: Mapping[str, Any], *, drained: bool, due: int | None) -> Fa
         **clock_facts(record.get("clock") or (observer or {}).get("clock")),
         **_busiest_elsewhere(record, {} if not observer else observed_facts(observer)),
     )
+
+
+def _busy_share(record: Mapping[str, Any]) -> float | None:
+    """The share of their time that consumers worked on messages; None where they do not, or come and go."""
+    mean_ms = (record.get("think") or {}).get("mean_ms")
+    if not mean_ms or not record["consumers"] or record.get("membership") is not None:
+        return None
+    workers = record["consumers"] * record.get("subscribers", 1)
+    return float((record["goodput_msgs_per_s"] or 0.0) * mean_ms / 1e3 / workers)
 
 
 def _times(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,6 +327,7 @@ def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
     facts = {
         "agent_core_share_max": max(busiest, default=None),
         "host_busy_share": summary["host_busy_share"],
+        "producers_cpu_wait_s": (summary.get("cpu_wait_s") or {}).get("producers"),
         "psi_cpu_some_share": summary["psi_cpu_some_share"],
         "steal_share": summary["host_steal_share"],
         "others_cores": summary["others_cores"],

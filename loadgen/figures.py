@@ -98,8 +98,21 @@ def figures(
         "misshared_msgs": sum(sum(each.per_second.get("misshared", ())[cut_s:]) for each in producers),
         "resolution_ns": _resolution(histograms),
         "blocked_share": max((result.blocked_share for result in producers), default=0.0),
+        "stood_still": _stood_still(producers),
         "cpu_s": {side: sum(s for of, s in used_s if of == side) for side in ("producers", "consumers")},
         "agent_cpu_share_max": max((s for _, s in used_s), default=0.0) / window_s if window_s else 0.0,
+    }
+
+
+def _stood_still(producers: Sequence[Result]) -> Record | None:
+    """Of the producer that stood still for longest; None where no producer lived to tell."""
+    longest = max((each.stood_still for each in producers), key=lambda still: still.total_ns, default=None)
+    if longest is None:
+        return None
+    return {
+        "times": longest.times,
+        "total_s": longest.total_ns / SECOND_NS,
+        "longest_s": longest.longest_ns / SECOND_NS,
     }
 
 

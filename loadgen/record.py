@@ -23,8 +23,8 @@ _NULL_FIELDS = (
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
     "missing_msgs", "misshared_msgs", "dropped_by_limit", "expired", "refused_by_limit", "left_behind", "out_of_range",
-    "blocked_share", "agent_cpu_share_max", "broker_configuration", "ledger_examples", "hlog_start_s", "interval_s",
-    "requests", "handled", "processors", "workers", "faults", "proxy", "links",
+    "blocked_share", "stood_still", "agent_cpu_share_max", "broker_configuration", "ledger_examples", "hlog_start_s",
+    "interval_s", "requests", "handled", "processors", "workers", "faults", "proxy", "links",
 )  # fmt: skip
 _EMPTY_FIELDS = ("settings", "point", "errors", "observer")
 _PARTS: dict[str, tuple[str, ...]] = {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.checks import Check, accounting, flow, machine, percent, timing
+from loadgen.checks.causes import slow_consumers
 from loadgen.checks.machine import host_text
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECKERS", "BoundBy", "Check", "Status", "Verdict", "bound", "judge"]
 
 Status = Literal["valid", "invalid", "unknown"]
-BoundBy = Literal["broker", "generator", "host", "offered", "unknown"]
+BoundBy = Literal["broker", "consumers", "generator", "host", "offered", "unknown"]
 
 HELD_BACK_SHARE = 0.05
 """Producers without room for 5 % of the time were held back; a lag's p99 needs but 1 % of it."""
@@ -82,20 +83,34 @@ def add_check(verdict: dict[str, Any], check: Check) -> None:
 def bound(facts: Facts) -> tuple[BoundBy, str]:
     """What set the rate, in the design's words, and why.
 
-    A full client core is asked before a full host: a thread that had its core to itself was not waiting for
-    the machine.
+    A rate that was carried is the offered one, and what a queue's limits remove is the broker's doing.
     """
     if facts.is_carried and not facts.drains:
         return "offered", f"it carried the {facts.offered_msgs_per_s:,.0f} msg/s that were offered"
     if facts.removed:
         return "broker", f"its queue's limits kept {facts.removed:,} messages from being received"
+    used_up = _used_up(facts)
+    if used_up is not None:
+        return used_up
+    if facts.agent_core_share_max is None or facts.host_busy_share is None:
+        return "unknown", "the clients' or the host's CPU use was not observed"
+    return _bound_elsewhere(facts)
+
+
+def _used_up(facts: Facts) -> tuple[BoundBy, str] | None:
+    """Consumers' time, a client's core or the whole machine; None where all had some left.
+
+    Consumers that did nothing but work on messages are asked first: no broker, and no other machine, would have had
+    them receive more. A full client core is asked before a full host: a thread that had its core to itself was not
+    waiting for the machine.
+    """
+    if slow := slow_consumers(facts):
+        return "consumers", slow
     if facts.is_generator_full:
         return "generator", f"a client's thread used {percent(facts.agent_core_share_max)} of its core"
     if facts.is_host_full:
         return "host", host_text(facts)
-    if facts.agent_core_share_max is None or facts.host_busy_share is None:
-        return "unknown", "the clients' or the host's CPU use was not observed"
-    return _bound_elsewhere(facts)
+    return None
 
 
 def _bound_elsewhere(facts: Facts) -> tuple[BoundBy, str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_locust_spread import spec
 
-from loadgen.agent import SECOND_NS, Agent, Clocked, Report
+from loadgen.agent import SECOND_NS, Agent, Clocked, Report, Standstills
 from loadgen.board import Board
 from loadgen.histogram import Histogram
 from loadgen.recorder import Recorder
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 KINDS = ("ack", "schedule_lag", "e2e")
 START_NS = 5 * SECOND_NS
+MS_NS = 1_000_000
+WINDOW_MS = 2_000
 
 
 class Pipe:
@@ -99,3 +103,46 @@ def test_a_report_takes_a_turn_for_each_kind() -> None:
     first, last = pipe.reports
     assert [delta.count for delta in first.deltas] == [1]
     assert [delta.count for delta in last.deltas] == [2]
+
+
+@pytest.mark.parametrize(
+    ("turns_ms", "expected"),
+    [
+        ([0, 69, 138, 207], Standstills()),
+        ([0, 80, 90, 1_090], Standstills(2, 1_080 * MS_NS, 1_000 * MS_NS)),
+        ([-500, 60], Standstills()),  # of the warm-up
+        ([-500, 80, 100], Standstills(1, 80 * MS_NS, 80 * MS_NS)),  # what of it is in the window
+        ([WINDOW_MS - 80, WINDOW_MS + 400, WINDOW_MS + 900], Standstills(1, 80 * MS_NS, 80 * MS_NS)),
+        ([5_000], Standstills()),  # connecting is no turn
+    ],
+)
+def test_a_loop_that_stands_still_is_noted(
+    turns_ms: list[int], expected: Standstills, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns of 70 ms and more, as far as they lie in the window."""
+    monkeypatch.setattr("loadgen.agent.SPENT", Path("/proc/none"))
+    clock = Clocked(replace(spec("producer", 0), duration_s=WINDOW_MS / 1e3), START_NS)
+    for turn_ms in turns_ms:
+        clock.tick(clock.window_start_ns + turn_ms * MS_NS)
+    assert clock.stood_still == expected
+
+
+@pytest.mark.parametrize(
+    ("spent_ms", "expected"),
+    [
+        ([0, 0], Standstills(1, 100 * MS_NS, 100 * MS_NS)),
+        ([3_000, 3_040], Standstills(1, 60 * MS_NS, 60 * MS_NS)),
+        ([3_000, 3_060], Standstills()),
+    ],
+)
+def test_a_loop_that_runs_or_waits_for_a_cpu_does_not_stand_still(
+    spent_ms: list[int], expected: Standstills, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long turn that was spent on a CPU, or in the kernel's run queue, is none; what was spent before is not its."""
+    schedstat = tmp_path / "schedstat"
+    monkeypatch.setattr("loadgen.agent.SPENT", schedstat)
+    clock = Clocked(replace(spec("producer", 0), duration_s=WINDOW_MS / 1e3), START_NS)
+    for at_ms, spent in zip((0, 100), spent_ms, strict=True):
+        schedstat.write_text(f"{spent * MS_NS // 2} {spent * MS_NS // 2} 7\n")
+        clock.tick(START_NS + at_ms * MS_NS)
+    assert clock.stood_still == expected

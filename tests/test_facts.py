@@ -72,3 +72,18 @@ def test_what_the_consumer_resolves_and_the_clock_knows_are_facts() -> None:
     assert (seen.e2e_p50_ns, seen.e2e_p99_ns) == (1_000, record["latency_ns"]["e2e"]["p99"])
     assert (seen.clock_source, seen.clock_error_ns, seen.clock_changed) == ("tsc", 77, True)
     assert facts_of(trial_record(), drained=True, due=None).clock_error_ns is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, None),
+        ({"think": {"kind": "fixed", "mean_ms": 0.0}}, None),
+        ({"think": {"kind": "fixed", "mean_ms": 40.0}}, 0.4),
+        ({"think": {"kind": "fixed", "mean_ms": 40.0}, "consumers": 2, "subscribers": 2}, 0.1),
+        ({"think": {"kind": "fixed", "mean_ms": 40.0}, "membership": {}}, None),
+    ],
+)
+def test_how_busy_consumers_are_is_their_rate_times_their_work(changes: dict[str, Any], share: float | None) -> None:
+    """10 messages a second of 40 ms each keep one consumer busy 40 % of the time."""
+    assert facts_of(trial_record(**changes), drained=True, due=None).consumers_busy_share == share

@@ -69,9 +69,29 @@ def test_the_wrong_name_fails(found: list[turns.Seen]) -> None:
 def test_an_alarm_that_is_always_raised_fails(found: list[turns.Seen]) -> None:
     """What the undisturbed trial has as well was not found: both rows fail."""
     undisturbed, stopped, burning = found
-    rows = turns.compare([changed(undisturbed, schedule_lag=False), stopped, burning]).rows
+    rows = turns.compare([replace(undisturbed, verdict=stopped.verdict), stopped, burning]).rows
     assert [row.ok for row in rows] == [False, False, True]
     assert "undisturbed as well" in rows[1].seen
+
+
+def test_a_lag_that_nobody_caused_fails(found: list[turns.Seen]) -> None:
+    """An undisturbed trial is not to be invalid for another reason either."""
+    undisturbed, stopped, burning = found
+    rows = turns.compare([changed(undisturbed, schedule_lag=False), stopped, burning]).rows
+    assert [row.ok for row in rows] == [False, True, True]
+
+
+def test_a_cause_by_another_causes_name_fails(found: list[turns.Seen]) -> None:
+    """Stopped once is not starved, and a backlog that is bound by who knows what is no slow consumer's."""
+    undisturbed, stopped, burning = found
+    starved = replace(stopped, case=turns.STARVED)
+    grew = {"name": "backlog", "passed": False, "reason": "it grew: the consumers were slow, at work", "weighs": True}
+    verdict = {**stopped.verdict, "checks": [*stopped.verdict["checks"], grew]}
+    slow = [
+        turns.Seen("rabbitmq", turns.SLOW, {**verdict, "bound_by": bound_by}) for bound_by in ("unknown", "consumers")
+    ]
+    rows = turns.compare([undisturbed, starved, burning, *slow]).rows
+    assert [row.ok for row in rows] == [True, False, True, False, True]
 
 
 def test_a_valid_verdict_fails_whatever_a_check_says(found: list[turns.Seen]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loadgen import verdict
-from loadgen.facts import Facts, observed_facts
+from loadgen.facts import Facts, StoodStill, observed_facts
 from loadgen.search import is_disturbed
 from loadgen.verdict import Check, bound, judge
 
@@ -447,3 +447,44 @@ def test_what_was_not_observed_is_left_to_the_facts_own_default() -> None:
     assert facts.others_names == ("cc1",)
     (told,) = [each.reason for each in judge(facts).checks if each.name == "other programs"]
     assert told == "others used 0.10 cores (cc1); the resting broker 0.30"
+
+
+STILL = StoodStill(times=48, total_s=3.9, longest_s=0.09)
+ONCE = StoodStill(times=2, total_s=1.1, longest_s=1.0)
+SPENT = {**OPEN, "lag_p99_ns": 10**9, "producers_held_back_share": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, ""),
+        ({"producers_stood_still": STILL}, "starved"),
+        ({"producers_stood_still": ONCE}, "stopped"),
+        ({"producers_stood_still": ONCE, "hurt": True}, ""),  # a call that waits for a broker that was stopped
+        ({"producers_stood_still": ONCE._replace(total_s=0.09)}, ""),  # a tenth of a second of ten explains no p99
+        ({"producers_stood_still": STILL, "producers_cpu_wait_s": 2.5}, "starved"),  # which does not count waiting
+        ({"producers_cpu_wait_s": 0.1}, "short of CPU"),
+        ({"producers_cpu_wait_s": 0.09}, ""),
+        ({"producers_stood_still": STILL, "agent_core_share_max": 1.0}, "busy"),
+    ],
+)
+def test_a_late_generators_cause_is_named(changes: dict[str, Any], named: str) -> None:
+    """Busy, short of CPU, starved again and again or stopped once, by what it did meanwhile; else by no name."""
+    (told,) = [each for each in judge(facts(**{**SPENT, **changes})).checks if each.name == "schedule lag"]
+    assert told.passed is False
+    assert [name for name in ("busy", "short of CPU", "starved", "stopped") if name in told.reason] == [named] * bool(
+        named
+    )
+
+
+@pytest.mark.parametrize(("share", "is_slow"), [(None, False), (0.79, False), (0.8, True), (0.99, True)])
+@pytest.mark.parametrize("changes", [{}, {"agent_core_share_max": 1.0}, {"host_busy_share": 1.0}])
+def test_slow_consumers_are_named(share: float | None, is_slow: bool, changes: dict[str, Any]) -> None:
+    """They bound the rate, whatever else was full, and the backlog says whose it is."""
+    grew = {**OPEN, "goodput_msgs_per_s": 1.0, "backlog": (False, "it grew"), **changes}
+    verdict = judge(facts(**grew, consumers_busy_share=share))
+    (told,) = [each.reason for each in verdict.checks if each.name == "backlog"]
+    assert ("the consumers were slow" in told) is is_slow
+    assert (verdict.bound_by == "consumers") is is_slow
+    carried = judge(facts(**{**OPEN, "consumers_busy_share": share}))
+    assert carried.bound_by == "offered"

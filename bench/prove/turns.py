@@ -2,15 +2,16 @@
 
 An ordinary trial at a fixed rate is run on a real broker, first undisturbed and then with one thing done to it:
 
-    a fifth of a core        the producer is stopped (SIGSTOP) for 80 ms of each 100 ms      schedule lag
-    stopped for a second     the producer, once, in mid-run                                  schedule lag
-    a slow consumer          it works on each message for twice the time between two         backlog
-    a neighbour              two programs that only use the CPU                              other programs
-    a disk alarm             RabbitMQ is told to want more free space than there is          alarms
+    a fifth of a core        the producer is stopped (SIGSTOP) for 80 ms of each 100 ms      schedule lag: starved
+    stopped for a second     the producer, once, in mid-run                                  schedule lag: stopped
+    a slow consumer          it works on each message for twice the time between two         backlog: slow consumers
+    a neighbour              two programs that only use the CPU                              other programs: its name
+    a disk alarm             RabbitMQ is told to want more free space than there is          alarms: disk
 
 Each must be named in the way that only a real cause is: a lag, a backlog and an alarm make the trial invalid, and other
-programs make it doubtful. The same trial undisturbed must name none of them. No time is compared with a limit of this
-page's: the checks' own limits decide.
+programs make it doubtful; the reason must have the cause's own name, and a slow consumer must be what bounded the rate.
+The same trial undisturbed must name none of them. No time is compared with a limit of this page's: the checks' own
+limits decide.
 
 A fifth of a core is given by signals and not by a control group's quota, since that needs rights which not everybody
 has. It is what a quota does to a process that never sleeps, and more than it does to one that does: stopped are also
@@ -90,8 +91,9 @@ class Stage:
 class Case:
     """One thing that is done to a trial, and the check that must name it.
 
-    `passed` is the check's finding then (None: cannot tell), and `reason` what its reason must say. `think_ms` is how
-    long the consumer works on each message.
+    `passed` is the check's finding then (None: cannot tell), `reason` what its reason must say, and `bound_by` what
+    the verdict must give as the limit of the rate (empty: whatever it is). `think_ms` is how long the consumer works on
+    each message.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Case:
     passed: bool | None = False
     reason: str = ""
     think_ms: float = 0.0
+    bound_by: str = ""
 
     @property
     def status(self) -> str:
@@ -109,12 +112,19 @@ class Case:
     def named(self, verdict: Mapping[str, Any]) -> str | None:
         """The reason of the finding by which a verdict names it; None where it does not."""
         reason = self.found(verdict)
-        return reason if reason is not None and self.reason in reason else None
+        is_named = reason is not None and self.reason in reason and self.bound_by in {"", verdict["bound_by"]}
+        return reason if is_named else None
 
     def found(self, verdict: Mapping[str, Any]) -> str | None:
         """The reason of that finding, whatever it was due to; None where the check found nothing."""
         told = [each["reason"] for each in verdict["checks"] if (each["name"], each["passed"]) == self.finding]
         return told[0] if told else None
+
+    @property
+    def words(self) -> str:
+        """What the verdict must say."""
+        bound = f", bound by {self.bound_by}" if self.bound_by else ""
+        return f"{self.check}: {self.reason}{bound}"
 
     @property
     def finding(self) -> tuple[str, bool | None]:
@@ -172,16 +182,19 @@ def _stop(stage: Stage, role: str, seconds: float) -> None:
             agent.resume()
 
 
-STOPPED = Case("producer stopped for a second", stopped, "schedule lag")
+STOPPED = Case("producer stopped for a second", stopped, "schedule lag", reason="stopped")
+STARVED = Case("producer with a fifth of a core", limited("producer", FIFTH_S), "schedule lag", reason="starved")
+SLOW = Case("slow consumer", untouched, "backlog", reason="consumers were slow", think_ms=SLOW_MS, bound_by="consumers")
+ALARMED = Case("disk alarm", alarmed, "alarms", reason="disk")
 BURNING = Case("neighbours use the CPU", burning, "other programs", passed=None, reason=NEIGHBOUR)
 CASES: Mapping[Scale, Mapping[BrokerName, tuple[Case, ...]]] = {
     Scale.FULL: {
         broker: (
-            Case("producer with a fifth of a core", limited("producer", FIFTH_S), "schedule lag"),
+            STARVED,
             STOPPED,
-            Case("slow consumer", untouched, "backlog", think_ms=SLOW_MS),
+            SLOW,
             BURNING,
-            *([Case("disk alarm", alarmed, "alarms")] if broker == "rabbitmq" else []),
+            *([ALARMED] if broker == "rabbitmq" else []),
         )
         for broker in BROKERS
     },
@@ -300,8 +313,8 @@ def compare(found: list[Seen]) -> Proof:
         how += f" An undisturbed trial in which others used the machine was run again: {again}."
     return Proof(
         name="turns",
-        claim="A generator that is held back, a slow consumer, a neighbour on the CPU and a broker's alarm are each "
-        "named by the verdict, and a trial without them names none.",
+        claim="A generator that is starved or stopped, a slow consumer, a neighbour on the CPU and a broker's alarm "
+        "are each named by the verdict, and a trial without them names none.",
         rows=tuple(row for broker in BROKERS for row in _rows([each for each in found if each.broker == broker])),
         notes=(how, _table(found)),
     )
@@ -321,8 +334,10 @@ def _rows(found: list[Seen]) -> Iterator[Row]:
 def _undisturbed_row(seen: Seen, cases: list[Case]) -> Row:
     """Nothing of all that; a program that is none of ours may be there, and then it stands in the row."""
     told = {case.check: reason for case in cases if (reason := case.found(seen.verdict)) is not None}
-    is_clear = not any(case.named(seen.verdict) for case in cases)
-    checks = ", ".join(dict.fromkeys(f"{case.check}{f' ({case.reason})' if case.reason else ''}" for case in cases))
+    is_clear = not any(
+        case.named(seen.verdict) is not None or (case.passed is False and case.check in told) for case in cases
+    )
+    checks = ", ".join(dict.fromkeys(f"{case.check} ({case.reason})" for case in cases))
     text = "; ".join(f"{check}: {reason}" for check, reason in told.items()) or "none"
     return Row(seen.title, f"none of {checks}", text, "", ok=bool(cases) and is_clear)
 
@@ -332,10 +347,11 @@ def _disturbed_row(seen: Seen, case: Case, undisturbed: list[Mapping[str, Any]])
     named = case.named(seen.verdict)
     is_new = bool(undisturbed) and not any(case.named(each) for each in undisturbed)
     reason = ", ".join(each["reason"] for each in seen.verdict["checks"] if each["name"] == case.check)
-    text = f"{seen.verdict['status']}, {case.check}: {reason}{'' if is_new else ' (undisturbed as well)'}"
+    bound = f", bound by {seen.verdict['bound_by']}" if case.bound_by else ""
+    text = f"{seen.verdict['status']}, {case.check}: {reason}{bound}{'' if is_new else ' (undisturbed as well)'}"
     is_bad_enough = seen.verdict["status"] in {"invalid", case.status}
     return Row(
-        seen.title, f"{case.status} for {case.check}", text, "", ok=named is not None and is_bad_enough and is_new
+        seen.title, f"{case.status} for {case.words}", text, "", ok=named is not None and is_bad_enough and is_new
     )
 
 

@@ -1,4 +1,4 @@
-"""Small checkers of a trial's facts, by subject: accounting, timing, machine, flow, repeats.
+"""Small checkers of a trial's facts, by subject: accounting, timing, machine, flow, causes, repeats.
 
 Each is a function `Facts -> Check`; `loadgen.verdict` lists them and makes one verdict of their findings. Facts that
 were not observed are None, and a checker that needs them says None too, never True: where nobody looked nothing was

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loadgen.checks import Check
+from loadgen.checks.causes import slow_consumers
 
 if TYPE_CHECKING:
     from loadgen.facts import Facts
@@ -31,6 +32,8 @@ def check_backlog(facts: Facts) -> Check:
     if facts.backlog is None:
         return Check("backlog", None, "not looked at")
     found, reason = facts.backlog
+    if found is False and (cause := slow_consumers(facts)):
+        reason = f"{reason}: {cause}"
     return Check("backlog", None if found is False and facts.is_carried else found, reason)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loadgen.checks import Check, milliseconds, percent
+from loadgen.checks.causes import cause_of_lag
 
 if TYPE_CHECKING:
     from loadgen.facts import Facts
@@ -48,7 +49,7 @@ def check_schedule(facts: Facts) -> Check:
     of what it is held against. Up to ten times that cannot tell, beyond it the generator was measured. Lag of
     producers that the broker held back (no room for 1 % of the time, and for long enough, explains a p99) is the
     broker's own, and response times include it. A generator that stood still fills its window when it catches up:
-    that explains nothing.
+    that explains nothing. What the producers did meanwhile names the cause (`causes`).
     """
     name = "schedule lag"
     if not facts.is_open_loop:
@@ -68,6 +69,8 @@ def check_schedule(facts: Facts) -> Check:
     needed = HELD_BACK_MEDIAN_SHARE if is_median_late else HELD_BACK_P99_SHARE
     if held_back >= needed and explains_ns >= facts.lag_p99_ns and not facts.is_generator_full:
         return Check(name, True, f"{text}: the broker held producers back {percent(held_back)} of the time")
+    cause = cause_of_lag(facts)
+    text += f": {cause}" if cause else ""
     is_hopeless = facts.lag_p99_ns > LAG_HOPELESS * allowed_ns or median_ns > LAG_HOPELESS * allowed_median_ns
     return Check(name, False if is_hopeless else None, text)
 

@@ -226,11 +226,14 @@ def _limited(bounds: Sequence[tuple[str, str]]) -> str:
     """What else than the brokers set their rates; `bounds` are pairs of a broker and what bounded it."""
     host = [words.broker_name(broker) for broker, bound_by in bounds if "host" in bound_by]
     client = [words.broker_name(broker) for broker, bound_by in bounds if "generator" in bound_by]
+    workers = [words.broker_name(broker) for broker, bound_by in bounds if "consumers" in bound_by]
     said = ""
     if host:
         said += f"; {' and '.join(host)} with this client on this host, whose CPUs were used up"
     if client:
         said += f"; the client, not the broker, limited {' and '.join(client)}"
+    if workers:
+        said += f"; the consumers' own work, not the broker, limited {' and '.join(workers)}"
     return said
 
 

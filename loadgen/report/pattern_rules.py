@@ -56,7 +56,11 @@ class ScalingClaim:
         is_less = all(order_of(figure, one) < 0 for figure in several)
         if is_less and all(figure.bound_by == "broker" for figure in figures):
             return "contradicts", said
-        limits = {"host": "broker and clients used up this machine", "generator": "the client was the limit"}
+        limits = {
+            "host": "broker and clients used up this machine",
+            "generator": "the client was the limit",
+            "consumers": "the consumers' own work was the limit",
+        }
         why = next((text for name, text in limits.items() if name in best.bound_by), "no difference is shown")
         return "cannot tell here", f"{said}: {why}"
 

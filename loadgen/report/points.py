@@ -338,7 +338,7 @@ def driver_name(broker: str, driver: str) -> str:
 
 def has_others_limit(bound_by: str) -> bool:
     """Whether clients or machine had a part in what set a value, by the limits of its trials (`host / broker`)."""
-    return not {"host", "generator"}.isdisjoint(bound_by.split(" / "))
+    return not {"host", "generator", "consumers"}.isdisjoint(bound_by.split(" / "))
 
 
 def broker_rank(broker: str) -> int:

@@ -63,6 +63,8 @@ class Figure:
             caveats.append(
                 "the client was late: part of it is its own" if is_time else "the client's limit, not the broker's"
             )
+        if "consumers" in self.bound_by:
+            caveats.append("the consumers' own work, not the broker's limit")
         if self.estimate.n == 1 and self.unit != "count" and not self.is_found:
             caveats.append("one repeat, no interval")
         return "; ".join(caveats)
@@ -197,6 +199,7 @@ def _why_less(best: Figure, claimed_msgs_per_s: float) -> str:
         "broker": "the broker was the limit on this machine, and a larger one may carry more",
         "host": "broker and clients used up this machine together",
         "generator": "the client was the limit, not the broker",
+        "consumers": "the consumers' own work was the limit, not the broker",
     }.get(best.bound_by, "what set the limit is not known")
     return f"{_named(best)} carried {seen}: {why}"
 
