@@ -17,6 +17,7 @@ from prove.proof import Scale
 
 from loadgen.analysis import ab
 from loadgen.analysis.ab import compare_variants
+from loadgen.drivers.memory import memory_endpoint
 from loadgen.stats.confidence import Ratio
 
 if TYPE_CHECKING:
@@ -133,6 +134,24 @@ def test_a_paced_comparison_that_showed_nothing_is_made_again_with_what_its_spre
     assert 8 < aa.again_repeats(seen(0.09), 0.1) < aa.again_repeats(seen(0.15), 0.1) < 100
     assert aa.again_repeats(seen(0.09), 40.0) == 3
     assert aa.again_repeats(seen(0.09), 1e6) == 2
+
+
+@pytest.mark.parametrize("slowed", [1.0, 0.9, 0.7])
+def test_the_pictures_comparisons_say_what_ours_say(populations: list[pairs.Recorded], slowed: float) -> None:
+    """The same draws, judged by another's t test all at once: the same share of them is lower, to the comparison."""
+    for recorded in populations:
+        one_by_one = aa.resampled(recorded, 6, 400, slowed=slowed, seed=5).lower_share
+        assert aa.found_share(recorded, 6, 400, slowed=slowed, seed=5) == one_by_one
+
+
+def test_a_broker_is_warmed_once_for_each_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next proof finds it warm; one that was started anew is cold."""
+    runs: list[tuple[int, ...]] = []
+    monkeypatch.setattr(pairs, "carry_out", lambda _, endpoint: runs.append(endpoint.pids))
+    monkeypatch.setattr(pairs, "_warmed", set())
+    for pid in (7, 7, 8):
+        pairs.warm(replace(memory_endpoint("kafka"), pids=(pid,)))
+    assert runs == [(7,)] * pairs.WARM_TIMES + [(8,)] * pairs.WARM_TIMES
 
 
 def test_too_few_repeats_fail(populations: list[pairs.Recorded], monkeypatch: pytest.MonkeyPatch) -> None:

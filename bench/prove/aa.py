@@ -130,8 +130,23 @@ def resampled(recorded: Recorded, repeats: int, resamples: int, *, slowed: float
 
     Raises TrialError where fewer pairs were recorded than a comparison needs.
     """
-    from scipy.stats import ttest_1samp  # noqa: PLC0415 - half a second that only a proof pays
+    drawn = _drawn(recorded, repeats, resamples, slowed, seed)
+    found = np.array([paired_ratio([(b, a) for a, b in each]).direction for each in drawn.tolist()])
+    return Resampled(found == "lower", found == "higher", _by_scipy(drawn))
 
+
+def found_share(recorded: Recorded, repeats: int, resamples: int, *, slowed: float, seed: int) -> float:
+    """The share of comparisons that show B to be lower by scipy's t test alone, of which a picture needs very many.
+
+    It says of each comparison what ours says: that is a row of this proof.
+    """
+    drawn = _drawn(recorded, repeats, resamples, slowed, seed)
+    is_lower = np.log(drawn[:, :, 1]).mean(axis=1) < np.log(drawn[:, :, 0]).mean(axis=1)
+    return float(((_by_scipy(drawn) < ALPHA) & is_lower).mean())
+
+
+def _drawn(recorded: Recorded, repeats: int, resamples: int, slowed: float, seed: int) -> Float64:
+    """Resampled pairs, float[resamples, repeats, (A, B)]: each pair at most once in a comparison, its halves tossed."""
     population = np.array(recorded.pairs, np.float64)
     if repeats > len(population):
         raise TrialError(f"{recorded.title}: {len(population)} pairs, {repeats} are needed: record more")
@@ -140,12 +155,17 @@ def resampled(recorded: Recorded, repeats: int, resamples: int, *, slowed: float
     turned = rng.random((resamples, repeats)) < 0.5
     drawn[turned] = drawn[turned][:, ::-1]
     drawn[:, :, 1] *= slowed
-    found = np.array([paired_ratio([(b, a) for a, b in each]).direction for each in drawn.tolist()])
+    return drawn
+
+
+def _by_scipy(drawn: Float64) -> Float64:
+    """The p value of each comparison by scipy's paired t test."""
+    from scipy.stats import ttest_1samp  # noqa: PLC0415 - half a second that only a proof pays
+
     logs = np.log(drawn[:, :, 1]) - np.log(drawn[:, :, 0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # pairs that are nearly equal have a spread of nearly 0
-        p_values = np.asarray(ttest_1samp(logs, 0.0, axis=1).pvalue, np.float64)
-    return Resampled(found == "lower", found == "higher", p_values)
+        return np.asarray(ttest_1samp(logs, 0.0, axis=1).pvalue, np.float64)
 
 
 def prove(scale: Scale) -> Proof:
@@ -351,7 +371,7 @@ def _p_values(axes: Axes, *, populations: Sequence[Recorded], equal: dict[str, R
 def _curves(axes: Axes, *, populations: Sequence[Recorded]) -> None:
     for each, colour in zip(populations, _COLOURS, strict=False):
         repeats = range(2, min(2 * _repeats(each), len(each.pairs)) + 1)
-        shares = [resampled(each, n, CURVE_RESAMPLES, slowed=SLOWED, seed=3).lower_share * 100 for n in repeats]
+        shares = [found_share(each, n, CURVE_RESAMPLES, slowed=SLOWED, seed=3) * 100 for n in repeats]
         theory = [power(SLOWED, each.spread_log, n, ALPHA) * 100 for n in repeats]
         axes.plot(repeats, theory, color=colour, linewidth=0.9)
         axes.plot(repeats, shares, ".", color=colour, label=each.title)

@@ -179,8 +179,14 @@ def carry_out(plan: Plan, endpoint: Endpoint) -> Run:
         return load(writer.finish("complete"))
 
 
+_warmed: set[tuple[int, ...]] = set()
+
+
 def warm(endpoint: Endpoint) -> None:
-    """Loads that nobody counts, so that the first trial does not measure the broker's compiler."""
+    """Loads that nobody counts, so that the first trial does not measure the broker's compiler: once for each start."""
+    if endpoint.pids in _warmed:
+        return
+    _warmed.add(endpoint.pids)
     equal = scenario_of(endpoint.broker, Rate.saturate())
     for seed in range(WARM_TIMES):
         carry_out(make_ab_plan(equal, equal, WARM, brokers=(endpoint.broker,), seed=seed), endpoint)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CONFIDENCE = 0.99
+WARMUP_S = 2.0
+"""Before the window, as a queue that begins empty is too short: 33 times what the slowest takes to forget that."""
 BATCHES = 20
 TAIL = 0.1  # the share of M/M/1 sojourns beyond their own p90
 ARRIVALS_LEAST = {Scale.FULL: 1_000_000, Scale.SMALL: 15_000}  # of each point, inside its window
@@ -96,13 +98,13 @@ def points(scale: Scale) -> list[Point]:
 
 
 def measure(point: Point) -> Seen:
-    """Simulate one point; a tenth of its length comes before as warm-up, as a queue that begins empty is too short."""
+    """Simulate one point."""
     distribution = "exponential" if point.queue == "M/M/1" else "fixed"
     seen = simulate(
         Rate.poisson(point.arrivals_per_s),
         {"service_ms": 1e3 / point.services_per_s, "service_distribution": distribution, "seed": point.seed},
         seed=point.seed,
-        warmup_s=point.duration_s / 10,
+        warmup_s=WARMUP_S,
         duration_s=point.duration_s,
     )
     waits, sojourns = seen.window("ack"), seen.window("e2e")
