@@ -89,7 +89,7 @@ class AgentSpec:
     rows: int
     cpus: tuple[int, ...] = ()
     think: Think = field(default_factory=Think)
-    """How long a consumer works on each message."""
+    """How long consumers work on each message; `Think.of` says how long this one does."""
     shared: bool = False
     """Producers come and go while the trial runs: an open loop's part of the rate is what the board says."""
     backlog: Backlog = field(default_factory=Backlog)
@@ -186,6 +186,10 @@ class Result:
     received_book: ReceivedBook | None = None
     failed: dict[str, int] | None = None
     """How many deliveries a consumer had fail as the settings say (`loadgen.driver.Failing`)."""
+    subscriber: int = 0
+    """Of a consumer: whose messages it receives."""
+    think_ms: float = 0.0
+    """Of a consumer: how long its own work on a message takes, on average."""
     handled_book: ReceivedBook | None = None
     """Of a role in the middle: what it received, which is not the end of it."""
     replied: int = 0
@@ -194,7 +198,7 @@ class Result:
     """Requests that were given up."""
     due: int = 0
     per_second: dict[str, list[int]] = field(default_factory=dict)
-    """Counts in each second of the measured window."""
+    """Counts in each second of the measured window; of a consumer that thinks, how long its work takes (`busy_ns`)."""
     cpu_at: list[tuple[float, float]] = field(default_factory=list)
     """(s since the window's begin, CPU s of this process until then), about once a second."""
     blocked_share: float = 0.0

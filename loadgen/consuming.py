@@ -90,9 +90,10 @@ class ConsumerAgent(Agent):
         self.in_flight_msgs = _in_flight_msgs(spec.target.settings)
         self.priorities: int = spec.target.settings.get("priorities") or 0
         self.has_redeliveries = redelivers(spec.target.settings)
-        self.worker = None
-        if spec.think.mean_ms:
-            self.worker = Worker(spec.think, [spec.seed, THINK_SEED, spec.target.subscriber, spec.index])
+        think = spec.think.of(spec.index, spec.count)
+        self.result.subscriber, self.result.think_ms = spec.target.subscriber, think.mean_ms
+        seed = [spec.seed, THINK_SEED, spec.target.subscriber, spec.index]
+        self.worker = Worker(think, seed) if think.mean_ms else None
         naps = self.may_nap and self.in_flight_msgs >= NAP_FROM_IN_FLIGHT_MSGS and self.worker is None
         naps = naps and self.drained is None
         self.nap_below_msgs = max(1, int(NAP_BELOW_BYTES / self.payloads.mean_size_bytes)) if naps else 0
@@ -245,6 +246,7 @@ class ConsumerAgent(Agent):
                 turn = begun if must_end else int(np.searchsorted(begins, now, side="right"))
                 if turn > begun:
                     self._keep(batch, begun, turn, begins[begun:turn])
+                    self.clock.count("busy_ns", int(ends[turn - 1] - begins[begun]), int(begins[begun]))
                     self._show_counts()
                     begun = turn
                 over = min(begun, int(np.searchsorted(ends, now, side="right")))

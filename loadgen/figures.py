@@ -9,6 +9,7 @@ import numpy as np
 from loadgen.agent import SECOND_NS, SIDES
 from loadgen.drain import replayed_s
 from loadgen.driver import confirms
+from loadgen.fairness import shared_work
 from loadgen.ledger import explain, settle
 from loadgen.pacer import make_pacer
 from loadgen.record import LATENCY_KINDS
@@ -92,6 +93,7 @@ def figures(
         **_rates(trial, results, account if _all_told(trial, outcome) else None, window_s, cut_s),
         **_accounted(trial, outcome, account),
         **({} if account is None else removed_fields(account, trial.settings, removals)),
+        **shared_work(trial, results, cut_s),
         "failed_deliveries": _failed_deliveries(results),
         "latency_ns": _latencies(histograms),
         "out_of_range": sum(histogram.out_of_range_count for histogram in histograms.values()),

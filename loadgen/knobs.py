@@ -128,6 +128,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
         "subscribers": scenario.subscribers,
         "think_ms": scenario.think_ms,
         "think": scenario.think,
+        "think_spread": scenario.think_spread,
         **{name: getattr(scenario, name) for name in (*backlog.SIZES, "start_from", "joins_at_s", "leaves_at_s")},
         **patterns.own_axes(scenario),
     }
@@ -162,7 +163,7 @@ def _points_of(scenario: Scenario, broker: BrokerName) -> Iterator[Point]:
             settings=settings,
             swept={name: chosen[name] for name in swept_names},
             subscribers=chosen["subscribers"],
-            think=Think(chosen["think"], chosen["think_ms"]),
+            think=Think(chosen["think"], chosen["think_ms"], chosen["think_spread"]),
             membership=membership.membership_of(chosen),
             faults=tuple(scenario.faults),
             pattern=pattern,
@@ -192,6 +193,12 @@ def _refuse_unfit(point: Point) -> None:
         raise ScenarioError(
             f"subscribers = {point.subscribers}: with consumers = {point.consumers} each, more than {MAX_PROCESSES} "
             "processes; expected fewer"
+        )
+    if point.think.spread > 1 and (not point.think.mean_ms or point.consumers < 2):
+        why = f"consumers = {point.consumers}" if point.think.mean_ms else "think_ms = 0"
+        raise ScenarioError(
+            f"think_spread = {point.think.spread:g}: with {why} nobody is slower than another; expected think_ms > 0 "
+            "and consumers ≥ 2, or think_spread = 1"
         )
     backlog.refuse_unseekable(point.broker, point.driver, point.settings, point.backlog)
     membership.refuse_ungrouped(point.broker, point.driver, point.settings, point.membership)

@@ -93,9 +93,9 @@ def _literal(text: str) -> Any:
 
 _PARTS: dict[str, type[RabbitMQ | Kafka | Message]] = {"rabbitmq": RabbitMQ, "kafka": Kafka, "message": Message}
 _OWN = (
-    "producers", "consumers", "subscribers", "think_ms", "think", "backlog_msgs", "backlog_bytes", "backlog_s",
-    "start_from", "joins_at_s", "leaves_at_s", "processors", "timeout_ms", "requests_in_flight", "durability", "preset",
-    "warmup_s", "duration_s",
+    "producers", "consumers", "subscribers", "think_ms", "think", "think_spread", "backlog_msgs", "backlog_bytes",
+    "backlog_s", "start_from", "joins_at_s", "leaves_at_s", "processors", "timeout_ms", "requests_in_flight",
+    "durability", "preset", "warmup_s", "duration_s",
 )  # fmt: skip
 
 

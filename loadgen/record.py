@@ -24,7 +24,7 @@ _NULL_FIELDS = (
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",
     "missing_msgs", "misshared_msgs", "dropped_by_limit", "expired", "refused_by_limit", "left_behind", "out_of_range",
     "blocked_share", "stood_still", "agent_cpu_share_max", "broker_configuration", "ledger_examples", "hlog_start_s",
-    "interval_s", "requests", "handled", "processors", "workers", "faults", "proxy", "links",
+    "interval_s", "requests", "handled", "processors", "workers", "faults", "proxy", "links", "work",
 )  # fmt: skip
 _EMPTY_FIELDS = ("settings", "point", "errors", "observer")
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -35,6 +35,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "written": ("waited_s", "reached", "left_bytes"),
     "dead_lettered": ("maxlen", "expired", "rejected", "delivery_limit"),
     "failed_deliveries": ("requeued", "failed", "rejected"),
+    "fairness": ("of_msgs", "of_busy_time"),
     "latency_ns": LATENCY_KINDS,
     "versions": ("broker", "client", "python", "loadgen"),
     "clock": ("source", "offset_ns", "error_ns", "drift_ppm", "samples", "changed"),
@@ -61,6 +62,8 @@ def completed(record: Mapping[str, Any]) -> Record:
     full |= {key: value for key, value in record.items() if value is not None}
     for name, parts in _PARTS.items():
         full[name] = {**dict.fromkeys(parts), **(record.get(name) or {})}
+    if full["think"] is not None:  # of a run from before consumers could be unequal
+        full["think"] = {"spread": 1.0, **full["think"]}
     full["driver_kind"] = full["driver_kind"] or _DRIVER_KINDS.get(full["driver"] or "")
     if full["faults"]:
         full["faults"] = [{"hurts": _hurts(each["kind"], each["what"]), **each} for each in full["faults"]]
@@ -154,6 +157,7 @@ def flat(record: Record) -> Record:
         "started_utc": record["started_utc"],
         **{name: record[name] for name in _FLAT_NUMBERS},
         "errors": sum(record["errors"].values()),
+        **{f"fairness_{name}": value for name, value in record["fairness"].items()},
     }
     for role, value in record["cpu_s"].items():
         row[f"cpu_{role}_s"] = value

@@ -292,6 +292,7 @@ class Rate(Part):
 
 
 _Think = Literal["fixed", "exponential"]
+_Spread = Annotated[float, Field(ge=1, le=1_000)]
 _Timeout = Annotated[float, Field(gt=0, le=60_000)]
 Knobs = RabbitMQ | Kafka
 _BacklogMsgs = Annotated[int, Field(ge=2, le=MAX_MSGS)]
@@ -326,6 +327,9 @@ class Scenario(Part):
     """How long a consumer works on each message before it acknowledges it, on average; a batch of n takes n times."""
     think: _Think | Sweep[_Think] = "fixed"
     """Whether each message takes as long, or exponentially distributed times with that mean."""
+    think_spread: _Spread | Sweep[_Spread] = 1.0
+    """How many times as long the slowest consumer of a subscriber works on a message as the fastest; those between by
+    equal factors, and all together as many messages a second as if each took `think_ms`. 1: all are alike."""
     backlog_msgs: _BacklogMsgs | Sweep[_BacklogMsgs] | None = None
     """Messages that are written, as fast as it goes, before consumers begin; then producers go on at the rate, or, with
     Rate.saturate(), stop: a replay."""

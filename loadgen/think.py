@@ -22,10 +22,27 @@ MS_NS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Think:
-    """How long the work on one message takes: `mean_ms` each, or exponential with that mean; 0 is no work."""
+    """How long the work on one message takes: `mean_ms` each, or exponential with that mean; 0 is no work.
+
+    Where the consumers of a subscriber are not alike, the slowest takes `spread` times as long as the fastest.
+    """
 
     kind: ThinkKind = "fixed"
     mean_ms: float = 0.0
+    spread: float = 1.0
+
+    def of(self, index: int, count: int) -> Think:
+        """Consumer `index`'s own, of `count`: each takes longer than the one before it by the same factor.
+
+        The harmonic mean of all is `mean_ms`: together they carry as many messages a second as if they were alike, so
+        that a sweep of `spread` changes how work is shared and not how much of it there is room for. Whoever comes
+        beyond those planned is as slow as the slowest.
+        """
+        if self.spread == 1 or count < 2:
+            return Think(self.kind, self.mean_ms)
+        times = self.spread ** (np.arange(count) / (count - 1))
+        own = times[min(index, count - 1)] * np.mean(1 / times)
+        return Think(self.kind, self.mean_ms * float(own))
 
 
 class Worker:

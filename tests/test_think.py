@@ -88,7 +88,7 @@ def test_no_consumer_is_faster_than_its_work(
     trial = make_plan([scenario], SHORT, brokers=(broker,)).trials[0]
     record, outcome = run_trial(trial, Setting(endpoints[broker], lambda _: None))
     assert outcome.error is None, outcome.traceback
-    assert record["think"] == {"kind": "fixed", "mean_ms": 5.0}
+    assert record["think"] == {"kind": "fixed", "mean_ms": 5.0, "spread": 1.0}
     assert (record["sent"], record["received"], record["lost"], record["duplicated"]) == (375, 375, 0, 0)
     (received,) = [result.per_second.get("received", [0]) for result in outcome.results if result.role == "consumer"]
     assert max(received) <= 201

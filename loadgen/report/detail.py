@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loadgen.report import phases, words
+from loadgen.report import phases, words, work
 from loadgen.report import points as pt
 from loadgen.report.evidence import settings_of
 from loadgen.stats.confidence import estimate
 from loadgen.stats.order import percentile_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from loadgen.record import Record
     from loadgen.runs import Run
@@ -69,7 +69,7 @@ class Block:
     lines: tuple[Line, ...]
     ratios: tuple[tuple[str, str, str], ...]
     notes: tuple[str, ...] = ()
-    """What its points showed beside these figures: backlogs drained, rebalances."""
+    """What its points showed beside these figures: backlogs drained, rebalances, who did the work."""
 
     @property
     def has_single_runs(self) -> bool:
@@ -87,10 +87,18 @@ def blocks(run: Run, comparisons: Sequence[pt.Comparison]) -> list[Block]:
             is_open_loop=_is_open_loop(first),
             lines=tuple(_line(run, point) for each in together for point in each.points),
             ratios=() if _is_curve(first.shared) else tuple(_ratios(first)),
-            notes=(*_chosen(together), *phases.notes(point for each in together for point in each.points)),
+            notes=tuple(_notes(together)),
         )
         for first, together in _gathered(comparisons)
     ]
+
+
+def _notes(together: Sequence[pt.Comparison]) -> Iterator[str]:
+    """What else there is to say of these points."""
+    points = [point for each in together for point in each.points]
+    yield from _chosen(together)
+    yield from phases.notes(points)
+    yield from work.notes(points)
 
 
 def _chosen(together: Sequence[pt.Comparison]) -> list[str]:

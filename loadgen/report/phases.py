@@ -33,10 +33,9 @@ def notes(points: Iterable[Point]) -> tuple[str, ...]:
     """A sentence for each point that had a backlog, a rebalance or bursts, medians over its repeats."""
     told = []
     for point in points:
-        name = f"{words.broker_name(point.broker)} ({point.driver}) {point.own_label}".rstrip()
         for part, tell in (("backlog", _drained), ("rebalances", _paused), ("bursts", _worked_off)):
             used = [record for record in point.used if record[part] is not None]
-            told += [f"{name}: {tell(used)}"] if used else []
+            told += [f"{point.name}: {tell(used)}"] if used else []
     return tuple(told)
 
 

@@ -75,6 +75,12 @@ class Point:
         return own_label(self.broker, self.swept, self.found_producers)
 
     @property
+    def name(self) -> str:
+        """Who it is among the points of its load: `RabbitMQ (amqp) prefetch 10`."""
+        share = "" if self.fraction is None else f" at {fraction_label(self.fraction)}"
+        return f"{words.broker_name(self.broker)} ({self.driver}){share} {self.own_label}".rstrip()
+
+    @property
     def found_producers(self) -> int | None:
         """How many producers a search ended with, at the most; None where the scenario says how many there are."""
         if self.shared["producers"] is not None:
@@ -148,7 +154,9 @@ def load_label(shared: dict[str, Any]) -> str:
     together = " (goodput: all of them together)" if shared["subscribers"] > 1 else ""
     receivers = words.receivers(shared["subscribers"], shared["consumers"])
     if shared["think"]["mean_ms"]:
-        receivers += f" working {shared['think']['mean_ms']:g} ms on each message ({shared['think']['kind']})"
+        think = shared["think"]
+        unlike = f", the slowest {think['spread']:g} times as long as the fastest" if think["spread"] > 1 else ""
+        receivers += f" working {think['mean_ms']:g} ms on each message ({think['kind']}{unlike})"
     phases_label = phases.load_label(shared)
     asked = PATTERNS.get(shared["pattern"], "")
     told = [TOLD[name].format(value) for name, value in shared["requests"].items()]
@@ -267,7 +275,7 @@ def _shared(record: Record) -> dict[str, Any]:
         "producers": record["point"].get("producers") if is_found else record["producers"],
         "consumers": record["consumers"],
         "subscribers": record["subscribers"],
-        "think": record.get("think") or {"kind": "fixed", "mean_ms": 0.0},
+        "think": record.get("think") or {"kind": "fixed", "mean_ms": 0.0, "spread": 1.0},
         "backlog": backlog and (backlog["msgs"], backlog["start_from"]),
         "membership": record.get("membership"),
         "pattern": record.get("pattern") or "one_way",
@@ -319,6 +327,7 @@ def _comparison_order(comparison: Comparison) -> tuple[Any, ...]:
         comparison.shared["subscribers"],
         comparison.shared["think"]["mean_ms"],
         comparison.shared["think"]["kind"],
+        comparison.shared["think"]["spread"],
         comparison.shared["backlog"] or (0, ""),
         _sortable(tuple((comparison.shared["membership"] or {}).values())),
         _sortable(tuple(comparison.shared["requests"].values())),
