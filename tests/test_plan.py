@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,13 +12,11 @@ from knob_reference import fields, values_of
 from loadgen import At, Cut, Durability, Kafka, Kill, Message, RabbitMQ, Rate, Scenario, plan
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.errors import HostError, ScenarioError
-from loadgen.knobs import Site
+from loadgen.knobs import Site, points
 from loadgen.load import _locate, apply_sets, load_scenarios, parse_set, scenario_files
 from loadgen.plan import PROFILES, make_ab_plan, make_plan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from loadgen.part import Part
 
 BOTH = Scenario(
@@ -175,7 +175,8 @@ def test_points_of_a_shared_sweep_have_names_and_their_counterpart() -> None:
         for first, second in zip(trials[::2], trials[1::2], strict=True):
             assert (first.broker, second.broker) == ("rabbitmq", "kafka")
             assert (first.message, first.pattern, first.point) == (second.message, second.pattern, second.point)
-            assert set(first.point) == set(names)
+            held = {**first.message.model_dump(), **asdict(first.pattern)}
+            assert first.point == {name: held[name] for name in names}
             assert all(f"{name}={first.point[name]:g}" in first.id for name in names)
 
 
@@ -186,6 +187,15 @@ def test_every_scenario_of_the_project_loads_and_is_short() -> None:
     for path in files:
         assert len({each.question for each in load_scenarios(path)}) == 1
         assert len(path.read_text().splitlines()) < 40
+
+
+def test_client_libraries_are_held_to_one_rate_with_an_acknowledgement_each() -> None:
+    """The scenario of their latencies has the drivers of that of their rates, as an open loop."""
+    latency, rates = (load_scenarios(Path(f"scenarios/client_{name}.py"))[0] for name in ("latency", "libraries"))
+    found = list(points(latency))
+    assert [point.driver for point in found] == [point.driver for point in points(rates)]
+    assert {point.settings["ack_every"] for point in found if "ack" in point.settings} == {1}
+    assert all(point.rate.is_open_loop for point in found)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from aio_pika import IncomingMessage
 from amqpwire import silenced
 from patience import PATIENCE_S, until
 from pika import exceptions
@@ -214,6 +215,28 @@ def test_a_queue_expires(bench: Bench) -> None:
             return False
 
         assert until(is_gone, every_s=0.4)  # asking for it is using it
+
+
+@pytest.mark.parametrize(("ack_every", "left"), [(1, 30), (10, 0)])
+def test_aio_pikas_messages_leave_their_process_where_each_is_acknowledged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ack_every: int, left: int
+) -> None:
+    """With `ack_every` 1 each by itself, as its documentation shows; with more, so many at once and none that way."""
+    entered: list[int | None] = []
+    process = IncomingMessage.process
+
+    def noted(message: IncomingMessage, **given: Any) -> Any:
+        entered.append(message.delivery_tag)
+        return process(message, **given)
+
+    monkeypatch.setattr(IncomingMessage, "process", noted)
+    target = bench.target(ack_every=ack_every)
+    send(bench.producer(target), 30)
+    consumer = bench.consumer(target, "aio-pika")
+    assert len(take(consumer, 30)) == 30
+    consumer.close()
+    assert len(entered) == left
+    assert bench.admin.depth(target) == 0
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
