@@ -121,6 +121,8 @@ def test_a_burst_sends_exactly_so_many_times_the_rate(
     pacers = [make_pacer(asked, producer, producers, 1.0, seed=0) for producer in range(producers)]
     begin, end = (sum(pacer.due(at * NS_PER_S // 4 - 1) for pacer in pacers) for at in (quarter, quarter + 1))
     assert end - begin == rate * (times if quarter % (burst + rest) < burst else 1)
+    periods, within = divmod(quarter, burst + rest)
+    assert begin == rate * (periods * (burst * times + rest) + min(within * times, within + burst * (times - 1)))
 
 
 def test_poisson_gaps_are_exponential() -> None:
