@@ -236,10 +236,14 @@ def test_clients_are_listed_as_asked_for(
     wanted: dict[str, tuple[int, bool, int]] = {}
     confirms: dict[int, bool] = {}
     for driver in DRIVERS:
-        for durability, prefetch, beat_s in (("broker", 0, 31), ("broker", 7, 47), ("none", 9, 60)):
-            target = make_target(durability, prefetch=prefetch, heartbeat=beat_s)
+        for durability, chosen, beat_s in (
+            ("broker", {"prefetch": 0}, 31),
+            ("broker", {"prefetch": 7}, 47),
+            ("none", {}, 60),
+        ):
+            target = make_target(durability, heartbeat=beat_s, **chosen)
             close_all.callback(load_driver(driver).consumer(target, 0, 1).close)
-            wanted[target.name] = (prefetch, durability != "none", beat_s)
+            wanted[target.name] = (target.settings["prefetch"], durability != "none", beat_s)
             before = our_ports(rabbitmq_endpoint)
             close_all.callback(load_driver(driver).producer(target, PAYLOADS).close)
             (port,) = our_ports(rabbitmq_endpoint) - before
