@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 
-from loadgen.agent import AgentSpec, Drained, Handed, Report, Result
+from loadgen.agent import AgentSpec, Drained, Handed, Report, Result, Standstills
 from loadgen.backlog import Backlog
 from loadgen.bitcounts import BitCounts
 from loadgen.driver import Target
@@ -38,7 +38,7 @@ _CLASSES: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
         AgentSpec, Backlog, BitCounts, Credentials, Drained, Endpoint, Handed, IntervalDelta, Membership, Message,
-        Pattern, Rate, ReceivedBook, Report, Result, SentBook, Target, Think, Tls,
+        Pattern, Rate, ReceivedBook, Report, Result, SentBook, Standstills, Target, Think, Tls,
     )
 }  # fmt: skip
 _BUILTIN: dict[str, type[Any]] = {
