@@ -28,7 +28,7 @@ SCENARIO = Scenario(name="ab", question="Which?", rate=Rate.fixed(100), rabbitmq
 FILE = """
 from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
 scenario = Scenario(name="ab", question="Which?", message=Message(size_bytes=100), rate=Rate.fixed(500),
-                    rabbitmq=RabbitMQ(), kafka=Kafka(), warmup_s=0.2, duration_s=1.0)
+                    rabbitmq=RabbitMQ(), kafka=Kafka(), warmup_s=0.2, duration_s=1.6)
 """
 
 

@@ -24,7 +24,7 @@ NOWHERE: dict[BrokerName, Endpoint] = {
     "rabbitmq": Endpoint("rabbitmq", (("127.0.0.1", 9),)),
     "kafka": Endpoint("kafka", (("127.0.0.1", 9),)),
 }
-READING_S = 2.5  # librdkafka takes a second until it fetches from partitions that were paused
+READING_S = 5.0  # librdkafka takes a second until it fetches from partitions that were paused, a busy machine three
 FIELDS = {
     "key", "scenario", "broker", "driver", "durability", "point", "producers", "consumers", "achieved_msgs_per_s",
     "paced_msgs_per_s", "unpaced_msgs_per_s", "unpaced_bound_by", "paced_reason", "cpu_s", "window_s", "how",

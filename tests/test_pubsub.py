@@ -152,9 +152,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
     """A capacity search with three subscribers, at a queue that takes 2 ms for a message."""
     scenario = Scenario(
         name="fan-out", question="?", message=Message(size_bytes=100), rate=Rate.search(), subscribers=3,
-        rabbitmq=RabbitMQ(confirm_window=100), warmup_s=0.3, duration_s=1.0,
+        rabbitmq=RabbitMQ(confirm_window=100), warmup_s=0.3, duration_s=1.6,
     )  # fmt: skip
-    plan = make_plan([scenario], Profile("test", 0.3, 1.0, 1), brokers=("rabbitmq",))
+    plan = make_plan([scenario], Profile("test", 0.3, 1.6, 1), brokers=("rabbitmq",))
     options = Options("fan-out", ["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     listener = Silent()
     with pytest.MonkeyPatch.context() as patch:
