@@ -381,7 +381,7 @@ def test_a_demand_is_carried_out_kept_and_can_be_run_again(tmp_path: Path) -> No
     """Cost before it begins, the decision on stdout, a status for one trial that cannot tell, and the plan on disk."""
     words = [part for pair in (GOOD | {"--p99": "60s"}).items() for part in pair]
     done = loadgen(
-        *words, "--brokers", "memory", "--repeats", "1", "--broker", "kafka", "--duration", "0.5",
+        *words, "--brokers", "memory", "--repeats", "1", "--broker", "kafka", "--duration", "1.3",
         "--set", "warmup_s=0.2", "--results", str(tmp_path), "--json",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
