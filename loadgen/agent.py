@@ -202,7 +202,8 @@ class Result:
     cpu_at: list[tuple[float, float]] = field(default_factory=list)
     """(s since the window's begin, CPU s of this process until then), about once a second."""
     blocked_share: float = 0.0
-    stood_still: Standstills = field(default_factory=Standstills)
+    stood_still: Standstills | None = field(default_factory=Standstills)
+    """None where a long turn could not be told from standing still, as the kernel counts no waiting."""
     window_s: float = 0.0
     drained: Drained | None = None
     """Of a consumer of a backlog."""
@@ -241,7 +242,7 @@ class Clocked:
         self.seconds = max(1, math.ceil(min(spec.duration_s, SECONDS_KEPT)))
         self.counts: dict[str, array[int]] = {}
         self.cpu_at: list[tuple[float, float]] = []
-        self.stood_still = Standstills()
+        self.stood_still: Standstills | None = Standstills()
         self._turned_ns = 1 << 62  # when the loop turned last: before its first turn it stands nowhere
         self._spent_ns = 0
         self._edge_step_ns = SECOND_NS
@@ -255,7 +256,11 @@ class Clocked:
         """
         if now_ns - self._turned_ns >= STOOD_STILL_NS:
             turn_ns = min(now_ns, self.window_end_ns) - max(self._turned_ns, self.window_start_ns)
-            self.stood_still.add(turn_ns, self._newly_spent_ns())
+            spent_ns = self._newly_spent_ns()
+            if spent_ns is None:  # what nobody observed was no standstill
+                self.stood_still = None
+            elif self.stood_still is not None:
+                self.stood_still.add(turn_ns, spent_ns)
         self._turned_ns = now_ns
         if now_ns < self._next_edge_ns or self._next_edge_ns > self.window_end_ns:
             return
@@ -269,9 +274,12 @@ class Clocked:
         is_over = now_ns >= self.window_end_ns
         self._next_edge_ns = self.window_end_ns + 1 if is_over else min(following_ns, self.window_end_ns)
 
-    def _newly_spent_ns(self) -> int:
-        """What this thread spent on a CPU and waiting for one since it was asked last; 0 where no kernel tells."""
-        spent_ns, self._spent_ns = self._spent_ns, sum(map(int, (read_text(SPENT) or "").split()[:2]))
+    def _newly_spent_ns(self) -> int | None:
+        """What this thread spent on a CPU and waiting for one since it was asked last; None where no kernel tells."""
+        text = read_text(SPENT)
+        if not text:
+            return None
+        spent_ns, self._spent_ns = self._spent_ns, sum(map(int, text.split()[:2]))
         return self._spent_ns - spent_ns
 
     def close(self, now_ns: int) -> list[tuple[float, float]]:

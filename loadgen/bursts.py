@@ -41,7 +41,7 @@ def refuse_unseen(rate: Rate, warmup_s: float, duration_s: float) -> None:
 
 
 def worked_off(trial: Trial, flow: Flow, start_ns: int) -> dict[str, Any] | None:
-    """`trial.bursts` of run.json; None where there are none, or nobody consumes."""
+    """`trial.bursts` of run.json; None where there are none, nobody consumes, or no whole one lies in the window."""
     rate = trial.rate
     if rate.kind != "burst" or not trial.consumers:
         return None
@@ -50,11 +50,13 @@ def worked_off(trial: Trial, flow: Flow, start_ns: int) -> dict[str, Any] | None
     at_s, _, received = flow.between(start_ns, start_ns + round((trial.warmup_s + trial.duration_s) * SECOND_NS))
     inside = at_s >= trial.warmup_s
     at_s, received = at_s[inside], received[inside]
+    if not spans or not len(at_s):  # a window that others chose, as under Locust
+        return None
     pacer = make_pacer(rate, 0, 1, trial.warmup_s + trial.duration_s, trial.seed)
     due = np.array([pacer.due(round(each * SECOND_NS)) for each in at_s.tolist()], np.float64)
     owed = due * trial.subscribers - received
     # The least that was owed at any time is what always is: under Locust also what came before the first producer.
-    least = float(owed.min()) if len(owed) else 0.0
+    least = float(owed.min())
     few = least + max(FEW_MSGS, CAUGHT_UP_S * rate.msgs_per_s) * trial.subscribers
     took_s = []
     for end_s, next_s in spans:
@@ -65,7 +67,7 @@ def worked_off(trial: Trial, flow: Flow, start_ns: int) -> dict[str, Any] | None
         "worked_off": len(took_s),
         "median_s": median(took_s) if took_s else None,
         "max_s": max(took_s, default=None),
-        "owed_msgs_max": int(owed.max()) if len(owed) else None,
+        "owed_msgs_max": int(owed.max()),
     }
 
 

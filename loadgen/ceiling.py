@@ -35,7 +35,7 @@ from loadgen.fleet import Fleet
 from loadgen.ledger import settle
 from loadgen.nullbroker import null_broker
 from loadgen.scenario import Rate
-from loadgen.search import against, is_disturbed
+from loadgen.search import UNTESTED, against, is_disturbed
 from loadgen.think import Think
 from loadgen.trial import Live, run_trial
 from loadgen.verdict import bound
@@ -192,7 +192,7 @@ def _unpaced(trial: Trial, setting: Setting, how: str, p99_ms: float | None = No
     why = against(record, _came_through(trial, record), offered, trial.subscribers) or _late(record, offered, p99_ms)
     if why is None:
         return None
-    if is_disturbed(record["verdict"]):
+    if is_disturbed(record["verdict"]) or why.endswith(UNTESTED):
         return "unknown", why
     # A rate that was carried, but late, or that fell short with CPU left, is for the clients to answer for.
     return {"host": "host", "broker": how}.get(record["verdict"]["bound_by"], "generator"), why

@@ -9,6 +9,7 @@ from loadgen.retention import kept_bytes_max
 
 if TYPE_CHECKING:
     from loadgen.plan import Plan, Trial
+    from loadgen.scenario import Rate
 
 # Starting and stopping agents, a fresh queue or topic, the drain and the wait for dirty pages (measured: 0.9 to 3 s).
 OVERHEAD_S = 1.5
@@ -27,16 +28,26 @@ def stored_bytes_max(trial: Trial) -> float:
     size = trial.message.mean_size_bytes + FRAMING_BYTES
     kept = "stream" if trial.driver in stream_knobs.DRIVERS else trial.broker
     copies = trial.subscribers if kept == "rabbitmq" else 1
-    peak = trial.rate.peak_msgs_per_s
+    peak, length_s = trial.rate.peak_msgs_per_s, trial.warmup_s + trial.duration_s
     if trial.is_replay:
         stored = 0.0
     elif peak is None:
         stored = min(copies * MAX_RATE_MSGS_PER_S[kept], MAX_RATE_BYTES_PER_S[kept] / size)
     else:
         stored = copies * peak
-    all_bytes = (stored * (trial.warmup_s + trial.duration_s) + copies * trial.backlog.msgs) * size
+    sent_msgs = stored * (length_s if trial.rate.kind != "burst" else _peak_seconds(trial.rate, length_s))
+    all_bytes = (sent_msgs + copies * trial.backlog.msgs) * size
     limit_bytes = kept_bytes_max(kept, trial.settings, copies, size, stored * size)
     return trial.nodes * (all_bytes if limit_bytes is None else min(all_bytes, limit_bytes))
+
+
+def _peak_seconds(rate: Rate, length_s: float) -> float:
+    """How long a schedule of bursts would send as much at its highest rate (s): at the most, with one burst more."""
+    assert rate.burst_s is not None
+    assert rate.every_s is not None
+    assert isinstance(rate.burst_times, int | float), "a sweep is resolved by the plan"
+    bursts_s = min(length_s, rate.burst_s * (length_s // rate.every_s + 1))
+    return bursts_s + (length_s - bursts_s) / rate.burst_times
 
 
 def overhead_s(trial: Trial) -> float:

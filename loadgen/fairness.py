@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loadgen.agent import SECOND_NS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from loadgen.plan import Trial
 
 Record = dict[str, Any]
-SECOND_NS = 1_000_000_000
 
 
 def jain_index(amounts: Sequence[float]) -> float | None:

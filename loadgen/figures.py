@@ -107,10 +107,11 @@ def figures(
 
 
 def _stood_still(producers: Sequence[Result]) -> Record | None:
-    """Of the producer that stood still for longest; None where no producer lived to tell."""
-    longest = max((each.stood_still for each in producers), key=lambda still: still.total_ns, default=None)
-    if longest is None:
+    """Of the producer that stood still for longest; None where no producer lived to tell, or one could not."""
+    told = [each.stood_still for each in producers if each.stood_still is not None]
+    if not told or len(told) < len(producers):
         return None
+    longest = max(told, key=lambda still: still.total_ns)
     return {
         "times": longest.times,
         "total_s": longest.total_ns / SECOND_NS,

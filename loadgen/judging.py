@@ -91,7 +91,8 @@ def judged(
     if observations is not None and record["window_s"]:
         record |= _observed(record, live, observations, outcome)
     record |= _flowed(record, live, settled)
-    if outcome.error is None and not outcome.interrupted and not removed_msgs(record):  # what is removed stays owed
+    strays = removed_msgs(record) or record.get("lost") or record.get("duplicated")  # which stay owed, or are twice
+    if outcome.error is None and not outcome.interrupted and not strays:
         record["bursts"] = worked_off(trial, live.flow, outcome.start_ns)
     if held:
         record["broker_counts"] = held

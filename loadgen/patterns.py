@@ -128,7 +128,7 @@ def complete(settings: dict[str, Any], pattern: Pattern, given: dict[str, Any]) 
 
 
 def _refuse_overruled(settings: dict[str, Any], given: dict[str, Any]) -> None:
-    ruled = {"commit_mode": COMMIT_MODE, "partitioner": RESULTS_PARTITIONER}
+    ruled = {"commit_mode": COMMIT_MODE}  # the partitioner is of the messages that go in: results have their own
     if settings.get("processing_guarantee") == "exactly_once":
         ruled["isolation_level"] = RESULTS_ISOLATION
     for knob, needed in ruled.items():

@@ -108,7 +108,7 @@ def refuse_idle(settings: Settings, knobs: Settings) -> None:
     if settings["ack"] == "automatic" and idle is not None:
         raise ScenarioError(
             f"rabbitmq.{idle} = {knobs[idle]}: with automatic acknowledgement (as class `none` has it) nothing waits "
-            f"for one; expected ack = manual, or no {idle}"
+            f"for one; expected ack = manual (--set rabbitmq.ack=manual), or no {idle} in the scenario"
         )
 
 

@@ -27,6 +27,7 @@ CEILING_MARGIN = (
     1.1  # a null broker that carries hardly more than the broker did leaves open which of them was the limit
 )
 CLIENTS_LIMITS = ("generator", "host")  # what says most of the tool first
+KNOWN_LIMITS = (*CLIENTS_LIMITS, "consumers", "offered")  # which stay, whatever else may have been near
 
 Record = dict[str, Any]
 
@@ -218,7 +219,7 @@ def _add_ceiling(answer: Record, ceiling: Record) -> None:
     )
     answer |= {
         "is_lower_bound": True,
-        "bound_by": next((each for each in CLIENTS_LIMITS if each in {limit, answer["bound_by"]}), "unknown"),
+        "bound_by": next((each for each in KNOWN_LIMITS if each in {limit, answer["bound_by"]}), "unknown"),
         "reason": f"without a broker the tool itself {what} here{doubt}; {answer['reason']}",
     }
 

@@ -117,14 +117,25 @@ def test_a_report_takes_a_turn_for_each_kind() -> None:
     ],
 )
 def test_a_loop_that_stands_still_is_noted(
-    turns_ms: list[int], expected: Standstills, monkeypatch: pytest.MonkeyPatch
+    turns_ms: list[int], expected: Standstills, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Turns of 70 ms and more, as far as they lie in the window."""
-    monkeypatch.setattr("loadgen.agent.SPENT", Path("/proc/none"))
+    (tmp_path / "schedstat").write_text("0 0 0\n")
+    monkeypatch.setattr("loadgen.agent.SPENT", tmp_path / "schedstat")
     clock = Clocked(replace(spec("producer", 0), duration_s=WINDOW_MS / 1e3), START_NS)
     for turn_ms in turns_ms:
         clock.tick(clock.window_start_ns + turn_ms * MS_NS)
     assert clock.stood_still == expected
+
+
+def test_where_the_kernel_counts_no_waiting_no_standstill_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long turn may have been busy then: neither a number nor a zero is made up."""
+    monkeypatch.setattr("loadgen.agent.SPENT", Path("/proc/none"))
+    clock = Clocked(replace(spec("producer", 0), duration_s=WINDOW_MS / 1e3), START_NS)
+    assert clock.stood_still == Standstills()
+    for turn_ms in (0, 100, 300):
+        clock.tick(clock.window_start_ns + turn_ms * MS_NS)
+    assert clock.stood_still is None
 
 
 @pytest.mark.parametrize(

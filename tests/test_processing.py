@@ -86,7 +86,6 @@ def test_a_result_is_known_as_made_of_its_message() -> None:
         ("kafka", {}, {"processors": 2}, "some would stay idle"),
         ("kafka", {"transaction_msgs": 5}, {}, "kafka.transaction_msgs = 5: is not for"),
         ("kafka", {"commit_mode": "auto"}, {}, "kafka.commit_mode = auto: .* have sync .* or no commit_mode"),
-        ("kafka", {"partitioner": "round_robin"}, {}, "kafka.partitioner = round_robin: .* have sticky"),
         (
             "kafka",
             {"isolation_level": "read_uncommitted", "processing_guarantee": ["at_least_once", "exactly_once"]},

@@ -165,7 +165,9 @@ def changed_settings(by_run: Sequence[Sequence[Record]]) -> list[str]:
     names = dict.fromkeys(name for records in by_run for record in records for name in record["settings"])
     found = []
     for name in names:
-        values = dict.fromkeys(str(record["settings"].get(name)) for records in by_run for record in records)
+        # A run of before a knob existed says nothing of it.
+        known = (record["settings"] for records in by_run for record in records if name in record["settings"])
+        values = dict.fromkeys(str(settings[name]) for settings in known)
         if len(values) > 1:
             found.append(f"{name} {', '.join(values)}")
     return found

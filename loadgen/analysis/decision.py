@@ -244,6 +244,7 @@ def doubt_unclear(candidate: Candidate) -> str | None:
         "disturbed": ": something else used the machine meanwhile",
         "host": ": clients and broker together used up this machine, and the broker alone may carry more",
         "generator": ": the clients were the limit, and the broker may carry more",
+        "consumers": ": the consumers’ own work was the limit, and the broker may carry more",
     }.get(next(iter(limits)) if len(limits) == 1 else "", "")
     verb = "does" if len(candidate.trials) == 1 else "do"
     first = ", the first: " if len(unclear) > 1 else ": "

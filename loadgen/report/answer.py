@@ -180,7 +180,7 @@ def _throughput(table: Table) -> str | None:
 def _latency(table: Table) -> str | None:
     opened = [
         each for each in table.comparisons
-        if each.shared["rate"].get("kind") in {"fixed", "poisson"}
+        if each.shared["rate"].get("kind") in {"fixed", "poisson", "burst"}
         and all(_measured(each.one(broker, "wire")) for broker in ("kafka", "rabbitmq"))
     ]  # fmt: skip
     leading = _leading([each for each in opened if each.scenario == "latency"] or opened)
@@ -201,7 +201,7 @@ def _latency(table: Table) -> str | None:
         }[ratio.direction]
         parts.append(f"{name} within {figures[0]} from RabbitMQ and {figures[1]} from Kafka ({shown})")
     shared = leading.shared
-    load = f"{words.offered(shared['rate'].get('msgs_per_s'))} of {words.message(shared['message'])}"
+    load = f"{pt.rate_label(shared['rate'])} of {words.message(shared['message'])}"
     first = parts[0].replace(" within", " arrived within", 1)
     return f"At {load}, class {leading.durability}, {first}, and {parts[1]}{_limits(kafka, rabbitmq)}."
 
@@ -300,7 +300,8 @@ def _repeats(run: Run, table: Table) -> str | None:
 def _bound(run: Run, table: Table) -> str | None:
     del run
     counted = {
-        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials) for bound in ("host", "generator")
+        bound: sum(record["verdict"]["bound_by"] == bound for record in table.trials)
+        for bound in ("host", "generator", "consumers")
     }
     parts = []
     if counted["host"]:
@@ -313,6 +314,8 @@ def _bound(run: Run, table: Table) -> str | None:
             f"in {words.plural(counted['generator'], 'trial')} the client was the limit, and the rate is not "
             "the broker's"
         )
+    if counted["consumers"]:
+        parts.append(f"in {words.plural(counted['consumers'], 'trial')} the consumers’ own work set the rate")
     return "; ".join(parts) + "." if parts else None
 
 

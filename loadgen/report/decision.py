@@ -259,6 +259,8 @@ def changes(candidate: Candidate) -> list[str]:
 def _telling(candidate: Candidate, name: str) -> list[str]:
     """What would tell where it is open."""
     said = []
+    if any(each.limit == "consumers" for each in candidate.of("unclear")):
+        said.append(f"{name}: more consumers (--consumers), or less work on each message (think_ms), would tell.")
     if {each.limit for each in candidate.of("unclear")} & {"host", "generator"}:
         elsewhere = "clients on other machines (docs/distributed.md), brokers of your own (--brokers URL) or more cores"
         said.append(f"{name}: {elsewhere} would tell the broker from its clients.")
