@@ -37,11 +37,11 @@ def measure(root: Path, *words: str, command: str = "run") -> None:
         sys.exit(f"loadgen {command} {' '.join(words)}: exit status {done.returncode}")
 
 
-def ship(run: Path, target: Path, results: str) -> None:
+def ship(run: Path, target: Path, results: str, kept: tuple[str, ...] = KEPT) -> None:
     """Copy a run's own files, without the folders of this machine; `results` is where it was measured."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in KEPT:
+    for name in kept:
         shutil.copyfile(run / name, target / name)
     text = (target / "run.json").read_text(encoding="utf-8")
     text = portable(text.replace(results, "<results>"))
@@ -64,7 +64,7 @@ def main() -> None:
             ship(root / "example" / "latest", EXAMPLE, results)
         if "decision" in parts:
             measure(root / "decision", *ASKED, command="decide")
-            ship(root / "decision" / "latest", DECISION, results)
+            ship(root / "decision" / "latest", DECISION, results, KEPT[:1])  # its histograms are megabytes
         if "history" in parts:
             for words in CHANGED:
                 measure(root / "history", *LATENCY, *words)

@@ -78,7 +78,8 @@ def _doubt(table: Table) -> list[str]:
         check["name"]
         for record in table.trials
         for check in record["verdict"].get("checks", ())
-        if check["passed"] is False or (check["passed"] is None and record["verdict"]["status"] != "valid")
+        if check["passed"] is False
+        or (check["passed"] is None and check.get("weighs", True) and record["verdict"]["status"] != "valid")
     )
     most = f", most often for “{why.most_common(1)[0][0]}”" if why else ""
     return [f"Read with care: only {valid} of {words.plural(len(statuses), 'trial')} passed every check{most}."]
