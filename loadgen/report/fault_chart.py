@@ -176,7 +176,8 @@ def _latency(axes: Axes, course: Course, limits: tuple[float, float]) -> None:
             named(line, name)
         pointable(axes, _second_text, lambda y: words.duration(y * MS))
     else:
-        text = "no response times: a closed loop"
+        why = "a closed loop" if record["rate"].get("kind") == "saturate" else "histograms were not kept"
+        text = f"no response times: {why}"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=MUTED, fontsize=8.5)
     log_latency_axis(axes)
     if limits[1] > WIDE * limits[0]:
