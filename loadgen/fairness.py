@@ -6,7 +6,7 @@ it busy while the others idle; so fairness is told of the messages and of the ti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from loadgen.agent import Result
     from loadgen.plan import Trial
-
-Record = dict[str, Any]
+    from loadgen.record import Record
 
 
 def jain_index(amounts: Sequence[float]) -> float | None:

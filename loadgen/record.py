@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Record = dict[str, Any]
 LATENCY_KINDS = (
@@ -91,6 +91,11 @@ def end_to_end(record: Mapping[str, Any], suffix: str = "") -> str:
 def enters(record: Mapping[str, Any]) -> bool:
     """Whether a trial may enter a figure: it came to its end and nothing is known against it."""
     return record["status"] == "complete" and record["verdict"]["status"] in {"valid", "unknown"}
+
+
+def events_of(record: Mapping[str, Any]) -> Sequence[Record]:
+    """What the observer noted of a trial: pauses, alarms, rebalances (`loadgen.events`); none where nobody observed."""
+    return (record["observer"] or {}).get("events") or ()
 
 
 def waiting(record: Mapping[str, Any]) -> int:

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
 FOUND_KINDS = frozenset({"search", "curve"})
 """Rates that a search finds, with as many producers as it takes."""
+TOLD_KINDS = ("fixed", "poisson", "ramp", "burst")
+"""Open loops that were told their rate: what came through of it is no finding."""
+COMPARED_KINDS = frozenset(TOLD_KINDS) - {"ramp"}
+"""Those at whose load two brokers' latencies are compared: a ramp has no load of its own."""
 
 
 def is_measured(record: Record) -> bool:

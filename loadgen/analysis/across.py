@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loadgen.analysis import FOUND_KINDS, is_answer
+from loadgen.analysis import FOUND_KINDS, TOLD_KINDS, is_answer
 from loadgen.analysis.ab import corrected_confidence
 from loadgen.analysis.capacity import response_ns
 from loadgen.errors import ScenarioError
@@ -143,7 +143,7 @@ def _rows(by_run: Sequence[Sequence[Record]], confidence: float = 0.95) -> list[
 
 def _rate(record: Record) -> float | None:
     """What came through; of an open loop that was told its rate that is no finding, and there is none."""
-    if record["rate"].get("kind") in {"fixed", "poisson", "ramp", "burst"}:
+    if record["rate"].get("kind") in TOLD_KINDS:
         return None
     value: float | None = record["goodput_msgs_per_s" if record["consumers"] else "achieved_msgs_per_s"]
     return value

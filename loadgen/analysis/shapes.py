@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.analysis import is_measured
 from loadgen.record import enters
-from loadgen.stats.confidence import CONFIDENCE, paired_ratio, t_quantile
+from loadgen.stats.confidence import paired_ratio, t_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -215,8 +215,8 @@ def _stepped(rule: Step, rates: Rates) -> tuple[Outcome, str]:
     """Whether one step is larger than each of the others, by the t interval of the difference within repeats."""
     others = [each for each in pairwise(rule.along) if each != (rule.begin, rule.end)]
     found = [_larger(rule, other, rates) for other in others]
-    text = "; ".join(said for outcome, said in found if outcome == _worst([each for each, _ in found]))
-    return _worst([each for each, _ in found]), f"{rule.says}: {text}"
+    worst = _worst([outcome for outcome, _ in found])
+    return worst, f"{rule.says}: {'; '.join(said for outcome, said in found if outcome == worst)}"
 
 
 def _larger(rule: Step, other: tuple[Any, Any], rates: Rates) -> tuple[Outcome, str]:
@@ -230,9 +230,9 @@ def _larger(rule: Step, other: tuple[Any, Any], rates: Rates) -> tuple[Outcome, 
     what = f"{other[0]} to {other[1]}"
     if not more:
         return "cannot tell", f"no usable repeat beside {what}"
-    if len(more) < 2:
+    interval = t_interval(more)
+    if interval is None:
         return "cannot tell", f"one repeat has no interval beside {what}"
-    reach = t_quantile((1 + CONFIDENCE) / 2, len(more) - 1) * stdev(more) / math.sqrt(len(more))
-    low, high = fmean(more) - reach, fmean(more) + reach
+    low, high = interval
     outcome: Outcome = "reproduced" if low > 0 else "not reproduced" if high < 0 else "cannot tell"
     return outcome, f"larger than {what} by {fmean(more):.0%} ({low:.0%} … {high:.0%}) of the rate at {rule.end}"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from loadgen.checks import milliseconds
 from loadgen.frames import by_interval, interval_count
-from loadgen.record import RESPONSE_KINDS
+from loadgen.record import RESPONSE_KINDS, events_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -280,7 +280,7 @@ def _events(record: Mapping[str, Any]) -> dict[str, dict[int, Hit]]:
     """By kind, the intervals that an event overlaps and those right after: a queue takes its time to empty."""
     length_s = record["interval_s"] or 1.0
     found: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
-    for event in (record["observer"] or {}).get("events") or ():
+    for event in events_of(record):
         first = math.floor(event["at_s"] / length_s)
         last = math.floor((event["at_s"] + event["duration_s"]) / length_s) + 1
         for index in range(max(0, first), min(interval_count(record) - 1, last) + 1):

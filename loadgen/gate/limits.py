@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
+from loadgen.analysis import TOLD_KINDS
 from loadgen.errors import ScenarioError
 from loadgen.gate.metrics import Metric, metric
 from loadgen.record import point_label
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["limit", "relative", "ratio"]
 WHERE = ("scenario", "broker", "driver", "durability", "rate", "point")
-TOLD_KINDS = ("fixed", "poisson", "ramp", "burst")
 NEGLECT_RATIO, OTHER_NEGLECT_RATIO = 1.03, 1.1
 """Where nobody says what is too little to fail for, of rates and of all else: so much rates and latencies differ from
 themselves when they are measured again minutes later, of which no interval over repeats knows (docs/performance.md,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from loadgen.analysis import COMPARED_KINDS
 from loadgen.checks.repeats import versions_changed
 from loadgen.record import enters
 from loadgen.report import capacity, curve, words
@@ -181,7 +182,7 @@ def _throughput(table: Table) -> str | None:
 def _latency(table: Table) -> str | None:
     opened = [
         each for each in table.comparisons
-        if each.shared["rate"].get("kind") in {"fixed", "poisson", "burst"}
+        if each.shared["rate"].get("kind") in COMPARED_KINDS
         and all(_measured(each.one(broker, "wire")) for broker in ("kafka", "rabbitmq"))
     ]  # fmt: skip
     leading = _leading([each for each in opened if each.scenario == "latency"] or opened)

@@ -63,6 +63,8 @@ STYLE: dict[str, Any] = {
 }
 PNG_DPI = 160
 FEW_DECADES = 50.0
+SEEN_SHARE = 1 / 300
+"""A bar of less than this share of an axis could not be seen."""
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 """Lines of one colour, told apart."""
 

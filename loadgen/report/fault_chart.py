@@ -10,11 +10,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from loadgen.analysis.outages import GAP_WORDS, gaps
+from loadgen.record import events_of
 from loadgen.report import words
 from loadgen.report.drawing import (
     INK,
     MUTED,
     OTHER_COLOUR,
+    SEEN_SHARE,
     Chart,
     colour,
     finish,
@@ -218,17 +220,15 @@ def _mark(axes: Axes, record: Record, *, is_labelled: bool) -> None:
 
 def _told(record: Record) -> list[tuple[float, float, str]]:
     """Alarms and rebalances in the window: when each began (s), how long it lasted (s), and what it was."""
-    events = (record["observer"] or {}).get("events") or ()
-    return [
-        (each["at_s"], each["duration_s"], f"{each['kind']}: {each['text']}") for each in events if each["kind"] in TOLD
-    ]
+    events = [each for each in events_of(record) if each["kind"] in TOLD]
+    return [(each["at_s"], each["duration_s"], f"{each['kind']}: {each['text']}") for each in events]
 
 
 def _tell(axes: Axes, record: Record) -> None:
     """A bar at the foot for each, and its words where it is the first of its kind."""
     seen: set[str] = set()
     for at_s, length_s, text in _told(record):
-        shown_s = max(length_s, record["window_s"] / 300)
+        shown_s = max(length_s, SEEN_SHARE * record["window_s"])
         axes.axvspan(at_s, at_s + shown_s, ymax=0.05, color=OTHER_COLOUR, linewidth=0)
         if text not in seen:
             axes.annotate(

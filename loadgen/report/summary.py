@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from loadgen.analysis import COMPARED_KINDS
 from loadgen.analysis.ab import corrected_confidence
 from loadgen.report import capacity, words
 from loadgen.report import points as pt
@@ -94,7 +95,7 @@ def _findings(table: Table, confidence: float) -> list[Finding]:
             continue
         if kind == "saturate":
             found += _of(each, "throughput", pt.goodput, confidence)
-        elif kind in {"fixed", "poisson", "burst"}:
+        elif kind in COMPARED_KINDS:
             for quantity in ("p50", "p99"):
                 found += _of(each, quantity, pt.latency("e2e", quantity), confidence)
     return found

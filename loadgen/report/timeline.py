@@ -7,8 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from loadgen.record import events_of
 from loadgen.report import words
-from loadgen.report.drawing import MUTED, Chart, Margins, colour, finish, log_latency_axis, pointable, stacked, styled
+from loadgen.report.drawing import (
+    MUTED,
+    SEEN_SHARE,
+    Chart,
+    Margins,
+    colour,
+    finish,
+    log_latency_axis,
+    pointable,
+    stacked,
+    styled,
+)
 from loadgen.report.slowest import summary
 
 if TYPE_CHECKING:
@@ -90,14 +102,14 @@ def _why(slow: SlowSecond) -> str:
 def _events(record: Record) -> dict[str, list[Mapping[str, Any]]]:
     """The observer's events by kind, the most frequent kinds first."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for event in (record["observer"] or {}).get("events") or ():
+    for event in events_of(record):
         found.setdefault(event["kind"], []).append(event)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def _draw_events(axes: Axes, record: Record) -> None:
     """A row for each kind of event; a bar is as long as its event, and never too short to be seen."""
-    shortest_s = record["window_s"] / 300
+    shortest_s = SEEN_SHARE * record["window_s"]
     by_kind = _events(record)
     for row, events in enumerate(by_kind.values()):
         bars = [(each["at_s"], max(each["duration_s"], shortest_s)) for each in events]

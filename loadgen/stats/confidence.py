@@ -81,15 +81,21 @@ def _usable(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value > 0
 
 
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Student's t interval of the mean, in the values' unit; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((each - mean) ** 2 for each in values) / (len(values) - 1)
+    reach = t_quantile((1 + confidence) / 2, len(values) - 1) * math.sqrt(variance / len(values))
+    return mean - reach, mean + reach
+
+
 def _t_interval(logs: Sequence[float], confidence: float) -> tuple[float, float] | None:
     """The t interval of the mean of logs, taken back to the natural scale; None for fewer than two."""
-    if len(logs) < 2:
-        return None
-    mean = math.fsum(logs) / len(logs)
-    variance = math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
-    reach = t_quantile((1 + confidence) / 2, len(logs) - 1) * math.sqrt(variance / len(logs))
+    found = t_interval(logs, confidence)
     # Two repeats far apart reach beyond what a float can hold; an infinite end is the honest one then.
-    return _exp(mean - reach), _exp(mean + reach)
+    return None if found is None else (_exp(found[0]), _exp(found[1]))
 
 
 @lru_cache(maxsize=1_024)
