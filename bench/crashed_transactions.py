@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
-from confluent_kafka import TopicPartition
 
 from loadgen import Kafka, Message, Rate, Scenario
 from loadgen.driver import Positioned
@@ -33,7 +32,7 @@ from loadgen.errors import TrialError
 from loadgen.legs import target_of
 from loadgen.payload import Payloads
 from loadgen.plan import Profile, make_plan
-from loadgen.probes.places import TIMEOUT_S, extent_of, log_of, reading
+from loadgen.probes.places import committed_of, extent_of, log_of, reading
 from loadgen.processed import Processed
 from loadgen.processing import Processor
 
@@ -233,10 +232,10 @@ def _audit(target: Target, messages: int, crashes: int, commits: int, began_s: f
     committed, strangers = _read(endpoint, results, messages)
     stored = sum(1 for _ in log_of(endpoint, results, "read_uncommitted"))
     with reading(endpoint, group__id=target.group) as member:
-        (offset,) = member.committed([TopicPartition(target.name, 0)], timeout=TIMEOUT_S)
+        offset = committed_of(member, target.name)
         end = extent_of(member, results)[1]
     took_s = time.monotonic() - began_s
-    return Audit(messages, crashes, committed, strangers, stored, end, int(offset.offset), commits, took_s)
+    return Audit(messages, crashes, committed, strangers, stored, end, offset, commits, took_s)
 
 
 def _read(endpoint: Endpoint, topic: str, messages: int) -> tuple[Counter[int], int]:

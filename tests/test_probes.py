@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from loadgen.brokers.state import brokers_dir
 from loadgen.cli import main
 from loadgen.driver import Target
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
+from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError, ScenarioError
 from loadgen.knobs import resolve
 from loadgen.plan import Profile
@@ -29,6 +31,7 @@ from loadgen.probes import (
     load_probe,
     message_size,
     ordering,
+    places,
     protocols,
     quantities,
     security,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.endpoint import BrokerName
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -138,6 +141,33 @@ def test_consumers_that_are_killed_break_only_what_is_not_promised(
     exact = next(each for key, each in findings.items() if key[0] == "kafka" and key[1].startswith("exactly"))
     assert "of aborted transactions" in exact.said
     assert " 0 of aborted" not in exact.said
+
+
+def test_a_consumer_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its own error in one line, and no traceback of a process that nobody knows of."""
+    nowhere = Endpoint("rabbitmq", (("127.0.0.1", 1),))
+    monkeypatch.setattr(delivery, "CRASHES", 1)
+    with pytest.raises(BrokerError, match=r"a consumer failed: BrokerError: .*127\.0\.0\.1:1"):
+        delivery._crash_and_finish(delivery._consume_queue, nowhere, "at least once", "queue", "results")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_group_that_no_broker_has_yet_is_asked_for_again() -> None:
+    """An error of librdkafka about a coordinator that is being found is none; another one is."""
+    answers: list[Any] = [KafkaException(KafkaError(KafkaError.NOT_COORDINATOR)), [TopicPartition("t", 0, 7)]]
+
+    class Asked:
+        def committed(self, *_: Any, **__: Any) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    asked: Any = Asked()
+    assert places.committed_of(asked, "t") == 7
+    answers.append(KafkaException(KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)))
+    with pytest.raises(KafkaException, match="GROUP_AUTHORIZATION_FAILED"):
+        places.committed_of(asked, "t")
 
 
 @pytest.mark.long

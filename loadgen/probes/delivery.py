@@ -15,7 +15,6 @@ The broker itself is not hurt here; what it loses when it is killed is a questio
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -28,11 +27,13 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import TopicPartition
 
 from loadgen.errors import BrokerError
+from loadgen.hands import forkserver
 from loadgen.probes import Probe
 from loadgen.probes.finding import Finding
 from loadgen.probes.places import (
     PERSISTENT,
     TIMEOUT_S,
+    committed_of,
     confirming,
     connected,
     depth_of,
@@ -90,14 +91,14 @@ class Tried:
 
 def _crash_and_finish(work: Callable[..., None], *given: Any) -> Tried:
     """Let workers die one after another, as long as they find work, and a last one finish."""
-    context = multiprocessing.get_context("spawn")  # client libraries do not survive a fork
+    context = forkserver()
     with TemporaryDirectory(prefix="loadgen-delivery-") as folder:
         log = Path(folder) / "processed"
         log.touch()
         kills = 0
         for number in range(CRASHES + 1):
             dies_after = DIES_AFTER if number < CRASHES else None
-            process = context.Process(target=work, args=(*given, str(log), dies_after), daemon=True)
+            process = context.Process(target=_work, args=(work, *given, str(log), dies_after), daemon=True)
             process.start()
             try:
                 process.join(TIMEOUT_S)
@@ -106,10 +107,25 @@ def _crash_and_finish(work: Callable[..., None], *given: Any) -> Tried:
             finally:
                 process.kill()
                 process.join()
+            if (failed := _failure_of(log)).exists():
+                raise BrokerError(f"a consumer failed: {failed.read_text(encoding='utf-8')}")
             if process.exitcode not in {0, -signal.SIGKILL if dies_after else 0}:
                 raise BrokerError(f"a consumer ended with status {process.exitcode} by itself")
             kills += bool(process.exitcode)
         return Tried(Counter(log.read_bytes().split()), kills)
+
+
+def _failure_of(log: Path) -> Path:
+    return log.with_name("failed")
+
+
+def _work(work: Callable[..., None], *given: Any) -> None:
+    """What a consumer's process runs; why it failed is for who started it to say."""
+    try:
+        work(*given)
+    except Exception as error:  # noqa: BLE001 - clients have errors of their own
+        *_, log, _ = given
+        _failure_of(Path(log)).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
 
 
 class _Notes:
@@ -215,10 +231,10 @@ def _kafka(endpoint: Endpoint, mode: str) -> Tried:
         work = _transact if mode == "exactly once" else _consume_topic
         tried = _crash_and_finish(work, endpoint, mode, topic, results)
         with reading(endpoint, group__id=topic) as member:
-            (committed,) = member.committed([TopicPartition(topic, 0)], timeout=TIMEOUT_S)
+            committed = committed_of(member, topic)
         end = extent_of(reader, topic)[1]
-        tried.left = end - int(committed.offset)
-        tried.said = f"offset {committed.offset:,} of {end:,} is committed"
+        tried.left = end - committed
+        tried.said = f"offset {committed:,} of {end:,} is committed"
         if mode == "exactly once":
             tried.counted = _committed(endpoint, results)
             made = tried.counted.total()
@@ -270,8 +286,7 @@ def _transact(endpoint: Endpoint, _: str, topic: str, results: str, log: str, di
 
 def _batches(consumer: Any, topic: str) -> Iterator[list[Any]]:
     """Partition 0 from where the group left off to its end; taken by hand, as a dead member would hold it for long."""
-    (committed,) = consumer.committed([TopicPartition(topic, 0)], timeout=TIMEOUT_S)
-    at, end = max(0, committed.offset), extent_of(consumer, topic)[1]
+    at, end = max(0, committed_of(consumer, topic)), extent_of(consumer, topic)[1]
     consumer.assign([TopicPartition(topic, 0, at)])
     while at < end:
         batch = consumer.consume(min(BATCH, end - at), TIMEOUT_S)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pika
 import pika.exceptions
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from loadgen.driver import Target
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 60
 PIKA_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException)
 TIMEOUT_S = 30.0
+COORDINATING = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+AGAIN_S = 0.1
 PERSISTENT = pika.BasicProperties(delivery_mode=2)
 
 
@@ -142,6 +149,23 @@ def extent_of(consumer: Consumer, topic: str) -> tuple[int, int]:
     """
     low, high = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=TIMEOUT_S)
     return int(low), int(high)
+
+
+def committed_of(consumer: Consumer, topic: str) -> int:
+    """The offset that the consumer's group committed on partition 0; below 0 where it never did.
+
+    The first group of a new broker is asked for while nobody has it yet, which librdkafka calls an error.
+    """
+    until_s = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            (told,) = consumer.committed([TopicPartition(topic, 0)], timeout=TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATING or time.monotonic() > until_s:
+                raise
+            time.sleep(AGAIN_S)
+        else:
+            return int(told.offset)
 
 
 def noting(failed: list[Any]) -> Callable[[Any, Any], None]:
