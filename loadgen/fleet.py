@@ -202,12 +202,21 @@ class Fleet:
                 seen = over, board.total(Cell.AGAIN)
                 if seen != last:
                     last, moved = seen, time.monotonic()
-                rest_s = FIRST_S if has_backlog and not over else waits_s
-                if time.monotonic() - moved >= (patience_s if over >= target else rest_s):
+                if over >= target:
+                    is_over = time.monotonic() - moved >= patience_s
+                else:
+                    is_over = self._looked_s(board) - moved >= (FIRST_S if has_backlog and not over else waits_s)
+                if is_over:
                     break
                 self._turn(board)
             self.outcome.drained = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP) >= target
         self.outcome.drain_s = time.monotonic() - began
+
+    def _looked_s(self, board: Board) -> float:
+        """Until when all consumers have looked for messages (monotonic s): nothing arrives at one that does not run."""
+        consumers = [spec for spec in self._specs if SIDES[spec.role] == "consumers" and spec.name not in self._done]
+        beats = [int(board.cells[spec.row, Cell.HEARTBEAT_NS]) / SECOND_NS for spec in consumers]
+        return min([time.monotonic(), *(beat for beat in beats if beat)])
 
     def _wanted(self, board: Board) -> int:
         """How many messages are to be received by all consumers together."""
