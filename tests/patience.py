@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 50.0  # a busy machine may need some of it, an idle one nothing
+PATIENCE_S = 120.0  # a busy machine may need some of it, an idle one nothing
 
 
 def until(is_so: Callable[[], object], every_s: float = 0.02) -> bool:

@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import synthetic
+from commandline import loadgen as loadgen_here
+from patience import PATIENCE_S, until
 
 from loadgen.brokers import state
+from loadgen.cli import main
 
 if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
@@ -23,7 +26,7 @@ def loadgen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     """Run the tool to its end."""
     return subprocess.run(
         [sys.executable, "-m", "loadgen.cli", *arguments],
-        check=False, capture_output=True, text=True, timeout=110, env={**os.environ, **environment},
+        check=False, capture_output=True, text=True, timeout=2 * PATIENCE_S, env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -75,7 +78,7 @@ USAGE_ERRORS = [
 @pytest.mark.parametrize(("arguments", "words"), USAGE_ERRORS, ids=str)
 def test_a_usage_error_is_one_line_and_64(arguments: list[str], words: str) -> None:
     """A mistake on the command line names itself and exits with 64, before any broker is touched."""
-    done = loadgen(*arguments)
+    done = loadgen_here(*arguments, folder=Path.cwd())
     assert done.returncode == 64, done.stderr
     assert words in only_line(done.stderr)
 
@@ -135,20 +138,22 @@ def test_make_test_without_a_browser_is_one_line_and_69() -> None:
     assert "apt-get install chromium" in only_line(done.stderr)
 
 
-def test_a_plan_says_what_a_run_will_do() -> None:
+def test_a_plan_says_what_a_run_will_do(capsys: pytest.CaptureFixture[str]) -> None:
     """Trials, minutes and bytes, for people and for machines."""
-    done = loadgen("plan", "scenarios/task_queue.py")
-    assert done.returncode == 0
-    assert "24 trials, about" in done.stdout
-    assert "GB on disk" in done.stdout
-    plan = json.loads(loadgen("plan", "scenarios/task_queue.py", "--json").stdout)
+    assert main(["plan", "scenarios/task_queue.py"]) == 0
+    said = capsys.readouterr().out
+    assert "24 trials, about" in said
+    assert "GB on disk" in said
+    assert main(["plan", "scenarios/task_queue.py", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert len(plan["trials"]) == 24
     assert plan["trials"][0]["settings"]["prefetch"] in {1, 10, 100, 1000}
 
 
-def test_list_shows_each_scenario_with_its_question() -> None:
+def test_list_shows_each_scenario_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
     """One line a scenario."""
-    rows = json.loads(loadgen("list", "--json").stdout)
+    assert main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
     assert {"throughput", "latency", "task-queue"} <= {row["name"] for row in rows}
     assert all(row["question"].endswith("?") for row in rows)
 
@@ -182,8 +187,8 @@ def test_a_run_prints_its_result_and_writes_its_report(endpoints: dict[BrokerNam
     report = Path(result["path"]) / "report.html"
     assert "RabbitMQ" in report.read_text()
     report.unlink()
-    again = loadgen("report", "latest", "--results", str(tmp_path))
-    assert again.returncode == 0, again.stderr
+    with synthetic.undrawn():
+        assert main(["report", "latest", "--results", str(tmp_path)]) == 0
     assert report.exists()
 
 
@@ -195,11 +200,9 @@ def test_ctrl_c_ends_a_run_in_order(endpoints: dict[BrokerName, Endpoint], tmp_p
          "--results", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/series.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert until(lambda: list(tmp_path.glob("*/series.jsonl")), 0.1)
     os.killpg(tool.pid, signal.SIGINT)
-    _, errors = tool.communicate(timeout=60)
+    _, errors = tool.communicate(timeout=PATIENCE_S)
     assert tool.returncode == 130, errors
     assert "Traceback" not in errors
     document = json.loads(next(tmp_path.glob("*/run.json")).read_text())
@@ -215,7 +218,8 @@ def test_ctrl_c_while_a_class_is_being_made_exits_with_130(tmp_path: Path) -> No
     )
     done = subprocess.run(
         [sys.executable, "-m", "interrupted"],
-        check=False, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False, capture_output=True, text=True, timeout=PATIENCE_S,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 130
     assert only_line(done.stderr) == "loadgen: interrupted"
@@ -238,12 +242,10 @@ def test_a_broker_that_dies_in_mid_run_is_told_and_nothing_is_lost(tmp_path: Pat
              "--broker", "rabbitmq", "--results", str(results)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **private},
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not list(results.glob("*/histograms.hlog")) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        assert until(lambda: list(results.glob("*/histograms.hlog")), 0.1)
         row = next(row for row in json.loads(up.stdout) if row["broker"] == "rabbitmq")
         os.kill(row["pid"], signal.SIGKILL)
-        _, errors = tool.communicate(timeout=100)
+        _, errors = tool.communicate(timeout=PATIENCE_S)
         assert tool.returncode == 2, errors
         assert "Traceback" not in errors
         assert "rabbitmq at 127.0.0.1" in errors

@@ -162,7 +162,7 @@ def test_false_alarms_are_five_of_a_hundred_and_a_tenth_is_found_at_the_repeats_
     """
     rng = np.random.default_rng(7)
     pilot = (10 * rng.lognormal(0, 0.05, (2, 10))).tolist()
-    repeats, tries = repeats_to_tell(P99, *pilot, 2 * ALPHA) or 0, 1_200
+    repeats, tries = repeats_to_tell(P99, *pilot, 2 * ALPHA) or 0, 800
 
     def alarms(factor: float) -> float:
         missed = 0

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from loadgen import verdict
 from loadgen.analysis.ab import ALPHA, compare_variants, multiplicity
+from loadgen.checks import accounting
 from loadgen.cli import main
 from loadgen.report import write_report
 from loadgen.report.content import gather
@@ -164,8 +166,12 @@ def test_every_other_run_has_no_such_block(tmp_path: Path) -> None:
     assert "A against B" not in Reported(run).page
 
 
-def test_the_command_line_keeps_the_effect_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_keeps_the_effect_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--effect` is in the run, so that its report can be made again; the page is written when the run ends."""
+    # What others do to this machine is looked at in other tests.
+    monkeypatch.setattr(verdict, "CHECKERS", (accounting.check_traffic, accounting.check_loss))
     path = tmp_path / "s.py"
     path.write_text(
         "from loadgen import Kafka, Rate, Scenario\n"
@@ -173,7 +179,8 @@ def test_the_command_line_keeps_the_effect_asked_about(tmp_path: Path, capsys: p
         " duration_s=0.5)\n"
     )
     arguments = ["--brokers", "memory", "--repeats", "2", "--results", str(tmp_path / "results"), "--json"]
-    main(["ab", str(path), "--set", "kafka.linger_ms=7", "--effect", "25", *arguments])
+    with synthetic.undrawn():
+        main(["ab", str(path), "--set", "kafka.linger_ms=7", "--effect", "25", *arguments])
     run = load(json.loads(capsys.readouterr().out)["path"])
     assert run.header["plan"]["effect_ratio"] == 1.25
     page = (run.path / "report.html").read_text(encoding="utf-8")
