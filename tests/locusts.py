@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from loadgen.runs import Run, load
 
 if TYPE_CHECKING:
+    import re
     from pathlib import Path
 
 STARTED = "All users spawned"
-STOP_S = 60.0
+STOP_S = 120.0  # nobody takes so long, but on a busy machine
 WITNESS = "LOADGEN_WITNESS"  # where locust_witness.py keeps what it sees; it names this, too
 PIPE_BYTES = 1 << 20  # more than a test's Locust says
 
@@ -62,15 +63,15 @@ def start(words: list[str]) -> subprocess.Popen[str]:
     return process
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    """Read what it says until it says this; all that it said."""
+def wait_for(process: subprocess.Popen[str], wanted: str | re.Pattern[str]) -> str:
+    """Read what it says until a line has this; all that it said."""
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
         said += line
-        if text in line:
+        if wanted in line if isinstance(wanted, str) else wanted.search(line):
             return said
-    raise AssertionError(f"it ended without saying {text!r}:\n{said}")
+    raise AssertionError(f"it ended without saying {wanted!r}:\n{said}")
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:

@@ -8,15 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import locusts
 import pytest
+from patience import PATIENCE_S, until
+from verdicts import due
 
 from loadgen import engine
+from loadgen import trial as trial_module
 from loadgen.brokers import mark_warmed
 from loadgen.engine import Options, execute
 from loadgen.errors import HostError, ScenarioError
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.runs import Run
 
-pytestmark = pytest.mark.timeout(240)
 FILE = Path("scenarios/latency.py")
 SHIFT_S = 86_400
 OWN_CLOCK = ["unshare", "--time", "--monotonic", str(SHIFT_S), "--fork", "--kill-child"]
+BUSY_NS = 60 * 10**9  # a machine may hold a message up for so long, and a clock is off by a day
 LOST_IN = 3  # the trial in which a worker is killed
 
 
@@ -75,7 +77,7 @@ class Workers:
             self.kill_in = 0
             os.killpg(self.processes[1].pid, signal.SIGKILL)
 
-    def end(self, within_s: float = locusts.STOP_S) -> list[int]:
+    def end(self, within_s: float = PATIENCE_S) -> list[int]:
         """Wait for all; their exit statuses."""
         for process in self.processes:
             try:
@@ -97,9 +99,10 @@ def ran(
     plan = make_plan([apply_sets(scenario, [("rate", 400)])], Profile("test", 1.0, 1.0, 2), repeats=2)
     workers = Workers(folder, [], OWN_CLOCK if can_shift() else [])
     workers.kill_in = LOST_IN
-    asked = Asked(2, {scenario.name: fingerprint(scenario)}, port=0, wait_s=120.0, replaced_s=0.1)
+    asked = Asked(2, {scenario.name: fingerprint(scenario)}, port=0, wait_s=2 * PATIENCE_S, replaced_s=0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "WRITTEN_SOURCES", frozenset())  # nothing here is measured: no wait for the disk
+        patch.setattr(trial_module, "PROGRESS_EVERY_S", 0.1)  # by which it is known that messages flow
         try:
             run = execute(plan, Options("latency", ["loadgen"], results=folder / "results", fleet=asked), workers)
         finally:
@@ -114,7 +117,8 @@ def test_every_message_is_accounted_for_across_workers(ran: tuple[Run, Workers, 
     assert {trial["broker"] for trial in run.records[: LOST_IN - 1]} == {"rabbitmq", "kafka"}
     for trial in run.records[: LOST_IN - 1]:
         assert trial["error"] is None
-        assert trial["sent"] == trial["received"] == trial["acked"] == 800
+        assert due(trial) == 800
+        assert trial["sent"] == trial["received"] == trial["acked"] > 0
         assert trial["lost"] == trial["duplicated"] == trial["corrupted"] == 0
         assert trial["latency_ns"]["ack"]["count"] == 400
         assert abs(trial["latency_ns"]["e2e"]["count"] - 400) <= 2  # the window's ends, by two clocks
@@ -149,7 +153,7 @@ def test_a_clock_that_is_a_day_off_is_found_and_corrected(ran: tuple[Run, Worker
         assert trial["out_of_range"] == 0
         # A confirmation is timed by one clock alone. What a message took to arrive can differ from what its
         # confirmation took by a machine's load, not by a day.
-        assert trial["latency_ns"]["e2e"]["max"] < trial["latency_ns"]["ack"]["max"] + 10**9
+        assert trial["latency_ns"]["e2e"]["max"] < trial["latency_ns"]["ack"]["max"] + BUSY_NS
         (check,) = (each for each in trial["verdict"]["checks"] if each["name"] == "clock")
         assert (check["passed"] is False) == (trial["clock"]["error_ns"] >= trial["latency_ns"]["e2e"]["p50"])
     assert [line for line in workers.lines if "clock -86,4" in line or "clock -86,399," in line]
@@ -164,7 +168,8 @@ def test_a_worker_that_is_lost_invalidates_its_trial_and_the_plan_goes_on(ran: t
     assert lost["error"] == f"worker {gone} was lost in mid-trial; its messages cannot be told"
     assert (after["status"], after["error"]) == ("complete", None)
     assert [worker["agents"] for worker in after["workers"]] == [["consumer0", "producer0"]]
-    assert after["sent"] == after["received"] == 800
+    assert due(after) == 800
+    assert after["sent"] == after["received"] > 0
     assert "1 of 2 workers are left, and go on" in workers.lines
 
 
@@ -183,17 +188,16 @@ def test_a_test_of_locusts_own_may_have_workers_on_other_clocks(tmp_path: Path) 
         workers.message(f"waiting for 2 workers at :{port}")
         said = locusts.wait_for(master, locusts.STARTED)
         series = tmp_path / "results" / "latest" / "series.jsonl"
-        until_s = time.monotonic() + 60  # for some whole seconds with everybody there: a window is made of those
-        while time.monotonic() < until_s and (not series.exists() or series.read_text().count('"received"') < 7):
-            time.sleep(0.1)
+        # Some whole seconds with everybody there: a window is made of those.
+        assert until(lambda: series.exists() and series.read_text().count('"received"') >= 7, 0.1)
         locusts.interrupt(master)
         trial = locusts.end(master, tmp_path, said).trial
     finally:
-        workers.end(within_s=20.0)
+        workers.end()
     assert trial["sent"] == trial["received"] > 0
     assert abs(trial["clock"]["offset_ns"] + SHIFT_S * 10**9) <= trial["clock"]["error_ns"]
     assert trial["out_of_range"] == 0
-    assert trial["latency_ns"]["e2e"]["max"] < trial["latency_ns"]["ack"]["max"] + 10**9
+    assert trial["latency_ns"]["e2e"]["max"] < trial["latency_ns"]["ack"]["max"] + BUSY_NS
 
 
 def test_too_few_workers_are_one_line() -> None:
@@ -207,12 +211,12 @@ def test_too_few_workers_are_one_line() -> None:
 def test_a_worker_with_another_scenario_file_is_one_line(tmp_path: Path) -> None:
     """The worker says which scenarios it has loaded, and the run does not begin."""
     workers = Workers(tmp_path, [])
-    asked = Asked(1, {"latency": "0"}, port=0, wait_s=120.0)
+    asked = Asked(1, {"latency": "0"}, port=0, wait_s=2 * PATIENCE_S)
     try:
         with pytest.raises(HostError, match="has another latency than this: its scenario file differs"):
             Roster(asked, workers.message).__enter__()
     finally:
-        workers.end(within_s=10.0)
+        workers.end(within_s=0.1)
 
 
 def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

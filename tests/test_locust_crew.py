@@ -28,7 +28,7 @@ from loadgen.think import Think
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TARGET = Target(memory_endpoint("kafka"), f"demo-{os.getpid()}", resolve("kafka", {}, "broker", "low_latency"))
 COMMON = {
     "driver": "memory",
@@ -122,7 +122,7 @@ def test_who_leaves_goes_on_until_others_have_its_share(driven: Driven) -> None:
     origin_ns = time.monotonic_ns()
     driven.begin(1, origin_ns)
     driven.line.send("retire", uid=7)
-    at_ms = (time.monotonic_ns() - origin_ns) // 1_000_000 + 1_500  # in time even where the machine is busy
+    at_ms = (time.monotonic_ns() - origin_ns) // 1_000_000 + 2_400  # in time even where the machine is busy
     driven.line.send("shares", number=1, at_ms=at_ms, places={7: [0, 0]})
     result = driven.result()
     assert "misshared" not in result.per_second

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import locusts
 import psutil
 import pytest
+from patience import PATIENCE_S, until
 
 from loadgen.brokers import open_brokers
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
-RETRIED_S = 8.0  # without its broker before a test is ended
-ALL_THERE_S = 10.0  # with all its users, of which a trial's warm-up takes two
+ALL_THERE_S = 9  # with all its users, of which a trial's warm-up takes two
+FAILED_OFTEN = re.compile(r"^(PUBLISH|CONSUME) .*? \d+ +([3-9]|\d\d+)\(")  # in the table that Locust prints every 2 s
 
 
 class Proxy:
@@ -102,14 +104,12 @@ def test_a_broker_that_dies_shows_as_failures_and_not_as_a_hang(
     words = ("--headless", "-u", "2", "-r", "2", "--broker", "rabbitmq", "--brokers", url)
     process = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=200"))
     said = locusts.wait_for(process, locusts.STARTED)
-    time.sleep(3)
+    assert until(lambda: seconds_of(tmp_path) >= 2), "load flows"
     proxy.cut()
-    time.sleep(RETRIED_S)
+    said += locusts.wait_for(process, FAILED_OFTEN)
     locusts.interrupt(process)
     ended = locusts.end(process, tmp_path, said)
     assert ended.status == 2, ended.text
-    rows = [ended.row(method) for method in ("PUBLISH", "CONSUME")]
-    assert sum(int(row["Failure Count"]) for row in rows) > 2, "it goes on trying"
     failures = (tmp_path / "stats_failures.csv").read_text()
     assert "rabbitmq at 127.0.0.1" in failures
     trial = ended.trial
@@ -117,6 +117,14 @@ def test_a_broker_that_dies_shows_as_failures_and_not_as_a_hang(
     assert "rabbitmq at 127.0.0.1" in trial["error"]
     if login.password != "guest":  # noqa: S105 - what RabbitMQ is shipped with, and no secret
         assert login.password not in ended.text + (ended.run.path / "run.json").read_text()
+
+
+def seconds_of(folder: Path) -> int:
+    """Of how many seconds of producers a run under way has told."""
+    path = folder / "results" / "latest" / "series.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be under way
+    return len({round(row["elapsed_s"]) for row in rows if row.get("sent")})
 
 
 @pytest.fixture
@@ -134,7 +142,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Broker
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
 def test_a_frozen_broker_and_a_killed_one_fail_their_trials_and_hold_nobody_up(
     tmp_path: Path, own: dict[BrokerName, Endpoint]
 ) -> None:
@@ -151,10 +158,8 @@ def test_a_frozen_broker_and_a_killed_one_fail_their_trials_and_hold_nobody_up(
         together.start(name, *words, "--set", "rate=200")
     try:
         for name, number in (("rabbitmq", signal.SIGSTOP), ("kafka", signal.SIGKILL)):
-            stats, until = together.folder(name) / "stats_stats.csv", time.monotonic() + 100
-            while not stats.exists() or f"CONSUME,latency {name}" not in stats.read_text():
-                assert time.monotonic() < until, f"no load reached {name}"
-                time.sleep(0.1)
+            folder = together.folder(name)
+            assert until(lambda folder=folder: seconds_of(folder) >= 2), f"no load reached {name}"
             for pid in own[name].pids:
                 os.kill(pid, number)
         for name, host in hosts.items():
@@ -173,11 +178,13 @@ def test_ctrl_c_ends_locust_whoever_runs_at_that_moment() -> None:
     code = (
         "import os, signal, gevent\nfrom loadgen.locust.listeners import heed_interrupts\nheed_interrupts()\n"
         "def prints():\n    try:\n        gevent.sleep(0.1)\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        "        [None for _ in range(100_000)]\n        gevent.sleep(9)\n"
+        "        [None for _ in range(100_000)]\n        gevent.sleep(99)\n"
         "    except KeyboardInterrupt:\n        print('taken', flush=True)\n"
-        "gevent.spawn(prints)\ntry:\n    gevent.sleep(5)\nexcept KeyboardInterrupt:\n    print('ended')\n"
+        "gevent.spawn(prints)\ntry:\n    gevent.sleep(90)\nexcept KeyboardInterrupt:\n    print('ended')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=2 * PATIENCE_S
+    )
     assert done.stdout == "ended\n", done.stdout + done.stderr
 
 
@@ -185,14 +192,16 @@ def test_a_keeper_that_does_not_answer_is_told_and_ended() -> None:
     """A call of a process that is stuck fails in its time, the next at once, and closing it waits no longer either."""
     code = (
         "from loadgen.locust import helper, users\nimport os, signal, time\n"
-        "helper.CALL_S = helper.END_S = 0.5\n"
+        "helper.UP_S = 200.0\nhelper.CALL_S = helper.END_S = 0.5\n"
         "keeper = helper.Helper('keeper', lambda *_: None, lambda: None)\nkeeper.wait_up()\n"
         "os.kill(keeper.pid, signal.SIGSTOP)\n"
         "print([keeper.call('close', partial=None, thresholds=[])['status'] for _ in range(2)])\n"
         "helper.CALL_S = 1000\nassert 'does not answer' in keeper.call('close')['error']\n"
         "keeper.close()\ntry:\n    os.kill(keeper.pid, 0)\nexcept ProcessLookupError:\n    print('gone')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=2 * PATIENCE_S
+    )
     assert done.stdout == "[70, 70]\ngone\n", done.stderr
 
 
@@ -204,16 +213,13 @@ def test_a_worker_that_dies_invalidates_the_trial_and_the_rest_goes_on(
     del endpoints
     words = ("--processes", "2", "--headless", "-u", "4", "-r", "4", "-t", "24s", "--broker", "rabbitmq")
     process = locusts.start(locusts.command(tmp_path, *words, "--set", "rate=200", "--logfile", str(tmp_path / "log")))
-    until = time.monotonic() + 30
-    while "begins" not in ((tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    time.sleep(3)
+    assert until(lambda: (tmp_path / "log").exists() and "begins" in (tmp_path / "log").read_text())
+    assert until(lambda: seconds_of(tmp_path) >= 2), "load flows"
     workers = [each for each in psutil.Process(process.pid).children() if "locust" in " ".join(each.cmdline())]
     forked = [each for each in workers if each.children()]
     theirs = [crew for each in forked[:1] for crew in each.children(recursive=True)]
     os.kill(forked[0].pid, signal.SIGKILL)
-    gone, alive = psutil.wait_procs(theirs, timeout=10)
+    gone, alive = psutil.wait_procs(theirs, timeout=PATIENCE_S)
     assert gone
     assert not alive, "a crew and its agents end with their worker"
     ended = locusts.end(process, tmp_path)
@@ -226,7 +232,8 @@ def test_users_who_come_and_go_leave_no_message_unaccounted(gradual: locusts.Tog
     """While users are spawned one a second the rate is the scenario's all along, and every message is counted once."""
     process = gradual.process("gradual")
     said = locusts.wait_for(process, locusts.STARTED)
-    time.sleep(ALL_THERE_S)
+    there = seconds_of(gradual.folder("gradual"))
+    assert until(lambda: seconds_of(gradual.folder("gradual")) >= there + ALL_THERE_S, 0.2)
     locusts.interrupt(process)
     ended = gradual.ended("gradual", said)
     assert ended.run.status == "complete", ended.text
@@ -234,12 +241,14 @@ def test_users_who_come_and_go_leave_no_message_unaccounted(gradual: locusts.Tog
     assert (trial["producers"], trial["consumers"]) == (3, 3)
     assert trial["sent"] == trial["received"] == trial["acked"] == int(ended.row("CONSUME")["Request Count"])
     assert trial["lost"] == trial["duplicated"] == 0
-    # By the second in which they were intended; an order that comes late on a busy machine may cost a few (the
-    # schedules themselves are exact: test_shares.py).
+    # By the second in which they were intended; an order that comes late on a busy machine costs some, which are told
+    # (the schedules themselves are exact: test_shares.py).
+    late = [each["text"] for each in trial["observer"]["events"] if each["kind"] == "late share"]
+    costs = sum(int(re.search(r"([\d,]+) messages", text)[1].replace(",", "")) for text in late)  # type: ignore[index]
     seconds: dict[int, int] = {}
     for each in ended.run.intervals(trial["id"], "schedule_lag"):
         second = round(each.start_s)
         seconds[second] = seconds.get(second, 0) + each.histogram.count
     whole = [count for _, count in sorted(seconds.items())][1:-1]
     assert len(whole) > 4, ended.text
-    assert abs(sum(whole) - 300 * len(whole)) < 0.03 * 300 * len(whole) + 10, whole
+    assert abs(sum(whole) - 300 * len(whole)) < 0.03 * 300 * len(whole) + 10 + costs, whole

@@ -18,7 +18,7 @@ from loadgen.locust.line import Line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-UP_S = 60.0  # for a process to start and import, on a busy machine
+UP_S = 120.0  # for a process to start and import, on a busy machine
 END_S = 15.0
 CALL_S = 120.0  # for an answer …
 OPEN_S = 1_800.0  # … and for one that may have to install and start brokers first

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from loadgen.locust.remote import RemoteHands
 
 PORT = 5557  # Locust's own
-UP_S = 60.0
+UP_S = 120.0
 END_S = 15.0
 
 
