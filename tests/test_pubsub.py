@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from verdicts import BUSY, against
+from patience import PATIENCE_S
+from verdicts import BUSY, against, due
 
-from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, ceiling, engine, search, sites, verdict
+from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, ceiling, engine, sites, verdict
 from loadgen.analysis.capacity import capacities
 from loadgen.board import Board, Cell
 from loadgen.ceiling import measure_ceiling
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 
 SHORT = Profile("test", warmup_s=0.3, duration_s=1.0, repeats=1)
 COUNT = 200
-WAIT_S = 20.0
+WAIT_S = PATIENCE_S
 SERVICE_MS = 2.0
+ENOUGH = 300.0
 
 
 def trial_record(endpoint: Endpoint, knobs: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -77,8 +79,9 @@ def test_an_open_loop_counts_for_every_subscriber(broker: BrokerName) -> None:
                           subscribers=3, consumers=2)  # fmt: skip
     demand_fan_out(record, 3)
     assert record["offered_msgs_per_s"] == 400
+    assert due(record) == 520
     assert record["latency_ns"]["e2e"]["count"] == 3 * 400
-    assert record["missing_msgs"] == 0
+    assert bool(record["missing_msgs"]) == ("unsent" in record["errors"])
     # Each message is under way for 50 ms, three times: by Little's law 60 are, where 20 would be one subscriber's.
     assert record["under_way"]["mean_msgs"] > 40
     assert record["little"]["agrees"] is not False
@@ -149,36 +152,35 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Silent]:
-    """A capacity search with three subscribers, at a queue that takes 2 ms for a message."""
+    """A capacity search with three subscribers, at a queue that takes 2 ms for a message.
+
+    It looks no further than it was asked to; how it comes to a rate of producing is asked in test_search_budget.py.
+    """
     scenario = Scenario(
-        name="fan-out", question="?", message=Message(size_bytes=100), rate=Rate.search(), subscribers=3,
-        rabbitmq=RabbitMQ(confirm_window=100), warmup_s=0.3, duration_s=1.6,
+        name="fan-out", question="?", message=Message(size_bytes=100), subscribers=3,
+        rate=Rate.search(enough_msgs_per_s=ENOUGH), rabbitmq=RabbitMQ(confirm_window=100), warmup_s=0.3, duration_s=1.6,
     )  # fmt: skip
-    plan = make_plan([scenario], Profile("test", 0.3, 1.6, 1), brokers=("rabbitmq",))
+    plan = make_plan([scenario], Profile("test", 0.3, 1.6, 1, search_budget_s=180.0), brokers=("rabbitmq",))
     options = Options("fan-out", ["test"], results=tmp_path_factory.mktemp("r"), brokers="memory")
     listener = Silent()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sites, "memory_endpoint", lambda name: memory_endpoint(name, service_ms=SERVICE_MS))
-        # How finely it looks, and a machine that is busy with something else, are looked at in other tests.
-        patch.setattr(search, "SPREAD", 1.5)
+        # A machine that is busy with something else is looked at in other tests.
         patch.setattr(verdict, "CHECKERS", (accounting.check_traffic, accounting.check_loss))
         patch.setattr(engine, "versions_changed", lambda _: Check("versions", passed=True, reason=""))
-        patch.setattr(ceiling, "OPEN_SHARES", ())
-        patch.setattr(ceiling, "WARMUP_S", 0.2)
+        patch.setattr(ceiling, "OPEN_SHARES", ())  # of a search that ended below what is enough
         return execute(plan, options, listener), listener
 
 
 def test_a_capacity_is_the_rate_of_producing(searched: tuple[Run, Silent]) -> None:
-    """One server of 2 ms takes 500 a second, however many receive them; what they consumed stands beside it."""
+    """It is no higher than the rate that is enough, however many receive it; what they consumed stands beside it."""
     run, listener = searched
     (told,) = run.header["searches"]
     found = told["capacity_msgs_per_s"]
-    assert 150 < found <= 515
+    assert 0 < found <= ENOUGH
     assert told["subscribers"] == 3
-    assert 2 * found < told["consumed_msgs_per_s"] <= 3 * 515
+    assert 2 * found < told["consumed_msgs_per_s"]
     assert any("consumed by 3 subscribers" in line for line in listener.lines)
-    ceiling_rate = told["ceiling_msgs_per_s"]
-    assert ceiling_rate is None or ceiling_rate < 600  # of producing, too
 
 
 def test_the_report_tells_produced_from_consumed(searched: tuple[Run, Silent]) -> None:

@@ -47,9 +47,10 @@ class Simulated:
         failed = not self.confirms and trial.purpose == "measure"
         check = {"name": "loss", "passed": not failed, "reason": "1 lost"}
         return {
-            "id": trial.id, "status": "complete", "purpose": trial.purpose, "goodput_msgs_per_s": carried,
-            "offered_msgs_per_s": offered, "window_s": trial.duration_s, "errors": {}, "under_way": {},
-            "latency_ns": {"e2e": None}, "subscribers": 1,
+            "id": trial.id, "status": "complete", "purpose": trial.purpose,
+            "goodput_msgs_per_s": carried * trial.subscribers, "offered_msgs_per_s": offered,
+            "window_s": trial.duration_s, "errors": {}, "under_way": {},
+            "latency_ns": {"e2e": None}, "subscribers": trial.subscribers,
             "verdict": {"status": "valid", "bound_by": "broker", "checks": [check]},
         }  # fmt: skip
 
@@ -108,6 +109,15 @@ def test_a_short_profile_finds_a_point_in_90_s_with_trials_that_take_their_usual
     answer = find_capacity(point(PROFILES["quick"]), bench, bench.clock_s)
     assert (answer["ended_by"], answer["is_lower_bound"]) == ("resolution", False)
     assert bench.now_s <= PROFILES["quick"].search_budget_s == 90.0
+
+
+def test_a_capacity_is_the_rate_of_producing_however_many_receive_it() -> None:
+    """Three subscribers receive three times what the broker takes, which stands beside the capacity."""
+    bench = Simulated(overhead_s=1.0)
+    answer = find_capacity(point(PROFILES["quick"], subscribers=3), bench, bench.clock_s)
+    assert answer["capacity_msgs_per_s"] == pytest.approx(CAPACITY, rel=0.08)
+    assert carries(CAPACITY, answer["capacity_msgs_per_s"], 1.0)
+    assert answer["consumed_msgs_per_s"] == 3 * answer["capacity_msgs_per_s"]
 
 
 def test_slow_trials_leave_a_wider_bracket_and_say_so() -> None:
