@@ -173,7 +173,7 @@ def watched(endpoint: Endpoint, hold_s: float = 0.0) -> Iterator[tuple[Endpoint,
         yield replace(endpoint, hosts=(proxy.listener.getsockname()[:2],)), seen
     finally:
         proxy.ended.set()
-        proxy.join(5)
+        proxy.join(60)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S, until
 
 from loadgen.brokers import install, install_kafka, install_rabbitmq, java, ports, process, state
 from loadgen.errors import BrokerError, HostError
@@ -50,7 +51,7 @@ def test_two_that_install_at_once_install_once(tmp_path: Path) -> None:
 
     def slow(_: Path, __: object) -> dict[str, str]:
         built.append(1)
-        time.sleep(0.5)
+        until(lambda: any("waiting" in line for line in told))
         return {}
 
     threads = [threading.Thread(target=install.ensure, args=("x", tmp_path, slow, told.append)) for _ in range(2)]
@@ -68,7 +69,7 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
         "import os, pathlib, sys; from loadgen.brokers.state import locked\n"
         "with locked(pathlib.Path(sys.argv[1]), what='x', progress=print): os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False, timeout=30)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False, timeout=PATIENCE_S)
     with state.locked(tmp_path / "lock", what="x", progress=pytest.fail):
         pass
 

@@ -162,7 +162,7 @@ def test_the_clock_of_another_process_is_found(offset_ns: int, ppm: int) -> None
         assert other.stdout is not None
         client = ClockClient(("127.0.0.1", int(other.stdout.readline())))
         for _ in range(8):
-            client.sample(10)
+            client.sample(10, timeout_s=60)
             time.sleep(0.05)
         client.close()
         other.communicate("")

@@ -44,7 +44,7 @@ def filled(target: Target, count: int) -> None:
 def described(target: Target) -> ConsumerGroupDescription:
     """The group as its coordinator describes it."""
     asking = AdminClient(client_settings(target.endpoint))
-    return asking.describe_consumer_groups([target.group])[target.group].result(10)  # type: ignore[no-any-return]
+    return asking.describe_consumer_groups([target.group])[target.group].result(60)  # type: ignore[no-any-return]
 
 
 @BOTH

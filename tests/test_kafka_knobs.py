@@ -190,7 +190,7 @@ def test_requests_in_flight(bench: Bench, driver: Driver, in_flight: int) -> Non
     """While the broker's answers are held back, so many requests and no more are on their way."""
     knobs = {"max_in_flight_requests_per_connection": in_flight, "batch_size": 1_000, "enable_idempotence": False}
     target = bench.target(**knobs)
-    with watched(bench.endpoint, hold_s=0.02) as (by_proxy, seen):
+    with watched(bench.endpoint, hold_s=0.05) as (by_proxy, seen):
         sent(driver, bench.by(target, by_proxy), SMALL, 200)
     assert seen.in_flight == in_flight
 
