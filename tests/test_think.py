@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S
+from verdicts import due
 
 from loadgen import Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.driver import Target
@@ -89,7 +91,8 @@ def test_no_consumer_is_faster_than_its_work(
     record, outcome = run_trial(trial, Setting(endpoints[broker], lambda _: None))
     assert outcome.error is None, outcome.traceback
     assert record["think"] == {"kind": "fixed", "mean_ms": 5.0, "spread": 1.0}
-    assert (record["sent"], record["received"], record["lost"], record["duplicated"]) == (375, 375, 0, 0)
+    assert due(record) == 375
+    assert (record["received"], record["lost"], record["duplicated"]) == (record["sent"], 0, 0)
     (received,) = [result.per_second.get("received", [0]) for result in outcome.results if result.role == "consumer"]
     assert max(received) <= 201
     assert record["latency_ns"]["e2e"]["p50"] >= 700 * MS_NS
@@ -140,7 +143,7 @@ def test_what_is_done_of_a_batch_is_acknowledged(queue: Target, name: str) -> No
     assert taken(consumer, 2) == 2
     assert admin.depth(queue) == 3
     consumer.close()
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while admin.depth(queue) < 8 and time.monotonic() < deadline_s:
         time.sleep(0.02)
     assert admin.depth(queue) == 8
@@ -149,7 +152,7 @@ def test_what_is_done_of_a_batch_is_acknowledged(queue: Target, name: str) -> No
 
 def taken(consumer: Consumer, count: int) -> int:
     """Receive until so many have come."""
-    got, deadline_s = 0, time.monotonic() + 10
+    got, deadline_s = 0, time.monotonic() + PATIENCE_S
     while got < count and time.monotonic() < deadline_s:
         got += sum(len(batch.starts) for batch in consumer.receive(0.1))
     return got
