@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from loadgen.drivers.memory import REFUSED, MemoryDriver, memory_endpoint
 from loadgen.drivers.memory_behaviour import Behaviour, Service
 from loadgen.drivers.memory_link import SimulatedClock
 from loadgen.errors import BrokerError, ScenarioError, TrialError
+from loadgen.hands import forkserver
 from loadgen.ledger import Account, ReceivedBook, SentBook, settle
 from loadgen.payload import Payloads
 from loadgen.scenario import Message, Uniform
@@ -322,8 +322,8 @@ def _produce(target: Target, producer: int, count: int) -> None:
 
 
 def test_processes_share_a_queue(target: Target) -> None:
-    """Two spawned producers and one consumer here: everything arrives once and intact."""
-    context = multiprocessing.get_context("spawn")
+    """Producers in two processes and one consumer here: everything arrives once and intact."""
+    context = forkserver()
     count = 20_000
     processes = [context.Process(target=_produce, args=(target, producer, count)) for producer in (0, 1)]
     for process in processes:
