@@ -409,20 +409,22 @@ def test_a_node_that_does_not_end_in_order_is_told(tmp_path: Path, monkeypatch: 
     """One that ignores SIGTERM is killed when its time is over: whoever restarts it hears of that."""
 
     def launch(cluster: state.Cluster, node: state.Node) -> None:
-        words = ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"] if node.index == 1 else ["sleep", "600"]
+        stubborn = f"trap '' TERM; touch {ignores}; while :; do sleep 0.1; done"
+        words = ["sh", "-c", stubborn] if node.index == 1 else ["sleep", "600"]
         folder = cluster.node_dir(node)
         folder.mkdir(parents=True, exist_ok=True)
         node.server = process.spawn(words, environment=dict(os.environ), node_dir=folder, output=tmp_path / "out")
         cluster.save()
 
-    kind = SimpleNamespace(STOP_TIMEOUT_S=0.3, launch=launch, wait_ready=lambda *_: None)
+    ignores = tmp_path / "ignores"
+    kind = SimpleNamespace(STOP_TIMEOUT_S=2.0, launch=launch, wait_ready=lambda *_: None)
     monkeypatch.setattr(local, "kind_of", lambda _: kind)
     nodes = [state.Node(1, {}), state.Node(2, {})]
     cluster = state.Cluster("rabbitmq", state.cluster_dir("rabbitmq", tmp_path), CACHE, "4.3.6", nodes=nodes)
     endpoint: Any = SimpleNamespace(broker="rabbitmq", source="local", data_dir=cluster.node_dir(nodes[0]) / "data")
     for node in nodes:
         launch(cluster, node)
-    time.sleep(0.3)  # until the signal is ignored
+    assert until(ignores.exists)
     try:
         assert local.start_again(endpoint, 1, 2, progress=print) == (1,)
     finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 
 from loadgen import brokers
 from loadgen.driver import Rebalancing, Target
@@ -80,7 +81,7 @@ def send(producer: Producer, count: int, first: int = 0, step: int = 700) -> lis
             producer.send(at, np.full(number, now), now)
             at += number
         settled += producer.poll(0 if number else 0.1)
-    return settled + producer.flush(20)
+    return settled + producer.flush(PATIENCE_S)
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Got:
             self.redelivered += int(batch.redelivered.sum())
 
 
-def receive(consumer: Consumer, payloads: Payloads, count: int, patience_s: float = 15) -> Got:
+def receive(consumer: Consumer, payloads: Payloads, count: int, patience_s: float = PATIENCE_S) -> Got:
     """Receive and settle until `count` messages have come."""
     got, deadline_s = Got(), time.monotonic() + patience_s
     while got.count < count and time.monotonic() < deadline_s:
@@ -247,7 +248,7 @@ def test_commits_while_reading(make_target: Callable[..., Target], admin: Admin)
     producer, consumer = WIRE.producer(target, payloads), WIRE.consumer(target, 0, 1)
     send(producer, 500)
     receive(consumer, payloads, 500)
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + PATIENCE_S
     while admin.depth(target) and time.monotonic() < deadline_s:
         consumer.receive(0.02)
     assert admin.depth(target) == 0
@@ -288,7 +289,7 @@ def test_a_rebalance_in_mid_trial_is_noted(make_target: Callable[..., Target]) -
     before_ns = time.monotonic_ns()
     joining.start()
     seen: list[tuple[int, int]] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while (joining.is_alive() or not seen) and time.monotonic() < deadline:
         first.receive(0.1)
         seen += first.take_rebalances()
@@ -421,7 +422,7 @@ def test_not_kafka(driver: Driver) -> None:
         thread.start()
         with pytest.raises(BrokerError, match="another protocol"):
             driver.admin(Endpoint("kafka", (server.getsockname()[:2],)))
-        thread.join(5)
+        thread.join(PATIENCE_S)
 
 
 def test_no_such_topic(kafka_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,7 +476,7 @@ def test_a_group_is_asked_for_on_a_broker_that_has_just_started(mortal: Endpoint
 
 def test_kill_and_restart_in_mid_run(mortal: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker killed and restarted under load: every message acknowledged, there once and in order."""
-    monkeypatch.setattr(kafka_cluster, "GIVE_UP_S", 90.0)  # however long a restart takes on a busy machine
+    monkeypatch.setattr(kafka_cluster, "GIVE_UP_S", 2 * PATIENCE_S)  # however long a restart takes on a busy machine
     target = Target(mortal, "survivor", resolve("kafka", {}, "broker", "default"), group="survivors")
     admin = WIRE.admin(mortal)
     admin.create(target)
@@ -498,14 +499,14 @@ def test_kill_and_restart_in_mid_run(mortal: Endpoint, monkeypatch: pytest.Monke
     helper = multiprocessing.get_context("spawn").Process(target=brokers.restart, args=(mortal,))
     helper.start()  # meanwhile the clients go on
     work(2_000)
-    deadline_s = time.monotonic() + 90
+    deadline_s = time.monotonic() + PATIENCE_S
     while (got.count < 3_000 or len(settled) == 0) and time.monotonic() < deadline_s:
         settled.extend(producer.poll(0.01))
         for batch in consumer.receive(0.01):
             got.take(batch, payloads)
         consumer.settle()
-    settled.extend(producer.flush(10))
-    helper.join(30)
+    settled.extend(producer.flush(PATIENCE_S))
+    helper.join(PATIENCE_S)
     assert sorted(seq for each in settled for seq in each.seqs.tolist()) == list(range(3_000))
     assert {each.error for each in settled} == {None}
     assert got.seqs == {0: list(range(3_000))}
