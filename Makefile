@@ -47,7 +47,7 @@ ifdef TESTS
 	@$(BIN)/python -m pytest $(TESTS)
 else
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone and not long"
-	@$(BIN)/python -m pytest -m "alone and not long"
+	@$(BIN)/python -m pytest -n 1 -m "alone and not long"
 endif
 
 test-long: $(STAMP)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
-hypothesis.settings.register_profile("suite", deadline=None)  # how long an example takes is the machine's affair
+# How long an example takes is the machine's affair; half of what is usual, as the suite has twenty minutes.
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("suite")
 ROOM_BYTES = 12 << 30
+IN_MEMORY = "loadgen-tests-"
 
 
 def _room() -> Path:
@@ -36,7 +39,7 @@ def _room() -> Path:
     if not shared.is_dir() or min(psutil.virtual_memory().available, shutil.disk_usage(shared).free) < ROOM_BYTES:
         return brokers_dir()
     checkout = hashlib.sha256(str(brokers_dir().resolve()).encode()).hexdigest()[:12]
-    return shared / f"loadgen-tests-{os.getuid()}-{checkout}"
+    return shared / f"{IN_MEMORY}{os.getuid()}-{checkout}"
 
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -54,21 +57,47 @@ else:  # who starts the others: they see one room, whatever memory is left when 
 os.environ.setdefault(kafka.JVM_VARIABLE, " ".join((*kafka.JVM_FLAGS, "-XX:TieredStopAtLevel=1")))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what tests write beside their brokers' data, in memory, and have all be written that waits for the disk.
+
+    Each trial waits until that has been written, half a minute at most: it is the runs of other tests, or what was
+    installed just now.
+    """
+    if worker or not config.getoption("numprocesses", None):
+        return
+    threading.Thread(target=os.sync, daemon=True).start()
+    room = Path(os.environ["LOADGEN_TESTS_DIR"])
+    if room.name.startswith(IN_MEMORY) and not os.statvfs(room.parent).f_flag & os.ST_NOEXEC:  # some write programs
+        room.mkdir(parents=True, mode=0o700, exist_ok=True)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(room)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file without any of the tests that alone are asked for: `-m "alone …"`, `-m long`."""
+    wanted = str(config.getoption("markexpr")).partition(" ")[0]
+    if wanted not in {"alone", "long"} or collection_path.suffix != ".py":
+        return None
+    return True if f"mark.{wanted}" not in collection_path.read_text(encoding="utf-8") else None
+
+
 def pytest_sessionfinish() -> None:
     """Leave nothing in memory."""
     room = Path(os.environ["LOADGEN_TESTS_DIR"])
-    if not worker and room.name.startswith("loadgen-tests-"):
+    if not worker and room.name.startswith(IN_MEMORY):
         shutil.rmtree(room, ignore_errors=True)
 
 
 # Files that take the longest, in turn: whoever shares the tests by files begins with these, and ends together.
 LONGEST = (
-    "test_clusters", "test_probes", "test_faults", "test_cli", "test_locust_failures", "test_distributed",
-    "test_crashes", "test_secure_brokers", "test_engine", "test_searching",
-    "test_exposition", "test_network",
-    "test_amqp_recovery", "test_driver_contract", "test_brokers_local", "test_locust_users", "test_decide",
-    "test_rabbitmq_connections", "test_kafka_drivers", "test_ceiling", "test_notebooks", "test_prove_aa",
-    "test_all_scenarios", "test_pubsub", "test_processing", "test_rabbitmq_removals",
+    "test_clusters", "test_probes", "test_engine", "test_brokers_local", "test_cli", "test_secure_brokers",
+    "test_faults", "test_distributed", "test_locust_failures", "test_report_load", "test_driver_contract",
+    "test_crashes", "test_pubsub",
+    "test_report_page", "test_hung_broker", "test_backlog", "test_ceiling", "test_gate_tried", "test_amqp_recovery",
+    "test_kafka_drivers", "test_nullbroker", "test_locust_users", "test_fleet", "test_rabbitmq_connections",
+    "test_prove_aa", "test_prove_queueing", "test_notebooks", "test_searching", "test_docs_commands",
+    "test_rabbitmq_topology", "test_report_ceiling", "test_processing", "test_rabbitmq_removals", "test_docs",
+    "test_report_ab", "test_report", "test_all_scenarios", "test_gate", "test_request_reply", "test_membership",
+    "test_think", "test_soak", "test_network", "test_locust_web", "test_exposition", "test_decide",
 )  # fmt: skip
 
 
@@ -85,6 +114,16 @@ def _as_installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (folder / "hypothesis.py").write_text('raise ImportError("as loadgen is installed, there is none")\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_pictures() -> Iterator[None]:
+    """No test looks at the pixels of a chart, which take as long as its drawing."""
+    from loadgen.report import drawing  # noqa: PLC0415 - who only starts the others has no need of matplotlib
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "PNG_DPI", 30)
         yield
 
 
