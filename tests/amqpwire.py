@@ -64,4 +64,4 @@ def silenced(endpoint: Endpoint) -> Iterator[tuple[Endpoint, _Way]]:
         yield replace(endpoint, hosts=(way.listener.getsockname()[:2],)), way
     finally:
         way.ended.set()
-        way.join(5)
+        way.join(60)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 GATE = 4_711
 RESULT_BYTES = 2  # and then a creation, which differs by each registration
 

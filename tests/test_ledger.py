@@ -403,7 +403,7 @@ numbers = st.one_of(st.integers(0, 60), st.integers(PAGE_BITS - 20, PAGE_BITS + 
 runs = st.tuples(numbers, st.integers(1, 80)).map(lambda run: list(range(run[0], run[0] + run[1])))
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.lists(st.one_of(runs, st.lists(numbers, max_size=40)), max_size=10))
 def test_bit_counts_are_counts(batches: list[list[int]]) -> None:
     """After any batches each number's count, and what was told to be repeated, is that of a dictionary."""

@@ -33,7 +33,7 @@ firsts = st.one_of(st.integers(0, 20), st.integers(8_180, 8_200), st.integers(0,
 DAY_NS = 86_400 * NS_PER_S
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(open_loops, firsts, st.integers(-2, 2))
 def test_due_is_the_number_of_intended_times_up_to_now(pacer: Pacer, first: int, aside_ns: int) -> None:
     """At, just before and just after an intended time, exactly the messages intended by then are due."""

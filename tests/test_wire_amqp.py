@@ -220,7 +220,7 @@ def render(events: list[Any], frame_max: int) -> tuple[bytes, list[tuple[bytes, 
     return stream, messages, others
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(events=EVENTS, frame_max=st.sampled_from([40, 64, 131_072]), data=st.data())
 def test_deliveries_are_parsed_however_they_arrive(events: list[Any], frame_max: int, data: Any) -> None:
     """Runs, mixed sizes, redelivered ones, bodies in several frames, other frames between: all in order, none lost."""
@@ -239,7 +239,7 @@ def test_deliveries_are_parsed_however_they_arrive(events: list[Any], frame_max:
 SPREAD_RUN = st.tuples(RUN, st.integers(0, 255), st.sampled_from(["0001", "9999", "another length"]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(runs=st.lists(SPREAD_RUN, max_size=12), frame_max=st.sampled_from([40, 131_072]), data=st.data())
 def test_deliveries_of_several_queues_and_keys_are_told_apart(runs: list[Any], frame_max: int, data: Any) -> None:
     """The queue of each message is known by its consumer's tag, whatever the routing key, however it arrives."""
@@ -333,7 +333,7 @@ def confirmed(tag: int, *, multiple: bool, nack: bool) -> bytes:
 CONFIRM = st.tuples(st.integers(1, 60), st.booleans(), st.integers(0, 9).map(lambda n: n == 0))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(confirms=st.lists(CONFIRM, max_size=60), data=st.data())
 def test_every_tag_is_settled_exactly_once(confirms: list[tuple[int, bool, bool]], data: Any) -> None:
     """Single and multiple, acks and nacks, in any order and repeated: the first to name a tag settles it."""

@@ -77,7 +77,7 @@ class Pretender:
                 if self._opens:
                     self._open()
                 self._serve(self)
-                self.done.wait(10)
+                self.done.wait(60)
         except OSError:
             pass  # the client has left
         except BaseException as error:  # noqa: BLE001 - told to the test's thread
@@ -135,7 +135,7 @@ class Pretender:
     def end(self) -> None:
         """Let go, and raise what went wrong on this side."""
         self.done.set()
-        self._thread.join(10)
+        self._thread.join(60)
         if self.failure is not None:
             raise self.failure
 
@@ -213,7 +213,7 @@ def test_back_pressure_holds_the_producer_and_loses_nothing(pretend: Any) -> Non
     bodies: list[bytes] = []
 
     def serve(broker: Pretender) -> None:
-        reads.wait(10)
+        reads.wait(60)
         while len(bodies) < total[0] or not reads.is_set():
             found = broker.hear()
             if isinstance(found, frame.Body):
@@ -230,9 +230,9 @@ def test_back_pressure_holds_the_producer_and_loses_nothing(pretend: Any) -> Non
     assert producer.poll(0.01) == []
     total[0] = sent
     reads.set()
-    assert producer.flush(10) == []
+    assert producer.flush(60) == []
     assert producer.room_msgs > 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(bodies) < sent and time.monotonic() < deadline:
         time.sleep(0.01)
     received = np.frombuffer(b"".join(bodies), np.uint8)
@@ -256,12 +256,12 @@ def test_a_blocked_producer_has_no_room(pretend: Any, stop: Any, go: Any, channe
     def serve(broker: Pretender) -> None:
         broker.confirm()
         broker.say(stop, channel)
-        goes.wait(10)
+        goes.wait(60)
         broker.say(go, channel)
 
     _, target = pretend(serve)
     producer = DRIVER.producer(target, PAYLOADS)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not producer.blocked and time.monotonic() < deadline:
         producer.poll(0.01)
     assert (producer.blocked, producer.room_msgs) == (True, 0)
@@ -352,7 +352,7 @@ def test_close_is_bounded_in_time(pretend: Any) -> None:
     producer = DRIVER.producer(target, PAYLOADS)
     begun = time.monotonic()
     producer.close()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     producer.close()
 
 
@@ -374,7 +374,7 @@ def test_tls_carries_batches_both_ways(pretend: Any, certificate: tuple[Path, Pa
     _, target = pretend(serve, tls=context, client_tls=Tls(ca_file=certificate[0]))
     producer = DRIVER.producer(target, PAYLOADS)
     send(producer, 0, 90)
-    settled = producer.flush(10)
+    settled = producer.flush(60)
     assert sorted(seq for each in settled for seq in each.seqs.tolist()) == list(range(90))
     parsed = PAYLOADS.parse(np.frombuffer(b"".join(bodies), np.uint8), np.arange(90) * 4_000, 4_000)
     assert parsed.intact.all()

@@ -157,7 +157,7 @@ def test_tls_carries_large_frames_both_ways(certificate: tuple[Path, Path]) -> N
     assert connection.buffer[found[0] : found[1]].tobytes() == frame
     assert heard == [frame]
     connection.close()
-    thread.join(10)
+    thread.join(60)
 
 
 def test_a_certificate_of_nobody_is_told(certificate: tuple[Path, Path]) -> None:
@@ -182,10 +182,10 @@ def test_a_certificate_of_nobody_is_told(certificate: tuple[Path, Path]) -> None
     is_up = threading.Event()
     thread = threading.Thread(target=refuse, daemon=True)
     thread.start()
-    assert is_up.wait(10)
+    assert is_up.wait(60)
     with pytest.raises(BrokerError, match="certificate is not trusted: self-signed"):
         Connection(Endpoint("kafka", (("127.0.0.1", ports[0]),), tls=Tls()), "127.0.0.1", ports[0])
-    thread.join(10)
+    thread.join(60)
     assert heard
 
 
@@ -195,7 +195,7 @@ def test_tls_files_that_are_not_there(tmp_path: Path) -> None:
     endpoint = Endpoint("kafka", (("127.0.0.1", port),), tls=Tls(ca_file=tmp_path / "none.pem"))
     with pytest.raises(BrokerError, match=r"none\.pem cannot be used: No such file"):
         Connection(endpoint, "127.0.0.1", port)
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_login(shake: bytes, login: bytes | None, told: str | None) -> None:
         with pytest.raises(BrokerError, match=told) as error:
             Connection(endpoint, "127.0.0.1", port)
         assert "s3cret" not in str(error.value)
-    thread.join(10)
+    thread.join(60)

@@ -119,7 +119,7 @@ class Player:
 
     def end(self) -> None:
         """Wait until all was played."""
-        self._thread.join(20)
+        self._thread.join(60)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def deliver(first: int, bodies: list[bytes]) -> bytes:
 def taken(consumer: StreamConsumer, count: int) -> list[bytes]:
     """The bodies of the next `count` messages, copied while they are valid."""
     found: list[bytes] = []
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while len(found) < count and time.monotonic() < deadline_s:
         for batch in consumer.receive(0.1):
             sizes = np.broadcast_to(np.asarray(batch.sizes), len(batch.starts)).tolist()
@@ -213,7 +213,7 @@ def test_credit_is_given_for_each_chunk(play: Any) -> None:
     player, target = play(then)
     consumer = StreamConsumer(target, 0, 1)
     taken(consumer, 7)
-    assert player.played.wait(20)
+    assert player.played.wait(60)
     assert sum(given) == 7
     consumer.close()
 
@@ -249,7 +249,7 @@ def test_back_pressure_holds_the_producer(play: Any) -> None:
     ids: list[int] = []
 
     def then(player: Player) -> None:
-        go.wait(20)
+        go.wait(60)
         while len(ids) < 10_000:
             _, reader = player.hear()
             reader.number("B")
@@ -310,7 +310,7 @@ def test_a_close_of_the_brokers_is_told_with_its_reason(play: Any) -> None:
     consumer = StreamConsumer(target, 0, 1)
     with pytest.raises(TrialError, match="internal error going down"):
         taken(consumer, 1)
-    assert player.played.wait(20)
+    assert player.played.wait(60)
     assert player.heard[-1] == Key.CLOSE | RESPONSE_BIT
     consumer.close()
 
@@ -342,7 +342,7 @@ def test_what_is_no_stream_listener_is_told(said: bytes, words: str) -> None:
         thread.start()
         with pytest.raises(BrokerError, match=words) as caught:
             StreamConnection(Endpoint("rabbitmq", (("127.0.0.1", port),)), "127.0.0.1", port)
-        thread.join(10)
+        thread.join(60)
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
