@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -28,6 +30,7 @@ hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("suite")
 ROOM_BYTES = 12 << 30
 IN_MEMORY = "loadgen-tests-"
+IN_USE = pytest.StashKey[int]()  # a lock on what is there
 
 
 def _room() -> Path:
@@ -67,9 +70,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     threading.Thread(target=os.sync, daemon=True).start()
     room = Path(os.environ["LOADGEN_TESTS_DIR"])
-    if room.name.startswith(IN_MEMORY) and not os.statvfs(room.parent).f_flag & os.ST_NOEXEC:  # some write programs
+    if room.name.startswith(IN_MEMORY):
         room.mkdir(parents=True, mode=0o700, exist_ok=True)
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(room)
+        config.stash[IN_USE] = os.open(room, os.O_RDONLY)
+        fcntl.flock(config.stash[IN_USE], fcntl.LOCK_SH)
+        if not os.statvfs(room).f_flag & os.ST_NOEXEC:  # some tests write programs
+            os.environ["PYTEST_DEBUG_TEMPROOT"] = str(room)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -80,11 +86,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if f"mark.{wanted}" not in collection_path.read_text(encoding="utf-8") else None
 
 
-def pytest_sessionfinish() -> None:
-    """Leave nothing in memory."""
-    room = Path(os.environ["LOADGEN_TESTS_DIR"])
-    if not worker and room.name.startswith(IN_MEMORY):
-        shutil.rmtree(room, ignore_errors=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing in memory, but to others that test this checkout."""
+    if (held := config.stash.get(IN_USE, None)) is None:
+        return
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(os.environ["LOADGEN_TESTS_DIR"], ignore_errors=True)
+    os.close(held)
 
 
 # Files that take the longest, in turn: whoever shares the tests by files begins with these, and ends together.
