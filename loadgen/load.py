@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from loadgen.backlog import SIZES
 from loadgen.errors import ScenarioError
 from loadgen.knobs import CLASS_DEMANDS
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
@@ -100,8 +101,14 @@ _OWN = (
 
 
 def apply_sets(scenario: Scenario, sets: Iterable[tuple[str, Any]]) -> Scenario:
-    """The scenario with knobs replaced and checked again; a key is `part.knob`, or a knob that only one part has."""
+    """The scenario with knobs replaced and checked again; a key is `part.knob`, or a knob that only one part has.
+
+    A backlog has one size: one that is set takes the place of the scenario's own.
+    """
     values: dict[str, Any] = {name: getattr(scenario, name) for name in type(scenario).model_fields}
+    sets = list(sets)
+    if any(key in SIZES for key, _ in sets):
+        values |= dict.fromkeys(SIZES)
     for key, value in sets:
         part, knob = _locate(scenario, key)
         if part == "rate":

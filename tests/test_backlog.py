@@ -20,7 +20,7 @@ from loadgen.errors import ScenarioError
 from loadgen.fleet import Fleet, Outcome
 from loadgen.flow import Flow
 from loadgen.ledger import ReceivedBook, SentBook, settle
-from loadgen.load import load_scenarios, scenario_file
+from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_file
 from loadgen.payload import Parsed
 from loadgen.plan import PROFILES, Profile, Trial, make_plan
 from loadgen.report.phases import load_label, notes
@@ -95,6 +95,16 @@ def test_sizes_come_to_messages_and_bytes() -> None:
     assert (by_bytes.warmup_s, by_bytes.is_replay, by_time.is_replay) == (0.0, True, False)
     with pytest.raises(ScenarioError, match="warmup_s"):
         planned("kafka", Kafka(), warmup_s=1)
+
+
+def test_the_size_that_is_asked_for_takes_the_place_of_the_files() -> None:
+    """By number, bytes or time, with one `--set`: gigabytes of backlog as well; two of them are still refused."""
+    (scenario,) = load_scenarios(scenario_file("backlog"))
+    for text, msgs in (("backlog_bytes=5000000000", 4_882_812), ("backlog_msgs=7000", 7_000), ("backlog_s=2", 4_000)):
+        plan = make_plan([apply_sets(scenario, [parse_set(text)])], PROFILES["quick"], repeats=1)
+        assert {trial.backlog.msgs for trial in plan.trials} == {msgs}
+    with pytest.raises(ScenarioError, match="backlog_bytes and backlog_s"):
+        apply_sets(scenario, [parse_set("backlog_s=2"), parse_set("backlog_bytes=5000000")])
 
 
 @pytest.mark.parametrize("name", ["replay", "backlog"])
@@ -244,7 +254,8 @@ def test_the_broker_holds_the_backlog_when_consumers_begin(
         start(self, board)
 
     monkeypatch.setattr(Fleet, "_start", started)
-    record, _ = ran(planned(broker, part, rate=Rate.fixed(300), durability=durability), endpoints[broker])
+    sized = {"backlog_msgs": None, "backlog_bytes": 400_000}  # messages of 100 B
+    record, _ = ran(planned(broker, part, rate=Rate.fixed(300), durability=durability, **sized), endpoints[broker])
     assert depths == [4_000]
     assert (due(record), record["received"], record["duplicated"]) == (4_300, record["sent"], 0)
     assert record["latency_ns"]["e2e"]["count"] == 300
