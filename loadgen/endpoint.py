@@ -57,6 +57,8 @@ class Endpoint:
     """Where nodes listen for clients that come through a proxy, where those are other ports than the hosts'."""
     stomp_port: int | None = None
     mqtt_port: int | None = None
+    max_message_bytes: int | None = None
+    """The largest message that it takes, by its own configuration; None where that is not known, or is a topic's."""
     version: str = "unknown"
     pids: tuple[int, ...] = ()
     data_dir: Path | None = None

@@ -29,7 +29,7 @@ from loadgen.record import end_to_end
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
 from loadgen.searching import find_capacity, line_of_search
-from loadgen.sites import Sites, disk_dir, refuse_faults
+from loadgen.sites import Sites, disk_dir, refuse_faults, refuse_too_large
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, run_trial
 from loadgen.verdict import add_check
@@ -87,6 +87,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
         Sites(options.brokers, wanted, listener) as sites,
     ):
         endpoints, pins = sites.of(plan.sites[0], plan.brokers_of(plan.sites[0]))
+        refuse_too_large(endpoints, plan.of_site(plan.sites[0]))
         data_dirs = [each.data_dir for each in endpoints.values() if each.data_dir is not None]
         for data_dir in data_dirs:
             plan.refuse_over_half_of(host.disk_free(data_dir))
@@ -103,6 +104,7 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
             bench = _Bench(plan, writer, listener, exposition, roster)
             for site in plan.sites if plan.trials else ():
                 bench.endpoints, bench.pins = sites.of(site, plan.brokers_of(site))
+                refuse_too_large(bench.endpoints, plan.of_site(site))
                 writer.add_brokers(brokers_of(bench.endpoints, site))
                 _warm(bench.endpoints, site.nodes, listener, bench.pins)
                 bench.run_all(plan.of_site(site))

@@ -209,7 +209,7 @@ def _refuse_unfit(point: Point) -> None:
     elif point.driver in stream_knobs.DRIVERS:
         stream_knobs.refuse_unfit(point.settings, point.message, point.consumers)
     else:
-        rabbitmq_knobs.refuse_unfit(point.settings, point.message, point.consumers)
+        rabbitmq_knobs.refuse_unfit(point.settings, point.consumers)
 
 
 def refuse_sites(a: Sequence[Point], b: Sequence[Point]) -> None:
@@ -263,4 +263,6 @@ def _allowed(broker: BrokerName, durability: str, knob: str, value: Any) -> bool
         return knob == "flush_messages" or (knob == "acks" and value == "1")
     if durability == "broker":
         return knob == "queue_type" and value == "quorum"
+    if durability in NODES:  # with all copies in step more is kept, and nothing written while one is missing
+        return knob == "min_insync_replicas" and int(value) >= REPLICATED_TOPIC[knob]
     return durability == "none" and knob in {"persistent", "confirms", "ack", "acks", "commit"}

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loadgen.errors import ScenarioError
 
-if TYPE_CHECKING:
-    from loadgen.scenario import Message
-
 Settings = dict[str, Any]
-
-# What RabbitMQ 4.3 takes as it is shipped, `max_message_size`, read from a running one.
-MAX_MESSAGE_BYTES = 16 << 20
 
 # Client settings that no class demands; prefetch and windows follow RabbitMQ's own guidance (a plateau from about 100
 # prefetched and a few hundred unconfirmed).
@@ -165,13 +159,8 @@ def _refuse_failures(settings: Settings) -> None:
             )
 
 
-def refuse_unfit(settings: Settings, message: Message, consumers: int) -> None:
-    """Raise ScenarioError where messages do not fit the broker as it is shipped, or nobody is there for a knob."""
+def refuse_unfit(settings: Settings, consumers: int) -> None:
+    """Raise ScenarioError where nobody is there for a knob."""
     needing = next((knob for knob in ("expires_ms", *FAILING) if settings[knob]), None)
     if needing is not None and not consumers:
         raise ScenarioError(f"rabbitmq.{needing} = {settings[needing]}: nobody consumes; expected consumers ≥ 1")
-    if message.max_size_bytes > MAX_MESSAGE_BYTES:
-        raise ScenarioError(
-            f"message.size_bytes = {message.max_size_bytes}: rabbitmq takes at most {MAX_MESSAGE_BYTES} bytes as it is "
-            "shipped (max_message_size)"
-        )

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from loadgen import stream_knobs
 from loadgen.brokers import open_brokers, status
 from loadgen.brokers.state import brokers_dir
 from loadgen.drivers.memory import memory_endpoint
@@ -20,7 +21,7 @@ from loadgen.knobs import Site
 from loadgen.pinning import Pins, pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Protocol
 
@@ -70,6 +71,21 @@ def refuse_faults(spec: str, trials: Sequence[Trial]) -> None:
         raise ScenarioError(
             f"{hurt.scenario}: has faults, and only brokers that loadgen itself starts are hurt; use --brokers local"
         )
+
+
+def refuse_too_large(endpoints: Mapping[BrokerName, Endpoint], trials: Sequence[Trial]) -> None:
+    """Raise ScenarioError where a message is larger than its broker says that it takes.
+
+    One that does not say, as it is somebody else's, refuses it by itself. Frames of streams have a limit of their own.
+    """
+    for trial in trials:
+        limit_bytes = endpoints[trial.broker].max_message_bytes
+        size_bytes = trial.message.max_size_bytes
+        if limit_bytes is not None and size_bytes > limit_bytes and trial.driver not in stream_knobs.DRIVERS:
+            raise ScenarioError(
+                f"message.size_bytes = {size_bytes}: this {trial.broker} takes at most {limit_bytes} bytes by its own "
+                "configuration (max_message_size); expected no more, or a broker that is told otherwise"
+            )
 
 
 @contextlib.contextmanager

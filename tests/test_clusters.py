@@ -116,15 +116,19 @@ def test_a_replicated_queue_lies_on_three_nodes(clusters: dict[BrokerName, Endpo
         admin.close()
 
 
-def test_a_replicated_topic_has_three_replicas_and_two_in_step(clusters: dict[BrokerName, Endpoint]) -> None:
-    """By Kafka's own word: replication factor 3, min.insync.replicas 2, no unclean election; flushed where asked."""
+def test_a_replicated_topic_has_three_replicas_and_so_many_in_step(clusters: dict[BrokerName, Endpoint]) -> None:
+    """By Kafka's own word: replication factor 3, min.insync.replicas 2 or as asked, no unclean election; flushed."""
     admin = load_driver("kafka").admin(clusters["kafka"])
     try:
-        for durability, flush in (("replicated", None), ("replicated_flushed", "1")):
-            target = target_in(clusters["kafka"], durability)
+        for durability, knobs, flush, in_step in (
+            ("replicated", {}, None, "2"),
+            ("replicated_flushed", {}, "1", "2"),
+            ("replicated", {"min_insync_replicas": 3}, None, "3"),
+        ):
+            target = target_in(clusters["kafka"], durability, **knobs)
             admin.create(target)
             told = admin.effective(target)
-            assert (told["replication.factor"], told["min.insync.replicas"]) == (3, "2")
+            assert (told["replication.factor"], told["min.insync.replicas"]) == (3, in_step)
             assert told["unclean.leader.election.enable"] == "false"
             assert flush is None or told["flush.messages"] == flush
             admin.delete(target)

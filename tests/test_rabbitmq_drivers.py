@@ -372,6 +372,24 @@ def test_a_connection_closed_by_force_is_told(make_target: Any, close_all: conte
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
+def test_a_message_over_the_brokers_own_limit_is_one_line(
+    make_target: Any, driver: str, close_all: contextlib.ExitStack
+) -> None:
+    """The limit that the broker tells is the one by which it refuses, with its own word; who knows it does not ask."""
+    target = make_target(confirm_window=1)
+    limit_bytes = target.endpoint.max_message_bytes
+    assert limit_bytes == target.endpoint.configuration["environment"]["rabbit"]["max_message_size"] == 16 << 20
+    taken = load_driver(driver).producer(target, payloads_of(limit_bytes))
+    close_all.callback(taken.close)
+    assert settled_seqs(publish(taken, 0, 1)) == [0]
+    refused = load_driver(driver).producer(target, payloads_of(limit_bytes + 1))
+    close_all.callback(refused.close)
+    with pytest.raises(TrialError, match=f"406 PRECONDITION_FAILED .*{limit_bytes}") as caught:
+        publish(refused, 0, 1)
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_wrong_credentials_are_told(rabbitmq_endpoint: Endpoint, driver: str) -> None:
     """One line that names the user and never the password, from each role and the control plane."""
     endpoint = replace(rabbitmq_endpoint, credentials=Credentials("somebody", "wrong-password"))

@@ -170,6 +170,7 @@ def _rabbitmq(containers: list[dict[str, Any]]) -> Endpoint:
         stream_hosts=tuple((ports.HOST, each[5552]) for each in published) if len(published) > 1 else (),
         stomp_port=first.get(61613),
         mqtt_port=first.get(1883),
+        max_message_bytes=configuration["environment"]["rabbit"].get("max_message_size"),
         version=configuration["status"]["rabbitmq_version"],
         pids=pids,
         configuration={**configuration, "image": containers[0].get("Image")},

@@ -138,6 +138,7 @@ def endpoint(cluster: Cluster) -> Endpoint:
         else (),
         stomp_port=first.ports["stomp"],
         mqtt_port=first.ports["mqtt"],
+        max_message_bytes=configuration["environment"]["rabbit"].get("max_message_size"),
         version=configuration["status"]["rabbitmq_version"],
         pids=tuple(node.server.pid for node in cluster.nodes if node.server is not None),
         data_dir=cluster.node_dir(first) / "data",

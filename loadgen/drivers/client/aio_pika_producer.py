@@ -10,12 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from aio_pika import Message
-from aio_pika.exceptions import DeliveryError
+from aio_pika.exceptions import ChannelPreconditionFailed, DeliveryError
 
 from loadgen.drivers.client.aio_pika_link import LOST, Link
 from loadgen.drivers.client.event_loop import settled_of
 from loadgen.drivers.client.pika_producers import Messages
 from loadgen.drivers.wire.amqp_producer import NACK, poll_while
+from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,6 +39,7 @@ class AioPikaProducer:
         self._tasks: set[asyncio.Task[None]] = set()  # held, as the loop itself does not
         self._under_way = 0
         self._heard: list[tuple[int, str | None]] = []
+        self._refused: str | None = None
         self._link = Link(target.endpoint, settings["heartbeat"], confirms=self._confirms)
         try:
             self._exchange: Any = self._link.channel.default_exchange
@@ -77,6 +79,8 @@ class AioPikaProducer:
                 error = f"return: {returned.reply_text}"
         except DeliveryError:
             error = NACK
+        except ChannelPreconditionFailed as refused:  # the connection is well: what is sent is what is refused
+            error = self._refused = str(self._link.refused(refused))
         except LOST as lost:  # while the connection was mended: the library repeats nothing
             error = f"lost: {type(lost).__name__}"
         self._under_way -= 1
@@ -85,10 +89,12 @@ class AioPikaProducer:
         self._link.loop.tell()
 
     def poll(self, timeout_s: float) -> list[Settled]:
-        """Turn the loop until something was confirmed or written."""
+        """Turn the loop until something was confirmed or written; raises TrialError where the broker refuses it."""
         if not self._heard:
             self._link.loop.pump(timeout_s)
             self._link.look()
+        if self._refused is not None:
+            raise TrialError(self._refused)
         if not self._heard:
             return []
         at_ns = time.monotonic_ns()
