@@ -19,6 +19,7 @@ from loadgen.flow import Settled, is_growing
 from loadgen.legs import depth_of
 from loadgen.membership import rebalances
 from loadgen.payload import Payloads
+from loadgen.ramps import risen
 from loadgen.removals import Removals, removals_of, removed_msgs
 from loadgen.verdict import judge
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 REREAD_MOST_MSGS = 1_000_000  # more would take longer than a trial
 CUT_MOST_S = 60  # what comes later than a minute after the warm-up is no warm-up
+CHANGING = {
+    "burst": "bursts came and went: what piled up in them is what is looked for",
+    "ramp": "the rate changes: what latency does meanwhile is what is looked for",
+}
+"""Rates by which a trial is in no one state, and is not meant to be."""
 
 Record = dict[str, Any]
 
@@ -91,6 +97,8 @@ def judged(
     if observations is not None and record["window_s"]:
         record |= _observed(record, live, observations, outcome)
     record |= _flowed(record, live, settled)
+    if outcome.error is None and not outcome.interrupted:
+        record["ramp"] = risen(trial, live.levels)
     strays = removed_msgs(record) or record.get("lost") or record.get("duplicated")  # which stay owed, or are twice
     if outcome.error is None and not outcome.interrupted and not strays:
         record["bursts"] = worked_off(trial, live.flow, outcome.start_ns)
@@ -158,8 +166,8 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
         return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
     if trial.faults:
         return Settled(0, True, "the broker was hurt: what changed then is what is looked for")
-    if trial.rate.kind == "burst":
-        return Settled(0, True, "bursts came and went: what piled up in them is what is looked for")
+    if trial.rate.kind in CHANGING:
+        return Settled(0, True, CHANGING[trial.rate.kind])
     found = live.flow.settled(
         live.start_ns,
         trial.warmup_s,

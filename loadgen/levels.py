@@ -6,6 +6,7 @@ as long moves it by 5 %. And it is a sum, so that nothing needs to be kept of an
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,14 @@ class Levels:
             interval = delta.interval // self._interval_s
             number, logs = self._sums.get(interval, (0, 0.0))
             self._sums[interval] = number + delta.count, logs + float(delta.counts @ _LOGS[delta.indices])
+
+    def by_interval(self) -> list[tuple[int, float]]:
+        """Each interval that has ten messages, and their geometric mean (ns), in order."""
+        return [
+            (interval, math.exp(logs / number))
+            for interval, (number, logs) in sorted(self._sums.items())
+            if number >= MESSAGES_MIN
+        ]
 
     def blocks(self) -> npt.NDArray[np.float64]:
         """Geometric means (ns, float[n]) of 40 blocks at most, in order: as many intervals each as have ten messages.

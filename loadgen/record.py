@@ -18,7 +18,7 @@ LATENCY_KINDS = (
 _NULL_FIELDS = (
     "scenario", "broker", "driver", "driver_kind", "durability", "repeat", "seed", "message", "rate",
     "producers", "consumers", "think", "membership", "backlog",
-    "rebalances", "bursts", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
+    "rebalances", "bursts", "ramp", "started_utc", "warmup_s", "window_s", "drain_s", "error", "traceback",
     "offered_msgs_per_s", "achieved_msgs_per_s", "sent_msgs_per_s", "acked_msgs_per_s", "goodput_msgs_per_s",
     "goodput_bytes_per_s", "sent", "acked", "received", "lost", "confirmed_lost", "unconfirmed_lost",
     "duplicated", "dup_resend", "dup_redelivery", "out_of_order", "reordered_redelivery", "corrupted", "foreign",

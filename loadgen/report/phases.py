@@ -1,4 +1,4 @@
-"""What a trial of several phases showed, in a sentence a point: a backlog's drain, a rebalance's pause, bursts."""
+"""What a trial of several phases showed, in a sentence a point: a drain, a pause for a rebalance, bursts, a ramp."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def load_label(shared: dict[str, Any]) -> str:
 
 
 def notes(points: Iterable[Point]) -> tuple[str, ...]:
-    """A sentence for each point that had a backlog, a rebalance or bursts, medians over its repeats."""
+    """A sentence for each point that had a backlog, a rebalance, bursts or a ramp, medians over its repeats."""
     told = []
     for point in points:
-        for part, tell in (("backlog", _drained), ("rebalances", _paused), ("bursts", _worked_off)):
+        for part, tell in (("backlog", _drained), ("rebalances", _paused), ("bursts", _worked_off), ("ramp", _risen)):
             used = [record for record in point.used if record[part] is not None]
             told += [f"{point.name}: {tell(used)}"] if used else []
     return tuple(told)
@@ -69,6 +69,21 @@ def _worked_off(used: list[Record]) -> str:
         return f"{text}none of {bursts} was worked off before the next"
     after = f"{after_s:.2f} s after" if after_s > 0.05 else "within 0.05 s of"  # counters are read so often
     return f"{text}worked off {after} a burst’s end ({done} of {bursts})"
+
+
+def _risen(used: list[Record]) -> str:
+    ground_ns = _median(used, lambda record: record["ramp"]["ground_ns"])
+    top_ns = _median(used, lambda record: record["ramp"]["top_ns"])
+    top = words.rate(_median(used, lambda record: record["ramp"]["top_msgs_per_s"]))
+    text = f"response times of {words.duration(ground_ns)} at the lowest rates"
+    left = [record for record in used if record["ramp"]["left_at_msgs_per_s"] is not None]
+    if not left:
+        return f"{text}, and not twice that up to {top}"
+    at = words.rate(_median(left, lambda record: record["ramp"]["left_at_msgs_per_s"]))
+    text += f" are more than doubled from {at} on"
+    if len(left) < len(used):
+        text += f" ({len(left)} of {words.plural(len(used), 'repeat')})"
+    return f"{text}; {words.duration(top_ns)} at {top}"
 
 
 def _paused(used: list[Record]) -> str:
