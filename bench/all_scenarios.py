@@ -1,15 +1,18 @@
 """Every scenario under scenarios/ that hurts no broker, on both brokers in profile quick: is each verdict valid?
 
-    python bench/all_scenarios.py [FILE …] [--minutes 25] [--repeats N] [--set key=value …] [--results FOLDER]
+    python bench/all_scenarios.py [FILE …] [--minutes 23] [--looks 3] [--set key=value …] [--results FOLDER]
 
 One line a scenario: its name, how long it took, and each broker's verdict, with the reason where it is not valid. A
 broker's verdict is that of its worst point, a point's that of its best repeat: one repeat that a neighbour disturbed is
 struck out, and the point stands on the others. Points at a broker's capacity and above are left out, as whether they
 are carried is what they find out.
 
-Each point is repeated as often as the time allows, at most as profile quick has it, and a scenario with an invalid
-verdict is run once more where there is time left. The exit status is 1 where a verdict stays invalid, a run did not
-come to its end, or time ran out; an unknown verdict is told and passes, as it does for `loadgen run`.
+Each point is measured once. What is in doubt then is measured again, invalid verdicts first and then what takes least,
+as long as there is time and at most as often as profile quick repeats a point; of a scenario's sweeps only the values
+in doubt are. The brokers stay up, and are warm from one scenario to the next: half of the profile's warm-up is enough.
+
+The exit status is 1 where a verdict stays invalid, a run did not come to its end, or time ran out; an unknown verdict
+is told and passes, as it does for `loadgen run`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +37,41 @@ from loadgen.report.words import broker_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from loadgen.endpoint import BrokerName
     from loadgen.scenario import Scenario
 
 PROFILE = PROFILES["quick"]
-MINUTES = 25.0
-PLANNED_SHARE = 0.8  # of the time, by the plans' own reckoning; the rest is for what they do not foresee
-BROKERS = ("rabbitmq", "kafka")
+MINUTES = 23.0
+WARMUP_S = PROFILE.warmup_s / 2
+RUN_S = 3.0  # what a run takes beside its trials: its start, its end and its report (measured)
+BROKERS: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
 ORDER = {"valid": 0, "unknown": 1, "invalid": 2}
 WIND_UP_S, DOWN_S = 30.0, 120.0
+RATE_KINDS = ("fixed", "poisson")  # those of which a sweep can be set by its values alone
+RATE_SWEEPS = ("burst_times", "fraction")  # are a part of the rate, which is set as a whole
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is run of a scenario (with all that was set for it): its file, and what is set beside for this look."""
+
+    path: Path
+    scenario: Scenario
+    sets: tuple[str, ...] = ()
+    brokers: tuple[BrokerName, ...] = BROKERS
+    repeats: int = 1
+
+    @property
+    def words(self) -> list[str]:
+        """Behind `loadgen run FILE`."""
+        words = ["--repeats", str(self.repeats), *(word for text in self.sets for word in ("--set", text))]
+        return [*words, "--broker", *self.brokers] if len(self.brokers) == 1 else words
+
+    @property
+    def planned_s(self) -> float:
+        """How long it takes by its plan, with all that a run takes beside; raises LoadgenError where it cannot be."""
+        scenario = apply_sets(self.scenario, map(parse_set, self.sets))
+        return make_plan([scenario], PROFILE, brokers=self.brokers, repeats=self.repeats).expected_s + RUN_S
 
 
 @dataclass(frozen=True)
@@ -69,6 +99,11 @@ class Result:
     def is_good(self) -> bool:
         """Whether it came to its end and nothing is invalid."""
         return not self.failure and all(each.status != "invalid" for each in self.verdicts.values())
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether nothing is in doubt, either."""
+        return not self.failure and all(each.status == "valid" for each in self.verdicts.values())
 
     def line(self) -> str:
         """For people."""
@@ -140,10 +175,11 @@ def loadgen(arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedP
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def run(path: Path, scenario: Scenario, arguments: Sequence[str], timeout_s: float) -> Result:
+def run(look: Look, arguments: Sequence[str], timeout_s: float) -> Result:
     """Run one scenario file through the command line, and read what it says."""
     began_s = time.monotonic()
-    done = loadgen(["run", str(path), "--profile", PROFILE.name, "--json", *arguments], timeout_s)
+    words = ["run", str(look.path), "--profile", PROFILE.name, "--json", *arguments, *look.words]
+    done = loadgen(words, timeout_s)
     seconds = time.monotonic() - began_s
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     why = "out of time" if seconds >= timeout_s else last
@@ -151,33 +187,49 @@ def run(path: Path, scenario: Scenario, arguments: Sequence[str], timeout_s: flo
     try:
         document = json.loads(done.stdout)
     except ValueError:
-        return Result(scenario.name, seconds, {}, failure or f"no result: {last}")
+        return Result(look.scenario.name, seconds, {}, failure or f"no result: {last}")
     if document["status"] != "complete" and not failure:
         failure = f"the run is {document['status']}: {why}"
-    return Result(scenario.name, seconds, verdicts(scenario, document["trials"]), failure, tuple(document["trials"]))
+    trials = tuple(document["trials"])
+    return Result(look.scenario.name, seconds, verdicts(look.scenario, trials), failure, trials)
 
 
-def run_again(first: Result, path: Path, scenario: Scenario, arguments: Sequence[str], timeout_s: float) -> Result:
-    """A second look at what was not good: as with repeats, a point stands on the better of both."""
-    second = run(path, scenario, arguments, timeout_s)
-    trials = (*first.trials, *second.trials)
-    found = verdicts(scenario, trials)
-    return Result(f"{scenario.name} (again)", second.seconds, found, second.failure, trials)
-
-
-def repeats(scenarios: Sequence[Scenario], minutes: float) -> int:
-    """How often each point can be repeated in so many minutes: at most as the profile has it, at least once."""
-    for count in range(PROFILE.repeats, 1, -1):
-        if sum(_planned_s(each, count) for each in scenarios) <= PLANNED_SHARE * minutes * 60:
-            return count
-    return 1
-
-
-def _planned_s(scenario: Scenario, count: int) -> float:
+def first_look(path: Path, scenario: Scenario, sets: tuple[str, ...], repeats: int) -> Look:
+    """All of a scenario, with half of the profile's warm-up where it has that much, and still has sense with less."""
+    plain = Look(path, scenario, sets, repeats=repeats)
+    short = replace(plain, sets=(f"warmup_s={WARMUP_S:g}", *sets))
+    if scenario.warmup_s is not None or PROFILE.warmup_s * scenario.profile_share <= WARMUP_S:
+        return plain
     try:
-        return make_plan([scenario], PROFILE, repeats=count).expected_s
-    except LoadgenError:  # it says so by itself when it is run
-        return 0.0
+        return short if short.planned_s < plain.planned_s else plain
+    except LoadgenError:  # a backlog has none, a burst may need it
+        return plain
+
+
+def second_look(first: Look, found: Result) -> Look:
+    """What of a scenario is not valid yet, and as little beside it as the values of its sweeps leave."""
+    doubtful = [trial for trial in best_of_points(found.trials) if _verdict(trial).status != "valid"]
+    brokers = tuple(name for name in BROKERS if any(trial["broker"] == name for trial in doubtful))
+    missed = [name for name, verdict in found.verdicts.items() if verdict.status != "valid" and name not in brokers]
+    if found.failure or missed:  # points that were not reached are none of those in doubt
+        return replace(first, repeats=1)
+    swept: dict[str, list[Any]] = {}
+    for trial in doubtful:
+        for name, value in trial["point"].items():
+            if name == "msgs_per_s" and trial["rate"]["kind"] not in RATE_KINDS:
+                continue
+            values = swept.setdefault("rate" if name == "msgs_per_s" else name, [])
+            values += [value] * (value not in values)
+    sets = [f"{name}={json.dumps(values)}" for name, values in swept.items() if name not in RATE_SWEEPS]
+    return replace(first, sets=(*first.sets, *sets), brokers=brokers, repeats=1)
+
+
+def run_again(first: Result, look: Look, arguments: Sequence[str], timeout_s: float) -> Result:
+    """A second look at what was not good: as with repeats, a point stands on the better of both."""
+    second = run(look, arguments, timeout_s)
+    trials = (*first.trials, *second.trials)
+    found = verdicts(look.scenario, trials)
+    return Result(f"{look.scenario.name} (again)", second.seconds, found, second.failure, trials)
 
 
 def is_up() -> bool:
@@ -192,21 +244,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="scenario files (default: all)")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all together")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="for each of them")
-    parser.add_argument("--repeats", type=int, help="of each point (default: as many as there is time for)")
+    parser.add_argument("--repeats", type=int, default=1, help="of each point at the first look (default: 1)")
+    parser.add_argument("--looks", type=int, default=PROFILE.repeats, help="at a point in doubt, at most (default: 3)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
     arguments = parser.parse_args(argv)
     began_s = time.monotonic()
     sets = [parse_set(text) for text in arguments.sets]
     found, results = _loaded(arguments.files or scenario_files(), sets)
-    count = arguments.repeats or repeats([scenario for _, scenario in found], arguments.minutes)
-    shared = ["--repeats", str(count), "--results", str(arguments.results)]
-    shared += [word for text in arguments.sets for word in ("--set", text)]
+    looks = [first_look(path, scenario, tuple(arguments.sets), arguments.repeats) for path, scenario in found]
     was_up = is_up()
     try:
         if not was_up and (done := loadgen(["up"], arguments.minutes * 60)).returncode:
             print(done.stderr.strip())
             return done.returncode
-        results += _all(found, shared, began_s + arguments.minutes * 60)
+        end_s = began_s + arguments.minutes * 60
+        results += _all(looks, ["--results", str(arguments.results)], end_s, arguments.looks)
     finally:
         if not was_up:
             loadgen(["down"], DOWN_S)
@@ -214,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     taken = (time.monotonic() - began_s) / 60
     print(
         f"{good} of {len(results)} scenarios came to their end without an invalid verdict; "
-        f"{count} × each point, {taken:.1f} minutes; {doubts(results)}"
+        f"{taken:.1f} minutes; {doubts(results)}"
     )
     return 0 if good == len(results) else 1
 
@@ -233,20 +285,22 @@ def _loaded(files: Iterable[Path], sets: Sequence[tuple[str, Any]]) -> tuple[lis
     return found, broken
 
 
-def _all(found: Sequence[tuple[Path, Scenario]], shared: Sequence[str], end_s: float) -> list[Result]:
-    """Every scenario once, and those that were not good once more, as long as there is time."""
+def _all(looks: Sequence[Look], arguments: Sequence[str], end_s: float, most: int = PROFILE.repeats) -> list[Result]:
+    """Every scenario once, and what is in doubt again, as long as there is time."""
     results: list[Result] = []
-    for path, scenario in found:
+    for look in looks:
         left_s = end_s - time.monotonic()
-        left_out = Result(scenario.name, 0.0, {}, "left out: the time is over")
-        results.append(run(path, scenario, shared, left_s) if left_s > 0 else left_out)
+        left_out = Result(look.scenario.name, 0.0, {}, "left out: the time is over")
+        results.append(run(look, arguments, left_s) if left_s > 0 else left_out)
         print(results[-1].line(), flush=True)
-    for number, (path, scenario) in enumerate(found):
-        left_s = end_s - time.monotonic()
-        if results[number].is_good or left_s < results[number].seconds or not results[number].trials:
-            continue
-        results[number] = run_again(results[number], path, scenario, shared, left_s)
-        print(results[number].line(), flush=True)
+    for _ in range(1, most):
+        doubtful = [number for number, result in enumerate(results) if result.trials and not result.is_valid]
+        again = {number: second_look(looks[number], results[number]) for number in doubtful}
+        for number in sorted(again, key=lambda each: (results[each].is_good, again[each].planned_s)):
+            left_s = end_s - time.monotonic()
+            if left_s >= again[number].planned_s:
+                results[number] = run_again(results[number], again[number], arguments, left_s)
+                print(results[number].line(), flush=True)
     return results
 
 

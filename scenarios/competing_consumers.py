@@ -7,10 +7,10 @@ scenario = Scenario(
     question="What do throughput and order become as more consumers share one queue, or one group's partitions?",
     message=Message(size_bytes=1024),
     rate=Rate.saturate(),
-    consumers=[1, 2, 4, 8],
+    consumers=[1, 4],
     durability=Durability.BROKER,
     rabbitmq=RabbitMQ(),
-    kafka=Kafka(partitions=8),
+    kafka=Kafka(partitions=4),
     preset="throughput",
 )
 globals().update(scenario.locust_users())

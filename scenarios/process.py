@@ -7,7 +7,7 @@ scenario = Scenario(
     question="What does it cost to process messages at least once, and what exactly once, by how often one commits?",
     pattern="process",
     message=Message(size_bytes=256),
-    rate=Rate.fixed(1_000),
+    rate=Rate.fixed(300),
     processors=1,
     durability=Durability.BROKER,
     rabbitmq=RabbitMQ(ack_every=1),

@@ -9,7 +9,7 @@ scenario = Scenario(
     name="ramp",
     question="At which rate does latency leave the ground, in one trial?",
     message=Message(size_bytes=1024),
-    rate=Rate.ramp(200, 6_000),  # over warm-up and window together
+    rate=Rate.ramp(200, 5_000),  # over warm-up and window together
     warmup_s=1,
     duration_s=8,
     durability=Durability.BROKER,

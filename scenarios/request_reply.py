@@ -7,7 +7,7 @@ scenario = Scenario(
     question="How long does an answer take by RabbitMQ's direct reply-to, by exclusive queues, and by a Kafka topic?",
     pattern="request_reply",
     message=Message(size_bytes=256),
-    rate=Rate.fixed([200, 1_000]),
+    rate=Rate.fixed(200),
     producers=2,
     consumers=1,
     timeout_ms=30_000,

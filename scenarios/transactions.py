@@ -6,8 +6,8 @@ scenario = Scenario(
     name="transactions",
     question="What do Kafka's transactions cost, by how often they are committed?",
     message=Message(size_bytes=1024),
-    rate=Rate.fixed(2_000),
+    rate=Rate.fixed(1_000),
     durability=Durability.BROKER,
-    kafka=Kafka(transaction_ms=[5, 20, 80], isolation_level="read_committed"),
+    kafka=Kafka(transaction_ms=[10, 100], isolation_level="read_committed"),
 )
 globals().update(scenario.locust_users())

@@ -22,7 +22,7 @@ SHORT = {
     'loadgen run scenarios/latency.py --brokers "amqps://mq.example:5671/ kafka+tls://k1.example:9093"':
         "loadgen run scenarios/latency.py --brokers '{urls}' --set rate=500",
     "loadgen run scenarios/task_queue.py":
-        "loadgen run scenarios/task_queue.py --set prefetch=100 --set max_poll_records=100",
+        "loadgen run scenarios/task_queue.py --set prefetch=1",
     "loadgen run scenarios/capacity.py": "loadgen run scenarios/capacity.py --broker kafka",
     "loadgen run scenarios/latency.py --set rate=search":
         "loadgen run scenarios/latency.py --set rate=search --broker kafka",
