@@ -53,6 +53,13 @@ class Estimate:
         """Whether there were repeats enough for an interval."""
         return self.low is not None
 
+    @property
+    def reach(self) -> float | None:
+        """How far the interval reaches from the median on its longer side, as a share of it; None without one."""
+        if self.low is None or self.high is None or self.median is None:
+            return None
+        return max(self.high / self.median - 1, 1 - self.low / self.median)
+
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
