@@ -125,8 +125,8 @@ def _unknown(trial: Trial) -> str | None:
     """Why no null broker can stand in, if none can."""
     if trial.pattern.has_middle:
         return f"no ceiling is known: a null broker has no counterpart of pattern {trial.pattern.kind}"
-    if trial.driver in stream_knobs.DRIVERS:
-        return "no ceiling is known: no null broker speaks the stream protocol"
+    if trial.settings.get("single_active_consumer"):
+        return "no ceiling is known: a null broker does not choose an active consumer"
     if trial.settings.get("group") == "share":
         return "no ceiling is known: a null broker has no share groups"
     if trial.settings.get("queues", 1) > 1 or trial.settings.get("exchange") == "consistent-hash":
@@ -145,7 +145,8 @@ def _stand_in(trial: Trial, setting: Setting) -> Iterator[tuple[Trial, Setting, 
         yield trial, setting, NULL_BROKER
         return
     resting = (*setting.resting, *setting.endpoint.pids)  # the real one is not measured meanwhile
-    with null_broker(trial.broker, _free_cpus(setting)) as endpoint:
+    streams = trial.driver in stream_knobs.DRIVERS
+    with null_broker(trial.broker, _free_cpus(setting), streams=streams) as endpoint:
         if trial.driver in {"confluent", "confluent-sync"}:
             mocked = replace(endpoint, configuration={MOCK_BROKERS: 1})
             yield (

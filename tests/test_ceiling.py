@@ -87,7 +87,7 @@ def reading_ends(monkeypatch: pytest.MonkeyPatch, after_s: float) -> None:
     )
 
 
-@pytest.mark.parametrize("driver", ["amqp", "pika", "kafka"])
+@pytest.mark.parametrize("driver", ["amqp", "pika", "kafka", "stream"])
 def test_a_ceiling_is_a_closed_loop_at_a_null_broker(driver: str) -> None:
     """Whatever the trial's own rate and length; no broker is needed; what bounded it and what it cost are told."""
     record = measured(trial_of(driver))
@@ -228,7 +228,7 @@ def test_one_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -
     """A null broker that does not answer is a reason in the record and no end of a run."""
 
     class Gone:
-        def __init__(self, broker: BrokerName, _: object) -> None:
+        def __init__(self, broker: BrokerName, _: object, **__: object) -> None:
             self.endpoint = NOWHERE[broker]
 
         def __enter__(self) -> Endpoint:

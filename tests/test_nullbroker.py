@@ -32,19 +32,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loadgen.driver import Consumer, Received
-    from loadgen.endpoint import BrokerName, Endpoint
+    from loadgen.endpoint import Endpoint
 
 SHORT = Profile("test", warmup_s=0.2, duration_s=0.5, repeats=1)
 LONGER = Profile("test", warmup_s=0.2, duration_s=1.5, repeats=1)  # of a library that a busy machine may hold up
-BROKERS: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
+PROTOCOLS = {"pika": "amqp", "pika-blocking": "amqp", "rstream": "stream"}  # of clients, by their wire drivers
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def null_endpoints() -> Iterator[dict[BrokerName, Endpoint]]:
-    """One null broker of each kind."""
-    with null_broker("rabbitmq") as rabbitmq, null_broker("kafka") as kafka:
-        yield {"rabbitmq": rabbitmq, "kafka": kafka}
+def null_endpoints() -> Iterator[dict[str, Endpoint]]:
+    """One null broker of each kind, by the wire driver that speaks with it."""
+    with (
+        null_broker("rabbitmq") as amqp,
+        null_broker("kafka") as kafka,
+        null_broker("rabbitmq", streams=True) as stream,
+    ):
+        yield {"amqp": amqp, "kafka": kafka, "stream": stream}
 
 
 def run_through(endpoint: Endpoint, driver: str, knobs: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def run_through(endpoint: Endpoint, driver: str, knobs: dict[str, Any] | None = 
 
 def demand_perfect(record: dict[str, Any]) -> None:
     """Every message was confirmed and came once, intact and in order, and the broker's own books agree."""
-    assert record["sent"] == record["received"] > 0
+    assert record["sent"] * record["subscribers"] == record["received"] > 0
     assert record["acked"] in {record["sent"], None}
     assert [record[each] for each in ("lost", "duplicated", "out_of_order", "corrupted", "foreign")] == [0] * 5
     assert record["broker_counts"]["depth_at_end"] == 0
@@ -69,22 +73,19 @@ def demand_perfect(record: dict[str, Any]) -> None:
     assert record["cpu_s"]["broker"] is not None
 
 
-@pytest.mark.parametrize("driver", ["amqp", "pika", "pika-blocking", "kafka"])
+@pytest.mark.parametrize("driver", ["amqp", "pika", "pika-blocking", "kafka", "stream", "rstream"])
 def test_one_to_one_every_message_comes_once_intact_and_in_order(
-    null_endpoints: dict[BrokerName, Endpoint], driver: str
+    null_endpoints: dict[str, Endpoint], driver: str
 ) -> None:
     """Saturated, the ledger is exact."""
-    demand_perfect(run_through(null_endpoints["kafka" if driver == "kafka" else "rabbitmq"], driver))
+    demand_perfect(run_through(null_endpoints[PROTOCOLS.get(driver, driver)], driver))
 
 
-@pytest.mark.parametrize("driver", ["amqp", "pika", "kafka"])
-def test_several_producers_and_consumers_share_the_messages(
-    null_endpoints: dict[BrokerName, Endpoint], driver: str
-) -> None:
+@pytest.mark.parametrize("driver", ["amqp", "pika", "kafka", "stream"])
+def test_several_producers_and_consumers_share_the_messages(null_endpoints: dict[str, Endpoint], driver: str) -> None:
     """Two producers, and two consumers that compete for a queue or have partitions of their own."""
-    broker: BrokerName = "kafka" if driver == "kafka" else "rabbitmq"
-    knobs = {"partitions": 4} if broker == "kafka" else {}
-    demand_perfect(run_through(null_endpoints[broker], driver, knobs, producers=2, consumers=2))
+    knobs = {"partitions": 4} if driver in {"kafka", "stream"} else {}
+    demand_perfect(run_through(null_endpoints[PROTOCOLS.get(driver, driver)], driver, knobs, producers=2, consumers=2))
 
 
 MIXED = Message(size_bytes=Uniform(min_bytes=24, max_bytes=3_000))
@@ -99,19 +100,22 @@ MIXED = Message(size_bytes=Uniform(min_bytes=24, max_bytes=3_000))
         ("kafka", {"message": MIXED}),
         ("amqp", {"message": Message(size_bytes=300_000)}),
         ("kafka", {"rate": Rate.fixed(500), "preset": "default"}),
+        ("stream", {"message": MIXED}),
+        ("stream", {"subscribers": 2}),
+        ("stream", {"knobs": {"sub_entry_size": 50, "compression": "lz4"}}),
     ],
 )
 def test_classes_sizes_and_loops_are_all_carried(
-    null_endpoints: dict[BrokerName, Endpoint], driver: str, changes: dict[str, Any]
+    null_endpoints: dict[str, Endpoint], driver: str, changes: dict[str, Any]
 ) -> None:
-    """Without confirms, of mixed sizes, larger than any frame, and in an open loop, the ledger is exact too."""
-    demand_perfect(run_through(null_endpoints["kafka" if driver == "kafka" else "rabbitmq"], driver, **changes))
+    """Without confirms, mixed, larger than any frame, in an open loop, fanned out: the ledger is exact, too."""
+    demand_perfect(run_through(null_endpoints[PROTOCOLS.get(driver, driver)], driver, **changes))
 
 
-@pytest.mark.parametrize("driver", ["amqp", "kafka"])
-def test_without_consumers_it_confirms_and_counts(null_endpoints: dict[BrokerName, Endpoint], driver: str) -> None:
+@pytest.mark.parametrize("driver", ["amqp", "kafka", "stream"])
+def test_without_consumers_it_confirms_and_counts(null_endpoints: dict[str, Endpoint], driver: str) -> None:
     """A pure sink: everything is confirmed, and its own count is what was sent."""
-    record = run_through(null_endpoints["kafka" if driver == "kafka" else "rabbitmq"], driver, consumers=0)
+    record = run_through(null_endpoints[PROTOCOLS.get(driver, driver)], driver, consumers=0)
     assert record["acked"] == record["sent"] == record["broker_counts"]["depth_at_end"] > 0
     checks = {check["name"]: check["passed"] for check in record["verdict"]["checks"]}
     # A queue that nobody reads has no count but its depth: what was stored is not looked at.
@@ -119,19 +123,19 @@ def test_without_consumers_it_confirms_and_counts(null_endpoints: dict[BrokerNam
     assert checks["broker's count"] is (True if driver == "kafka" else None)
 
 
-@pytest.mark.parametrize("broker", BROKERS)
-def test_the_control_plane_is_a_brokers(null_endpoints: dict[BrokerName, Endpoint], broker: BrokerName) -> None:
+@pytest.mark.parametrize("driver", ["amqp", "kafka", "stream"])
+def test_the_control_plane_is_a_brokers(null_endpoints: dict[str, Endpoint], driver: str) -> None:
     """The drivers' own admins create, watch and delete: twice is refused, gone is gone, settings are plain data."""
-    endpoint = null_endpoints[broker]
-    driver = load_driver("amqp" if broker == "rabbitmq" else "kafka")
-    target = Target(endpoint, f"control-{broker}", resolve(broker, {}, "broker", "default"), group="control")
-    with contextlib.closing(driver.admin(endpoint)) as admin:
+    endpoint, made = null_endpoints[driver], load_driver(driver)
+    settings = resolve(endpoint.broker, {"driver": driver}, "broker", "default")
+    target = Target(endpoint, f"control-{driver}", settings, group="control")
+    with contextlib.closing(made.admin(endpoint)) as admin:
         admin.create(target)
         with pytest.raises(BrokerError):
             admin.create(target)
         assert admin.depth(target) == 0
         payloads = Payloads(Message(size_bytes=100), seed=1, token=2)
-        with contextlib.closing(driver.producer(target, payloads)) as producer:
+        with contextlib.closing(made.producer(target, payloads)) as producer:
             producer.send(0, np.zeros(64, np.int64), 0)
             settled = producer.flush(PATIENCE_S)
         assert sum(len(each.seqs) for each in settled) == 64
@@ -144,7 +148,7 @@ def test_the_control_plane_is_a_brokers(null_endpoints: dict[BrokerName, Endpoin
             admin.depth(target)
 
 
-def test_what_a_consumer_has_processed_is_committed(null_endpoints: dict[BrokerName, Endpoint]) -> None:
+def test_what_a_consumer_has_processed_is_committed(null_endpoints: dict[str, Endpoint]) -> None:
     """A Kafka consumer that comes after another of its group goes on where that one was."""
     endpoint = null_endpoints["kafka"]
     driver = load_driver("kafka")
@@ -218,10 +222,10 @@ def test_it_keeps_to_its_cpus() -> None:
         assert os.sched_getaffinity(endpoint.pids[0]) == {cpu}
 
 
-def test_one_that_is_gone_is_one_clear_error(null_endpoints: dict[BrokerName, Endpoint]) -> None:
+def test_one_that_is_gone_is_one_clear_error(null_endpoints: dict[str, Endpoint]) -> None:
     """A trial at a null broker that does not answer is a BrokerError like any other."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        nowhere = replace(null_endpoints["rabbitmq"], hosts=(("127.0.0.1", unused.getsockname()[1]),))
+        nowhere = replace(null_endpoints["amqp"], hosts=(("127.0.0.1", unused.getsockname()[1]),))
         with pytest.raises(BrokerError):
             run_through(nowhere, "amqp")

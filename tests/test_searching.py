@@ -330,8 +330,8 @@ def test_a_capacity_that_the_tool_was_not_shown_to_exceed_is_at_least_that(
             "?; whether the tool itself paces 1,100 msg/s without a broker is not known",
         ),
         (
-            {"achieved_msgs_per_s": None, "error": "no ceiling is known: no null broker speaks the stream protocol"},
-            "?; no ceiling is known: no null broker speaks the stream protocol",
+            {"achieved_msgs_per_s": None, "error": "no ceiling is known: a null broker has no share groups"},
+            "?; no ceiling is known: a null broker has no share groups",
         ),
         ({"achieved_msgs_per_s": 0.0}, "?; no ceiling is known: without a broker nothing came through"),
     ],

@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 
-from loadgen.ceiling import measure_ceiling
-from loadgen.endpoint import Endpoint
 from loadgen.errors import ScenarioError
 from loadgen.knobs import points
 from loadgen.plan import PROFILES, make_plan
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
-from loadgen.trial import Setting
 
 
 def scenario(durability: Durability = Durability.BROKER, message: Message | None = None, **more: Any) -> Scenario:
@@ -98,12 +95,3 @@ def test_a_plan_expects_more_of_a_stream_than_of_a_queue() -> None:
         assert set(trials) == {"rabbitmq", "kafka"}
         bytes_of[driver, subscribers] = trials["rabbitmq"].stored_bytes_max
     assert bytes_of["stream", 1] == bytes_of["stream", 3] > 5 * bytes_of["amqp", 1]
-
-
-def test_no_ceiling_is_claimed_for_streams() -> None:
-    """A run says plainly that none is known, instead of one of another protocol's."""
-    (trial,) = make_plan([scenario()], PROFILES["quick"], repeats=1).trials
-    endpoint = Endpoint("rabbitmq", (("127.0.0.1", 1),), stream_port=1)
-    record = measure_ceiling(trial, Setting(endpoint, lambda _: None))
-    assert record["achieved_msgs_per_s"] is None
-    assert record["error"] == "no ceiling is known: no null broker speaks the stream protocol"

@@ -1,7 +1,7 @@
 """One null broker as a process: `python -m loadgen.nullbroker PROTOCOL SOCKET MAKER`.
 
-Args: amqp or kafka; the number of the listening socket that was inherited; the pid of the process that started it,
-with which it ends.
+Args: amqp, kafka or stream; the number of the listening socket that was inherited; the pid of the process that started
+it, with which it ends.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from loadgen.nullbroker.amqp import AmqpRelay
 from loadgen.nullbroker.kafka import KafkaRelay
 from loadgen.nullbroker.server import Server
+from loadgen.nullbroker.stream import StreamRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadgen.nullbroker.server import Relay
 
-RELAYS: dict[str, Callable[[int], Relay]] = {"amqp": lambda _: AmqpRelay(), "kafka": KafkaRelay}
+RELAYS: dict[str, Callable[[int], Relay]] = {"amqp": lambda _: AmqpRelay(), "kafka": KafkaRelay, "stream": StreamRelay}
 
 
 def main() -> None:

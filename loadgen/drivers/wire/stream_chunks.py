@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # After key, version and subscription: magic and version, type, entries, records, time, epoch, first offset, checksum,
 # bytes of entries, bytes of trailer, bytes of filter, reserved.
-_CHUNK = struct.Struct(">BBHIqQQIIIB3x")
+CHUNK = struct.Struct(">BBHIqQQIIIB3x")
 _CHUNK_AT = KEY.size + 1
-_MAGIC = 0x50
-_USER = 0
+MAGIC = 0x50
+USER = 0
 _SUB_HEAD = struct.Struct(">BHII")  # codec, messages, bytes, compressed bytes
 _LENGTH = struct.Struct(">I")
 _DESCRIPTOR, _SMALL_ULONG = 0x00, 0x53
@@ -59,7 +59,7 @@ class Chunk:
 
 def chunk_end(frame: bytes) -> int:
     """The offset behind the last message of the chunk in a Deliver frame (without its length)."""
-    head = _CHUNK.unpack_from(frame, _CHUNK_AT)
+    head = CHUNK.unpack_from(frame, _CHUNK_AT)
     return int(head[6]) + int(head[3])
 
 
@@ -77,14 +77,14 @@ class ChunkParser:
         view = buffer.data
         try:
             subscription = view[begin + KEY.size]
-            head = _CHUNK.unpack_from(view, begin + _CHUNK_AT)
+            head = CHUNK.unpack_from(view, begin + _CHUNK_AT)
         except (struct.error, IndexError):
             raise DamagedChunkError("a chunk without a whole head") from None
         magic, kind, entries, records, time_ms, _, first_offset, _, data_bytes, _, _ = head
-        at = begin + _CHUNK_AT + _CHUNK.size
-        if magic != _MAGIC or at + data_bytes > end:
+        at = begin + _CHUNK_AT + CHUNK.size
+        if magic != MAGIC or at + data_bytes > end:
             raise DamagedChunkError(f"a chunk of version {magic:#x} and {data_bytes} bytes in a frame of {end - begin}")
-        if kind != _USER:
+        if kind != USER:
             return Chunk(subscription, first_offset, 0, buffer, np.zeros(0, np.int64), 0, time_ms)
         try:
             try:
