@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from published import rows
 
 from loadgen.analysis.shapes import PARITY, PARITY_RULES, SHAPES, Step, judged, sentences
 from loadgen.load import load_scenarios
@@ -114,3 +115,24 @@ def test_every_published_scenario_says_its_figure_and_has_a_shape_that_its_sweep
     swept = {trial.point.get(shape.knob, trial.point.get(shape.knob.rpartition(".")[2])) for trial in trials}
     compared = [rule.along if isinstance(rule, Step) else (rule.value, rule.base) for rule in shape.rules]
     assert {value for values in compared for value in values} <= swept
+
+
+@pytest.mark.parametrize(
+    ("scenario", "rates", "seen", "outcome"),
+    [
+        ("published-prefetch", PREFETCH, "1: 300 msg/s, 10: 2.00 k msg/s, 100: 23.0 k msg/s, 1000: 24.0 k msg/s", "|"),
+        ("published-prefetch", {**PREFETCH, 1: 6e3}, "1: 6.00 k msg/s, ", ": a prefetch of 1 collapses"),
+        (PARITY, {**FLUSHED, **SHIPPED}, "broker Kafka: 900 k msg/s, ", "|"),
+    ],
+)
+def test_the_table_of_the_docs_has_figure_rates_and_verdict(
+    scenario: str, rates: dict[Any, float], seen: str, outcome: str
+) -> None:
+    """The figure as the file of the scenario has it, a rate for each value, and what speaks against the shape."""
+    (row,) = list(rows(run_of(scenario, rates)))[2:]
+    assert row.startswith(f"| {scenario}")
+    assert "](https://" not in row
+    assert "(<https://" in row
+    assert f"| {seen}" in row
+    verdict = row.rpartition("reproduced")[2] if outcome == "|" else row.rpartition("reproduced: ")[2]
+    assert verdict.strip().startswith(outcome.removeprefix(": "))

@@ -70,12 +70,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one broker's curve; `reasons` has a line for each rule, with what was seen."""
+    """Of one broker's curve; `reasons` has a line for each rule, with what was seen, `against` those that decided it.
+
+    Nothing is against a shape that is reproduced.
+    """
 
     scenario: str
     broker: str
     outcome: Outcome
     reasons: tuple[str, ...]
+    against: tuple[str, ...]
 
 
 def _falling(sizes: Sequence[int]) -> list[Rule | Step]:
@@ -179,7 +183,9 @@ def _value(point: Mapping[str, Any], knob: str) -> Any:
 
 def _verdict(scenario: str, broker: str, ruled: Sequence[tuple[Outcome, str]]) -> Verdict:
     outcomes, reasons = zip(*ruled, strict=True)
-    return Verdict(scenario, broker, _worst(outcomes), reasons)
+    worst = _worst(outcomes)
+    against = tuple(reason for outcome, reason in ruled if outcome == worst != "reproduced")
+    return Verdict(scenario, broker, worst, reasons, against)
 
 
 def _worst(outcomes: Sequence[Outcome]) -> Outcome:
