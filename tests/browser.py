@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-WAIT_S = 30.0
+WAIT_S = 120.0
 
 
 def find() -> str | None:
@@ -148,6 +148,6 @@ class Browser:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
         os.close(self._write)
         os.close(self._read)

@@ -45,13 +45,13 @@ def web(
     yield f"http://127.0.0.1:{port}", process, tmp_path
     if process.poll() is None:
         locusts.interrupt(process)
-        process.communicate(timeout=60)
+        process.communicate(timeout=locusts.STOP_S)
 
 
 def told(address: str, path: str) -> dict[str, Any]:
     """A JSON document of the web UI."""
     host = address.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=60)
     connection.request("GET", f"/{path}")
     found: dict[str, Any] = json.loads(connection.getresponse().read())
     connection.close()
@@ -93,7 +93,7 @@ def test_a_person_starts_watches_changes_and_stops_a_test(
     assert (tmp_path / "page.png").stat().st_size > 20_000
     run = load(folder / "results" / "latest")
     (trial,) = run.records
-    counts, end = {}, time.monotonic() + 10
+    counts, end = {}, time.monotonic() + 60
     while counts.get("PUBLISH") != trial["sent"] and time.monotonic() < end:  # Locust answers from a cache of 2 s
         stats = {row["method"]: row for row in told(address, "stats/requests")["stats"]}
         counts = {method: stats[method]["num_requests"] for method in ("PUBLISH", "CONSUME")}

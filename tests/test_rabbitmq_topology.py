@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from loadgen.endpoint import Endpoint
 
 COUNT = 300
-WAIT_S = 20.0
+WAIT_S = 60.0
 PLAIN, KEYED = Message(size_bytes=100), Message(size_bytes=100, keys=40)
 FAN_OUTS: list[dict[str, Any]] = [
     {"exchange": "fanout", "bindings": 3},
