@@ -53,7 +53,8 @@ class Kafka(Part):
     replication_factor: _Replicas | Sweep[_Replicas] | None = None
     """Copies of each partition, at most one on a broker."""
     min_insync_replicas: _Replicas | Sweep[_Replicas] | None = None
-    """The topic's min.insync.replicas: how many copies must be up to date for acks=all."""
+    """The topic's min.insync.replicas: how many copies must be up to date for acks=all. The replicated classes have 2;
+    with 3 nothing is written while a node is missing."""
     acks: _Acks | Sweep[_Acks] | None = None
     """0, 1 or all; only class `none` has 0."""
     enable_idempotence: Flag | Sweep[Flag] | None = None

@@ -70,7 +70,7 @@ def test_a_pause_on_the_way_is_no_rise() -> None:
 def test_too_little_is_no_ramp() -> None:
     """Seven seconds, ten with too few messages in them, and any other rate."""
     ramp = planned("kafka", Rate.ramp(100, 200), 0, 10)
-    assert risen(ramp, levels_of([GROUND_NS] * (PARTS_MIN - 1))) is None
+    assert risen(ramp, levels_of([GROUND_NS] * 7)) is None
     assert risen(ramp, levels_of([GROUND_NS] * 10, messages=9)) is None
     assert risen(planned("kafka", Rate.fixed(100), 0, 10), levels_of([GROUND_NS] * 10)) is None
 
