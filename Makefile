@@ -11,7 +11,7 @@ help:
 	@echo "make compare   measure RabbitMQ against Kafka on this machine, and write the report"
 	@echo "make test      run the tests, on real brokers (at most 20 minutes)"
 	@echo "make test-long run those that take longest and have a shorter relative in make test (at most 20 minutes)"
-	@echo "make scenarios run every scenario in short on both brokers, and look at the verdicts (at most 23 minutes)"
+	@echo "make scenarios run every scenario in short on both brokers, and look at the verdicts (at most 25 minutes)"
 	@echo "make faults    break brokers and clients under load in every class, and look at what was promised (at most 30 minutes)"
 	@echo "make prove-faults  kill leaders, transactions' processors and young queues, again and again (at most 90 minutes)"
 	@echo "make prove     measure what is known from elsewhere, and write docs/method.md (at most 30 minutes)"

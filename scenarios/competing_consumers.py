@@ -7,7 +7,7 @@ scenario = Scenario(
     question="What do throughput and order become as more consumers share one queue, or one group's partitions?",
     message=Message(size_bytes=1024),
     rate=Rate.saturate(),
-    consumers=[1, 4],
+    consumers=[1, 2, 4],
     durability=Durability.BROKER,
     rabbitmq=RabbitMQ(),
     kafka=Kafka(partitions=4),

@@ -6,7 +6,7 @@ scenario = Scenario(
     name="latency",
     question="How long does a confirmed message take at rates that both brokers carry easily?",
     message=Message(size_bytes=1024),
-    rate=Rate.fixed([200, 1_000]),
+    rate=Rate.fixed([500, 2_000]),
     durability=Durability.BROKER,
     rabbitmq=RabbitMQ(),
     kafka=Kafka(),

@@ -7,7 +7,7 @@ scenario = Scenario(
     question="What does each further subscriber cost, when all of them receive every message?",
     message=Message(size_bytes=1024),
     rate=Rate.saturate(),
-    subscribers=[1, 4],
+    subscribers=[1, 2, 4],
     durability=Durability.BROKER,
     rabbitmq=RabbitMQ(exchange="fanout"),
     kafka=Kafka(),
