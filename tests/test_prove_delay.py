@@ -49,7 +49,8 @@ def pairs(off_ns: int = 0, delayed_off_ns: int = 0, count: int = 2_000) -> delay
     undelayed_ns = rng.integers(100_000, 900_000, count)
     response_ns = delay_ns + undelayed_ns + off_ns + is_delayed * delayed_off_ns
     recorded = delay.percentiles_of(response_ns, BOUNDS.recorded).tolist()
-    return delay.Paired(response_ns, undelayed_ns, delay_ns, np.zeros(count, np.int64), is_delayed, 0, tuple(recorded))
+    zeros = np.zeros(count, np.int64)
+    return delay.Paired(response_ns, undelayed_ns, delay_ns, zeros, is_delayed, 0, tuple(recorded), zeros)
 
 
 def failing(paired: delay.Paired) -> list[str]:
@@ -70,6 +71,32 @@ def test_response_times_that_are_off_fail() -> None:
     assert not failing(pairs())
     for off_ns in (-400_000, 400_000):
         assert failing(pairs(off_ns)) == DELAYS
+
+
+def test_what_a_consumer_was_reading_after_its_answer_may_make_it_late_and_never_early() -> None:
+    """0.4 ms off are explained by 0.3 ms of reading where the response is too long, and by nothing where too short."""
+    reading_ns = np.full(2_000, 300_000)
+    assert not failing(replace(pairs(400_000), reading_ns=reading_ns))
+    assert failing(replace(pairs(-400_000), reading_ns=reading_ns)) == DELAYS
+    assert failing(replace(pairs(750_000), reading_ns=reading_ns)) == DELAYS
+
+
+@pytest.mark.parametrize(("broker", "known_ns"), [("rabbitmq", 0), ("kafka", 1_000_000)])
+def test_only_who_answers_first_may_be_late_by_its_reading(broker: BrokerName, known_ns: int) -> None:
+    """Of two milliseconds that a consumer says it was reading one counts, and none where the answer comes after."""
+    seqs = np.arange(100, 400, dtype=np.int64)
+    due_ns = 7_000_000_000 + seqs * 10_000_000
+    tapped = Tapped(seqs, due_ns, due_ns, due_ns + 9_000_000, due_ns + 7_000_000)
+    passage = delay.Passage(seqs, due_ns + 1, due_ns + 1, due_ns + 7_000_000, due_ns + 7_000_001)
+    histogram = Histogram()
+    histogram.add(tapped.received_ns - due_ns)
+    measured = SimpleNamespace(
+        tapped=tapped, window_ns=(8_000_000_000 - 1_000, 12_000_000_000), histogram=lambda _: histogram,
+        outcome=SimpleNamespace(start_ns=7_000_000_000),
+    )  # fmt: skip
+    case = replace(CASE, broker=broker)
+    paired = delay.pair(case, measured, passage, BOUNDS.recorded)  # type: ignore[arg-type]
+    assert set(paired.reading_ns.tolist()) == {known_ns}
 
 
 @pytest.mark.parametrize("off_ns", [-450_000, 450_000])
@@ -110,7 +137,7 @@ def test_intended_times_that_are_not_the_schedules_fail(off_ns: int) -> None:
         seqs = np.arange(100, 400, dtype=np.int64)
         due_ns = 7_000_000_000 + seqs * 10_000_000
         came_ns, intended_ns = due_ns + 300_000, due_ns + off_ns
-        tapped = Tapped(seqs, intended_ns, intended_ns, came_ns + 7_100_000)
+        tapped = Tapped(seqs, intended_ns, intended_ns, came_ns + 7_100_000, came_ns + 7_050_000)
         passage = delay.Passage(seqs, came_ns, came_ns, came_ns + 7_000_000, came_ns + 7_200_000)
         histogram = Histogram()
         histogram.add(tapped.received_ns - intended_ns)

@@ -41,3 +41,13 @@ def test_no_harm_at_all_proves_nothing(measured: tuple[ledger.Case, ledger.Harme
     case, _, outcome = measured
     rows = ledger.compare(case, {kind: set() for kind in ledger.KINDS}, outcome)
     assert not any(row.ok for row in rows[:4])
+
+
+def test_an_account_that_names_nobody_fails(
+    measured: tuple[ledger.Case, ledger.Harmed, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is accused wrongly by an account without examples, which is no merit."""
+    monkeypatch.setattr(ledger, "_examples", lambda _: set())
+    assert [row.name for row in ledger.compare(*measured) if not row.ok] == [
+        "all at once: messages that the account names, and did not suffer"
+    ]

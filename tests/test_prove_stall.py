@@ -34,7 +34,7 @@ def test_a_stall_is_in_every_response_time_that_it_held_up(endpoints: dict[Broke
     assert "rabbitmq" in endpoints
     proof = stall.prove(Scale.SMALL)
     assert proof.passed, [row for row in proof.rows if not row.ok]
-    assert len(proof.rows) == 6
+    assert len(proof.rows) == 7
 
 
 def test_the_model_is_the_straight_line_that_it_says() -> None:
@@ -63,7 +63,8 @@ def run_of(stall_s: float = 1.0, *, hides: bool = True, noise: int = 0) -> Run:
             seconds[kind][second].add(values[second * 100 : second * 100 + 100])
     measured: Any = SimpleNamespace(seconds=seconds, window_ns=(0, 20 * 10**9))
     measured.histogram = lambda *arguments: stall.Measured.histogram(measured, *arguments)
-    measured.tapped = Tapped(np.arange(2_000), due_ns, due_ns + response_ns - service_ns, due_ns + response_ns)
+    came_ns = due_ns + response_ns
+    measured.tapped = Tapped(np.arange(2_000), due_ns, came_ns - service_ns, came_ns, came_ns)
     return Run("rabbitmq", ONE, 2_000, model, measured, Stall((), 0, 1.0, 12 * 10**9, 13 * 10**9))
 
 
@@ -90,6 +91,13 @@ def test_a_recorder_that_omits_what_was_held_up_fails() -> None:
 def test_a_service_time_that_shows_the_stall_fails() -> None:
     """With a window of one it must not: then it was not service that was measured."""
     assert failed(run_of(hides=False)) == ["service times over 50 ms"]
+
+
+def test_service_times_that_nobody_took_fail() -> None:
+    """What has no service time is not over any limit, and shows nothing."""
+    run = run_of()
+    del run.measured.seconds["e2e_service"][0]
+    assert failed(run) == ["messages with a service time beside their response time"]
 
 
 def test_a_load_over_a_tenth_fails() -> None:

@@ -40,17 +40,22 @@ _STAMP_HEAD = struct.Struct("<qQI")  # intended time, identity, schedule lag (`l
 
 @dataclass(frozen=True, slots=True)
 class Tapped:
-    """Every message that was received, in that order; each field is int64[n], times are monotonic ns."""
+    """Every message that was received, in that order; each field is int64[n], times are monotonic ns.
+
+    `read_ns` is when the first byte of its batch was read, by the driver's own word.
+    """
 
     identity: Int64
     intended_ns: Int64
     sent_ns: Int64
     received_ns: Int64
+    read_ns: Int64
 
     def intended_between(self, begin_ns: int, end_ns: int) -> Tapped:
         """Those that were intended in begin_ns … end_ns, the end not included."""
         inside = (self.intended_ns >= begin_ns) & (self.intended_ns < end_ns)
-        return Tapped(*(each[inside] for each in (self.identity, self.intended_ns, self.sent_ns, self.received_ns)))
+        fields = (self.identity, self.intended_ns, self.sent_ns, self.received_ns, self.read_ns)
+        return Tapped(*(each[inside] for each in fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +122,10 @@ def measure(trial: Trial, endpoint: Endpoint, progress: Callable[[str], None] = 
         run = load(writer.finish("complete"))
         seconds = {kind: _seconds(run, trial.id, kind) for kind in ("e2e", "e2e_service")}
         tables = [np.load(path) for path in sorted(folder.glob("*.npy"))]
-    table = np.concatenate([np.empty((0, 4), np.int64), *tables])
-    intended_ns, identity, lag, received_ns = table[np.argsort(table[:, 3], kind="stable")].T
+    table = np.concatenate([np.empty((0, 5), np.int64), *tables])
+    intended_ns, identity, lag, received_ns, read_ns = table[np.argsort(table[:, 3], kind="stable")].T
     return Measured(
-        record, outcome, seconds, Tapped(identity, intended_ns, intended_ns + lag * LAG_UNIT_NS, received_ns)
+        record, outcome, seconds, Tapped(identity, intended_ns, intended_ns + lag * LAG_UNIT_NS, received_ns, read_ns)
     )
 
 
@@ -144,18 +149,18 @@ class TappedConsumer(ConsumerAgent):
 
     def __init__(self, spec: AgentSpec, pipe: Connection) -> None:
         super().__init__(spec, pipe)
-        self._log: list[tuple[int, int, int, int]] = []
+        self._log: list[tuple[int, int, int, int, int]] = []
 
     def run(self) -> None:
         """Run as ever, and save the log at the end."""
         super().run()
-        np.save(Path(self.folder) / self.spec.name, np.array(self._log, np.int64).reshape(-1, 4))
+        np.save(Path(self.folder) / self.spec.name, np.array(self._log, np.int64).reshape(-1, 5))
 
     def take(self, batch: Received) -> None:
         """Log the batch, then take it as ever."""
         at_ns = time.monotonic_ns()
         raw = batch.buffer.data
-        self._log += [(*_STAMP_HEAD.unpack_from(raw, start), at_ns) for start in batch.starts.tolist()]
+        self._log += [(*_STAMP_HEAD.unpack_from(raw, start), at_ns, batch.read_ns) for start in batch.starts.tolist()]
         super().take(batch)
 
 
