@@ -204,3 +204,8 @@ def is_growing(summary: Mapping[str, Any], offered_msgs_per_s: float) -> bool | 
     if trend["low"] is None:
         return None
     return bool(trend["low"] > 0 and trend["estimate"] > GROWTH_SHARE * offered_msgs_per_s)
+
+
+def is_level(summary: Mapping[str, Any], offered_msgs_per_s: float) -> bool:
+    """Whether a backlog's slope was tested (`is_growing`) and is not one of growth; what nobody gauged is not level."""
+    return bool(summary.get("slope_msgs_per_s")) and is_growing(summary, offered_msgs_per_s) is False

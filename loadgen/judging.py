@@ -230,6 +230,7 @@ def _flow_facts(record: Record) -> Record:
         known["backlog"] = worked_off_right(record["bursts"])
     elif under_way and offered:
         known["backlog"] = _grown(under_way, offered * record["subscribers"])
+        known["is_level"] = known["backlog"][0] is True
     return known
 
 

@@ -62,7 +62,7 @@ PROFILES = {
 }
 
 # A capacity search: about so many short trials before the one of full length (docs/method.md).
-SEARCH_PROBES = 7
+SEARCH_PROBES = 8
 SEARCH_WARMUP_S = 1.0
 SEARCH_DURATION_S = 2.5
 SEARCH_CONFIRMS = 2  # trials of full length that its time budget has room for: the first one may fail

@@ -1,11 +1,13 @@
 """Capacity search: which rate to try next, told by what the last one showed. Pure: it never touches a broker.
 
-The capacity of a scenario is the highest offered rate that is *sustained*: carried within 1 %, with a backlog that does
-not grow, without errors, with the objective kept, and with a generator that could have done more. It is found by
+The capacity of a scenario is the highest offered rate that is *sustained*: carried within 1 % (what a stall at the
+window's end counts for, `loadgen.facts.carries` says), with a backlog that does not grow, without errors, with the
+objective kept, and with a generator that could have done more. It is found by
 
 1. a short closed-loop burst, warmed like a trial of full length, which says where to look;
 2. short open-loop probes, each at the rate that is as likely too much as not (`loadgen.stats.edge`): where chance
-   decides, no single probe does, and one that does not fit the others is repeated by itself;
+   decides, no single probe does, and one that does not fit the others is repeated by itself. A failure says less than a
+   pass: a stall, a neighbour or a collection of garbage fails a rate that is carried otherwise;
 3. one trial of full length, a little below the edge that they found, which alone is reported; where it fails, that
    is one more answer, and a little less is tried.
 
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from loadgen.checks.timing import HELD_BACK_P99_SHARE
-from loadgen.facts import CARRIED_SHARE, CORE_FULL_SHARE, carries
+from loadgen.facts import CARRIED_SHARE, CORE_FULL_SHARE, came_through
 from loadgen.flow import is_growing
 from loadgen.record import end_to_end
 from loadgen.stats.edge import Edge
@@ -214,8 +216,8 @@ class _Search:
                 self.ended_by = "budget"
                 if not carried or not self._has_time("last"):
                     break
-                # Full trials met what no probe is long enough to meet: what came through of the last one is possible.
-                rate, attempt = CONFIRM_SHARE * min(rate, carried), CONFIRMS_MOST
+                # Full trials met what no probe is long enough to meet: what came through of the best one is possible.
+                rate, attempt = CONFIRM_SHARE**2 * min(rate, carried), CONFIRMS_MOST
             seen = yield from self.measured("confirm", rate)
             if seen.sustained:
                 return self._answer(rate, seen)
@@ -223,7 +225,9 @@ class _Search:
                 continue
             attempt += 1
             self._enter(rate, seen)
-            rate, carried = CONFIRM_SHARE * min(rate, self._edge.at(0.5)), seen.rate_msgs_per_s
+            # One that failed may have met a bad moment: little less at first, and more each time.
+            rate = CONFIRM_SHARE**attempt * min(rate, self._edge.at(0.5))
+            carried = max(carried, seen.rate_msgs_per_s)
         return self._answer(None, self.failed)
 
     def _is_chance(self, seen: Seen) -> bool:
@@ -326,8 +330,9 @@ def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out:
     errors = {name: count for name, count in record["errors"].items() if name != "unsent"}
     if errors:
         return f"{at}: {', '.join(f'{count:,} {name}' for name, count in errors.items())}"
-    if not carries(achieved, offered, record["window_s"]):
-        return f"{at} only {achieved:,.0f} msg/s came through"
+    if not came_through(record, achieved, fan_out):
+        least = min(achieved, record.get("sent_msgs_per_s") or achieved)
+        return f"{at} only {least:,.0f} msg/s came through"
     growth = record.get("under_way") or {}
     grown = is_growing(growth, offered * fan_out)
     if grown is None:

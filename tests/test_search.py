@@ -271,7 +271,7 @@ def test_where_full_trials_carry_far_less_the_last_one_is_at_what_came_through()
 
     found, probes = run(answer, has_time=has_time)
     assert [probe.step for probe in probes].count("confirm") == 3
-    assert found.rate_msgs_per_s == pytest.approx(CONFIRM_SHARE * 6_000)
+    assert found.rate_msgs_per_s == pytest.approx(CONFIRM_SHARE**2 * 6_000)
     assert found.ended_by == "budget"
     none, _ = run(answer, has_time=lambda step: step != "last" and has_time(step))
     assert none.rate_msgs_per_s is None

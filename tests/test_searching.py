@@ -289,6 +289,30 @@ def test_search_curve_and_verdict_mean_the_same_by_carried(
     assert seen_in(seen).sustained is facts.is_carried is curve._is_carried({**seen, "subscribers": 1})
 
 
+LEVEL = {"slope_msgs_per_s": {"estimate": 2.0, "low": -30.0, "high": 40.0}, "samples": 50}
+
+
+@pytest.mark.parametrize(
+    ("changes", "carried"),
+    [
+        ({"goodput_msgs_per_s": 970.0, "under_way": LEVEL}, True),  # 75 messages: what came in 75 ms
+        ({"goodput_msgs_per_s": 955.0, "under_way": LEVEL}, False),  # more than a stall of 0.1 s explains
+        ({"goodput_msgs_per_s": 970.0, "under_way": GROWING}, False),
+        ({"goodput_msgs_per_s": 970.0, "under_way": {}}, False),  # nobody looked
+        ({"goodput_msgs_per_s": 970.0, "sent_msgs_per_s": 970.0, "under_way": LEVEL}, False),
+    ],
+)
+def test_what_a_stall_holds_up_is_no_shortfall_of_a_level_backlog(changes: dict[str, Any], carried: bool) -> None:
+    """Of what was received, where the backlog was tested: for search, curve and verdict alike."""
+    seen = record(window_s=2.5, consumers=1, **changes)
+    facts = Facts(
+        durability="broker", rate_kind="fixed", consumers=1, window_s=2.5, sent=1, acked=1, received=1,
+        offered_msgs_per_s=1_000.0, achieved_msgs_per_s=changes.get("sent_msgs_per_s", 1_000.0),
+        goodput_msgs_per_s=changes["goodput_msgs_per_s"], is_level=changes["under_way"] is LEVEL,
+    )  # fmt: skip
+    assert seen_in(seen).sustained is facts.is_carried is curve._is_carried({**seen, "subscribers": 1}) is carried
+
+
 def test_a_rate_is_sustained_with_every_subscriber_served() -> None:
     """Three subscribers receive three times what was produced."""
     assert seen_in(record()).sustained

@@ -41,10 +41,12 @@ def test_the_belief_is_as_wide_as_it_is_wrong() -> None:
 
 
 def test_one_answer_that_does_not_fit_is_outvoted() -> None:
-    """A fail at half of the edge moves the belief, and the passes after it move it back."""
-    edge = Edge(1_000.0)
+    """A fail at half of the edge moves the belief, less than a pass at twice it, and passes move it back."""
+    edge, passed = Edge(1_000.0), Edge(1_000.0)
     edge.saw(500.0, passed=False)
-    assert edge.at(0.5) < 700.0
+    passed.saw(2_000.0, passed=True)
+    assert edge.at(0.5) < 800.0
+    assert passed.at(0.5) > 2_000.0
     for _ in range(3):
         edge.saw(900.0, passed=True)
     edge.saw(1_100.0, passed=False)

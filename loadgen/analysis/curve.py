@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.analysis import capacity_key, is_measured
 from loadgen.analysis.capacity import capacities, response_ns
-from loadgen.facts import carries
+from loadgen.facts import came_through
 from loadgen.record import enters
 from loadgen.stats.confidence import Estimate, estimate
 from loadgen.stats.knee import Knee, knee
@@ -212,7 +212,7 @@ def _achieved(record: Record) -> float:
 
 
 def _is_carried(record: Record) -> bool:
-    return carries(_achieved(record), record["offered_msgs_per_s"], record["window_s"])
+    return came_through(record, _achieved(record), record["subscribers"])
 
 
 def _is_only_overloaded(record: Record) -> bool:

@@ -7,8 +7,10 @@ belief about where the edge is, asks at its median, and moves the belief by what
 Frazier and S. Henderson, "Bisection search with noisy responses", SIAM Journal on Control and Optimization 51, 2013).
 An answer that does not fit the others is asked again by itself, since the median comes back to it.
 
-The model: each trial has an edge of its own, log-normal about the true one, and now and then (a stall, a neighbour) an
-answer has nothing to do with the rate.
+The model: each trial has an edge of its own, log-normal about the true one, and now and then an answer has nothing to
+do with the rate. Chance is not even-handed there: a stall, a neighbour or a collection of garbage fails a rate that is
+carried otherwise, while hardly anything carries a rate that is too much. So a pass says more than a failure, and a
+failure below rates that passed is asked again before it is believed.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import numpy as np
 
 TRIALS_VARY_LOG = 0.05
 """How much trials of a few seconds vary from one to the next on an idle machine: by 5 % (measured: 5 to 13 %)."""
-STRAY = 0.04
-"""The share of answers that say nothing about the rate."""
+FAILS_BY_CHANCE = 0.1
+"""How many trials of a rate that is carried fail for another reason."""
+PASSES_BY_CHANCE = 0.02
+"""How many of a rate that is too much pass: the window is short, and buffers hold a little."""
 GUESS_LOG = 0.25
 """The first guess's scale: in half of all cases it is off by less than a quarter; tails are heavy (Cauchy)."""
 REACH_LOG, STEP_LOG = 5.0, 0.005
@@ -41,8 +45,8 @@ class Edge:
         from scipy.special import ndtr  # noqa: PLC0415 - half a second of import that `loadgen --help` must not pay
 
         above = ndtr((self._logs - math.log(rate / self._guess)) / TRIALS_VARY_LOG)
-        likely = STRAY + (1 - 2 * STRAY) * (above if passed else 1 - above)
-        self._belief += np.log(likely)
+        passes = PASSES_BY_CHANCE + (1 - FAILS_BY_CHANCE - PASSES_BY_CHANCE) * above
+        self._belief += np.log(passes if passed else 1 - passes)
 
     def at(self, share: float) -> float:
         """The rate below which the edge lies with this probability (0 … 1)."""
