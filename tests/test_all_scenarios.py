@@ -98,7 +98,7 @@ def test_all_scenarios_fit_into_their_minutes() -> None:
     """Each point once, by the plans' own reckoning, with time left for what is in doubt."""
     loaded = [(path, each) for path in scenario_files() for each in load_scenarios(path)]
     looks = [first_look(path, each, (), 1) for path, each in loaded if not each.faults]
-    assert sum(look.planned_s for look in looks) <= 0.9 * all_scenarios.MINUTES * 60
+    assert sum(look.planned_s for look in looks) <= 0.92 * all_scenarios.MINUTES * 60
     assert all_scenarios.MINUTES < 25
 
 
