@@ -123,7 +123,7 @@ def test_a_long_tail_is_allowed_as_far_as_nobody_knows_it() -> None:
     wild = replace(calm, response_ns=calm.response_ns + stretched_ns, undelayed_ns=calm.undelayed_ns + stretched_ns)
     reaches = []
     for paired in (calm, wild):
-        bounds = [delay.expected_ns(paired, percent) for percent in (50.0, 99.0)]
+        bounds = [delay.expected_ns(paired, percent, delay.CONFIDENCE) for percent in (50.0, 99.0)]
         reaches.append([high_ns - low_ns for _, low_ns, high_ns in bounds])
     assert reaches[1][1] > reaches[0][1] > 2 * delay.TOLERANCE_NS
     assert reaches[1][0] < 1.3 * reaches[0][0]

@@ -29,7 +29,8 @@ and the proxy, past which no message may come before it is due. And every second
 at the median, p90 and p99, and message by message with the neighbour before it. Of the sum on the right the percentiles
 are those of all pairs (i, j): a percentile of a sum is not the sum of percentiles. The allowed difference is 2 % +
 0.2 ms, and what nobody can know of the undelayed path from so many messages: √2 of its percentile's own exact binomial
-interval (99 %), since both sides have a sample of it. A tail of few messages is no better known than that.
+interval, since both sides have a sample of it; all of these intervals hold together at 99 % (Bonferroni), as one that
+misses fails the proof. A tail of few messages is no better known than that.
 
 "Not delayed" is held for 2 ms, and the delay comes on top. Without any hold the consumer wakes up in the same moment as
 the broker and the producer, with whom it shares the CPUs, and the path is another one (seen: up to 0.5 ms longer),
@@ -77,7 +78,7 @@ LATE_NS, DISTURBED, ATTEMPTS = 500_000, 0.01, 3
 PARSING_MOST_NS = 1_000_000  # of what a consumer says that it was reading, so much counts
 ANSWERS_FIRST: frozenset[BrokerName] = frozenset({"kafka"})  # whose consumer answers before it reads its clock
 HOLD_MS = 2.0
-CONFIDENCE = 0.99  # of the undelayed path's percentiles
+CONFIDENCE = 0.99  # of all percentiles of the undelayed path together
 NS_PER_MS = 1e6
 NS_PER_S = 1_000_000_000
 
@@ -249,19 +250,19 @@ def percentiles_of(values: Int64, percents: tuple[float, ...]) -> Int64:
     return np.sort(values)[ranks]
 
 
-def expected_ns(paired: Paired, percent: float) -> tuple[float, float, float]:
+def expected_ns(paired: Paired, percent: float, confidence: float) -> tuple[float, float, float]:
     """The delayed messages' response by the log and the undelayed path, where it may begin, and where end."""
     delay_ns, path_ns = paired.delay_ns[paired.is_delayed], paired.path_ns
     (known_ns,) = percentiles_of(np.add.outer(delay_ns, path_ns).ravel(), (percent,)).tolist()
     (logged_ns,) = percentiles_of(delay_ns, (percent,)).tolist()
     allowed_ns = TOLERANCE_SHARE * logged_ns + TOLERANCE_NS
-    below_ns, above_ns = unsure_ns(path_ns, percent)
+    below_ns, above_ns = unsure_ns(path_ns, percent, confidence)
     return known_ns, known_ns - allowed_ns - below_ns, known_ns + allowed_ns + above_ns
 
 
-def unsure_ns(values: Int64, percent: float) -> tuple[float, float]:
+def unsure_ns(values: Int64, percent: float, confidence: float) -> tuple[float, float]:
     """How far two samples' percentile may lie below and above this one's: √2 of its exact binomial interval."""
-    ordered, ranks = np.sort(values), percentile_ranks(len(values), percent, CONFIDENCE)
+    ordered, ranks = np.sort(values), percentile_ranks(len(values), percent, confidence)
     (value,) = percentiles_of(values, (percent,)).tolist()
     low = ordered[0 if ranks.low is None else ranks.low - 1]
     high = ordered[-1 if ranks.high is None else ranks.high - 1]
@@ -270,6 +271,8 @@ def unsure_ns(values: Int64, percent: float) -> tuple[float, float]:
 
 def compare(found: dict[Case, Paired], bounds: Bounds) -> Proof:
     """The proof of what was seen."""
+    compared = len(found) * (len(bounds.percentiles) + 1)
+    confidence = 1 - (1 - CONFIDENCE) / compared  # Bonferroni
     title = "Distribution of the delays of deliveries: by the proxy's log, and as measured"
     messages = sum(len(paired.delay_ns) for paired in found.values())
     method = (
@@ -283,8 +286,9 @@ def compare(found: dict[Case, Paired], bounds: Bounds) -> Proof:
         "A row of a response beside the undelayed ones knows nothing of that: it is the response time of the delayed "
         "messages, held against the undelayed messages' response time and the delays by the log. It may differ by 2 % "
         "+ 0.2 ms, and by as much as the undelayed path's own percentile is not known from so many messages (√2 of the "
-        f"exact binomial interval at {CONFIDENCE:.0%}). Messages are let go while broker and producer sleep: without "
-        "any hold the consumer wakes up together with them, and the path is another one."
+        f"exact binomial interval; all {compared} hold together at {CONFIDENCE:.0%}, each at {confidence:.2%}). "
+        "Messages are let go while broker and producer sleep: without any hold the consumer wakes up together with "
+        "them, and the path is another one."
     )
     recorder = (
         "A row of a response compares the production's histogram, which is what reports show, with a log of every "
@@ -298,13 +302,13 @@ def compare(found: dict[Case, Paired], bounds: Bounds) -> Proof:
         claim="A delay between a real broker and its consumer, known for each message from the log of a proxy, is in "
         "the measured response times up to p99 within 2 % + 0.2 ms, by what the proxy saw of each message and beside "
         "messages that were not delayed.",
-        rows=tuple(row for case, paired in found.items() for row in _rows(case, paired, bounds)),
+        rows=tuple(row for case, paired in found.items() for row in _rows(case, paired, bounds, confidence)),
         notes=(method, beside, recorder, late),
         charts=(draw("delay", title, [partial(_panel, case=case, paired=paired) for case, paired in found.items()]),),
     )
 
 
-def _rows(case: Case, paired: Paired, bounds: Bounds) -> Iterator[Row]:
+def _rows(case: Case, paired: Paired, bounds: Bounds, confidence: float) -> Iterator[Row]:
     percents = bounds.percentiles
     yield same(f"{case.title}: messages that are not in every log", 0, paired.unpaired)
     yield same(f"{case.title}: messages that were not due by the schedule", 0, paired.off_schedule)
@@ -320,23 +324,23 @@ def _rows(case: Case, paired: Paired, bounds: Bounds) -> Iterator[Row]:
         yield _between(name, known_ns, seen_ns, known_ns - allowed_ns, latest_ns + allowed_ns)
     name = f"{case.title}: messages whose own delay agrees so"
     yield at_least(name, bounds.agreeing_percent[case.broker], paired.agreeing_percent, "%")
-    yield from _beside(case, paired, percents)
+    yield from _beside(case, paired, percents, confidence)
     for percent, seen_ns in zip(bounds.recorded, paired.recorded_ns, strict=True):
         yield _recorded(f"{case.title}: p{percent:g} of the response", percent, paired.response_ns, seen_ns)
 
 
-def _beside(case: Case, paired: Paired, percents: tuple[float, ...]) -> Iterator[Row]:
+def _beside(case: Case, paired: Paired, percents: tuple[float, ...], confidence: float) -> Iterator[Row]:
     """Responses with the delay against responses without it and the log, as a whole and message by message."""
     response_ns = paired.response_ns[paired.is_delayed]
     for percent, seen_ns in zip(percents, percentiles_of(response_ns, percents).tolist(), strict=True):
-        known_ns, low_ns, high_ns = expected_ns(paired, percent)
+        known_ns, low_ns, high_ns = expected_ns(paired, percent, confidence)
         name = f"{case.title}: p{percent:g} of the response, beside the undelayed ones"
         yield _between(name, known_ns, seen_ns, low_ns, high_ns)
     beside_ns = paired.beside_neighbours_ns
     (seen_ns,), (logged_ns,) = (
         percentiles_of(each, (50.0,)).tolist() for each in (beside_ns, paired.delay_ns[paired.is_delayed])
     )
-    unsure = max(unsure_ns(beside_ns, 50.0))
+    unsure = max(unsure_ns(beside_ns, 50.0, confidence))
     name = f"{case.title}: median of a response less its neighbour's and the log's delay"
     yield _row(name, 0.0, seen_ns, TOLERANCE_SHARE * logged_ns + TOLERANCE_NS + unsure)
 
