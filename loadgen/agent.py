@@ -50,6 +50,7 @@ SIDES: dict[Role, str] = {
 SECOND_NS = 1_000_000_000
 POLL_S = 0.05  # how long an agent with nothing to do waits before it looks at the board again
 SPENT = PROC / "thread-self/schedstat"  # ns on a CPU, ns ready and waiting for one
+SPENT_EVERY_NS = 20_000_000  # how often that is noted: what was spent before a long turn must not be taken for its own
 STOOD_STILL_NS = 70_000_000  # a loop that turned no sooner did not wait of its own will
 # In a closed loop no latency is measured, and a consumer that looks two hundred times a second instead of at every
 # small packet leaves the broker the cores that they share (docs/performance.md) …
@@ -245,6 +246,7 @@ class Clocked:
         self.stood_still: Standstills | None = Standstills()
         self._turned_ns = 1 << 62  # when the loop turned last: before its first turn it stands nowhere
         self._spent_ns = 0
+        self._next_spent_ns = 0
         self._edge_step_ns = SECOND_NS
         self._next_edge_ns = self.window_start_ns
 
@@ -262,10 +264,12 @@ class Clocked:
             elif self.stood_still is not None:
                 self.stood_still.add(turn_ns, spent_ns)
         self._turned_ns = now_ns
+        if now_ns >= self._next_spent_ns:
+            self._newly_spent_ns()
+            self._next_spent_ns = now_ns + SPENT_EVERY_NS
         if now_ns < self._next_edge_ns or self._next_edge_ns > self.window_end_ns:
             return
         self.cpu_at.append(((now_ns - self.window_start_ns) / SECOND_NS, time.process_time()))
-        self._newly_spent_ns()  # so that what was spent before a long turn is not taken for its own
         if len(self.cpu_at) > 2 * SECONDS_KEPT:
             del self.cpu_at[1::2]
             self._edge_step_ns *= 2

@@ -157,3 +157,17 @@ def test_a_loop_that_runs_or_waits_for_a_cpu_does_not_stand_still(
         schedstat.write_text(f"{spent * MS_NS // 2} {spent * MS_NS // 2} 7\n")
         clock.tick(START_NS + at_ms * MS_NS)
     assert clock.stood_still == expected
+
+
+def test_a_stop_after_busy_turns_is_a_standstill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine tenths of a second are spent in short turns; then the thread is stopped for one, and spends nothing."""
+    schedstat = tmp_path / "schedstat"
+    monkeypatch.setattr("loadgen.agent.SPENT", schedstat)
+    clock = Clocked(replace(spec("producer", 0), duration_s=5), START_NS)
+    for at_ms in [*range(0, 901, 10), 1_901]:
+        spent_ms = 0.6 * min(at_ms, 900)
+        schedstat.write_text(f"{round(spent_ms / 3) * MS_NS} {round(spent_ms * 2 / 3) * MS_NS} 7\n")
+        clock.tick(clock.window_start_ns + at_ms * MS_NS)
+    assert clock.stood_still is not None
+    assert clock.stood_still.times == 1
+    assert 950 * MS_NS < clock.stood_still.longest_ns <= 1_001 * MS_NS
