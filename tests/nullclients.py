@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(eq=False)
@@ -28,3 +29,19 @@ class Line:
     def hold(self, is_held: bool) -> None:
         """Note it."""
         self.is_held = is_held
+
+
+class Client:
+    """One session of a relay, driven by hand."""
+
+    def __init__(self, relay: Any) -> None:
+        self.line, self.relay = Line(), relay
+        self.session = relay.session(self.line)
+
+    def say(self, *pieces: bytes) -> None:
+        """Send pieces, each read by itself, and let the relay turn."""
+        for piece in pieces:
+            self.line.waiting = piece
+            while self.line.waiting:
+                self.session.readable()
+            self.relay.turn()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import nullclients
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nullclients import Line
 from pika import frame, spec
 
 from loadgen.drivers.rabbitmq_topology import Routes
@@ -24,26 +24,16 @@ QUEUE = "loadgen-null-1"
 HEARTBEAT = frame.Heartbeat().marshal()
 
 
-class Client:
+class Client(nullclients.Client):
     """One session after its handshake, driven by hand."""
 
     def __init__(self, relay: AmqpRelay) -> None:
-        self.line = Line()
-        self.relay = relay
-        self.session = AmqpSession(relay, self.line)  # type: ignore[arg-type]
+        super().__init__(relay)
         self.say(frame.ProtocolHeader().marshal())
         start_ok = encode(spec.Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US"), 0)
         self.say(start_ok, encode(spec.Connection.TuneOk(0, 131_072, 0), 0), encode(spec.Connection.Open("/"), 0))
         self.say(encode(spec.Channel.Open()))
         self.line.written.clear()
-
-    def say(self, *pieces: bytes) -> None:
-        """Send pieces, each read by itself, and let the relay turn."""
-        for piece in pieces:
-            self.line.waiting = piece
-            while self.line.waiting:
-                self.session.readable()
-            self.relay.turn()
 
     def heard(self) -> list[Any]:
         """All whole frames that came, by pika's codec; they are forgotten."""
@@ -305,7 +295,7 @@ def test_what_it_does_not_understand_closes_the_connection_with_a_reason(said: b
 
 def test_another_protocol_is_hung_up_on() -> None:
     """Who does not begin with AMQP's header gets no answer."""
-    line = Line(b"GET / HTTP/1.1\r\n\r\n")
+    line = nullclients.Line(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(EOFError):
         AmqpSession(AmqpRelay(), line).readable()  # type: ignore[arg-type]
     assert not line.written

@@ -8,6 +8,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
+import nullclients
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,32 +22,19 @@ from kio.schema.produce.v7.response import ProduceResponse
 from kio.schema.types import BrokerId, TopicName
 from kio.serial import entity_reader
 from kio.static.primitive import i16, i32, i32Timedelta, i64
-from nullclients import Line
 
 from loadgen.drivers.wire.kafka_batch import HEADER_BYTES, Identity, pack_record, seal
 from loadgen.drivers.wire.kafka_protocol import encode
 from loadgen.drivers.wire.kafka_records import BatchHeader, batch_headers
 from loadgen.nullbroker import kafka_log
-from loadgen.nullbroker.kafka import KafkaRelay, KafkaSession
+from loadgen.nullbroker.kafka import KafkaRelay
 
 TOPIC = "loadgen-null-1"
 LATER_MS = 60_000  # a fetch that waits so long is not answered for its lateness within a test
 
 
-class Client:
+class Client(nullclients.Client):
     """One session, driven by hand."""
-
-    def __init__(self, relay: KafkaRelay) -> None:
-        self.line, self.relay = Line(), relay
-        self.session = KafkaSession(relay, self.line)  # type: ignore[arg-type]
-
-    def say(self, *pieces: bytes) -> None:
-        """Send pieces, each after the last one was read, and let the relay turn."""
-        for piece in pieces:
-            self.line.waiting = piece
-            while self.line.waiting:
-                self.session.readable()
-            self.relay.turn()
 
     def answers(self) -> list[bytes]:
         """The whole responses that came, without their lengths; they are forgotten."""

@@ -7,11 +7,11 @@ import zlib
 from itertools import pairwise
 from typing import Any
 
+import nullclients
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nullclients import Line
 
 from loadgen.drivers.wire.framed import SLACK_BYTES
 from loadgen.drivers.wire.stream_chunks import ChunkParser
@@ -34,7 +34,7 @@ from loadgen.drivers.wire.stream_protocol import (
     texts,
 )
 from loadgen.nullbroker import kafka_log, stream, stream_log
-from loadgen.nullbroker.stream import StreamRelay, StreamSession
+from loadgen.nullbroker.stream import StreamRelay
 from loadgen.payload import Payloads
 from loadgen.scenario import Message, Uniform
 
@@ -43,20 +43,8 @@ PORT = 5552
 CHECKSUM_AT, BODY_AT = 37, 53  # in a Deliver frame without its length
 
 
-class Client:
+class Client(nullclients.Client):
     """One session, driven by hand."""
-
-    def __init__(self, relay: StreamRelay) -> None:
-        self.line, self.relay = Line(), relay
-        self.session = StreamSession(relay, self.line)  # type: ignore[arg-type]
-
-    def say(self, *pieces: bytes) -> None:
-        """Send pieces, each read by itself, and let the relay turn."""
-        for piece in pieces:
-            self.line.waiting = piece
-            while self.line.waiting:
-                self.session.readable()
-            self.relay.turn()
 
     def heard(self) -> list[bytes]:
         """All whole frames that came, without their lengths; they are forgotten."""
