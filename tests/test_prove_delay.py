@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -59,6 +59,16 @@ def failing(paired: delay.Paired) -> list[str]:
     return [row.name.partition(": ")[2] for row in rows if not row.ok]
 
 
+def measured_by(tapped: Tapped) -> Any:
+    """A trial that began at 7 s, whose recorder has what was tapped."""
+    histogram = Histogram()
+    histogram.add(tapped.received_ns - tapped.intended_ns)
+    return SimpleNamespace(
+        tapped=tapped, window_ns=(8_000_000_000 - 1_000, 12_000_000_000), histogram=lambda _: histogram,
+        outcome=SimpleNamespace(start_ns=7_000_000_000),
+    )  # fmt: skip
+
+
 DELAYS = ["p50 of the delay", "p90 of the delay", "p99 of the delay", "messages whose own delay agrees so"]
 BESIDE = [
     *(f"p{percent} of the response, beside the undelayed ones" for percent in (50, 90, 99)),
@@ -88,14 +98,8 @@ def test_only_who_answers_first_may_be_late_by_its_reading(broker: BrokerName, k
     due_ns = 7_000_000_000 + seqs * 10_000_000
     tapped = Tapped(seqs, due_ns, due_ns, due_ns + 9_000_000, due_ns + 7_000_000)
     passage = delay.Passage(seqs, due_ns + 1, due_ns + 1, due_ns + 7_000_000, due_ns + 7_000_001)
-    histogram = Histogram()
-    histogram.add(tapped.received_ns - due_ns)
-    measured = SimpleNamespace(
-        tapped=tapped, window_ns=(8_000_000_000 - 1_000, 12_000_000_000), histogram=lambda _: histogram,
-        outcome=SimpleNamespace(start_ns=7_000_000_000),
-    )  # fmt: skip
     case = replace(CASE, broker=broker)
-    paired = delay.pair(case, measured, passage, BOUNDS.recorded)  # type: ignore[arg-type]
+    paired = delay.pair(case, measured_by(tapped), passage, BOUNDS.recorded)
     assert set(paired.reading_ns.tolist()) == {known_ns}
 
 
@@ -139,13 +143,7 @@ def test_intended_times_that_are_not_the_schedules_fail(off_ns: int) -> None:
         came_ns, intended_ns = due_ns + 300_000, due_ns + off_ns
         tapped = Tapped(seqs, intended_ns, intended_ns, came_ns + 7_100_000, came_ns + 7_050_000)
         passage = delay.Passage(seqs, came_ns, came_ns, came_ns + 7_000_000, came_ns + 7_200_000)
-        histogram = Histogram()
-        histogram.add(tapped.received_ns - intended_ns)
-        measured = SimpleNamespace(
-            tapped=tapped, window_ns=(8_000_000_000 - 1_000, 12_000_000_000), histogram=lambda _: histogram,
-            outcome=SimpleNamespace(start_ns=7_000_000_000),
-        )  # fmt: skip
-        return delay.pair(CASE, measured, passage, BOUNDS.recorded)  # type: ignore[arg-type]
+        return delay.pair(CASE, measured_by(tapped), passage, BOUNDS.recorded)
 
     right, wrong = laid(0), laid(off_ns)
     assert (right.unpaired, right.off_schedule, right.early) == (0, 0, 0)

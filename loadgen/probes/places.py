@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 import pika.exceptions
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from loadgen.driver import Target
+from loadgen.drivers.client.confluent_consumer import COORDINATING
 from loadgen.drivers.kafka_admin import KafkaAdmin
 from loadgen.drivers.kafka_config import client_settings
 from loadgen.drivers.rabbitmq_admin import credentials_of, describe, parameters_of
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 60
 PIKA_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException)
 TIMEOUT_S = 30.0
-COORDINATING = {
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-}
 AGAIN_S = 0.1
 PERSISTENT = pika.BasicProperties(delivery_mode=2)
 

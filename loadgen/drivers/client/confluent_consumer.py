@@ -36,14 +36,16 @@ CLASSIC = {  # with the new protocol these are the broker's to say
 JOINED_S = 30.0  # how long a group may take to give a consumer its partitions
 _METADATA_S = 10.0
 _POLL_S = 0.02
-_PASSING = {
+COORDINATING = {  # of a group that nobody had before; librdkafka looks for its coordinator
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+_PASSING = COORDINATING | {
     KafkaError._PARTITION_EOF,  # noqa: SLF001 - librdkafka's local codes are named so
     KafkaError._TRANSPORT,  # noqa: SLF001
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
     KafkaError._TIMED_OUT,  # noqa: SLF001
-    KafkaError.NOT_COORDINATOR,  # of a group that nobody had before; it looks for another
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 }
 _REBALANCING = {
     KafkaError._STATE,  # noqa: SLF001
