@@ -35,7 +35,7 @@ from loadgen.fleet import Fleet
 from loadgen.ledger import settle
 from loadgen.nullbroker import null_broker
 from loadgen.scenario import Rate
-from loadgen.search import UNTESTED, against, is_disturbed
+from loadgen.search import Objection, against, is_disturbed
 from loadgen.think import Think
 from loadgen.trial import Live, run_trial
 from loadgen.verdict import bound
@@ -190,16 +190,16 @@ def _unpaced(trial: Trial, setting: Setting, how: str, p99_ms: float | None = No
     if outcome.error is not None:
         return "unknown", outcome.error
     offered = float(record["offered_msgs_per_s"])
-    why = against(record, _came_through(trial, record), offered, trial.subscribers) or _late(record, offered, p99_ms)
-    if why is None:
+    found = against(record, _came_through(trial, record), offered, trial.subscribers) or _late(record, offered, p99_ms)
+    if found is None:
         return None
-    if is_disturbed(record["verdict"]) or why.endswith(UNTESTED):
-        return "unknown", why
+    if is_disturbed(record["verdict"]) or found.is_untested:
+        return "unknown", found.text
     # A rate that was carried, but late, or that fell short with CPU left, is for the clients to answer for.
-    return {"host": "host", "broker": how}.get(record["verdict"]["bound_by"], "generator"), why
+    return {"host": "host", "broker": how}.get(record["verdict"]["bound_by"], "generator"), found.text
 
 
-def _late(record: Record, offered: float, p99_ms: float | None) -> str | None:
+def _late(record: Record, offered: float, p99_ms: float | None) -> Objection | None:
     """By how much the schedule lagged, where that is over the verdict's bounds; with an objective, if that is missed.
 
     Where a latency was asked for, it is what clients must be able to show: a lag far below it moves nothing.
@@ -207,12 +207,12 @@ def _late(record: Record, offered: float, p99_ms: float | None) -> str | None:
     lag, e2e = record["latency_ns"]["schedule_lag"], record["latency_ns"]["e2e"]
     if p99_ms is not None and e2e and e2e["p99"] is not None:
         missed = f"at {offered:,.0f} msg/s the p99 was {milliseconds(e2e['p99'])}, over {p99_ms:g} ms"
-        return missed if e2e["p99"] > p99_ms * 1e6 else None
+        return Objection(missed) if e2e["p99"] > p99_ms * 1e6 else None
     allowed_ns = allowed_lag_ns(e2e["p50"] if e2e else None)
     if lag["p99"] <= allowed_ns:
         return None
     lagged = f"{milliseconds(lag['p99'])} (p99), over {milliseconds(allowed_ns)}"
-    return f"at {offered:,.0f} msg/s the schedule lagged by {lagged}"
+    return Objection(f"at {offered:,.0f} msg/s the schedule lagged by {lagged}", is_late=True)
 
 
 def _came_through(trial: Trial, record: Record) -> float:

@@ -83,7 +83,7 @@ def judged(
             outcome.error, outcome.cause = outcome.error or str(error), outcome.cause or error
     held, removals = _told_by_broker(trial, live, outcome, admin, target)
     account = account_of(outcome, trial.settings, removals)
-    settled = _settled(trial, live, outcome, has_gone=removals.unreceived_msgs > 0)
+    settled = _settled(trial, live, outcome, observations, has_gone=removals.unreceived_msgs > 0)
     record = {**describe(trial), **figures(trial, live, outcome, account, removals, settled.cut_s)}
     if live.hurting is not None:
         end_ns = live.start_ns + round((trial.warmup_s + trial.duration_s) * SECOND_NS)
@@ -153,21 +153,16 @@ def _observed(record: Record, live: Live, observations: Observations, outcome: O
     }
 
 
-def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> Settled:
-    """Where the trial became steady; one that was cut short keeps its whole window.
+def _settled(
+    trial: Trial, live: Live, outcome: Outcome, observations: Observations | None, *, has_gone: bool
+) -> Settled:
+    """Where the trial became steady.
 
-    Where messages have gone without being received, the number under way is not known, but the rate is.
+    Where messages have gone without being received, the number under way is not known, but the rate is. Seconds in
+    which a client had no connection were never a warm-up, whatever the flow was like: they are left where they are.
     """
-    if outcome.error is not None or outcome.interrupted:
-        return Settled(0, None, "the trial was cut short")
-    if trial.backlog.msgs:
-        return Settled(0, True, "a backlog is drained: its rate is told for as long as that took")
-    if trial.membership.changes:
-        return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
-    if trial.faults:
-        return Settled(0, True, "the broker was hurt: what changed then is what is looked for")
-    if trial.rate.kind in CHANGING:
-        return Settled(0, True, CHANGING[trial.rate.kind])
+    if (kept := _kept_whole(trial, outcome)) is not None:
+        return kept
     found = live.flow.settled(
         live.start_ns,
         trial.warmup_s,
@@ -178,7 +173,31 @@ def _settled(trial: Trial, live: Live, outcome: Outcome, *, has_gone: bool) -> S
     )
     # Whole intervals of the log, so that the window still begins with one.
     cut_s = -(-found.cut_s // trial.interval_s) * trial.interval_s
+    window_ns = live.start_ns + round(trial.warmup_s * SECOND_NS)
+    if cut_s and _was_cut_off(observations, window_ns, window_ns + cut_s * SECOND_NS):
+        return Settled(0, False, "its first seconds differ from the rest: a client was without a connection in them")
     return replace(found, cut_s=cut_s if cut_s <= CUT_MOST_S else 0)
+
+
+def _kept_whole(trial: Trial, outcome: Outcome) -> Settled | None:
+    """What is said of a trial that keeps its whole window, whatever its flow was like; None of any other."""
+    if outcome.error is not None or outcome.interrupted:
+        return Settled(0, None, "the trial was cut short")
+    if trial.backlog.msgs:
+        return Settled(0, True, "a backlog is drained: its rate is told for as long as that took")
+    if trial.membership.changes:
+        return Settled(0, True, "a consumer came or went: what changed then is what is looked for")
+    if trial.faults:
+        return Settled(0, True, "the broker was hurt: what changed then is what is looked for")
+    if trial.rate.kind in CHANGING:
+        return Settled(0, True, CHANGING[trial.rate.kind])
+    return None
+
+
+def _was_cut_off(observations: Observations | None, begin_ns: int, end_ns: int) -> bool:
+    """Whether a client was without a connection at any moment between two."""
+    noted = () if observations is None else observations.noted
+    return any(each.kind == "outage" and each.began_ns < end_ns and each.ended_ns > begin_ns for each in noted)
 
 
 def _flowed(record: Record, live: Live, settled: Settled) -> Record:

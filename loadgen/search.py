@@ -51,7 +51,6 @@ CONFIRMS_MOST = 4
 RETRIES = 2
 FAILURES = 1  # how often a trial that told nothing is tried again
 LATE = "schedule lag"
-UNTESTED = "samples of the backlog, too few to test its slope"
 DISTURBANCES = frozenset({"stolen CPU", "other programs", "CPU frequency", "swap"})
 
 Step = Literal["burst", "probe", "confirm"]
@@ -267,6 +266,18 @@ class _Search:
         return Capacity(rate, high, self.producers, failed.limit, is_lower, reason, self.ended_by)
 
 
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """What speaks against an offered rate having been sustained, in words, which may be of another thing than the rate.
+
+    `is_late`: that messages left late. `is_untested`: that too little was seen to tell.
+    """
+
+    text: str
+    is_late: bool = False
+    is_untested: bool = False
+
+
 def seen_in(
     record: Mapping[str, Any], p99_ms: float | None = None, fan_out: int = 1, *, is_confirming: bool = False
 ) -> Seen:
@@ -285,19 +296,19 @@ def seen_in(
     full = {role for role in ("producers", "consumers") if (shares.get(role) or 0.0) >= CORE_FULL_SHARE}
     offered = record["offered_msgs_per_s"]
     if offered is None:
-        why: str | None = "a closed loop"
+        found: Objection | None = Objection("a closed loop")
     else:
-        why = against(record, achieved, offered, fan_out)
-        if why is None:
-            why = _invalid(verdict, is_catching_up=not is_confirming and achieved > (1 + CARRIED_SHARE) * offered)
-            limit = _limit_of_late(verdict) if why and why.startswith(LATE) else limit
-        if why is None and p99_ms is not None:
-            why = _missed(record, offered, p99_ms)
-            limit = _limit_of_missed(record, p99_ms) if why else limit
-    carried = f"carried {achieved:,.0f} of {offered or 0:,.0f} msg/s"
-    if why is not None and why.endswith(UNTESTED):
-        return Seen(achieved, False, why, has_run=False)
-    return Seen(achieved, why is None, why or carried, limit, is_disturbed(verdict), bool(full), "producers" in full)
+        found = against(record, achieved, offered, fan_out)
+        if found is None:
+            found = _invalid(verdict, is_catching_up=not is_confirming and achieved > (1 + CARRIED_SHARE) * offered)
+            limit = _limit_of_late(verdict) if found and found.is_late else limit
+        if found is None and p99_ms is not None:
+            found = _missed(record, offered, p99_ms)
+            limit = _limit_of_missed(record, p99_ms) if found else limit
+    if found is not None and found.is_untested:
+        return Seen(achieved, False, found.text, has_run=False)
+    why = found.text if found else f"carried {achieved:,.0f} of {offered or 0:,.0f} msg/s"
+    return Seen(achieved, found is None, why, limit, is_disturbed(verdict), bool(full), "producers" in full)
 
 
 def latency_limit(record: Mapping[str, Any]) -> Literal["host", "generator"] | None:
@@ -321,29 +332,30 @@ def is_disturbed(verdict: Mapping[str, Any]) -> bool:
     )
 
 
-def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out: int) -> str | None:
-    """What speaks against an offered rate (messages/s) having been sustained, in words, or None.
+def against(record: Mapping[str, Any], achieved: float, offered: float, fan_out: int) -> Objection | None:
+    """What the counters say against an offered rate (messages/s) having been sustained, or None.
 
     `achieved` is what came through of it, `fan_out` how often each message was to be received.
     """
     at = f"at {offered:,.0f} msg/s"
     errors = {name: count for name, count in record["errors"].items() if name != "unsent"}
     if errors:
-        return f"{at}: {', '.join(f'{count:,} {name}' for name, count in errors.items())}"
+        return Objection(f"{at}: {', '.join(f'{count:,} {name}' for name, count in errors.items())}")
     if not came_through(record, achieved, fan_out):
         least = min(achieved, record.get("sent_msgs_per_s") or achieved)
-        return f"{at} only {least:,.0f} msg/s came through"
+        return Objection(f"{at} only {least:,.0f} msg/s came through")
     growth = record.get("under_way") or {}
     grown = is_growing(growth, offered * fan_out)
     if grown is None:
-        return f"{at} there were {growth['samples']} {UNTESTED}"
+        few = f"{at} there were {growth['samples']} samples of the backlog, too few to test its slope"
+        return Objection(few, is_untested=True)
     if grown:
-        return f"{at} the backlog grew by {growth['slope_msgs_per_s']['estimate']:,.0f} msg/s"
+        return Objection(f"{at} the backlog grew by {growth['slope_msgs_per_s']['estimate']:,.0f} msg/s")
     return None
 
 
-def _missed(record: Mapping[str, Any], offered: float, p99_ms: float) -> str | None:
-    """How the objective was missed, or nothing."""
+def _missed(record: Mapping[str, Any], offered: float, p99_ms: float) -> Objection | None:
+    """How the objective was missed, or None."""
     p99_ns = (record["latency_ns"][end_to_end(record)] or {}).get("p99")
     if p99_ns is not None and p99_ns <= p99_ms * 1e6:
         return None
@@ -352,8 +364,8 @@ def _missed(record: Mapping[str, Any], offered: float, p99_ms: float) -> str | N
     limit = _limit_of_missed(record, p99_ms)
     lag_ns = (record["latency_ns"].get("schedule_lag") or {}).get("p99")
     if limit == "objective" or lag_ns is None:
-        return text
-    return f"{text}, with messages sent {lag_ns / 1e6:.2f} ms late (p99)"
+        return Objection(text)
+    return Objection(f"{text}, with messages sent {lag_ns / 1e6:.2f} ms late (p99)")
 
 
 def _limit_of_missed(record: Mapping[str, Any], p99_ms: float) -> Limit:
@@ -376,12 +388,14 @@ def _limit_of_late(verdict: Mapping[str, Any]) -> Limit:
     return "host" if None in host else "generator"
 
 
-def _invalid(verdict: Mapping[str, Any], *, is_catching_up: bool) -> str | None:
-    """What the verdict has against the trial.
+def _invalid(verdict: Mapping[str, Any], *, is_catching_up: bool) -> Objection | None:
+    """What the verdict has against the trial, or None.
 
     A probe may be late where more came through than was due: it is making up for its own start, which a longer
     warm-up would have hidden, and so has carried more than its rate.
     """
     failed = [each for each in verdict.get("checks", ()) if each["passed"] is False]
-    reasons = [each for each in failed if not is_catching_up or each["name"] != LATE]
-    return f"{reasons[0]['name']}: {reasons[0]['reason']}" if reasons else None
+    for each in failed:
+        if not is_catching_up or each["name"] != LATE:
+            return Objection(f"{each['name']}: {each['reason']}", is_late=each["name"] == LATE)
+    return None

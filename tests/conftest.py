@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import psutil
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from loadgen.brokers import kafka, mark_warmed, open_brokers
 from loadgen.brokers.state import brokers_dir, cache_dir
@@ -31,6 +32,24 @@ hypothesis.settings.load_profile("suite")
 ROOM_BYTES = 12 << 30
 IN_MEMORY = "loadgen-tests-"
 IN_USE = pytest.StashKey[int]()  # a lock on what is there
+SATURATING = {
+    f"tests/test_{name}.py"
+    for name in ("nullbroker", "ceiling", "searching", "pubsub", "backlog", "decide", "gate_tried")
+}
+"""Whose trials take all of both cores: they come one after another, as two at once leave each other nothing."""
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests go to one process, as they share brokers; those that saturate the machine all go to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "saturating" if file in SATURATING else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    """Where tests are shared out by file, this way."""
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def _room() -> Path:

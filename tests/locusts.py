@@ -45,6 +45,11 @@ class Ended:
         assert len(rows) == 1, f"{len(rows)} rows of {method}:\n{self.text}"
         return rows[0]
 
+    def carried(self, method: str, name: str | None = None) -> int:
+        """How many of a method's requests came to something: what was due and not sent any more is a failed one."""
+        row = self.row(method) if name is None else self.rows[method, name]
+        return int(row["Request Count"]) - int(row["Failure Count"])
+
 
 def command(folder: Path, *words: str, file: str = "scenarios/latency.py") -> list[str]:
     """The words of a Locust that keeps all it writes in `folder`."""

@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadgen import RabbitMQ, Rate, Scenario
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
+from loadgen.driver import Gauge
+from loadgen.drivers.memory import memory_endpoint
+from loadgen.events import Event
+from loadgen.fleet import Outcome
 from loadgen.flow import Flow, is_growing
-from loadgen.judging import _flow_facts
+from loadgen.judging import _flow_facts, _settled
+from loadgen.observations import Columns, Observations, Series
+from loadgen.plan import Profile, make_plan
+from loadgen.trial import Live
 
 STEP_NS = SECOND_NS // 20
 
@@ -60,6 +68,32 @@ def test_a_slow_start_that_outlasts_the_warm_up_is_left_out_in_whole_seconds() -
     assert found.cut_s == 2
     assert found.steady is True
     assert "left out" in found.reason
+
+
+def observed(*noted: Event) -> Observations:
+    """Of an observer that saw nothing by itself."""
+    nothing = Series.of(Columns())
+    return Observations(0, SECOND_NS, SECOND_NS, (), nothing, nothing, nothing, noted=noted)
+
+
+@pytest.mark.parametrize(
+    ("noted", "cut_s", "steady"),
+    [
+        ((), 2, True),
+        ((Event("outage", SECOND_NS, 3 * SECOND_NS, "producer0 without a connection"),), 0, False),
+        ((Event("outage", 0, SECOND_NS, "producer0 without a connection"),), 2, True),  # that ended in the warm-up
+        ((Event("outage", 9 * SECOND_NS, 10 * SECOND_NS, "producer0 without a connection"),), 2, True),
+        ((Event("gc pause", 2 * SECOND_NS, 3 * SECOND_NS, "young"),), 2, True),
+    ],
+)
+def test_seconds_without_a_connection_are_no_warm_up(noted: tuple[Event, ...], cut_s: int, steady: bool) -> None:
+    """What a lost connection did to the first seconds stays in the window, and the trial is not called steady."""
+    scenario = Scenario(name="cut", question="?", rate=Rate.saturate(), rabbitmq=RabbitMQ())
+    (trial,) = make_plan([scenario], Profile("test", 2.0, 10.0, 1), brokers=("rabbitmq",)).trials
+    live = Live(trial, memory_endpoint("rabbitmq"), None, lambda _: None, lambda _: Gauge(0))
+    live.flow = flow(np.concatenate([noisy(3.5, 25_000), noisy(8.5, 50_000)]), 1_000)
+    found = _settled(trial, live, Outcome(), observed(*noted), has_gone=False)
+    assert (found.cut_s, found.steady) == (cut_s, steady)
 
 
 def test_a_rate_that_falls_all_the_time_is_never_steady() -> None:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from loadgen.driver import Consumer, Received
     from loadgen.endpoint import Endpoint
 
-SHORT = Profile("test", warmup_s=0.2, duration_s=0.5, repeats=1)
-LONGER = Profile("test", warmup_s=0.2, duration_s=1.5, repeats=1)  # of a library that a busy machine may hold up
+SHORT = Profile("test", warmup_s=0.2, duration_s=1.0, repeats=1)
+LONGER = Profile("test", warmup_s=0.2, duration_s=2.0, repeats=1)  # of a library that a busy machine may hold up
 PROTOCOLS = {"pika": "amqp", "pika-blocking": "amqp", "rstream": "stream"}  # of clients, by their wire drivers
 PATIENCE_S = 60.0
 
@@ -56,7 +56,7 @@ def run_through(endpoint: Endpoint, driver: str, knobs: dict[str, Any] | None = 
     part = (RabbitMQ if endpoint.broker == "rabbitmq" else Kafka)(driver=driver, **(knobs or {}))
     values: dict[str, Any] = {"name": "null", "question": "?", "message": Message(size_bytes=100)}
     values |= {"rate": Rate.saturate(), "preset": "throughput", endpoint.broker: part}
-    profile = LONGER if driver == "pika" else SHORT
+    profile = LONGER if driver in {"pika", "rstream"} else SHORT
     plan = make_plan([Scenario(**{**values, **changes})], profile, brokers=(endpoint.broker,))
     record, outcome = run_trial(plan.trials[0], Setting(endpoint, lambda _: None))
     assert outcome.error is None, outcome.traceback or outcome.error

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 10.0  # as pika has it: the control plane is in no hurry, and a busy broker answers late
 CALL_S = 10.0
 CLOSE_S = 2.0
 PORT_QUESTION = "is it running, is this RabbitMQ's AMQP port, does it want TLS?"

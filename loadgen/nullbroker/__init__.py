@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from loadgen.endpoint import Endpoint
+from loadgen.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -31,6 +33,7 @@ __all__ = ["null_broker"]
 PROTOCOLS: dict[BrokerName, str] = {"rabbitmq": "amqp", "kafka": "kafka"}
 STREAMS = "stream"
 STOP_S = 5.0
+START_S = 60.0  # for an interpreter with numpy to be loaded where much else runs: some tenths of a second where not
 
 
 @contextlib.contextmanager
@@ -43,22 +46,16 @@ def null_broker(broker: BrokerName, cpus: Collection[int] = (), *, streams: bool
         broker: whose protocol it speaks.
         cpus: the CPUs that it may use; none means all.
         streams: whether it speaks RabbitMQ's stream protocol instead of AMQP.
+
+    Raises:
+        BrokerError: it did not begin to serve.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(256)  # from now on nobody has to wait for the process
-        protocol = STREAMS if streams else PROTOCOLS[broker]
-        command = [sys.executable, "-m", "loadgen.nullbroker", protocol, str(listener.fileno())]
-        process = subprocess.Popen(
-            [*command, str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[listener.fileno()],
-        )
+    protocol = STREAMS if streams else PROTOCOLS[broker]
+    process, port, begun = _started(protocol)
+    try:
         if cpus:
             os.sched_setaffinity(process.pid, cpus)
-        port = listener.getsockname()[1]
-    try:
+        _wait_until_it_serves(process, begun)
         yield Endpoint(
             broker,
             (("127.0.0.1", port),),
@@ -74,3 +71,35 @@ def null_broker(broker: BrokerName, cpus: Collection[int] = (), *, streams: bool
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _started(protocol: str) -> tuple[subprocess.Popen[bytes], int, int]:
+    """The process, its port, and the descriptor on which it tells that it serves; the caller closes that."""
+    begun, begins = os.pipe()
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(256)
+            inherited = [listener.fileno(), begins]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "loadgen.nullbroker", protocol, *map(str, inherited), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=inherited,
+            )
+            return process, listener.getsockname()[1], begun
+    except BaseException:
+        os.close(begun)
+        raise
+    finally:
+        os.close(begins)
+
+
+def _wait_until_it_serves(process: subprocess.Popen[bytes], begun: int) -> None:
+    """Its port takes connections before: a client's handshake would wait for an interpreter, and give up in the end."""
+    with open(begun, "rb") as told:
+        waited = select.select([told], [], [], START_S)[0]
+        if waited and told.read(1):
+            return
+    how = f"ended with exit status {process.wait()}" if waited else f"did not serve within {START_S:.0f} s"
+    raise BrokerError(f"the null broker's process {how}: is this machine out of memory, or too busy?")

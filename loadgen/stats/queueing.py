@@ -25,6 +25,10 @@ SAMPLES_MIN = 50
 """Five samples in each of ten batches."""
 LITTLE_BATCHES = 10
 ERRORS_ALLOWED = 3.0
+CHANCE = 0.0027
+"""How often a normal value is further than three standard errors from its mean. Of an error that is itself estimated,
+from ten batches, three are passed by chance in one trial of 67 (Student's t): only what is as rare as this is a
+contradiction."""
 EDGE_SHARE = 0.1
 """A message that enters near the end of the window is counted in W whole, by the gauge in part: the time in the
 system may be a tenth of the window."""
@@ -97,9 +101,11 @@ def little(
 
     The gauge's mean is over time (the trapezoid rule, as a busy sampler is late), its standard error that of ten
     batches of equal length. The law agrees where the two differ by at most three standard errors, and what the gauge
-    itself cannot tell: one that reads `sent` and `received` `skew_s` apart is off by λ·skew_s.
+    itself cannot tell: one that reads `sent` and `received` `skew_s` apart is off by λ·skew_s. It is contradicted by
+    a difference that Student's t makes as unlikely as three standard errors that are known.
 
-    None below L = 20, with fewer than 50 samples, and in a window shorter than ten times the mean time.
+    None between the two, below L = 20, with fewer than 50 samples, and in a window shorter than ten times the mean
+    time.
 
     Raises:
         ValueError: lengths differ, times do not grow, a value is not finite, or rate, time or skew is negative.
@@ -137,7 +143,14 @@ def _compare(expected: float, gauged: MeanInterval, skewed: float, edge_share: f
         agrees, text = None, f"{text}; below {LITTLE_MIN:.0f} it cannot tell"
     elif edge_share > EDGE_SHARE:
         agrees, text = None, f"{text}; the mean time is {edge_share:.0%} of the window, over {EDGE_SHARE:.0%}"
+    elif not agrees and abs(gauged.mean - expected) <= _chance(gauged) + skewed:
+        agrees, text = None, f"{text}; with an error known from {gauged.batches} parts only, more may be chance"
     return Little(expected, gauged.mean, gauged.standard_error, agrees, text)
+
+
+def _chance(gauged: MeanInterval) -> float:
+    """How far a mean may be from the truth by chance."""
+    return t_quantile(1 - CHANCE / 2, gauged.batches - 1) * gauged.standard_error
 
 
 # --- queues whose answer is known ---
