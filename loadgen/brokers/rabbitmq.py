@@ -264,7 +264,7 @@ def described(*, environment: dict[str, Any], status: dict[str, Any], command_li
     return settings
 
 
-def control(cluster: Cluster, node: Node, tool: str, *arguments: str, timeout_s: float = 60.0) -> str:
+def control(cluster: Cluster, node: Node, tool: str, *arguments: str, timeout_s: float = 120.0) -> str:
     """Runs one of RabbitMQ's own tools (rabbitmqctl, rabbitmq-queues ...) against a node."""
     return process.run(
         [install_rabbitmq.home(cluster.installation) / "sbin" / tool, *arguments],
