@@ -178,7 +178,7 @@ def loadgen(arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedP
 def run(look: Look, arguments: Sequence[str], timeout_s: float) -> Result:
     """Run one scenario file through the command line, and read what it says."""
     began_s = time.monotonic()
-    words = ["run", str(look.path), "--profile", PROFILE.name, "--json", *arguments, *look.words]
+    words = ["run", str(look.path), "--profile", PROFILE.name, "--json", "--no-report", *arguments, *look.words]
     done = loadgen(words, timeout_s)
     seconds = time.monotonic() - began_s
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -77,6 +77,10 @@ def make_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         if name != "plan":
             _add_prometheus(command)
             _add_fleet(command)
+        if name == "run":
+            command.add_argument(
+                "--no-report", action="store_true", help="figures alone: `loadgen report RUN` writes the report later"
+            )
     command = commands.add_parser(
         "ab",
         help="two configurations interleaved: the effect, with its interval",

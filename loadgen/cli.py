@@ -321,7 +321,8 @@ def _execute(
         console.message(f"loadgen: {error}")
         status = max(status, error.exit_status)
     is_told = _print_run(run, arguments.json, other)
-    return max(status, EXIT_OK if is_told else EXIT_CANNOT_TELL, _write_report(run, console, other))
+    written = EXIT_OK if getattr(arguments, "no_report", False) else _write_report(run, console, other)
+    return max(status, EXIT_OK if is_told else EXIT_CANNOT_TELL, written)
 
 
 def _faulted(run: Any, arguments: argparse.Namespace) -> Any:

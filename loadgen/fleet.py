@@ -39,11 +39,17 @@ FIRST_S = 30.0  # … and of consumers that connect only now, when nothing has a
 REGROUP_S = 10.0  # … or, where members of a group leave, until the group has shared out what they had
 HURT_S = 30.0  # … or, where the broker is hurt, until it has come back and given what it has
 BUILD_S = 900.0  # the longest that a backlog may take to be written
-DRAIN_S = 60.0  # … or after this in any case
+DRAIN_S = 60.0  # … or after this in any case …
+HOPELESS_S = 5.0  # … or after this, where at twice the pace that it had it would not come to its end in time
 AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
 FINISH_S = 45.0
 TURN_S = 0.05  # how often the fleet looks after its agents where none says anything
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
+
+
+def is_hopeless(came: int, left: int, spent_s: float) -> bool:
+    """Whether a drain that took so many messages in so many seconds is not going to take the rest in time."""
+    return spent_s >= HOPELESS_S and left > 2 * came / spent_s * (DRAIN_S - spent_s)
 
 
 class Watcher(Protocol):
@@ -196,6 +202,9 @@ class Fleet:
             quiet_s = HURT_S if self._specs[0].is_hurt else quiet_s
             waits_s = max(quiet_s, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)
             has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
+            # Only of these the pace tells what is to come: others wait for something before they go on.
+            has_pace = not (has_backlog or patience_s or self._specs[0].membership.changes or pattern.is_request_reply)
+            first = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP)
             last, moved = (-1, 0), began
             while time.monotonic() - began < DRAIN_S:
                 over = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP)
@@ -205,7 +214,9 @@ class Fleet:
                 if over >= target:
                     is_over = time.monotonic() - moved >= patience_s
                 else:
-                    is_over = self._looked_s(board) - moved >= (FIRST_S if has_backlog and not over else waits_s)
+                    looked_s = self._looked_s(board)
+                    is_over = looked_s - moved >= (FIRST_S if has_backlog and not over else waits_s)
+                    is_over |= has_pace and is_hopeless(over - first, target - over, looked_s - began)
                 if is_over:
                     break
                 self._turn(board)

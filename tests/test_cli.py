@@ -192,6 +192,16 @@ def test_a_run_prints_its_result_and_writes_its_report(endpoints: dict[BrokerNam
     assert report.exists()
 
 
+def test_a_run_without_a_report_has_its_figures_alone(tmp_path: Path) -> None:
+    """`--no-report` leaves out what can be made later."""
+    words = ("scenarios/latency.py", *SHORT, "--brokers", "memory", "--results", str(tmp_path))
+    done = loadgen("run", *words, "--no-report")
+    assert done.returncode in {0, 2}, done.stderr
+    assert (tmp_path / "latest" / "run.json").exists()
+    assert not (tmp_path / "latest" / "report.html").exists()
+    assert "report:" not in done.stderr
+
+
 def test_a_message_over_the_brokers_own_limit_is_refused_before_any_trial(
     rabbitmq_endpoint: Endpoint, tmp_path: Path
 ) -> None:

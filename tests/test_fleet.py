@@ -164,6 +164,34 @@ def test_a_drain_does_not_end_while_a_consumer_stands_still(monkeypatch: pytest.
     assert (due(record), record["received"], record["lost"]) == (250, record["sent"], 0)
 
 
+@pytest.mark.parametrize(
+    ("came", "left", "spent_s", "hopeless"),
+    [
+        (0, 1, 4.9, False),  # too soon to tell
+        (0, 1, 5.0, True),
+        (500, 11_000, 5.0, False),  # 100 a second, of which 55 s at twice the pace are 11,000
+        (500, 11_001, 5.0, True),
+        (500, 11_001, 59.0, True),
+        (5_900, 200, 59.0, False),
+    ],
+)
+def test_a_drain_without_hope_is_known_by_its_pace(came: int, left: int, spent_s: float, hopeless: bool) -> None:
+    """What would not come in time at twice the pace is not waited for."""
+    assert fleet.is_hopeless(came, left, spent_s) is hopeless
+
+
+def test_a_queue_that_cannot_be_emptied_in_time_is_not_waited_for() -> None:
+    """A consumer that thinks for too long: the trial ends soon after its window, and its counts are not final."""
+    record, outcome = run_once(short_plan(duration_s=0.5, rate=Rate.fixed(2_000), think_ms=500))
+    assert outcome.error is None
+    assert not outcome.drained
+    assert fleet.HOPELESS_S <= outcome.drain_s < fleet.DRAIN_S / 2
+    assert record["sent"] - record["received"] > 500
+    assert [each["reason"] for each in record["verdict"]["checks"] if each["name"] == "drained"] == [
+        "the queue was not emptied in time: counts are not final"
+    ]
+
+
 def test_a_producer_that_waits_for_its_last_confirmations_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush longer than the limit is none of a dead loop's."""
     monkeypatch.setattr(fleet, "STUCK_S", 1.5)
