@@ -1,6 +1,6 @@
 """Every scenario under scenarios/ that hurts no broker, on both brokers in profile quick: is each verdict valid?
 
-    python bench/all_scenarios.py [FILE …] [--minutes 24] [--looks 3] [--set key=value …] [--results FOLDER]
+    python bench/all_scenarios.py [FILE …] [--minutes 24.6] [--looks 3] [--set key=value …] [--results FOLDER]
 
 One line a scenario: its name, how long it took, and each broker's verdict, with the reason where it is not valid. A
 broker's verdict is that of its worst point, a point's that of its best repeat: one repeat that a neighbour disturbed is
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from loadgen.scenario import Scenario
 
 PROFILE = PROFILES["quick"]
-MINUTES = 24.0
+MINUTES = 24.6
 WARMUP_S = PROFILE.warmup_s / 2
 RUN_S = 3.0  # what a run takes beside its trials: its start, its end and its report (measured)
 BROKERS: tuple[BrokerName, ...] = ("rabbitmq", "kafka")

@@ -43,7 +43,9 @@ DRAIN_S = 60.0  # … or after this in any case …
 HOPELESS_S = 5.0  # … or after this, where at twice the pace that it had it would not come to its end in time
 AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
 FINISH_S = 45.0
-TURN_S = 0.05  # how often the fleet looks after its agents where none says anything
+TURN_S = 0.047
+"""How often the fleet looks after its agents, and reads their counters, where none says anything. What is sent or comes
+back every 10, 50 or 100 ms (commits, linger) would be read in step with a turn of 50 ms, always at the same height."""
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
 
 
@@ -244,7 +246,7 @@ class Fleet:
             self._turn(board)
 
     def _turn(self, board: Board) -> None:
-        """Take what the agents said in the last 50 ms, and look after them."""
+        """Take what the agents said in the last turn, and look after them."""
         with contextlib.suppress(queue.Empty):
             self._hear(*self._inbox.get(timeout=TURN_S))
             while True:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Float64 = npt.NDArray[np.float64]
 
 SAMPLES_MAX = 200_000  # a window of days is sampled less often, so that no trial needs more memory than that
-SAMPLE_NS = 45_000_000  # the fleet turns every 50 ms, and more often while agents report
+SAMPLE_NS = 45_000_000  # the fleet turns every 47 ms, and more often while agents report
 GRID_NS = 50_000_000  # several workers' counters are laid over each other at such steps
 CUT_SHARE = 0.05  # what is measured too early is left out where it differs by more than repeats do
 CUT_LATENCY_SHARE = 0.5  # … of a number under way, which varies far more than a rate

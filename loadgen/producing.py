@@ -297,6 +297,9 @@ class ProducerAgent(Agent):
         else:
             now = time.monotonic_ns()
             intended = np.full(number, now)
+        # From the moment that their stamps tell: a driver may compress for milliseconds before it returns, and the
+        # number under way would lack what is in its hands.
+        self.row[Cell.SENT] = first + number
         producer.send(first, intended, now)
         begin = first & self.mask
         if begin + number <= self.mask + 1:
@@ -307,7 +310,6 @@ class ProducerAgent(Agent):
         if self.open_loop:
             self.intended_ns[where] = intended
         self.sent += number
-        self.row[Cell.SENT] = self.sent
         self.clock.count("sent", number, now)
 
     def observe(self, settled: list[Settled]) -> None:

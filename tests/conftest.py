@@ -117,11 +117,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 # Files that take the longest, in turn: whoever shares the tests by files begins with these, and ends together.
 LONGEST = (
+    "test_pubsub",  # and with it all that saturate
     "test_clusters", "test_probes", "test_engine", "test_brokers_local", "test_cli", "test_secure_brokers",
     "test_faults", "test_distributed", "test_locust_failures", "test_report_load", "test_driver_contract",
-    "test_crashes", "test_pubsub",
-    "test_report_page", "test_hung_broker", "test_backlog", "test_ceiling", "test_gate_tried", "test_amqp_recovery",
-    "test_kafka_drivers", "test_nullbroker", "test_locust_users", "test_fleet", "test_rabbitmq_connections",
+    "test_crashes", "test_report_page", "test_hung_broker", "test_backlog", "test_ceiling", "test_gate_tried",
+    "test_amqp_recovery", "test_kafka_drivers", "test_nullbroker", "test_locust_users", "test_fleet", "test_rabbitmq_connections",
     "test_prove_aa", "test_prove_queueing", "test_notebooks", "test_searching", "test_docs_commands",
     "test_rabbitmq_topology", "test_report_ceiling", "test_processing", "test_rabbitmq_removals", "test_docs",
     "test_report_ab", "test_report", "test_all_scenarios", "test_gate", "test_request_reply", "test_membership",

@@ -280,6 +280,7 @@ def test_a_killed_rabbitmq_comes_back_with_its_data(pair: dict[BrokerName, Endpo
     producer.close()
 
 
+@pytest.mark.long
 def test_a_killed_rabbitmq_keeps_a_quorum_queue_that_has_aged(pair: dict[BrokerName, Endpoint]) -> None:
     """Two seconds old, it is found again with its log: each confirmed message is there (`bench/young_queue.py`)."""
     tried = young_queue.kill_aged(pair["rabbitmq"], 2.0)
@@ -373,17 +374,15 @@ def test_who_leaves_in_order_needs_no_guard(home: Path, pair: dict[BrokerName, E
     assert not root.exists()
 
 
-def test_a_signal_ends_a_run_with_its_brokers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
+def test_a_signal_ends_a_run_with_its_brokers(tmp_path: Path, number: signal.Signals) -> None:
     """After Ctrl-C, or when it is asked to terminate, a run ends its brokers itself."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    owners = [start_owner(tmp_path / number.name, "rabbitmq") for number in numbers]
-    for owner, number in zip(owners, numbers, strict=True):
-        with owner:
-            assert owner.stdout is not None
-            assert owner.stdout.readline() == "open\n"
-            owner.send_signal(number)
-            assert owner.wait(PATIENCE_S) != 0
-        assert not list(process.find_marked(tmp_path / number.name))
+    with start_owner(tmp_path, "rabbitmq") as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "open\n"
+        owner.send_signal(number)
+        assert owner.wait(PATIENCE_S) != 0
+    assert not list(process.find_marked(tmp_path))
 
 
 def test_a_later_process_with_a_recorded_pid_is_not_touched(tmp_path: Path) -> None:

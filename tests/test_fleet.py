@@ -47,6 +47,7 @@ from loadgen.knobs import Site
 from loadgen.observer import Observer
 from loadgen.pinning import Pins
 from loadgen.plan import Plan, Profile, make_plan
+from loadgen.producing import ProducerAgent
 from loadgen.roster import roster
 from loadgen.runs import RunWriter, load
 from loadgen.trial import Setting, run_trial
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from loadgen.agent import AgentSpec
-    from loadgen.driver import Consumer
+    from loadgen.driver import Consumer, Int64, Producer
     from loadgen.endpoint import BrokerName
 
 
@@ -135,6 +136,42 @@ def hang(spec: AgentSpec, pipe: Connection) -> None:
     """What a spawned process runs: consumers hang."""
     process.ROLES["consumer"] = Hanging
     process.main(spec, pipe)
+
+
+class Compressing:
+    """A driver that works on a batch for 20 ms before it goes on its way."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    def send(self, first_seq: int, intended_ns: Int64, sent_ns: int) -> None:
+        """Late."""
+        time.sleep(0.02)
+        self._producer.send(first_seq, intended_ns, sent_ns)
+
+
+class Handing(ProducerAgent):
+    """A producer with such a driver."""
+
+    def hand_over(self, producer: Producer, number: int) -> None:
+        """As it does, through it."""
+        super().hand_over(Compressing(producer), number)  # type: ignore[arg-type]
+
+
+def compress(spec: AgentSpec, pipe: Connection) -> None:
+    """What a spawned process runs: drivers take their time."""
+    process.ROLES["producer"] = Handing
+    process.main(spec, pipe)
+
+
+def test_what_a_driver_has_in_its_hands_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gauge counts a message from the moment that its stamp tells, as its latency does: L is λ·W."""
+    monkeypatch.setattr(hands, "agent_main", compress)
+    record, outcome = run_once(short_plan(duration_s=2.0, rate=Rate.saturate()))
+    assert outcome.error is None
+    mean_ns = record["latency_ns"]["e2e_service"]["mean"]
+    assert mean_ns > 20e6
+    assert record["under_way"]["mean_msgs"] > 0.7 * record["achieved_msgs_per_s"] * mean_ns / 1e9
 
 
 def test_a_stuck_agent_tells_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,6 +403,7 @@ def test_probes_have_names_and_questions(capsys: pytest.CaptureFixture[str]) -> 
     assert "is no broker that could be asked" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_command_writes_a_run_of_findings(
     ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
