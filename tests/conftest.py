@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
-# How long an example takes is the machine's affair; half of what is usual, as the suite has twenty minutes.
-hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
+# How long an example takes is the machine's affair; half of what is usual, as the suite has twenty minutes, and the same
+# ones in each run: what a commit breaks is then its own. New ones are looked for by --hypothesis-profile=explore.
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("suite")
 ROOM_BYTES = 12 << 30
 IN_MEMORY = "loadgen-tests-"

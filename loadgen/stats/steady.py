@@ -26,6 +26,7 @@ DRIFT_SHARE = 0.1
 BLOCKS_MIN = 4
 """Of fewer levels no half has one that could agree with another."""
 CHANCE_MAX = 0.05
+ROUNDING = 1e-9  # of logarithms of levels, which other units move: a change of exactly the share allowed is none
 _BATCHED_FROM = 100  # samples; fewer would leave MSER-5 too few batches to choose from
 _ORDINARY = (5, 95)  # percentiles of the second half, beyond which a sample counts as an ordinary extreme
 _ONE_SIDED = 0.9  # the share of a transient that is off to one side; of a pause amid steady samples half of them are
@@ -128,7 +129,7 @@ def shift(levels: ArrayLike, share: float = DRIFT_SHARE) -> Drift:
     moved = 0.0 if low * high < 0 else min(low, high, key=abs)
     change = float(np.expm1(moved))
     text = f"the second half's levels differ from the first's by {change:+.1%} (median of {len(apart)} ratios)"
-    if abs(moved) <= np.log1p(share):
+    if abs(moved) <= np.log1p(share) + ROUNDING:
         return Drift(change, None, None, False, text)
     if _rank_sum_chance(first, second) > CHANCE_MAX:
         return Drift(change, None, None, None, f"{text}, which may be chance")
