@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from loadgen.endpoint import BrokerName, Endpoint
 
 
-# How long an example takes is the machine's affair; half of what is usual, as the suite has twenty minutes, and the same
-# ones in each run: what a commit breaks is then its own. New ones are looked for by --hypothesis-profile=explore.
+# How long an example takes is the machine's affair; half of what is usual, as the suite has twenty minutes, and the
+# same ones in each run: what a commit breaks is then its own. --hypothesis-profile=explore looks for new ones.
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("suite")
