@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 PROFILE = PROFILES["quick"]
 MINUTES = 24.6
 WARMUP_S = PROFILE.warmup_s / 2
-RUN_S = 3.0  # what a run takes beside its trials: its start, its end and its report (measured)
+RUN_S = 3.0  # what a run takes beside its trials: its start and its end (measured)
 BROKERS: tuple[BrokerName, ...] = ("rabbitmq", "kafka")
 ORDER = {"valid": 0, "unknown": 1, "invalid": 2}
 WIND_UP_S, DOWN_S = 30.0, 120.0

@@ -49,6 +49,11 @@ back every 10, 50 or 100 ms (commits, linger) would be read in step with a turn 
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
 
 
+def _came(board: Board) -> int:
+    """How many messages are not waited for any more: received, or given up by who waited for the reply."""
+    return board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP)
+
+
 def is_hopeless(came: int, left: int, spent_s: float) -> bool:
     """Whether a drain that took so many messages in so many seconds is not going to take the rest in time."""
     return spent_s >= HOPELESS_S and left > 2 * came / spent_s * (DRAIN_S - spent_s)
@@ -206,10 +211,9 @@ class Fleet:
             has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
             # Only of these the pace tells what is to come: others wait for something before they go on.
             has_pace = not (has_backlog or patience_s or self._specs[0].membership.changes or pattern.is_request_reply)
-            first = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP)
-            last, moved = (-1, 0), began
+            first, last, moved = _came(board), (-1, 0), began
             while time.monotonic() - began < DRAIN_S:
-                over = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP)
+                over = _came(board)
                 seen = over, board.total(Cell.AGAIN)
                 if seen != last:
                     last, moved = seen, time.monotonic()
@@ -222,7 +226,7 @@ class Fleet:
                 if is_over:
                     break
                 self._turn(board)
-            self.outcome.drained = board.total(Cell.RECEIVED) + board.total(Cell.GIVEN_UP) >= target
+            self.outcome.drained = _came(board) >= target
         self.outcome.drain_s = time.monotonic() - began
 
     def _looked_s(self, board: Board) -> float:

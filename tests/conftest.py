@@ -125,10 +125,9 @@ LONGEST = (
     "test_crashes", "test_report_page", "test_hung_broker", "test_backlog", "test_ceiling", "test_gate_tried",
     "test_amqp_recovery", "test_kafka_drivers", "test_nullbroker", "test_locust_users", "test_fleet",
     "test_rabbitmq_connections", "test_prove_aa", "test_prove_queueing", "test_notebooks", "test_searching",
-    "test_docs_commands",
-    "test_rabbitmq_topology", "test_report_ceiling", "test_processing", "test_rabbitmq_removals", "test_docs",
-    "test_report_ab", "test_report", "test_all_scenarios", "test_gate", "test_request_reply", "test_membership",
-    "test_think", "test_soak", "test_network", "test_locust_web", "test_exposition", "test_decide",
+    "test_docs_commands", "test_rabbitmq_topology", "test_report_ceiling", "test_processing", "test_rabbitmq_removals",
+    "test_docs", "test_report_ab", "test_report", "test_all_scenarios", "test_gate", "test_request_reply",
+    "test_membership", "test_think", "test_soak", "test_network", "test_locust_web", "test_exposition", "test_decide",
 )  # fmt: skip
 
 

@@ -50,12 +50,23 @@ def null_broker(broker: BrokerName, cpus: Collection[int] = (), *, streams: bool
     Raises:
         BrokerError: it did not begin to serve.
     """
-    protocol = STREAMS if streams else PROTOCOLS[broker]
-    process, port, begun = _started(protocol)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(256)
+        port = listener.getsockname()[1]
+        protocol = STREAMS if streams else PROTOCOLS[broker]
+        command = [sys.executable, "-m", "loadgen.nullbroker", protocol, str(listener.fileno())]
+        process = subprocess.Popen(
+            [*command, str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=[listener.fileno()],
+        )
     try:
         if cpus:
             os.sched_setaffinity(process.pid, cpus)
-        _wait_until_it_serves(process, begun)
+        _wait_until_it_serves(process)
         yield Endpoint(
             broker,
             (("127.0.0.1", port),),
@@ -73,33 +84,12 @@ def null_broker(broker: BrokerName, cpus: Collection[int] = (), *, streams: bool
             process.wait()
 
 
-def _started(protocol: str) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, its port, and the descriptor on which it tells that it serves; the caller closes that."""
-    begun, begins = os.pipe()
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(256)
-            inherited = [listener.fileno(), begins]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "loadgen.nullbroker", protocol, *map(str, inherited), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=inherited,
-            )
-            return process, listener.getsockname()[1], begun
-    except BaseException:
-        os.close(begun)
-        raise
-    finally:
-        os.close(begins)
-
-
-def _wait_until_it_serves(process: subprocess.Popen[bytes], begun: int) -> None:
+def _wait_until_it_serves(process: subprocess.Popen[bytes]) -> None:
     """Its port takes connections before: a client's handshake would wait for an interpreter, and give up in the end."""
-    with open(begun, "rb") as told:
+    assert process.stdout is not None
+    with process.stdout as told:
         waited = select.select([told], [], [], START_S)[0]
-        if waited and told.read(1):
+        if waited and told.readline():
             return
     how = f"ended with exit status {process.wait()}" if waited else f"did not serve within {START_S:.0f} s"
     raise BrokerError(f"the null broker's process {how}: is this machine out of memory, or too busy?")

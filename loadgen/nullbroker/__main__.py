@@ -1,7 +1,7 @@
-"""One null broker as a process: `python -m loadgen.nullbroker PROTOCOL SOCKET PIPE MAKER`.
+"""One null broker as a process: `python -m loadgen.nullbroker PROTOCOL SOCKET MAKER`.
 
-Args: amqp, kafka or stream; the number of the listening socket that was inherited; that of the pipe on which it tells
-that it serves; the pid of the process that started it, with which it ends.
+Args: amqp, kafka or stream; the number of the listening socket that was inherited; the pid of the process that started
+it, with which it ends. A line on stdout tells that it serves.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ RELAYS: dict[str, Callable[[int], Relay]] = {"amqp": lambda _: AmqpRelay(), "kaf
 
 def main() -> None:
     """Serve one protocol on the inherited socket."""
-    protocol, number, begins, maker_pid = sys.argv[1:]
+    protocol, number, maker_pid = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its maker decides when it ends
     with contextlib.suppress(OSError):
         # As the clients of a closed loop (`loadgen.process`): who is not woken at every packet reads more at once.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     with socket.socket(fileno=int(number)) as listener:
         server = Server(listener, RELAYS[protocol](listener.getsockname()[1]), int(maker_pid))
-        os.write(int(begins), b"1")
-        os.close(int(begins))
+        os.write(sys.stdout.fileno(), b"serves\n")
         server.run()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pika import exceptions
 from pika.adapters import select_connection
 
-from loadgen.drivers.rabbitmq_admin import describe, parameters_of
+from loadgen.drivers.rabbitmq_admin import CONNECT_TIMEOUT_S, describe, parameters_of
 from loadgen.errors import BrokerError, TrialError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import Endpoint
 
-CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 LOST = (exceptions.AMQPError, exceptions.ChannelError, OSError)
 
