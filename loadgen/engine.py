@@ -19,6 +19,7 @@ from loadgen.endpoint import resting_pids
 from loadgen.errors import BrokerError, HostError, LoadgenError, ScenarioError
 from loadgen.exposition import Exposition, exposed
 from loadgen.fleet import terminate_as_interrupt
+from loadgen.hands import preload
 from loadgen.judging import describe
 from loadgen.knobs import Site
 from loadgen.pinning import Pins, wanted_pins
@@ -80,6 +81,8 @@ def execute(plan: Plan, options: Options, listener: Listener) -> Run:
     wanted = _wanted(options, listener)
     plan.refuse_over_half_of(host.disk_free(disk_dir(options.brokers)))
     refuse_unwritable(options.results)
+    if options.fleet is None:
+        preload()
     with (
         terminate_as_interrupt(),
         exposed(options.prometheus) as (exposition, url),

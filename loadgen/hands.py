@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 START_DELAY_S = 0.2
 END_S = 2.0  # for all processes together to leave by themselves
 DUMP_S = 1.0  # for a stuck agent to write where it is
-# What takes half a second to import is imported once, and not by each agent.
-PRELOADED = ["loadgen.process", "loadgen.drivers.wire.amqp", "loadgen.drivers.wire.kafka"]
+# What takes half a second to import is imported once, and not by each agent; what specs are made of takes as long.
+PRELOADED = ["loadgen.process", "loadgen.scenario", "loadgen.drivers.wire.amqp", "loadgen.drivers.wire.kafka"]
 ENDING_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PIPE_BYTES = 1 << 20  # what an agent may say before anybody reads it; the kernel's default is 64 KiB
 
@@ -167,6 +168,13 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def preload() -> None:
+    """Start that process, and do not wait: it imports while the caller gets brokers ready."""
+    forkserver()
+    with signals_held():
+        multiprocessing.forkserver.ensure_running()
 
 
 def read_on(pipe: Connection, name: str, inbox: Inbox) -> None:
