@@ -20,6 +20,7 @@ from loadgen.agent import SECOND_NS, SIDES, AgentSpec, Handed, Report, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import redelivers
 from loadgen.errors import LoadgenError, TrialError
+from loadgen.flow import TURN_S, turn_s
 from loadgen.hands import Processes
 from loadgen.observer import OWN_GROUP
 
@@ -43,9 +44,6 @@ DRAIN_S = 60.0  # … or after this in any case …
 HOPELESS_S = 5.0  # … or after this, where at twice the pace that it had it would not come to its end in time
 AGAIN_S = 1.0  # what consumers hand back comes again: how long nothing did, once all messages have come
 FINISH_S = 45.0
-TURN_S = 0.047
-"""How often the fleet looks after its agents, and reads their counters, where none says anything. What is sent or comes
-back every 10, 50 or 100 ms (commits, linger) would be read in step with a turn of 50 ms, always at the same height."""
 WIND_UP_S = 10.0  # for all agents together to report what they have, once the trial is to end early
 
 
@@ -207,7 +205,7 @@ class Fleet:
             patience_s = QUIET_S if self._specs[0].is_hurt else AGAIN_S if redelivers(where.settings) else 0.0
             quiet_s = REGROUP_S if self._specs[0].membership.changes else QUIET_S
             quiet_s = HURT_S if self._specs[0].is_hurt else quiet_s
-            waits_s = max(quiet_s, pattern.timeout_ms / 1000 + TURN_S if pattern.is_request_reply else 0.0)
+            waits_s = max(quiet_s, pattern.timeout_ms / 1000 + TURN_S[1] if pattern.is_request_reply else 0.0)
             has_backlog = self._specs[0].backlog.msgs > 0  # whose consumers connect only now
             # Only of these the pace tells what is to come: others wait for something before they go on.
             has_pace = not (has_backlog or patience_s or self._specs[0].membership.changes or pattern.is_request_reply)
@@ -252,7 +250,7 @@ class Fleet:
     def _turn(self, board: Board) -> None:
         """Take what the agents said in the last turn, and look after them."""
         with contextlib.suppress(queue.Empty):
-            self._hear(*self._inbox.get(timeout=TURN_S))
+            self._hear(*self._inbox.get(timeout=turn_s()))
             while True:
                 self._hear(*self._inbox.get_nowait())
         now = time.monotonic_ns()
@@ -311,7 +309,7 @@ class Fleet:
             while time.monotonic() < end and self._without(self._done | self._lost):
                 # A disk that is full refuses every report; the results still come.
                 with contextlib.suppress(queue.Empty, LoadgenError):
-                    self._hear(*self._inbox.get(timeout=TURN_S))
+                    self._hear(*self._inbox.get(timeout=turn_s()))
 
 
 @contextlib.contextmanager

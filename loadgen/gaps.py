@@ -1,6 +1,6 @@
 """How long nothing was confirmed, and nothing delivered: seen by the counters that all agents share.
 
-The fleet looks at them some twenty times a second, so that a gap is told to 0.05 s, and one below 0.1 s not at all.
+The fleet looks at them some twenty times a second, so that a gap is told to 0.07 s, and one below 0.1 s not at all.
 """
 
 from __future__ import annotations

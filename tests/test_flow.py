@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from loadgen import RabbitMQ, Rate, Scenario
+from loadgen import flow as flow_module
 from loadgen.agent import SECOND_NS
 from loadgen.board import Cell
 from loadgen.driver import Gauge
 from loadgen.drivers.memory import memory_endpoint
 from loadgen.events import Event
 from loadgen.fleet import Outcome
-from loadgen.flow import Flow, is_growing
+from loadgen.flow import Flow, is_growing, turn_s
 from loadgen.judging import _flow_facts, _settled
 from loadgen.observations import Columns, Observations, Series
 from loadgen.plan import Profile, make_plan
@@ -187,9 +188,17 @@ def test_littles_law_says_nothing_where_messages_were_lost() -> None:
 
 
 def test_samples_keep_their_distance() -> None:
-    """A fleet that turns a thousand times a second is sampled some twenty times."""
+    """A fleet that turns a thousand times a second is sampled forty times."""
     made = Flow()
     for index in range(1_000):
         made.sample(Counters(), index * 1_000_000)  # type: ignore[arg-type]
     at_s, _, _ = made.between(0, SECOND_NS)
-    assert 20 <= len(at_s) <= 23
+    assert 40 <= len(at_s) <= 41
+
+
+@pytest.mark.parametrize("period_s", [0.01, 0.045, 0.047, 0.05, 0.1])
+def test_what_goes_round_is_not_read_in_step(period_s: float) -> None:
+    """Each phase of a cycle is read as often as the others, whatever the cycle's length."""
+    flow_module.RANDOM.seed(7)
+    phases = np.cumsum([turn_s() for _ in range(4_000)]) / period_s % 1
+    assert np.histogram(phases, bins=4, range=(0, 1))[0] == pytest.approx(np.full(4, 1_000), rel=0.15)

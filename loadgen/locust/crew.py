@@ -28,6 +28,7 @@ from loadgen.board import Board, Cell
 from loadgen.driver import confirms
 from loadgen.errors import LoadgenError
 from loadgen.fleet import STUCK_S
+from loadgen.flow import turn_s
 from loadgen.hands import PIPE_BYTES, forkserver, read_on, signals_held
 from loadgen.histogram import Histogram
 from loadgen.locust.line import Line
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from loadgen.agent import Role
 
 ROWS_MAX = 1_024  # agents that one worker may start in one trial, those that have left included
-TURN_S = 0.045  # how often the counters are read: the flow's own rate
 TOTALS_S = 0.05  # how often they are told while the trial is being ended
 END_S = 2.0  # for a process to leave by itself once it has said all
 FOREVER_S = 31 * 86_400.0  # a Locust test ends when it is told to
@@ -134,7 +134,7 @@ class Crew:
     def _take(self) -> None:
         """Hear all that was said within a turn."""
         with contextlib.suppress(queue.Empty):
-            source, message = self._inbox.get(timeout=TURN_S)
+            source, message = self._inbox.get(timeout=turn_s())
             while True:
                 if source:
                     self._hear(source, message)

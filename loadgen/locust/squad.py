@@ -23,6 +23,7 @@ import numpy as np
 
 from loadgen.board import Board, Cell
 from loadgen.errors import LoadgenError
+from loadgen.flow import turn_s
 from loadgen.hands import Processes
 from loadgen.locust.crew import forkserver_ready
 from loadgen.locust.line import Line
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from loadgen.agent import AgentSpec
     from loadgen.driver import Int64
 
-TURN_S = 0.045  # how often the counters are read: the flow's own rate
 ORDERS = {
     Cell.START_NS, Cell.STOP_PRODUCING, Cell.STOP_CONSUMING, Cell.SHARES, Cell.RETIRE, Cell.AHEAD_NS, Cell.FIRST_SHARE,
 }  # fmt: skip
@@ -79,7 +79,7 @@ class Squad:
 
     def _take(self) -> None:
         with contextlib.suppress(queue.Empty):
-            source, message = self._inbox.get(timeout=TURN_S)
+            source, message = self._inbox.get(timeout=turn_s())
             while True:
                 if source:
                     self._hear(source, message)
