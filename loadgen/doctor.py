@@ -6,14 +6,19 @@ import importlib
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from loadgen.host import work_ns
+
 Finding = dict[str, str]
 Status = Literal["ok", "missing", "warning"]
 MIN_FREE_BYTES = 20 << 30
+PACED, PACED_EVERY_S = 100, 0.01
+STEADY_SHARE = 0.25  # clocks that rise with load move it by a tenth or two
 MIN_MEMORY_BYTES = 3 << 30  # two brokers of at most 1 GB heap, and the agents
 
 
@@ -74,8 +79,24 @@ def _quiet() -> list[Finding]:
     findings = [
         _finding("ok" if busy < 10 else "warning", "quiet", f"{busy:.0f} % of the CPU is in use by others"),
         _finding("ok" if steal < 2 else "warning", "steal", f"{steal:.1f} % is taken by the hypervisor"),
+        _pace(),
     ]
     if governor.exists():
         name = governor.read_text().strip()
         findings.append(_finding("ok" if name == "performance" else "warning", "governor", name))
     return findings
+
+
+def _pace() -> Finding:
+    """Whether the same work takes the same CPU time: what slows a core from outside is in no count of stolen time."""
+    took_ns = []
+    for _ in range(PACED):
+        time.sleep(PACED_EVERY_S)
+        took_ns.append(work_ns())
+    took_ns.sort()
+    fast_us, slow_us = took_ns[PACED // 10] / 1e3, took_ns[-PACED // 10] / 1e3
+    text = f"the same work takes {fast_us:.0f} to {slow_us:.0f} µs of CPU"
+    if slow_us <= (1 + STEADY_SHARE) * fast_us:
+        return _finding("ok", "pace", text)
+    why = "the clock falls, or others work on the same core, which is not counted as stolen"
+    return _finding("warning", "pace", f"{text}: {why}; expect repeats to differ")

@@ -98,7 +98,8 @@ class Facts:
     the widest histogram bucket of the shown latency's median and p99 over its value, `resolution` the time from a
     batch's first byte to its stamp.
     `frequency_fall_share` is by how much the fastest CPU's lowest reading is below its highest, `throttles` how often
-    a CPU was slowed down for its heat. `little`, `steady` and `backlog` are findings of the flow over the window:
+    a CPU was slowed down for its heat, `slow_share` by how much the CPU was slower on average than at its fastest.
+    `little`, `steady` and `backlog` are findings of the flow over the window:
     what was found (None: cannot tell) and the reason; `is_level` is whether the slope of that backlog was tested and is
     none of growth; `steady_weighs` says whether an unknown casts doubt. `drains` is whether a backlog was written
     first, and `begun` the finding on where consumers began in it; `rebalanced` is whether one of them joined or left in
@@ -167,6 +168,7 @@ class Facts:
     resting_cores: float | None = None
     frequency_fall_share: float | None = None
     throttles: float | None = None
+    slow_share: float | None = None
     swapped_bytes: int | None = None
     alarms: tuple[str, ...] | None = None
     blocked_connections: int | None = None
@@ -372,6 +374,7 @@ def observed_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
         "resting_cores": summary["cpu_cores"].get(RESTING_GROUP),
         "frequency_fall_share": summary.get("cpu_frequency_fall_share"),
         "throttles": summary.get("cpu_throttles"),
+        "slow_share": summary.get("cpu_slow_share"),
         "swapped_bytes": summary.get("swapped_bytes"),
         "alarms": None if alarms is None else tuple(alarms),
         "blocked_connections": summary["blocked_connections_max"],

@@ -149,6 +149,8 @@ class Observations:
     defects: tuple[str, ...] = ()
     own_cpu_s: float = 0.0
     late_ns_max: int = 0
+    work_ns_min: int = 0
+    """What the work that measures the CPU's pace took when it was fastest."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -251,6 +253,7 @@ class Observations:
         row["disk_write_ns"] = _mean_ns(used("disk_write_s"), used("disk_writes"))
         row["disk_flush_ns"] = _mean_ns(used("disk_flush_s"), used("disk_flushes"))
         row["swapped_bytes_per_s"] = _over(self._swapped_bytes(used), window_s)
+        row["cpu_slow_share"] = self._slow(used)
         row["cpu_frequency_hz"] = self.watches.last("cpu_frequency_hz", end_ns, 2 * self.watch_interval_ns)
         for name in ("disk_free_bytes", "broker_data_bytes"):
             row[name] = _int(self.watches.last(name, end_ns, 2 * self.watch_interval_ns))
@@ -353,7 +356,13 @@ class Observations:
         """How steadily the CPUs ran: by how much the fastest one fell, and how often one was slowed for its heat."""
         seen_hz = self.watches.seen("cpu_frequency_hz", start_ns, end_ns)
         fall_share = float(1 - seen_hz.min() / seen_hz.max()) if len(seen_hz) else None
-        return {"cpu_frequency_fall_share": fall_share, "cpu_throttles": used("cpu_throttles")}
+        throttles = used("cpu_throttles")
+        return {"cpu_frequency_fall_share": fall_share, "cpu_throttles": throttles, "cpu_slow_share": self._slow(used)}
+
+    def _slow(self, used: Used) -> float | None:
+        """By what share the CPU was slower than at its fastest in this trial, by the same work again and again."""
+        mean_ns = _mean_ns(used("work_s"), used("works"))
+        return 1 - self.work_ns_min / mean_ns if mean_ns else None
 
     def _swapped_bytes(self, used: Used) -> int | None:
         pages = [_known(used(f"swapped_{way}_pages")) for way in ("in", "out")]

@@ -2,13 +2,13 @@
 
 Threads of their own, so that a slow answer never delays a sample: the sampler reads `/proc` and the agents' counters;
 the depth thread asks how long the queue is, the memory thread what the broker says it uses; the watch thread looks
-now and then at alarms, GC logs, the disk and other programs.
+now and then at alarms, GC logs, the disk and other programs; the pace thread measures how fast the CPU is.
 A process that ends keeps its last total, and what could not be read is None. Samples are taken at
 origin + k intervals without drift, so that a window of whole seconds begins and ends at samples. What only agents
 know, such as a consumer group's rebalance, is told to it (`note`) and joins the timeline.
 
 The cost is measured in each run (`observer_cores` of the summary): 0.006 of a core with four agents and a broker,
-of which 0.003 count connections and 0.0015 list all processes.
+of which 0.003 count connections and 0.0015 list all processes; and 0.002 for the CPU's pace.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ __all__ = ["Observations", "Observer"]
 OWN_GROUP = "loadgen"  # the process that observes, steers and writes: neither client nor broker nor "other"
 AGENT_GROUPS = ("producers", "consumers")
 WATCH_INTERVAL_S = 5.0
+PACED_EACH = 10  # times a sample, …
+PACE_INTERVAL_NS = 100_000_000  # … and no more often than this
 ASKED_INTERVAL_NS = 1_000_000_000  # at the least between two questions whose answer costs the broker something
 STOP_TIMEOUT_S = 5.0
 # When in a sampler's interval each thread has its turn: together they would hold up agents on a few processors.
-AFTER_SAMPLE = {"sampler": 0.0, "watch": 0.6, "memory": 0.7, "depth": 0.85}
+AFTER_SAMPLE = {"sampler": 0.0, "pace": 0.55, "watch": 0.6, "memory": 0.7, "depth": 0.85}
 
 
 class _Group:
@@ -197,6 +199,7 @@ class Observer:
         self._errors: dict[str, int] = defaultdict(int)
         self._cpu_s: dict[str, float] = {}
         self._late_ns = 0
+        self._works, self._worked_ns, self._work_ns_min = 0, 0, 0
         self._origin_ns = 0
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -229,6 +232,7 @@ class Observer:
         self._clock_source = host.clock_source(self._sys)
         work: list[tuple[str, Callable[[], None], int]] = [("sampler", self._sample, self._interval_ns)]
         work.append(("watch", self._watch, self._watch_interval_ns))
+        work.append(("pace", self._pace, max(PACE_INTERVAL_NS, self._interval_ns // PACED_EACH)))
         if self._memory_reader is not None:
             work.append(("memory", self._ask_memory, max(self._interval_ns, ASKED_INTERVAL_NS)))
         if self._gauge is not None:
@@ -273,6 +277,7 @@ class Observer:
             defects=tuple(self._defects),
             own_cpu_s=sum(self._cpu_s.values()),
             late_ns_max=self._late_ns,
+            work_ns_min=self._work_ns_min,
         )
 
     def _repeat(self, name: str, step: Callable[[], None], interval_ns: int, after_ns: int) -> None:
@@ -306,6 +311,7 @@ class Observer:
             "memory_available_bytes": memory.get("MemAvailable"),
             "swap_used_bytes": memory["SwapTotal"] - memory["SwapFree"] if "SwapTotal" in memory else None,
         }
+        row |= {"works": self._works, "work_s": self._worked_ns / 1e9}
         row |= self._swap_and_disk()
         if self._connections is not None:
             row["broker_connections"] = self._connections.read()
@@ -328,6 +334,12 @@ class Observer:
                 "disk_flush_s": counts.flush_s,
             }
         return row
+
+    def _pace(self) -> None:
+        took_ns = host.work_ns()
+        self._work_ns_min = min(took_ns, self._work_ns_min or took_ns)
+        self._worked_ns += took_ns
+        self._works += 1
 
     def _watch(self) -> None:
         ours = {pid for group in self._groups.values() for pid in tuple(group.pids)}

@@ -242,6 +242,13 @@ def test_the_fastest_cpu_tells_the_frequency_and_all_of_them_their_heat(tmp_path
     assert host.read_throttles([0, 1], root) == 3
 
 
+def test_work_takes_the_cpu_time_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's pace is that of a fixed piece of work: ten times the rounds take several times as long."""
+    few_ns = min(host.work_ns() for _ in range(20))
+    monkeypatch.setattr(host, "WORK_ROUNDS", 10 * host.WORK_ROUNDS)
+    assert min(host.work_ns() for _ in range(20)) > 3 * few_ns > 0
+
+
 def test_the_real_process_is_read() -> None:
     """This process has used CPU time, holds memory, and is found among all others."""
     reading = host.read_process(os.getpid())

@@ -203,6 +203,15 @@ def test_swap_and_frequency_are_those_of_the_window() -> None:
     assert {unknown[name] for name in ("swapped_bytes", "cpu_frequency_fall_share", "cpu_throttles")} == {None}
 
 
+def test_a_slow_cpu_is_told_by_the_same_work_taking_longer() -> None:
+    """Work of 20 µs at its fastest that takes 40 on average was done half as fast; without any nothing is told."""
+    samples = columns([0, 1, 2, 3], works=[0, 10, 20, 30], work_s=[0, 200e-6, 600e-6, 1000e-6])
+    seen = observations(samples, work_ns_min=20_000)
+    assert [row["cpu_slow_share"] for row in seen.rows] == [pytest.approx(each) for each in (0, 0.5, 0.5)]
+    assert seen.summary(0, 2 * SECOND_NS)["cpu_slow_share"] == pytest.approx(1 / 3)
+    assert observations(columns([0, 1], a=[0, 0])).summary(0, SECOND_NS)["cpu_slow_share"] is None
+
+
 def test_rows_tell_of_their_own_interval() -> None:
     """A row's cores are those between two samples, its depth the newest that is not stale."""
     samples = columns([0, 1, 3], **host_counters([0, 1, 2], [0, 1, 4]), producers_cpu_s=[0, 1, 2], load_1m=[1, 2, 3])

@@ -150,6 +150,7 @@ def test_a_real_process_is_observed(spinning: int, tmp_path: Path) -> None:
     wait_for(lambda: psutil.Process(spinning).cpu_times().user > begun_s + 0.1)  # it may have had no CPU for a while
     count = len(watching._samples.at_ns) + 6
     wait_for(lambda: len(watching._samples.at_ns) >= count and len(watching._depths.at_ns) >= 2)
+    wait_for(lambda: watching._works >= 2)
     seen = watching.stop()
     summary = seen.summary(origin_ns, time.monotonic_ns())
     assert summary["cpu_s"]["producers"] > 0
@@ -158,6 +159,7 @@ def test_a_real_process_is_observed(spinning: int, tmp_path: Path) -> None:
     assert summary["cpu_s"]["broker"] is None
     assert summary["cpu_s"]["loadgen"] > 0
     assert 0 < summary["host_busy_share"] <= 1
+    assert 0 <= summary["cpu_slow_share"] < 1
     assert summary["depth_msgs"] == {"max": 42, "mean": 42.0, "last": 42}
     assert summary["disk_free_bytes_min"] > 0
     assert summary["errors"] == {}

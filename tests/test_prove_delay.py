@@ -258,6 +258,21 @@ def test_every_second_message_is_delayed_and_all_are_held(echo: tuple[str, int])
     assert kept_ns.tolist() == [22_000_000, 2_000_000] * 4
 
 
+def test_messages_that_caught_up_with_another_are_let_go_apart(echo: tuple[str, int]) -> None:
+    """Of two that leave at once a consumer answers the first late: there are two milliseconds between them."""
+
+    def talk(client: socket.socket) -> None:
+        for seq in range(3):
+            client.sendall(stamped(seq, time.monotonic_ns()))
+            time.sleep(0.02)
+        assert read(client, 3 * len(stamped(0, 0)))
+
+    log = exchanged(echo, Delay(300.0, hold_ms=2.0, every=4), talk)
+    moments_ns = np.unique(log.due_ns)  # a server that was held up echoes several in one piece
+    assert (np.diff(moments_ns) == 2_000_000).all()
+    assert len(log.due_ns) == 3
+
+
 def test_nothing_overtakes_a_message_that_is_held_back(echo: tuple[str, int]) -> None:
     """Bytes without a stamp that come behind a message wait for it; a stamp in two pieces counts as its second."""
     now_ns = 0

@@ -115,6 +115,7 @@ SIGNALS = {
     "psi_cpu_some_share": (0.05, 0.9),
     "psi_io_some_share": (0.05, 0.9),
     "host_steal_share": (0.001, 0.2),
+    "cpu_slow_share": (0.05, 0.45),
     "others_cores": (0.02, 1.5),
     "resting_cpu_cores": (0.1, 1.2),
     "disk_flush_ns": (80_000.0, 35e6),

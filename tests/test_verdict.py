@@ -416,6 +416,14 @@ def test_a_machine_that_tells_little_disturbs_no_search() -> None:
     assert is_disturbed(judge(facts(frequency_fall_share=0.5)).record())
 
 
+def test_how_slow_a_cpu_was_is_told_where_its_frequency_is_not() -> None:
+    """A virtual machine's CPU is known by what the same work took; that is shown, and casts no doubt by itself."""
+    verdict = judge(facts(frequency_fall_share=None, slow_share=0.4)).record()
+    told = next(each for each in verdict["checks"] if each["name"] == "CPU frequency")
+    assert "40% slower than at its fastest" in told["reason"]
+    assert verdict["status"] == "valid"
+
+
 def test_a_verdict_can_be_written_to_disk() -> None:
     """The record is plain JSON with the design's three fields and every check."""
     record = json.loads(json.dumps(judge(GOOD).record()))

@@ -5,6 +5,8 @@ carries (its intended time, between the proxy's start and now, followed by its i
 passed on chunk by chunk as it was read: a chunk in which a message's stamp ends waits for a delay that is drawn for it,
 and all others leave at once, but never before what came earlier on the same connection. The first that a consumer
 sends after a message was released (AMQP's ack, Kafka's next fetch) is its answer, and what clients send is not delayed.
+A message that has caught up with another one is let go two milliseconds after it: of two at once a consumer answers
+the first when it has taken the second.
 
 When bytes came is told by the kernel, which notes it in the sender's own system call (SO_TIMESTAMPNS): how long the
 proxy takes to wake up, on a busy machine milliseconds, is then part of the delay that it logs, and of nothing else. So
@@ -98,6 +100,7 @@ class _Way:
     delivers: bool
     twin: _Way | None = None
     not_before_ns: int = 0
+    apart_ns: int = 0  # when the next message may be let go
     chunks: deque[_Chunk] = field(default_factory=deque)
     unanswered: list[list[int]] = field(default_factory=list)  # rows of the log, of what was released to the source
     last_ns: int = 0
@@ -173,7 +176,9 @@ class Proxy:
         seen = way.tail + data
         way.tail = seen[-(STAMP_HEAD_BYTES - 1) :]
         identities = identities_in(seen, self._started_ns, came_ns)
-        way.last_ns = max(way.last_ns, came_ns + self._drawn_ns(identities))
+        way.last_ns = max(way.last_ns, came_ns + self._drawn_ns(identities), way.apart_ns * bool(identities))
+        if identities:
+            way.apart_ns = way.last_ns + LOOK_AWAY_NS
         way.chunks.append(_Chunk(data, identities, came_ns, way.last_ns))
 
     def _drawn_ns(self, identities: list[int]) -> int:

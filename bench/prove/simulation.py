@@ -244,6 +244,8 @@ def _on(stage: Stage) -> Iterator[None]:
     with ExitStack() as stack:
         for module in (agent, consuming, producing):
             stack.enter_context(mock.patch.object(module, "time", StageTime(stage)))
+        # Nobody wakes up late here, and time passes in sleep only.
+        stack.enter_context(mock.patch.object(producing, "EARLY_NS", 0))
         for module in (consuming, producing):
             stack.enter_context(mock.patch.object(module, "load_driver", return_value=StageDriver(stage)))
         yield

@@ -67,6 +67,7 @@ SIGNALS = (
     Signal("CPU pressure", "psi_cpu_some_share", 0.05, "tasks waited for a CPU {:.0f} % of the time", 100),
     Signal("I/O pressure", "psi_io_some_share", 0.05, "tasks waited for a disk {:.0f} % of the time", 100),
     Signal("stolen CPU", "host_steal_share", 0.01, "{:.0f} % of the CPU time stolen", 100),
+    Signal("slow CPU", "cpu_slow_share", 0.1, "the CPU {:.0f} % slower than at its fastest", 100),
     Signal("other programs", "others_cores", 0.2, "other programs used {:.1f} cores"),
     Signal("resting broker", "resting_cpu_cores", 0.2, "the resting broker used {:.1f} cores"),
     Signal("slow flushes", "disk_flush_ns", 5e5, "flushes of {:.1f} ms on average", 1e-6),

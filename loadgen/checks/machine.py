@@ -69,13 +69,16 @@ def check_steal(facts: Facts) -> Check:
 def check_frequency(facts: Facts) -> Check:
     """The CPUs' clock held still: the fastest one's lowest reading is within 10 % of its highest, and none was hot.
 
-    Virtual machines do not tell their CPUs' frequency: that is unknown, and casts no doubt on the number.
+    Virtual machines do not tell their CPUs' frequency: that is unknown, and casts no doubt on the number. What the same
+    work took again and again tells how fast they were, and that is shown.
     """
     name = "CPU frequency"
     if facts.throttles:
         return Check(name, None, f"CPUs were slowed down {facts.throttles:,.0f} times because they were hot")
     if facts.frequency_fall_share is None:
-        return Check(name, None, "not observed: this machine does not tell it", weighs=False)
+        slow = facts.slow_share
+        shown = "" if slow is None else f"; {percent(slow)} slower than at its fastest, on average"
+        return Check(name, None, f"not observed: this machine does not tell it{shown}", weighs=False)
     text = f"fell by {percent(facts.frequency_fall_share)}"
     if facts.frequency_fall_share > FREQUENCY_FALL_SHARE:
         return Check(name, None, f"{text}: set the governor to performance")
