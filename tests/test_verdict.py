@@ -416,6 +416,15 @@ def test_a_machine_that_tells_little_disturbs_no_search() -> None:
     assert is_disturbed(judge(facts(frequency_fall_share=0.5)).record())
 
 
+@pytest.mark.parametrize(("error_ns", "is_named"), [(900_000, True), (1_000, False)])
+def test_clocks_that_take_latencies_below_zero_are_named(error_ns: int, *, is_named: bool) -> None:
+    """Values are out of range by a clock's error where that is as large as a latency, and for another reason else."""
+    verdict = judge(facts(out_of_range=3, clock_error_ns=error_ns, e2e_p50_ns=1_000_000)).record()
+    told = next(each for each in verdict["checks"] if each["name"] == "histogram range")
+    assert told["passed"] is False
+    assert ("the clocks' error" in told["reason"]) == is_named
+
+
 def test_how_slow_a_cpu_was_is_told_where_its_frequency_is_not() -> None:
     """A virtual machine's CPU is known by what the same work took; that is shown, and casts no doubt by itself."""
     verdict = judge(facts(frequency_fall_share=None, slow_share=0.4)).record()

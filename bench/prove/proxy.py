@@ -5,8 +5,8 @@ carries (its intended time, between the proxy's start and now, followed by its i
 passed on chunk by chunk as it was read: a chunk in which a message's stamp ends waits for a delay that is drawn for it,
 and all others leave at once, but never before what came earlier on the same connection. The first that a consumer
 sends after a message was released (AMQP's ack, Kafka's next fetch) is its answer, and what clients send is not delayed.
-A message that has caught up with another one is let go two milliseconds after it: of two at once a consumer answers
-the first when it has taken the second.
+A message that has caught up with another one is let go three milliseconds after it (`APART_NS`), when that one's answer
+has been read: of two answers in one reading the kernel tells when the second came.
 
 When bytes came is told by the kernel, which notes it in the sender's own system call (SO_TIMESTAMPNS): how long the
 proxy takes to wake up, on a busy machine milliseconds, is then part of the delay that it logs, and of nothing else. So
@@ -44,6 +44,7 @@ SEQUENCE_BITS = 48
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 IDLE_S = 0.5
 LOOK_AWAY_NS = 2_000_000
+APART_NS = LOOK_AWAY_NS + 1_000_000
 NS_PER_S = 1_000_000_000
 _SO_TIMESTAMPNS = 35  # linux/asm-generic/socket.h; Python has no name for it
 _TIMESPEC = struct.Struct("@qq")
@@ -178,7 +179,7 @@ class Proxy:
         identities = identities_in(seen, self._started_ns, came_ns)
         way.last_ns = max(way.last_ns, came_ns + self._drawn_ns(identities), way.apart_ns * bool(identities))
         if identities:
-            way.apart_ns = way.last_ns + LOOK_AWAY_NS
+            way.apart_ns = way.last_ns + APART_NS
         way.chunks.append(_Chunk(data, identities, came_ns, way.last_ns))
 
     def _drawn_ns(self, identities: list[int]) -> int:

@@ -123,9 +123,15 @@ def check_shares(facts: Facts) -> Check:
 
 
 def check_range(facts: Facts) -> Check:
-    """No latency fell outside the histogram: a dropped tail makes every percentile above it too small."""
+    """No latency fell outside the histogram: a dropped tail makes every percentile above it too small.
+
+    Between hosts a latency is below zero where the clocks err by more than it: that is said.
+    """
     if facts.out_of_range:
-        return Check("histogram range", False, f"{facts.out_of_range:,} values out of range")
+        text = f"{facts.out_of_range:,} values out of range"
+        if facts.clock_error_ns and facts.clock_error_ns > CLOCK_SHARE * (facts.e2e_p50_ns or 0):
+            text += f": latencies of about the clocks' error ({milliseconds(facts.clock_error_ns)}) may be below zero"
+        return Check("histogram range", False, text)
     return Check("histogram range", True, "all values recorded")
 
 
