@@ -17,6 +17,7 @@ import gevent
 from gevent.event import Event
 from gevent.lock import RLock
 from locust.runners import STATE_SPAWNING
+from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadgen.errors import LoadgenError, ScenarioError
 from loadgen.locust.files import ScenarioUser
@@ -126,6 +127,10 @@ class Master:
         try:
             # A test whose time was over has ended before.
             self.end(interrupted=self._chosen is not None and self._chosen.run_time_s is not None)
+            options = self.environment.parsed_options
+            if options is not None and options.csv_prefix:
+                # Locust writes its files once a second and not when it goes: they would lack what came last.
+                gevent.sleep(1.2 * CSV_STATS_INTERVAL_SEC)
         finally:
             self.keeper.close()
 
