@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Float64 = npt.NDArray[np.float64]
 
 SAMPLES_MAX = 200_000  # a window of days is sampled less often, so that no trial needs more memory than that
-TURN_S = (0.027, 0.067)
+TURN_S = (0.027, 0.067)  # the shortest and the longest that the counters are left alone
 SAMPLE_NS = 25_000_000  # who reads the counters turns more often while agents report
 GRID_NS = 50_000_000  # several workers' counters are laid over each other at such steps
 CUT_SHARE = 0.05  # what is measured too early is left out where it differs by more than repeats do
@@ -42,8 +42,8 @@ CUT_LATENCY_SHARE = 0.5  # … of a number under way, which varies far more than
 CAUGHT_UP_S = 0.1  # two readings of the counters
 FEW_MSGS = 20  # of so few under way every change is chance, and none is a backlog
 GAUGE_SHARE = 0.02  # of the time in the system: as far as counters that batches move may be off (seen: 0.8 %)
-RANDOM = random.Random()  # noqa: S311 - when to look is no secret
 GROWTH_SHARE = 0.01  # a backlog that grows by less than 1 % of the rate is one that the rate's own test allows
+RANDOM = random.Random()  # noqa: S311 - when to look is no secret
 
 
 def turn_s() -> float:

@@ -177,8 +177,9 @@ class Proxy:
         seen = way.tail + data
         way.tail = seen[-(STAMP_HEAD_BYTES - 1) :]
         identities = identities_in(seen, self._started_ns, came_ns)
-        way.last_ns = max(way.last_ns, came_ns + self._drawn_ns(identities), way.apart_ns * bool(identities))
+        way.last_ns = max(way.last_ns, came_ns + self._drawn_ns(identities))
         if identities:
+            way.last_ns = max(way.last_ns, way.apart_ns)
             way.apart_ns = way.last_ns + APART_NS
         way.chunks.append(_Chunk(data, identities, came_ns, way.last_ns))
 
