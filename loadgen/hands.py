@@ -170,11 +170,15 @@ def forkserver() -> ForkServerContext:
     return context
 
 
-def preload() -> None:
-    """Start that process, and do not wait: it imports while the caller gets brokers ready."""
-    forkserver()
+def preload(*, is_awaited: bool = False) -> None:
+    """Start that process: it imports while the caller goes on, or, awaited, is as ready for the first agent as ever."""
+    context = forkserver()
     with signals_held():
         multiprocessing.forkserver.ensure_running()
+    if is_awaited:
+        process = context.Process(target=os.getpid, daemon=True)
+        process.start()
+        process.join()
 
 
 def read_on(pipe: Connection, name: str, inbox: Inbox) -> None:

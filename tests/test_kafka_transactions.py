@@ -22,7 +22,7 @@ from loadgen.scenario import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from loadgen.driver import Driver
+    from loadgen.driver import Driver, Target
     from loadgen.drivers.wire.kafka_protocol import Connection
     from loadgen.endpoint import Endpoint
 
@@ -40,6 +40,19 @@ def bench(kafka_endpoint: Endpoint) -> Iterator[Bench]:
     made.close()
 
 
+def ended(target: Target, transactions: int, partition: int = 0) -> list[BatchHeader]:
+    """What a partition holds with the marks of so many transactions: they are written after EndTxn is answered."""
+    batches: list[BatchHeader] = []
+
+    def are_marked() -> bool:
+        batches[:] = [each.header for each in written(target.endpoint, target.name, partition)]
+        return sum(each.is_control for each in batches) >= transactions
+
+    assert until(are_marked)
+    assert sum(each.is_control for each in batches) == transactions
+    return batches
+
+
 @BOTH
 def test_every_third_transaction_is_aborted(bench: Bench, driver: Driver) -> None:
     """The broker keeps and marks all; committed readers get two thirds, of whichever driver, others get everything."""
@@ -54,9 +67,8 @@ def test_every_third_transaction_is_aborted(bench: Bench, driver: Driver) -> Non
     assert (seqs_of(settled), seqs_of(settled, ABORTED)) == (kept, aborted)
     assert {len(each.seqs) for each in settled[:-1]} == {50}
     for partition in range(2):
-        batches = [each.header for each in written(target.endpoint, target.name, partition)]
+        batches = ended(target, 13, partition)
         assert all(each.is_transactional and each.producer_id >= 0 for each in batches)
-        assert sum(each.is_control for each in batches) == 13
         assert len({each.producer_id for each in batches}) == 1
     levels = {"read_committed": kept, "read_uncommitted": list(range(620))}
     for level, expected in levels.items():
@@ -102,7 +114,7 @@ def test_a_transaction_ends_when_its_time_is_over(bench: Bench, driver: Driver) 
     assert [each.said.committed for each in ends][:3] == [True, True, True]
     transactional = {each.transactional_id for each in seen.of(PRODUCE)}
     assert transactional == {f"{target.name}-0"}
-    assert sum(each.header.is_control for each in written(target.endpoint, target.name)) == 3
+    ended(target, 3)
 
 
 def test_what_cannot_be_stored_takes_its_transaction_along(bench: Bench) -> None:

@@ -29,7 +29,7 @@ from loadgen.driver import confirms
 from loadgen.errors import LoadgenError
 from loadgen.fleet import STUCK_S
 from loadgen.flow import turn_s
-from loadgen.hands import PIPE_BYTES, forkserver, read_on, signals_held
+from loadgen.hands import PIPE_BYTES, forkserver, preload, read_on, signals_held
 from loadgen.histogram import Histogram
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, parts, unpack
@@ -115,7 +115,7 @@ class Crew:
 
     def run(self) -> None:
         """Serve until the line ends."""
-        forkserver_ready()
+        preload(is_awaited=True)
         threading.Thread(target=self._listen, name="listens", daemon=True).start()
         self._line.send("up", pid=os.getpid())
         try:
@@ -367,13 +367,6 @@ class Crew:
         if self._board is not None:
             self._board.remove()
             self._board = None
-
-
-def forkserver_ready() -> None:
-    """Start the process that agents are forked from, so that the first of them comes as fast as the others."""
-    process = forkserver().Process(target=os.getpid, daemon=True)
-    process.start()
-    process.join()
 
 
 def main() -> None:

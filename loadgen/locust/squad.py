@@ -24,8 +24,7 @@ import numpy as np
 from loadgen.board import Board, Cell
 from loadgen.errors import LoadgenError
 from loadgen.flow import turn_s
-from loadgen.hands import Processes
-from loadgen.locust.crew import forkserver_ready
+from loadgen.hands import Processes, preload
 from loadgen.locust.line import Line
 from loadgen.locust.messages import pack, parts, unpack
 from loadgen.tracking import HostClock, tell_by_reference
@@ -61,7 +60,7 @@ class Squad:
 
     def run(self) -> None:
         """Serve until the line ends; then nothing of this stays."""
-        forkserver_ready()
+        preload(is_awaited=True)
         threading.Thread(target=self._listen, name="listens", daemon=True).start()
         self._line.send("up", pid=os.getpid())
         try:
