@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml | cksum | cut -d' ' -f1)
 UV := $(shell command -v uv 2>/dev/null)
+# Many images forbid to keep compiled modules: each of the many processes would compile all that it imports, for a second.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install compare test scenarios faults prove prove-faults prove-gate docs lint format bench up down clean
 help:
