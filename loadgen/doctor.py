@@ -7,18 +7,23 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from loadgen.checks.timing import LAG_FLOOR_NS
 from loadgen.host import work_ns
+from loadgen.scheduling import be_scheduled
 
 Finding = dict[str, str]
 Status = Literal["ok", "missing", "warning"]
 MIN_FREE_BYTES = 20 << 30
 PACED, PACED_EVERY_S = 100, 0.01
 STEADY_SHARE = 0.25  # clocks that rise with load move it by a tenth or two
+WOKEN, SLEEP_S = 1_000, 0.001
 MIN_MEMORY_BYTES = 3 << 30  # two brokers of at most 1 GB heap, and the agents
 
 
@@ -80,6 +85,7 @@ def _quiet() -> list[Finding]:
         _finding("ok" if busy < 10 else "warning", "quiet", f"{busy:.0f} % of the CPU is in use by others"),
         _finding("ok" if steal < 2 else "warning", "steal", f"{steal:.1f} % is taken by the hypervisor"),
         _pace(),
+        _wake_ups(),
     ]
     if governor.exists():
         name = governor.read_text().strip()
@@ -100,3 +106,25 @@ def _pace() -> Finding:
         return _finding("ok", "pace", text)
     why = "the clock falls, or others work on the same core, which is not counted as stolen"
     return _finding("warning", "pace", f"{text}: {why}; expect repeats to differ")
+
+
+def _wake_ups() -> Finding:
+    """Whether one that sleeps wakes up in time: as an open loop does, whose messages leave late by as much."""
+    with ThreadPoolExecutor(1, initializer=partial(be_scheduled, is_open_loop=True)) as thread:  # it takes that along
+        late_ns = sorted(thread.submit(_slept_late_ns).result())
+    median_ns, p99_ns = late_ns[WOKEN // 2], late_ns[WOKEN * 99 // 100]
+    text = f"sleeps end {median_ns / 1e6:.2f} ms late (p50), {p99_ns / 1e6:.2f} ms (p99)"
+    if p99_ns <= LAG_FLOOR_NS / 2:
+        return _finding("ok", "wake-ups", text)
+    why = "a hypervisor that takes its time, or cores that sleep deeply"
+    allowed = f"the {LAG_FLOOR_NS / 1e6:g} ms that a verdict allows at least"
+    return _finding("warning", "wake-ups", f"{text}: {why}; expect schedule lags near {allowed}")
+
+
+def _slept_late_ns() -> list[int]:
+    late_ns = []
+    for _ in range(WOKEN):
+        began_ns = time.monotonic_ns()
+        time.sleep(SLEEP_S)
+        late_ns.append(time.monotonic_ns() - began_ns - round(SLEEP_S * 1e9))
+    return late_ns
