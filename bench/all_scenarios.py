@@ -207,10 +207,16 @@ def first_look(path: Path, scenario: Scenario, sets: tuple[str, ...], repeats: i
 
 
 def second_look(first: Look, found: Result) -> Look:
-    """What of a scenario is not valid yet, and as little beside it as the values of its sweeps leave."""
-    doubtful = [trial for trial in best_of_points(found.trials) if _verdict(trial).status != "valid"]
+    """What of a scenario is not valid yet, and as little beside it as the values of its sweeps leave.
+
+    Where something is invalid, only that: what is unknown has the next look.
+    """
+    points = best_of_points(found.trials)
+    doubtful = [trial for trial in points if _verdict(trial).status != "valid"]
+    doubtful = [trial for trial in doubtful if _verdict(trial).status == "invalid"] or doubtful
     brokers = tuple(name for name in BROKERS if any(trial["broker"] == name for trial in doubtful))
-    missed = [name for name, verdict in found.verdicts.items() if verdict.status != "valid" and name not in brokers]
+    reached = {trial["broker"] for trial in points}
+    missed = [name for name, verdict in found.verdicts.items() if verdict.status != "valid" and name not in reached]
     if found.failure or missed:  # points that were not reached are none of those in doubt
         return replace(first, repeats=1)
     swept: dict[str, list[Any]] = {}

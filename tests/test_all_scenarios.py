@@ -152,6 +152,16 @@ def test_a_second_look_is_at_what_is_in_doubt(doubtful: list[str], most: int, tm
     assert len(ids) == most
 
 
+def test_what_is_invalid_is_looked_at_before_what_is_unknown(tmp_path: Path) -> None:
+    """A search that found nothing on one broker is run again without the other, whose doubt can wait."""
+    trials = (trial("rabbitmq", "invalid"), trial("kafka", "unknown"))
+    again = second_look(Look(tmp_path, BOTH), Result("both", 1.0, verdicts(BOTH, trials), trials=trials))
+    assert again.brokers == ("rabbitmq",)
+    trials = (*trials, trial("rabbitmq", "unknown", 2))
+    again = second_look(Look(tmp_path, BOTH), Result("both", 1.0, verdicts(BOTH, trials), trials=trials))
+    assert again.brokers == ("rabbitmq", "kafka")
+
+
 def test_what_was_not_reached_is_looked_at_as_a_whole(tmp_path: Path) -> None:
     """Of a run that was cut short nobody knows which points are missing."""
     first = Look(tmp_path, SWEPT, ("warmup_s=1",), repeats=2)
