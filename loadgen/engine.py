@@ -29,7 +29,7 @@ from loadgen.probing import run_probes
 from loadgen.record import end_to_end
 from loadgen.runs import Run, RunWriter, load, refuse_unwritable
 from loadgen.scenario import Durability, Kafka, Message, RabbitMQ, Rate, Scenario
-from loadgen.searching import find_capacity, line_of_search
+from loadgen.searching import find_capacity, line_of_search, tells
 from loadgen.sites import Sites, disk_dir, refuse_faults, refuse_too_large
 from loadgen.stats.power import EFFECT_RATIO
 from loadgen.trial import Setting, run_trial
@@ -294,14 +294,19 @@ class _Bench:
         producers = self.searches[trial.capacity_key]["producers"]
         self.run(replace(trial, rate=Rate.fixed(capacity * fraction), asked=trial.rate, producers=producers))
 
-    def ceiling_s(self, trial: Trial) -> float:
-        """How long a ceiling takes at most, in seconds; 0 where it was measured before."""
-        return 0.0 if self.roster is not None or _ceiling_key(trial) in self.ceilings else trial.ceiling_s
+    def ceiling_s(self, trial: Trial, needed_msgs_per_s: float | None = None) -> float:
+        """How long a ceiling takes at most, in seconds; 0 where it was measured before, and tells of such a rate."""
+        known = self.ceilings.get(_ceiling_key(trial))
+        is_known = known is not None and tells(known, needed_msgs_per_s)
+        return 0.0 if self.roster is not None or is_known else trial.ceiling_s
 
     def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> dict[str, Any]:
-        """What the generator reaches without a broker, measured once for each point and number of producers."""
+        """What the generator reaches without a broker, for each point and number of producers.
+
+        It is measured once, and again where that does not tell of the rate that is needed.
+        """
         key = _ceiling_key(trial)
-        if key not in self.ceilings:
+        if key not in self.ceilings or not tells(self.ceilings[key], needed_msgs_per_s):
             alone = replace(self.setting(trial), began=None)  # no trial of the run: nobody is shown it
             found = measure_ceiling(trial, alone, needed_msgs_per_s=needed_msgs_per_s)
             self.ceilings[key] = found

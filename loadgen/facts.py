@@ -101,9 +101,9 @@ class Facts:
     a CPU was slowed down for its heat, `slow_share` by how much the CPU was slower on average than at its fastest.
     `little`, `steady` and `backlog` are findings of the flow over the window:
     what was found (None: cannot tell) and the reason; `is_level` is whether the slope of that backlog was tested and is
-    none of growth; `steady_weighs` says whether an unknown casts doubt. `drains` is whether a backlog was written
-    first, and `begun` the finding on where consumers began in it; `rebalanced` is whether one of them joined or left in
-    mid-trial, `hurt` whether something was broken on purpose.
+    none of growth; `steady_weighs` and `little_weighs` say whether an unknown casts doubt. `drains` is whether a
+    backlog was written first, and `begun` the finding on where consumers began in it; `rebalanced` is whether one of
+    them joined or left in mid-trial, `hurt` whether something was broken on purpose.
     """
 
     durability: str
@@ -178,6 +178,7 @@ class Facts:
     samples: int | None = None
     observer_defects: tuple[str, ...] = ()
     little: tuple[bool | None, str] | None = None
+    little_weighs: bool = False
     steady: tuple[bool | None, str] | None = None
     steady_weighs: bool = True
     backlog: tuple[bool | None, str] | None = None

@@ -149,8 +149,12 @@ class Flow:
         early = values[(times_s >= warmup_s) & (times_s < warmup_s + cut_s)]
         rest = values[times_s >= warmup_s + cut_s]
         differs = len(early) and len(rest) and abs(early.mean() - rest.mean()) > limit * max(1.0, rest.mean())
-        if not differs or cut_s > duration_s / 2:
+        if not differs:
             return Settled(0, found.steady, found.reason)
+        if cut_s > duration_s / 2:
+            return Settled(
+                0, False, f"{found.reason}; what is before differs, and {cut_s} s are over half of the window"
+            )
         return Settled(cut_s, found.steady, f"{found.reason}; {cut_s} s more than planned were left out")
 
     def summary(self, begin_ns: int, window_s: float) -> dict[str, Any]:
@@ -180,21 +184,24 @@ class Flow:
         received = self.between(begin_ns, end_ns + 1)[2]
         return int(received[-1]) if len(received) else 0
 
-    def little(self, record: Mapping[str, Any], begin_ns: int) -> tuple[bool | None, str]:
-        """Whether Little's law holds between this gauge, the rate and the mean service time; None: cannot tell."""
+    def little(self, record: Mapping[str, Any], begin_ns: int) -> tuple[bool | None, str, bool]:
+        """Whether Little's law holds between this gauge, the rate and the mean service time; None: cannot tell.
+
+        Beside it what was seen, and whether that casts doubt where it cannot tell: they differ, perhaps by chance.
+        """
         service = record["latency_ns"][end_to_end(record, "_service")]
         rate, window_s = record["achieved_msgs_per_s"], record["window_s"]
         if not service or not rate:
-            return None, "no end-to-end service times"
+            return None, "no end-to-end service times", False
         if record.get("lost") or record.get("duplicated") or (record.get("requests") or {}).get("timed_out"):
-            return None, "lost or duplicated messages never leave the gauge, or leave it twice"
+            return None, "lost or duplicated messages never leave the gauge, or leave it twice", False
         at_s, sent, received = self.between(begin_ns, begin_ns + round(window_s * SECOND_NS))
         if len(at_s) < 3:
-            return None, "too little was seen to tell"
+            return None, "too little was seen to tell", False
         # A batch is counted when all of it has been taken, its latencies end where it was parsed.
         skew_s = max((record["resolution_ns"]["p50"] or 0) / SECOND_NS, GAUGE_SHARE * service["mean"] / SECOND_NS)
         found = little(rate, service["mean"] / SECOND_NS, at_s, sent - received, skew_s=skew_s)
-        return found.agrees, found.reason
+        return found.agrees, found.reason, found.is_doubted
 
 
 def _by_response_times(levels_ns: Float64) -> Settled:

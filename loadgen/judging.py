@@ -176,7 +176,11 @@ def _settled(
     window_ns = live.start_ns + round(trial.warmup_s * SECOND_NS)
     if cut_s and _was_cut_off(observations, window_ns, window_ns + cut_s * SECOND_NS):
         return Settled(0, False, "its first seconds differ from the rest: a client was without a connection in them")
-    return replace(found, cut_s=cut_s if cut_s <= CUT_MOST_S else 0)
+    if cut_s > CUT_MOST_S:
+        return Settled(
+            0, False, f"its first {cut_s} s differ from the rest: a warm-up takes {CUT_MOST_S} s at the most"
+        )
+    return replace(found, cut_s=cut_s)
 
 
 def _kept_whole(trial: Trial, outcome: Outcome) -> Settled | None:
@@ -207,15 +211,15 @@ def _flowed(record: Record, live: Live, settled: Settled) -> Record:
         return {"steady": steady}
     if removed_msgs(record):
         why = "messages that left the queue otherwise than to a consumer never leave the gauge"
-        return {"steady": steady, "little": {"agrees": None, "reason": why}}
+        return {"steady": steady, "little": {"agrees": None, "reason": why, "weighs": False}}
     begin_ns = live.start_ns + round(record["warmup_s"] * SECOND_NS)
-    agrees, reason = live.flow.little(record, begin_ns)
+    agrees, reason, weighs = live.flow.little(record, begin_ns)
     if live.trial.backlog.msgs:
-        agrees, reason = None, "messages of a backlog have no service time"
+        agrees, reason, weighs = None, "messages of a backlog have no service time", False
     return {
         "steady": steady,
         "under_way": live.flow.summary(begin_ns, record["window_s"]),
-        "little": {"agrees": agrees, "reason": reason},
+        "little": {"agrees": agrees, "reason": reason, "weighs": weighs},
     }
 
 
@@ -240,7 +244,7 @@ def _flow_facts(record: Record) -> Record:
     under_way, offered = record.get("under_way"), record["offered_msgs_per_s"]
     known: Record = {"steady": (steady["steady"], steady["reason"]), "steady_weighs": steady["weighs"]}
     if little is not None:
-        known["little"] = (little["agrees"], little["reason"])
+        known |= {"little": (little["agrees"], little["reason"]), "little_weighs": bool(little.get("weighs"))}
     if record.get("membership") is not None:
         known["backlog"] = (True, "a consumer came or went: what piled up then is what is looked for")
     elif record.get("faults"):

@@ -40,7 +40,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "versions": ("broker", "client", "python", "loadgen"),
     "clock": ("source", "offset_ns", "error_ns", "drift_ppm", "samples", "changed"),
     "under_way": ("mean_msgs", "max_msgs", "slope_msgs_per_s", "samples"),
-    "little": ("agrees", "reason"),
+    "little": ("agrees", "reason", "weighs"),
     "steady": ("steady", "cut_s", "reason", "weighs"),
 }
 _NETWORK_KINDS = ("cut", "delay", "throttle", "reset")

@@ -44,8 +44,8 @@ class Bench(Protocol):
     def found(self, answer: Record) -> None:
         """Write down what a search came to, also where it was cut short by what ends the run."""
 
-    def ceiling_s(self, trial: Trial) -> float:
-        """How long it takes at most to tell a trial's ceiling, in seconds; 0 where it is known."""
+    def ceiling_s(self, trial: Trial, needed_msgs_per_s: float | None = None) -> float:
+        """How long it takes at most to tell a trial's ceiling, in seconds; 0 where it is known, also of such a rate."""
 
     def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> Record:
         """What the generator reaches without a broker, and whether it can pace so much; null where nobody knows."""
@@ -65,14 +65,13 @@ def find_capacity(trial: Trial, bench: Bench, clock_s: Callable[[], float] = tim
         bench.found(_answer(trial, unknown, tried, budget))
         raise
     answer = _answer(trial, found, tried, budget)
-    is_known = not bench.ceiling_s(trial)
-    if found.rate_msgs_per_s is not None and not (
-        is_known or budget.has_time_for_ceiling or found.ended_by != "budget"
-    ):
-        answer["reason"] += "; there was no time to see what the tool carries without a broker"
-    elif found.rate_msgs_per_s is not None and found.ended_by != "enough":  # a rate of its own asking is no limit
+    if found.rate_msgs_per_s is not None and found.ended_by != "enough":  # a rate of its own asking is no limit
         needed = CEILING_MARGIN * found.rate_msgs_per_s
-        _add_ceiling(answer, bench.ceiling(replace(trial, producers=found.producers), needed))
+        at = replace(trial, producers=found.producers)
+        if budget.has_time_for_ceiling(bench.ceiling_s(at, needed), is_reserved=found.ended_by != "budget"):
+            _add_ceiling(answer, bench.ceiling(at, needed))
+        else:
+            _leave_open(answer, "there was no time to see what the tool carries without a broker")
     answer["elapsed_s"] = budget.elapsed_s
     bench.found(answer)
     return answer
@@ -170,10 +169,13 @@ class Budget:
         self._overhead_s = max(self._overhead_s, spent_s - trial.warmup_s - trial.duration_s)
         return record
 
-    @property
-    def has_time_for_ceiling(self) -> bool:
-        """Whether the ceiling still fits in."""
-        return self.elapsed_s + self._ceiling_s <= self._trial.search_budget_s
+    def has_time_for_ceiling(self, ceiling_s: float, *, is_reserved: bool) -> bool:
+        """Whether a ceiling of so long still fits in, or (`is_reserved`) has the time that was kept for it.
+
+        None was kept where it was known when the search began, of fewer producers or of a lower rate.
+        """
+        is_kept = is_reserved and ceiling_s <= self._ceiling_s
+        return not ceiling_s or is_kept or self.elapsed_s + ceiling_s <= self._trial.search_budget_s
 
     def has_time(self, step: Room) -> bool:
         """Whether a step, the trials of full length after it and the ceiling take no longer than is left."""
@@ -199,7 +201,7 @@ def _add_ceiling(answer: Record, ceiling: Record) -> None:
     """
     most, unpaced = ceiling["achieved_msgs_per_s"], ceiling["unpaced_msgs_per_s"]
     if not most:
-        answer["reason"] += f"; {ceiling['error'] or 'no ceiling is known: without a broker nothing came through'}"
+        _leave_open(answer, ceiling["error"] or "no ceiling is known: without a broker nothing came through")
         return
     answer["ceiling_msgs_per_s"] = most
     needed = CEILING_MARGIN * answer["capacity_msgs_per_s"]
@@ -212,7 +214,7 @@ def _add_ceiling(answer: Record, ceiling: Record) -> None:
         return
     limit, what = min(near, key=lambda each: [*CLIENTS_LIMITS, each[0]].index(each[0]))
     if limit == "unknown":
-        answer["reason"] += f"; whether the tool itself paces {unpaced:,.0f} msg/s without a broker is not known"
+        _leave_open(answer, f"whether the tool itself paces {unpaced:,.0f} msg/s without a broker is not known")
         return
     doubt = {"generator": "", "host": " and uses up the machine, whose limit this may be"}.get(
         limit, f", held by the {limit}, so that nobody knows whether it could do more"
@@ -222,6 +224,27 @@ def _add_ceiling(answer: Record, ceiling: Record) -> None:
         "bound_by": next((each for each in KNOWN_LIMITS if each in {limit, answer["bound_by"]}), "unknown"),
         "reason": f"without a broker the tool itself {what} here{doubt}; {answer['reason']}",
     }
+
+
+def _leave_open(answer: Record, why: str) -> None:
+    """Say that nobody knows what the tool carries; a capacity that the machine bounds is "at least" then.
+
+    Where the broker was the limit, with room left on the machine and in the clients, that is shown without a ceiling.
+    """
+    answer["reason"] += f"; {why}"
+    if answer["bound_by"] in {"host", "unknown"}:
+        answer["is_lower_bound"] = True
+
+
+def tells(ceiling: Record, needed_msgs_per_s: float | None) -> bool:
+    """Whether a ceiling says if the tool can pace such a rate; between what it paced and what it did not, nobody knows.
+
+    True also where no ceiling can be known, where the closed loop carried less, and where no open loop could be tried.
+    """
+    most, paced, unpaced = (ceiling[f"{name}_msgs_per_s"] for name in ("achieved", "paced", "unpaced"))
+    if needed_msgs_per_s is None or not most or most < needed_msgs_per_s or paced is unpaced is None:
+        return True
+    return (paced or 0.0) >= needed_msgs_per_s or (unpaced is not None and unpaced <= needed_msgs_per_s)
 
 
 def _trial_of(trial: Trial, probe: Probe, number: int) -> Trial:

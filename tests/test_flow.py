@@ -71,6 +71,15 @@ def test_a_slow_start_that_outlasts_the_warm_up_is_left_out_in_whole_seconds() -
     assert "left out" in found.reason
 
 
+@pytest.mark.parametrize(("window_s", "slow_s"), [(5, 2.3), (15, 7.4), (3, 1.4)])
+def test_a_slow_start_that_cannot_be_left_out_is_not_steady(window_s: float, slow_s: float) -> None:
+    """In whole seconds it is more than half of the window: what stays in the mean is said."""
+    rates = np.concatenate([noisy(2 + slow_s, 25_000), noisy(window_s - slow_s, 50_000)])
+    found = flow(rates, 1_000).settled(0, 2, window_s, consumed=True, is_open=False, levels_ns=LEVEL_NS)
+    assert (found.cut_s, found.steady) == (0, False)
+    assert "over half of the window" in found.reason
+
+
 def observed(*noted: Event) -> Observations:
     """Of an observer that saw nothing by itself."""
     nothing = Series.of(Columns())

@@ -67,6 +67,23 @@ def test_a_page_has_every_proof_and_its_charts(
     assert [line.partition(",")[0] for line in lines[:2]] == ["good: passed", "other: passed"]
 
 
+def test_the_revision_is_told_as_it_was_before_the_page_changed(
+    two_proofs: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page itself writes into the tree is none of the changes that its numbers were measured with."""
+    del two_proofs
+    seen = []
+
+    def text_of(*_: object) -> str:
+        seen.extend(tmp_path.rglob("*"))
+        return "told"
+
+    monkeypatch.setattr("prove.page.text_of", text_of)
+    assert command.main(["good", "--page", str(tmp_path / "method.md")]) == 0
+    assert not seen
+    assert (tmp_path / "method.md").read_text() == "told"
+
+
 def test_one_failure_fails_all(two_proofs: dict[str, bool], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 1, the row that failed with both numbers, and the others are run all the same."""
     two_proofs["good"] = False

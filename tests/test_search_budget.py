@@ -29,6 +29,7 @@ class Simulated:
     burst_factor: float = 1.0
     confirms: bool = True
     ceiling_share: float = 1.0
+    knows_ceiling: bool = False
     now_s: float = 0.0
     ran: list[Trial] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
@@ -61,9 +62,9 @@ class Simulated:
         """The search's answer, as it is written down."""
         self.answers.append(dict(answer))
 
-    def ceiling_s(self, trial: Trial) -> float:
-        """As long as the plan allows."""
-        return trial.ceiling_s
+    def ceiling_s(self, trial: Trial, needed_msgs_per_s: float | None = None) -> float:
+        """As long as the plan allows; where it is known, only that of a rate that was found takes it."""
+        return 0.0 if self.knows_ceiling and needed_msgs_per_s is None else trial.ceiling_s
 
     def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> dict[str, Any]:
         """Ten times the capacity, after as long as it takes at most."""
@@ -87,10 +88,16 @@ def point(profile: Profile, **given: Any) -> Trial:
     overhead_s=st.floats(0.2, 9.0),
     burst_factor=st.floats(0.02, 3.0),
     confirms=st.booleans(),
+    knows_ceiling=st.booleans(),
 )
-def test_a_search_ends_within_its_budget(profile: str, overhead_s: float, burst_factor: float, confirms: bool) -> None:
-    """However slow its trials are and however far off its start, and with the ceiling measured in the same time."""
-    bench = Simulated(overhead_s, burst_factor, confirms)
+def test_a_search_ends_within_its_budget(
+    profile: str, overhead_s: float, burst_factor: float, confirms: bool, knows_ceiling: bool
+) -> None:
+    """However slow its trials are and however far off its start, and with the ceiling measured in the same time.
+
+    So also where it was known before, and tells nothing of the rate that is found.
+    """
+    bench = Simulated(overhead_s, burst_factor, confirms, knows_ceiling=knows_ceiling)
     trial = point(PROFILES[profile])
     answer = find_capacity(trial, bench, bench.clock_s)
     assert answer["budget_s"] == PROFILES[profile].search_budget_s

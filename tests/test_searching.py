@@ -380,6 +380,35 @@ def test_a_ceiling_far_above_or_unknown_changes_no_limit_and_an_unknown_one_is_t
     assert answer["ceiling_msgs_per_s"] == (ceiling["achieved_msgs_per_s"] or None)
 
 
+@pytest.mark.parametrize(("bound_by", "is_at_least"), [("host", True), ("unknown", True), ("broker", False)])
+def test_what_the_machine_bounds_is_at_least_that_where_no_ceiling_is_known(bound_by: str, is_at_least: bool) -> None:
+    """Nothing shows that the clients had more to give; a broker that was the limit with room left is one without it."""
+    answer = with_ceiling({"achieved_msgs_per_s": None, "error": "no ceiling is known: ?"}, bound_by=bound_by)
+    assert (answer["is_lower_bound"], answer["bound_by"]) == (is_at_least, bound_by)
+
+
+@pytest.mark.parametrize(
+    ("paced", "unpaced", "needed", "is_told"),
+    [
+        (22.0, 60.0, 21.0, True),
+        (22.0, 60.0, 66.0, True),
+        (22.0, 60.0, 44.0, False),  # what lies between the two nobody has tried
+        (None, 60.0, 44.0, False),
+        (22.0, None, 44.0, False),
+        (22.0, 60.0, 101.0, True),  # the closed loop carried less
+        (None, None, 44.0, True),  # no open loop could be tried
+        (22.0, 60.0, None, True),
+    ],
+)
+def test_a_ceiling_tells_of_rates_up_to_what_was_paced_and_from_what_was_not(
+    paced: float | None, unpaced: float | None, needed: float | None, is_told: bool
+) -> None:
+    """A search that finds more than the one before asks again, instead of leaning on what was paced for that."""
+    ceiling = {"achieved_msgs_per_s": 100.0, "paced_msgs_per_s": paced, "unpaced_msgs_per_s": unpaced}
+    assert searching.tells(ceiling, needed) is is_told
+    assert searching.tells({**ceiling, "achieved_msgs_per_s": None}, needed)
+
+
 def with_ceiling(ceiling: dict[str, Any], bound_by: str = "broker") -> dict[str, Any]:
     """What a search that found 1,000 a second says once it knows this ceiling."""
     answer = {

@@ -117,7 +117,8 @@ def test_more_than_three_standard_errors_may_be_chance_where_the_error_is_estima
     assert true.standard_error is not None
     for errors, agrees in ((2.9, True), (3.1, None), (4.0, None), (4.2, False)):
         mean = (true.gauged + errors * true.standard_error) / rate
-        assert little(rate, mean, times, number).agrees is agrees
+        found = little(rate, mean, times, number)
+        assert (found.agrees, found.is_doubted) == (agrees, agrees is None)
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.2])
@@ -155,6 +156,7 @@ def test_what_cannot_tell_says_so() -> None:
         little(100, 1.0, times, np.full(100, 100.0)),
     )
     assert (few.agrees, short.agrees, brief.agrees) == (None, None, None)
+    assert not any(each.is_doubted for each in (few, short, brief))
     assert "below 20" in few.reason
     assert "49 samples" in short.reason
     assert "of the window" in brief.reason

@@ -288,6 +288,12 @@ def test_what_limits_did_is_told_where_nothing_is_wrong() -> None:
     assert (judged.bound_by, judge(facts(**{**seen, "refused_by_limit": None})).status) == ("broker", "unknown")
 
 
+def test_a_gauge_that_differs_casts_doubt_though_it_may_be_chance() -> None:
+    """Where too few are under way to tell, Little's law is nothing against a trial."""
+    statuses = [judge(facts(little=(None, "?"), little_weighs=weighs)).status for weighs in (False, True)]
+    assert statuses == ["valid", "unknown"]
+
+
 def test_every_checker_is_in_the_table() -> None:
     """No checker is without a case that passes and one that does not."""
     names = {each.name for each in judge(GOOD).checks}

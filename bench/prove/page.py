@@ -32,6 +32,7 @@ class Session:
 
 def write(path: Path, proofs: Sequence[Proof], session: Session) -> None:
     """Write the page as a whole, and its charts beside it; charts of an earlier page are removed."""
+    text = text_of(proofs, session)  # which tells whether anything differs from the revision: before this does
     folder = path.parent / CHARTS
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.svg"):
@@ -39,7 +40,7 @@ def write(path: Path, proofs: Sequence[Proof], session: Session) -> None:
     for proof in proofs:
         for chart in proof.charts:
             (folder / f"{chart.name}.svg").write_text(chart.svg, encoding="utf-8")
-    path.write_text(text_of(proofs, session), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def text_of(proofs: Sequence[Proof], session: Session) -> str:

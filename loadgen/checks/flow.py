@@ -42,7 +42,7 @@ def check_little(facts: Facts) -> Check:
 
     The number under way is counted by a gauge of its own. Where it does not fit the rate times the mean service time,
     one of the three is wrong. With fewer than 20 under way it cannot tell, which is nothing against a trial: at low
-    rates it is always so.
+    rates it is always so. Where they differ by more than three standard errors, if perhaps by chance, it is.
     """
     found, reason = facts.little or (None, "not looked at" if facts.consumers else "not looked at: nobody consumed")
-    return Check("Little's law", found, reason, weighs=False)
+    return Check("Little's law", found, reason, weighs=facts.little_weighs)

@@ -370,6 +370,7 @@ def machine(run: Run) -> list[tuple[str, str]]:
         ("Python", environment.get("python")),
         ("Governor", cpu.get("governor") or environment.get("governor")),
         ("Clock source", environment.get("clocksource")),
+        ("Workers' clocks", _clocks(run.records)),
         ("Packages", _pairs(environment.get("packages"))),
         ("Kernel settings", _pairs(environment.get("sysctl"))),
         ("Revision", _git(environment.get("git"))),
@@ -383,6 +384,17 @@ def _cpu(cpu: Record, environment: Record) -> str | None:
     return (
         None if not model and not cores else f"{model or 'unknown CPU'}, {words.plural(cores, 'core') if cores else ''}"
     )
+
+
+def _clocks(records: Sequence[Record]) -> str | None:
+    """How far other hosts' clocks were off, and how exactly that is known, in the worst trial; None: one host."""
+    known = [clock for record in records if (clock := record.get("clock") or {}).get("samples")]
+    if not known:
+        return None
+    worst = max(known, key=lambda clock: clock["error_ns"])
+    drift = "" if worst["drift_ppm"] is None else f", drifting by {worst['drift_ppm']:+.1f} ppm"
+    apart, error = (f"{worst[f'{name}_ns'] / 1e6:,.3f} ms" for name in ("offset", "error"))
+    return f"{apart} apart, known to ± {error}{drift} (by {worst['samples']} round trips, in the worst trial)"
 
 
 def _disk(disk: Record) -> str:

@@ -50,7 +50,8 @@ class Little:
     """The number in the system by L = λ·W and by the gauge (messages), and whether they agree.
 
     `agrees` is None where it cannot be told, and `reason` says why; the gauge's mean and its standard error are None
-    where there were too few samples.
+    where there were too few samples. `is_doubted` says that they differ by more than three standard errors, although it
+    may be chance.
     """
 
     expected: float
@@ -58,6 +59,7 @@ class Little:
     standard_error: float | None
     agrees: bool | None
     reason: str
+    is_doubted: bool = False
 
 
 def batch_means(values: ArrayLike, batches: int = 20, confidence: float = 0.99) -> MeanInterval:
@@ -139,13 +141,15 @@ def _compare(expected: float, gauged: MeanInterval, skewed: float, edge_share: f
     allowed = ERRORS_ALLOWED * gauged.standard_error + skewed
     text = f"L = {expected:,.1f} by rate and time, {gauged.mean:,.1f} by the gauge, ± {allowed:,.1f} allowed"
     agrees: bool | None = bool(abs(gauged.mean - expected) <= allowed)
+    is_doubted = False
     if max(expected, gauged.mean) < LITTLE_MIN:
         agrees, text = None, f"{text}; below {LITTLE_MIN:.0f} it cannot tell"
     elif edge_share > EDGE_SHARE:
         agrees, text = None, f"{text}; the mean time is {edge_share:.0%} of the window, over {EDGE_SHARE:.0%}"
     elif not agrees and abs(gauged.mean - expected) <= _chance(gauged) + skewed:
-        agrees, text = None, f"{text}; with an error known from {gauged.batches} parts only, more may be chance"
-    return Little(expected, gauged.mean, gauged.standard_error, agrees, text)
+        text = f"{text}; with an error known from {gauged.batches} parts only, more may be chance"
+        agrees, is_doubted = None, True
+    return Little(expected, gauged.mean, gauged.standard_error, agrees, text, is_doubted)
 
 
 def _chance(gauged: MeanInterval) -> float:
