@@ -152,9 +152,8 @@ class Flow:
         if not differs:
             return Settled(0, found.steady, found.reason)
         if cut_s > duration_s / 2:
-            return Settled(
-                0, False, f"{found.reason}; what is before differs, and {cut_s} s are over half of the window"
-            )
+            left_in = f"what comes before differs, and {cut_s} s of it are over half of the window"
+            return Settled(0, False, f"{found.reason}; {left_in}")
         return Settled(cut_s, found.steady, f"{found.reason}; {cut_s} s more than planned were left out")
 
     def summary(self, begin_ns: int, window_s: float) -> dict[str, Any]:
