@@ -212,8 +212,8 @@ def second_look(first: Look, found: Result) -> Look:
     Where something is invalid, only that: what is unknown has the next look.
     """
     points = best_of_points(found.trials)
-    doubtful = [trial for trial in points if _verdict(trial).status != "valid"]
-    doubtful = [trial for trial in doubtful if _verdict(trial).status == "invalid"] or doubtful
+    invalid, unknown = ([each for each in points if _verdict(each).status == name] for name in ("invalid", "unknown"))
+    doubtful = invalid or unknown
     brokers = tuple(name for name in BROKERS if any(trial["broker"] == name for trial in doubtful))
     reached = {trial["broker"] for trial in points}
     missed = [name for name, verdict in found.verdicts.items() if verdict.status != "valid" and name not in reached]

@@ -30,7 +30,7 @@ from loadgen.errors import HostError
 from loadgen.host import SYS, clock_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -296,3 +296,9 @@ def _socket(host: str, port: int, *, listening: bool) -> socket.socket:
             raise HostError(f"clock at {host}, UDP port {port}: cannot be {what}: {error.strerror or error}") from None
         stack.pop_all()
     return made
+
+
+def in_words(clock: Mapping[str, Any], whose: str) -> str:
+    """Another host's clock (a record as of `Tracker.record`) for people: how far it is from `whose`, how exactly."""
+    drift = "" if clock["drift_ppm"] is None else f", drifts by {clock['drift_ppm']:+.1f} ppm"
+    return f"{clock['offset_ns'] / 1e6:+,.3f} ms from {whose}, ± {clock['error_ns'] / 1e6:.3f} ms{drift}"

@@ -296,23 +296,27 @@ class _Bench:
 
     def ceiling_s(self, trial: Trial, needed_msgs_per_s: float | None = None) -> float:
         """How long a ceiling takes at most, in seconds; 0 where it was measured before, and tells of such a rate."""
-        known = self.ceilings.get(_ceiling_key(trial))
-        is_known = known is not None and tells(known, needed_msgs_per_s)
-        return 0.0 if self.roster is not None or is_known else trial.ceiling_s
+        is_known = self.roster is not None or self._known_ceiling(trial, needed_msgs_per_s) is not None
+        return 0.0 if is_known else trial.ceiling_s
 
     def ceiling(self, trial: Trial, needed_msgs_per_s: float) -> dict[str, Any]:
         """What the generator reaches without a broker, for each point and number of producers.
 
         It is measured once, and again where that does not tell of the rate that is needed.
         """
-        key = _ceiling_key(trial)
-        if key not in self.ceilings or not tells(self.ceilings[key], needed_msgs_per_s):
+        known = self._known_ceiling(trial, needed_msgs_per_s)
+        if known is None:
             alone = replace(self.setting(trial), began=None)  # no trial of the run: nobody is shown it
-            found = measure_ceiling(trial, alone, needed_msgs_per_s=needed_msgs_per_s)
-            self.ceilings[key] = found
-            self.writer.add("ceilings", found)
-            self.listener.message(f"{self.shown}{trial.id}: without a broker: {_ceiling_text(found)}")
-        return self.ceilings[key]
+            known = measure_ceiling(trial, alone, needed_msgs_per_s=needed_msgs_per_s)
+            self.ceilings[_ceiling_key(trial)] = known
+            self.writer.add("ceilings", known)
+            self.listener.message(f"{self.shown}{trial.id}: without a broker: {_ceiling_text(known)}")
+        return known
+
+    def _known_ceiling(self, trial: Trial, needed_msgs_per_s: float | None) -> dict[str, Any] | None:
+        """The ceiling that was measured before, where it tells of such a rate."""
+        known = self.ceilings.get(_ceiling_key(trial))
+        return known if known is not None and tells(known, needed_msgs_per_s) else None
 
     def _fail(self, trial: Trial, reason: str) -> None:
         """A point that could not be measured stands in the run, with its reason."""

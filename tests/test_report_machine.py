@@ -25,14 +25,14 @@ def told(root: Path, *clocks: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("drift_ppm", "words"), [(3.21, ", drifting by +3.2 ppm"), (None, "")], ids=["drift", "drift unknown"]
+    ("drift_ppm", "words"), [(3.21, ", drifts by +3.2 ppm"), (None, "")], ids=["drift", "drift unknown"]
 )
 def test_clocks_of_several_hosts_are_told_with_their_error(drift_ppm: float | None, words: str, tmp_path: Path) -> None:
     """Those of the trial in which they were known worst: by how much they differ, and to how much that is known."""
     far = {"source": "tsc", "offset_ns": -1_250_000, "drift_ppm": drift_ppm, "samples": 40, "changed": False}
     lines = told(tmp_path, {**far, "error_ns": 40_000}, {**far, "error_ns": 90_000}, ONE_HOST)
-    text = f"-1.250 ms apart, known to ± 0.090 ms{words} (by 40 round trips, in the worst trial)"
-    assert lines["Workers' clocks"] == text
+    off = f"-1.250 ms from the deciding machine's, ± 0.090 ms{words}"
+    assert lines["Workers' clocks"] == f"{off} (by 40 round trips, in the worst trial)"
 
 
 def test_one_host_has_one_clock(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from loadgen.clocks import ClockServer
+from loadgen.clocks import ClockServer, in_words
 from loadgen.errors import HostError, LoadgenError, ScenarioError
 from loadgen.locust.line import Line
 from loadgen.locust.spread import Place
@@ -327,8 +327,7 @@ def clock_text(clock: Mapping[str, Any]) -> str:
     """A worker's clock, for people."""
     if not clock["samples"]:
         return "the same clock as this process"
-    drift = "" if clock["drift_ppm"] is None else f", drifts by {clock['drift_ppm']:+.1f} ppm"
-    return f"clock {clock['offset_ns'] / 1e6:+,.3f} ms from ours, ± {clock['error_ns'] / 1e6:.3f} ms{drift}"
+    return f"clock {in_words(clock, 'ours')}"
 
 
 def refuse_loopback(member: Member, address: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from loadgen import clocks
 from loadgen.analysis import COMPARED_KINDS
 from loadgen.checks.repeats import versions_changed
 from loadgen.record import enters
@@ -392,9 +393,8 @@ def _clocks(records: Sequence[Record]) -> str | None:
     if not known:
         return None
     worst = max(known, key=lambda clock: clock["error_ns"])
-    drift = "" if worst["drift_ppm"] is None else f", drifting by {worst['drift_ppm']:+.1f} ppm"
-    apart, error = (f"{worst[f'{name}_ns'] / 1e6:,.3f} ms" for name in ("offset", "error"))
-    return f"{apart} apart, known to ± {error}{drift} (by {worst['samples']} round trips, in the worst trial)"
+    told = clocks.in_words(worst, "the deciding machine's")
+    return f"{told} (by {worst['samples']} round trips, in the worst trial)"
 
 
 def _disk(disk: Record) -> str:
