@@ -111,7 +111,7 @@ class RequesterAgent(ProducerAgent):
             self._compare(batch, parsed)
         self.replies.receive(parsed, batch.source, batch.redelivered)
         fresh = np.zeros(len(own), np.bool_)
-        fresh[own] = self.requests.answered(parsed.seq[own])
+        fresh[own] = self.requests.answered(parsed.seq[own], at_ns - parsed.sent_ns[own])
         number = int(np.count_nonzero(fresh))
         self.row[Cell.RECEIVED] = self.requests.replied
         size_bytes = batch.sizes * number if isinstance(batch.sizes, int) else int(batch.sizes[fresh].sum())

@@ -52,9 +52,13 @@ class OpenRequests:
         self._batches.append(Sent(self._next, sent_ns, intended_ns))
         self.count += len(intended_ns)
 
-    def answered(self, seqs: Int64) -> Bool:
-        """Replies to these came: which are the first of their request, and in time (bool[n])."""
-        known = (seqs >= self._low) & (seqs < self._next)
+    def answered(self, seqs: Int64, waited_ns: Int64) -> Bool:
+        """Replies to these came after so long: which are the first of their request, and in time (bool[n]).
+
+        Whether a reply is in time is not a matter of when `expire` came to look: a requester that was kept from its CPU
+        reads a reply before it has given up what had waited too long.
+        """
+        known = (seqs >= self._low) & (seqs < self._next) & (waited_ns < self._timeout_ns)
         places = seqs & (len(self._is_open) - 1)
         fresh: Bool = known & self._is_open[places]
         # Of two replies to one request in one batch the first one counts.

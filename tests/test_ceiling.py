@@ -29,6 +29,7 @@ NOWHERE: dict[BrokerName, Endpoint] = {
     "kafka": Endpoint("kafka", (("127.0.0.1", 9),)),
 }
 LONG_S = 120.0  # librdkafka takes a second until it fetches from partitions that were paused, a busy machine several
+WINDOW_S = 2.0  # in 0.5 s, after a warm-up of 0.2, a busy machine has carried nothing
 READ_S = 0.5  # so long nothing more comes: all has been read
 FIELDS = {
     "key", "scenario", "broker", "driver", "durability", "point", "producers", "consumers", "achieved_msgs_per_s",
@@ -55,7 +56,7 @@ def trial_of(driver: str, knobs: dict[str, Any] | None = None, **changes: Any) -
     return make_plan([Scenario(**{**values, **changes})], PROFILE, brokers=(broker,)).trials[0]
 
 
-def measured(trial: Trial, endpoint: Endpoint | None = None, seconds: float = 0.5) -> dict[str, Any]:
+def measured(trial: Trial, endpoint: Endpoint | None = None, seconds: float = WINDOW_S) -> dict[str, Any]:
     """A short ceiling's record, which is plain data with every field."""
     setting = Setting(endpoint or NOWHERE[trial.broker], lambda _: None)
     record = measure_ceiling(trial, setting, seconds)
@@ -97,7 +98,7 @@ def test_a_ceiling_is_a_closed_loop_at_a_null_broker(driver: str) -> None:
     assert record["bound_by"] in {"generator", "host", "null broker"}
     # Whether a rate is paced is the machine's affair; one of the two is always known.
     assert (record["paced_msgs_per_s"] is None) != (record["unpaced_msgs_per_s"] is None)
-    assert 0 < record["window_s"] <= 0.5
+    assert 0 < record["window_s"] <= WINDOW_S
     assert all(record["cpu_s"][name] >= 0 for name in ("producers", "consumers", "broker"))
     assert "lower bound" in record["limits"]
     assert (record["producers"], record["consumers"], record["parts"]) == (1, 1, [])
@@ -269,7 +270,8 @@ def test_confluent_consumes_what_was_filled_before(kafka_endpoint: Endpoint, mon
 
     def noted(self: KafkaAdmin, target: Any) -> None:
         delete(self, target)
-        deleted.append(target.name)
+        if self._endpoint == kafka_endpoint:  # and not the null broker's, where producing is measured
+            deleted.append(target.name)
 
     monkeypatch.setattr(KafkaAdmin, "delete", noted)
     reading_ends(monkeypatch, READ_S)
@@ -280,9 +282,10 @@ def test_confluent_consumes_what_was_filled_before(kafka_endpoint: Endpoint, mon
     assert record["achieved_msgs_per_s"] == min(part["achieved_msgs_per_s"] for part in record["parts"])
     assert consuming["achieved_msgs_per_s"] > 10
     assert consuming["left_behind"] is None
-    assert len(set(deleted)) == 3  # and the one of the open loop, on the null broker too
+    assert (record["paced_msgs_per_s"] is None) != (record["unpaced_msgs_per_s"] is None)
+    (filled,) = deleted
     admin = KafkaAdmin(kafka_endpoint)
-    assert not set(deleted) & set(admin._client.list_topics(timeout=60).topics)
+    assert filled not in admin._client.list_topics(timeout=60).topics
 
 
 def test_damage_in_a_topic_that_was_filled_is_found(kafka_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
