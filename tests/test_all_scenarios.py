@@ -17,7 +17,7 @@ import synthetic
 from all_scenarios import Look, Result, Verdict, doubts, first_look, main, second_look, verdicts
 
 from loadgen.arguments import make_parser
-from loadgen.errors import EXIT_INVALID
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_INVALID
 from loadgen.load import apply_sets, load_scenarios, parse_set, scenario_files
 from loadgen.plan import PROFILES, make_plan
 from loadgen.record import completed
@@ -209,6 +209,29 @@ def test_a_second_look_counts_as_a_repeat(monkeypatch: pytest.MonkeyPatch, tmp_p
     (result,) = all_scenarios._all([Look(tmp_path / "both.py", scenario)], [], time.monotonic() + 60)
     assert not looks
     assert (result.name, result.verdicts, result.is_good) == ("both (again)", {"kafka": Verdict("valid")}, True)
+
+
+def test_a_second_look_without_time_takes_nothing_from_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is interrupted, and what it has is counted; one that fails with time left is a failure."""
+    first = Result("both", 1.0, {}, trials=(trial("kafka", "unknown"), trial("rabbitmq", "valid")))
+    document = {"status": "partial", "trials": [trial("kafka", "valid", 2)]}
+
+    def cut(arguments: list[str], _: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(arguments, EXIT_INTERRUPTED, json.dumps(document), "interrupted")
+
+    monkeypatch.setattr(all_scenarios, "loadgen", cut)
+    late = all_scenarios.run_again(first, Look(tmp_path, BOTH), [], timeout_s=0.0)
+    assert (late.failure, late.is_valid) == ("", True)
+    assert "interrupted" in all_scenarios.run_again(first, Look(tmp_path, BOTH), [], timeout_s=60.0).failure
+
+
+def test_a_second_look_is_expected_to_take_what_the_first_took(tmp_path: Path) -> None:
+    """Where the first took twice as long as planned, the second will too."""
+    first, again = Look(tmp_path, BOTH), Look(tmp_path, BOTH, brokers=("kafka",))
+    assert again.planned_s < first.planned_s
+    assert all_scenarios.expected_s(again, first, 2 * first.planned_s) == pytest.approx(2 * again.planned_s)
 
 
 def test_what_cannot_be_run_is_a_line_and_fails(

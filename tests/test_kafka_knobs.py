@@ -13,13 +13,14 @@ from patience import until
 
 from loadgen.drivers.wire.kafka_batch import key_partitions, key_table
 from loadgen.drivers.wire.kafka_codecs import CODECS
+from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
 from loadgen.errors import BrokerError
 from loadgen.scenario import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from loadgen.driver import Driver, Target
+    from loadgen.driver import Driver, Received, Target
     from loadgen.endpoint import Endpoint
 
 SMALL = Message(size_bytes=100)
@@ -244,3 +245,27 @@ def test_fetch_parameters(bench: Bench, driver: Driver) -> None:
     assert {round(each.max_wait.total_seconds() * 1_000) for each in fetches} == {123}
     asked = {part.partition_max_bytes for each in fetches for topic in each.topics for part in topic.partitions}
     assert asked == {54_321}
+
+
+@pytest.mark.parametrize(("count", "is_asked_first"), [(20, False), (2_000, True)], ids=["small", "large"])
+def test_the_next_fetch_is_in_no_small_answer_s_latency(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, count: int, is_asked_first: bool
+) -> None:
+    """Messages of a small answer are stamped before the next fetch is sent; while a large one is parsed, it is on."""
+    target = bench.target(batch_size=1 << 20, linger_ms=50)
+    assert len(sent(WIRE, target, SMALL, count)) == count
+    asked_ns: list[int] = []
+    ask = KafkaConsumer._ask
+
+    def noted(self: KafkaConsumer, *arguments: Any) -> None:
+        asked_ns.append(time.monotonic_ns())
+        ask(self, *arguments)
+
+    monkeypatch.setattr(KafkaConsumer, "_ask", noted)
+    consumer = WIRE.consumer(target, 0, 1)
+    received: list[Received] = []
+    assert until(lambda: received.extend(consumer.receive(0.1)) or received)
+    consumer.close()
+    first, following = asked_ns[0], asked_ns[1]  # when the answer has come the next is asked for in the same call
+    assert first < received[0].read_ns
+    assert (following < received[0].parsed_ns) == is_asked_first

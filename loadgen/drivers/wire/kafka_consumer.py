@@ -35,6 +35,11 @@ MAX_FETCH_BYTES = 50 << 20  # the Java client's fetch.max.bytes
 OFFSET_OUT_OF_RANGE = 1
 REQUEST_TIMEOUT_S = 30.0
 _LOOK_S = 0.02
+ASK_FIRST_BYTES = 64 << 10
+"""From so large an answer on the next fetch is sent before this one is parsed, so that the broker works meanwhile.
+
+Of a smaller one the messages are stamped first: the request would take as long as they do, and be part of their
+latency (docs/performance.md has it measured)."""
 _FETCH = struct.Struct(">iiiibiii")  # replica, max wait, min and max bytes, isolation, session and its epoch, topics
 _ASKED = struct.Struct(">iiqqi")  # partition, leader epoch, offset, log start, max bytes
 _ABORTED = struct.Struct(">qq")  # producer id, first offset
@@ -167,9 +172,9 @@ class KafkaConsumer:
         received = self._take()
         deadline_s = time.monotonic() + timeout_s
         while not received:
-            self._fetch()
             self._read()
             received = self._take()
+            self._fetch()
             left_s = deadline_s - time.monotonic()
             if received or left_s <= 0:
                 break
@@ -279,10 +284,9 @@ class KafkaConsumer:
                 is_begun = True
             found = connection.frame()
             if found is not None:
-                pieces = self._answered(link, *found)
-                # The next fetch is under way while these are parsed and processed.
-                self._fetch_next(node, link)
-                self._pending += pieces
+                self._pending += self._answered(link, *found)
+                if found[1] - found[0] >= ASK_FIRST_BYTES:
+                    self._fetch_next(node, link)
                 return
 
     def _fetch_next(self, node: int, link: Link) -> None:
