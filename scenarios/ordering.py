@@ -6,7 +6,7 @@ scenario = Scenario(
     name="ordering",
     question="Does any message overtake another of its producer within a queue or partition, with several of each?",
     message=Message(size_bytes=100, keys=1_000),
-    rate=Rate.fixed(2_000),
+    rate=Rate.fixed(1_000),
     producers=2,
     durability=Durability.BROKER,
     rabbitmq=RabbitMQ(exchange="direct", queues=4),

@@ -13,6 +13,7 @@ from loadgen.facts import Facts, StoodStill, observed_facts
 from loadgen.search import is_disturbed
 from loadgen.verdict import Check, bound, judge
 
+LEFT = {"lost": 10, "confirmed_lost": 8, "drained": False}
 NOT_COUNTED = {"consumers": 0, "received": 0, "stored": None}
 GOOD = Facts(
     durability="broker",
@@ -88,6 +89,10 @@ TABLE = [
     ("loss", {"lost": 5, "confirmed_lost": 1}, False),
     ("loss", {"confirmed_lost": 1, "durability": "flushed"}, False),
     ("loss", {"confirmed_lost": 1, "drained": False}, None),
+    ("loss", {**LEFT, "depth_at_end": 8}, True),  # two were never confirmed, and are not there
+    ("loss", {**LEFT, "depth_at_end": 7}, None),
+    ("loss", {**LEFT, "depth_at_end": 11}, None),  # what came is among them
+    ("loss", {**LEFT, "durability": "none", "acked": None, "confirmed_lost": 0, "depth_at_end": 4}, True),
     ("loss", {"consumers": 0, "received": 0, "stored": 100_000}, True),
     ("loss", {"consumers": 0, "received": 0, "stored": 99_999}, False),
     ("loss", {**NOT_COUNTED, "depth_at_end": 100_000}, True),
@@ -119,6 +124,8 @@ TABLE = [
     ("drained", {}, True),
     ("drained", {"drained": False}, None),
     ("drained", {"drained": False, "consumers": 0}, True),
+    ("drained", {**LEFT, "depth_at_end": 10}, True),
+    ("drained", {**LEFT, "depth_at_end": 7}, None),
     ("start", {}, True),
     ("start", {"begun": (True, "as asked")}, True),
     ("start", {"begun": (None, "not counted")}, None),
