@@ -47,9 +47,9 @@ class Kafka(Part):
     partitions: _Partitions | Sweep[_Partitions] | None = None
     """Partitions of the topic."""
     partitioner: _Partitioner | Sweep[_Partitioner] | None = None
-    """murmur2: by key. sticky: one partition until its batch leaves. round_robin: message by message. explicit: named
-    by the application, key (without keys: producer) modulo partitions. None is murmur2 with keys, else sticky. The
-    results of pattern process are sticky."""
+    """murmur2: by key. sticky: one partition for batch_size bytes (confluent: 10 ms). round_robin: message by message.
+    explicit: named by the application, key (without keys: producer) modulo partitions. None is murmur2 with keys, else
+    sticky. The results of pattern process are sticky."""
     replication_factor: _Replicas | Sweep[_Replicas] | None = None
     """Copies of each partition, at most one on a broker."""
     min_insync_replicas: _Replicas | Sweep[_Replicas] | None = None

@@ -136,17 +136,34 @@ def test_partitioners(bench: Bench, driver: Driver) -> None:
     assert partitions_of(target, SMALL) == {part: list(range(part, 900, 3)) for part in range(3)}
 
 
-@pytest.mark.parametrize("message", [SMALL, KEYED], ids=["plain", "keyed"])
-def test_a_sticky_partitioner_changes_partition_with_the_batch(bench: Bench, message: Message) -> None:
-    """A batch is filled before the next partition gets one, whatever keys messages have; all partitions have some."""
+@pytest.mark.parametrize(("message", "record_bytes"), [(SMALL, 110), (KEYED, 77)], ids=["plain", "keyed"])
+def test_a_sticky_partitioner_stays_for_its_bytes(bench: Bench, message: Message, record_bytes: int) -> None:
+    """As much as a batch holds goes to one partition before another is drawn; all have some."""
     target = bench.target(partitions=3, partitioner="sticky", batch_size=2_000)
     assert sent(WIRE, target, message, 900) == list(range(900))
     kept = partitions_of(target, message)
     assert sorted(seq for seqs in kept.values() for seq in seqs) == list(range(900))
-    assert all(len(seqs) > 100 and (np.diff(seqs) > 0).all() for seqs in kept.values())
+    assert all(seqs and (np.diff(seqs) > 0).all() for seqs in kept.values())
     runs = [run for seqs in kept.values() for run in np.split(seqs, np.flatnonzero(np.diff(seqs) != 1) + 1)]
-    # What one call of the client leaves over may go before the next one fills it: that batch is short.
-    assert np.median(list(map(len, runs))) >= 10
+    # The last run is cut off. What one call of the client leaves over may go as a batch of its own, with its header.
+    assert min(len(run) for run in runs if run[-1] != 899) * record_bytes >= 2_000 - 3 * 61
+
+
+def test_messages_one_by_one_stick_to_a_partition(bench: Bench) -> None:
+    """Each leaves at once in a batch of its own, and yet the next goes to the same partition (KIP-794)."""
+    target = bench.target(partitions=4, partitioner="sticky", batch_size=2_000)
+    producer = WIRE.producer(target, payloads_of(SMALL))
+    for seq in range(200):
+        producer.send(seq, np.full(1, 1), 2)
+        assert until(lambda: seqs_of(producer.poll(0.05)))
+    producer.close()
+    kept = [seqs for seqs in partitions_of(target, SMALL).values() if seqs]
+    assert len(kept) > 1
+    runs = [run for seqs in kept for run in np.split(seqs, np.flatnonzero(np.diff(seqs) != 1) + 1)]
+    batches = [b for part in range(4) for b in written(target.endpoint, target.name, part)]
+    assert {len(each.values) for each in batches} == {1}
+    each_bytes = batches[0].header.size_bytes
+    assert all(len(run) % -(-2_000 // each_bytes) == 0 for run in runs if run[-1] != 199)
 
 
 def test_librdkafka_sticks_to_a_partition(bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +11,13 @@ import numpy as np
 from loadgen.drivers.wire.kafka_batch import key_partitions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadgen.driver import Int64, UInt8
+    from loadgen.drivers.wire.kafka_sender import Queue
     from loadgen.payload import Payloads
+
+_STICKY_SEED = 0x57DC
 
 
 class Partitioner:
@@ -49,3 +56,40 @@ class Partitioner:
         if self._name == "explicit":
             return self._payloads.origins(first_seq, count) % self._partitions
         return (np.arange(first_seq, first_seq + count) + self._payloads.producer) % self._partitions
+
+
+class Sticky:
+    """The partition that messages without one go to, as the Java client chooses it since Kafka 3.3 (KIP-794).
+
+    They stay with a partition until `batch_bytes` were produced to it (batches' headers among them) and its batches are
+    full or have left, or until it is twice as much. The next one is drawn, the same among them, those with fewer
+    batches waiting more often: as likely as there are waiting in the fullest and one more, less their own.
+    """
+
+    def __init__(self, queues: Sequence[Queue], batch_bytes: int, payloads: Payloads) -> None:
+        self._queues = queues
+        self._batch_bytes = batch_bytes
+        self._rng = np.random.default_rng([payloads.seed, payloads.producer, _STICKY_SEED])
+        self._at = payloads.producer % len(queues)  # producers begin apart
+        self._produced_bytes = 0
+
+    @property
+    def room_bytes(self) -> int:
+        """How much more goes to this partition at the most."""
+        return 2 * self._batch_bytes - self._produced_bytes
+
+    def produced(self, size_bytes: int) -> None:
+        """So much was added to the partition's batches."""
+        self._produced_bytes += size_bytes
+
+    def queue(self) -> Queue:
+        """Where the next message goes."""
+        is_whole = self._queues[self._at].open is None
+        if self._produced_bytes >= self._batch_bytes * (1 if is_whole else 2):
+            self._at, self._produced_bytes = self._drawn(), 0
+        return self._queues[self._at]
+
+    def _drawn(self) -> int:
+        waiting = [len(each.ready) + (each.open is not None) for each in self._queues]
+        shares = list(accumulate(max(waiting) + 1 - each for each in waiting))
+        return bisect_right(shares, float(self._rng.random()) * shares[-1])

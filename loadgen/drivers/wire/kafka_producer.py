@@ -18,7 +18,7 @@ from loadgen.drivers.wire.kafka_batch import (
     key_table,
     pack_record,
 )
-from loadgen.drivers.wire.kafka_partitioner import Partitioner
+from loadgen.drivers.wire.kafka_partitioner import Partitioner, Sticky
 from loadgen.drivers.wire.kafka_sender import Batch, Queue, Sender
 from loadgen.payload import STAMP_BYTES
 
@@ -37,8 +37,7 @@ _NOTHING = memoryview(b"")
 class KafkaProducer:
     """Fills record batches and sends them (see `loadgen.driver.Producer`).
 
-    Which partition a message goes to is `partitioner`'s choice; a sticky one stays with a partition until its batch is
-    full or has left, then goes on to the next.
+    Which partition a message goes to is `partitioner`'s choice.
     """
 
     def __init__(self, target: Target, payloads: Payloads) -> None:
@@ -56,8 +55,7 @@ class KafkaProducer:
         self._sender = Sender(target, payloads.producer)
         self._queues = self._sender.queues
         self._partitioner = Partitioner(settings["partitioner"], payloads, self._keys, len(self._queues))
-        self._sticky = payloads.producer % len(self._queues)
-        self._sticky_batch: Batch | None = None
+        self._sticky = Sticky(self._queues, self._batch_bytes, payloads)
         self._settled: list[Settled] = []
 
     @property
@@ -85,22 +83,18 @@ class KafkaProducer:
     def _fill_sticky(self, first_seq: int, stamps: UInt8, layout: Layout) -> None:
         done = 0
         while done < len(stamps):
-            queue = self._sticky_queue()
-            batch = self._sticky_batch = queue.open or self._open(queue)
-            part = stamps[done : done + layout.capacity - batch.count]
+            queue = self._sticky.queue()
+            batch = queue.open or self._open(queue)
+            part = stamps[done : done + min(layout.capacity - batch.count, self._sticky_room_msgs)]
             assert batch.rows is not None
             batch.rows.fill(batch.count, part, self._payloads, first_seq + done)
-            self._filled(queue, batch, range(first_seq + done, first_seq + done + len(part)))
+            self._sticky.produced(self._filled(queue, batch, range(first_seq + done, first_seq + done + len(part))))
             done += len(part)
 
-    def _sticky_queue(self) -> Queue:
-        """The partition that messages without a key go to now: another one once its batch has left."""
-        queue = self._queues[self._sticky]
-        if queue.open is None and self._sticky_batch is not None:
-            self._sticky = (self._sticky + 1) % len(self._queues)
-            self._sticky_batch = None
-            queue = self._queues[self._sticky]
-        return queue
+    @property
+    def _sticky_room_msgs(self) -> int:
+        """How many messages go to the sticky partition at the most before another one has its turn."""
+        return max(1, -(-self._sticky.room_bytes // self._record_bytes))
 
     def _fill_placed(self, first_seq: int, stamps: UInt8, layout: Layout) -> None:
         """Messages that have keys, or a partition each."""
@@ -110,19 +104,20 @@ class KafkaProducer:
         indices = self._payloads.key_indices(first_seq, len(stamps))
         keys = None if self._keys is None or indices is None else self._keys[indices]
         places = self._partitioner.places(first_seq, len(stamps), indices)
-        # A sticky partition changes as its batches leave, so it is asked for anew for each of them.
+        # A sticky partition changes as batches are filled, so it is asked for anew for each of them.
         shares = [(None, np.arange(len(stamps)))] if places is None else self._by_partition(places)
         for placed, rows in shares:
             done = 0
             while done < len(rows):
-                queue = placed or self._sticky_queue()
+                queue = placed or self._sticky.queue()
                 batch = queue.open or self._open(queue)
-                if placed is None:
-                    self._sticky_batch = batch
-                part = rows[done : done + layout.capacity - batch.count]
+                room = layout.capacity - batch.count
+                part = rows[done : done + (room if placed else min(room, self._sticky_room_msgs))]
                 assert batch.rows is not None
                 batch.rows.fill_whole(batch.count, messages[part], None if keys is None else keys[part])
-                self._filled(queue, batch, part + first_seq)
+                grown = self._filled(queue, batch, part + first_seq)
+                if placed is None:
+                    self._sticky.produced(grown)
                 done += len(part)
 
     def _by_partition(self, partitions: Int64) -> Sequence[tuple[Queue | None, Int64]]:
@@ -145,14 +140,17 @@ class KafkaProducer:
         self._sender.active[queue.partition] = queue
         return batch
 
-    def _filled(self, queue: Queue, batch: Batch, seqs: Int64 | range) -> None:
-        """Note which messages went into a batch, and let it go if it is full."""
+    def _filled(self, queue: Queue, batch: Batch, seqs: Int64 | range) -> int:
+        """Note which messages went into a batch, and let it go if it is full; by how many bytes it grew."""
         assert self._layout is not None
+        had_bytes = batch.size_bytes
         batch.add(seqs)
         batch.end = self._layout.bytes_of(batch.count)
         self._hold(batch, len(seqs) * self._record_bytes)
+        grown = batch.size_bytes - had_bytes
         if batch.count == self._layout.capacity:
             self._full(queue, batch)
+        return grown
 
     def _hold(self, batch: Batch, held_bytes: int) -> None:
         batch.held_bytes += held_bytes
@@ -177,22 +175,23 @@ class KafkaProducer:
             self._append(placed, key, values[begin:end], first_seq + row)
 
     def _append(self, placed: Queue | None, key: bytes | None, value: memoryview, seq: int) -> None:
-        queue = placed or self._sticky_queue()
+        queue = placed or self._sticky.queue()
         record_bytes = len(value) + self._overhead_bytes
         batch = queue.open
         if batch is not None and (batch.end + record_bytes > self._batch_bytes or batch.count == MAX_RECORDS):
             self._full(queue, batch)
-            queue = placed or self._sticky_queue()
+            queue = placed or self._sticky.queue()
             batch = queue.open
         if batch is None:
             batch = self._open(queue)
-        if placed is None:
-            self._sticky_batch = batch
         assert batch.loose is not None
+        had_bytes = batch.size_bytes
         pack_record(batch.loose, batch.count, key, value)
         batch.add(range(seq, seq + 1))
         batch.end = len(batch.loose)
         self._hold(batch, record_bytes)
+        if placed is None:
+            self._sticky.produced(batch.size_bytes - had_bytes)
 
     def poll(self, timeout_s: float) -> list[Settled]:
         """Send what is due and hear what the broker said."""

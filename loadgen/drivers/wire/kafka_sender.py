@@ -60,6 +60,11 @@ class Batch:
     is_packed: bool = False
     is_retry: bool = False
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes uncompressed, with its header; one without messages takes nothing."""
+        return self.end if self.count else 0
+
     def add(self, seqs: Int64 | range) -> None:
         """Note that these messages are in it."""
         last = self.seqs[-1] if self.seqs else None
