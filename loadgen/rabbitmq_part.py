@@ -61,7 +61,8 @@ class RabbitMQ(Part):
     ack: _Ack | Sweep[_Ack] | None = None
     """Automatic acknowledges on delivery; manual after processing (every class but `none`)."""
     ack_every: Whole | Sweep[Whole] | None = None
-    """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle)."""
+    """Manual: one basic.ack with `multiple` for each so many messages (and whenever the consumer is idle); 1 is one for
+    each message, without."""
     heartbeat: _Heartbeat | Sweep[_Heartbeat] | None = None
     """Heartbeat in seconds; 0 is off."""
     mandatory: Flag | Sweep[Flag] | None = None

@@ -23,6 +23,7 @@ class _Way(threading.Thread):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.ended = threading.Event()
         self.is_silent = False
+        self.said = bytearray()  # by clients
         self._upstream = upstream
         self._others: dict[socket.socket, socket.socket] = {}
         self._brokers: set[socket.socket] = set()
@@ -48,6 +49,8 @@ class _Way(threading.Thread):
         data = b""
         with contextlib.suppress(OSError):
             data = source.recv(1 << 16)
+            if sink in self._brokers:
+                self.said += data
             sink.sendall(data)
         if not data:
             for each in (source, sink):

@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import pika
 import pytest
+from patience import until
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
@@ -247,6 +248,7 @@ def test_what_was_not_settled_comes_again(
     first = load_driver(driver).consumer(target, 0, 1)
     assert first.receive(WAIT_S)
     first.close()
+    assert until(lambda: admin.depth(target) == 20)  # they are back a moment after the connection is closed
     publish(producer, 20, 5)
     assert admin.depth(target) == 25
     second = load_driver(driver).consumer(target, 0, 1)

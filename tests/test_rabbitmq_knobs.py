@@ -15,7 +15,8 @@ import pytest
 from aio_pika import IncomingMessage
 from amqpwire import silenced
 from patience import PATIENCE_S, until
-from pika import exceptions
+from pika import exceptions, spec
+from pika.frame import decode_frame
 
 from loadgen.driver import Target
 from loadgen.drivers import load_driver
@@ -345,6 +346,34 @@ def test_acknowledgements_are_gathered(bench: Bench, driver: str, ack_every: int
             time.sleep(0.02)  # what was acknowledged too early would show
         left = 16 - settled // ack_every * ack_every
         assert until(lambda left=left: turn(0) or bench.admin.depth(target) == left), bench.admin.depth(target)
+
+
+@pytest.mark.parametrize(
+    ("ack_every", "acks"), [(1, [(n, False) for n in range(1, 13)]), (4, [(4, True), (8, True), (12, True)])]
+)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_acknowledgements_are_for_one_or_for_several(
+    bench: Bench, driver: str, ack_every: int, acks: list[tuple[int, bool]]
+) -> None:
+    """On the wire each message has its own basic.ack, or so many have one with `multiple`."""
+    target = bench.target(ack_every=ack_every)
+    send(bench.producer(target), 12)
+    with silenced(bench.endpoint) as (endpoint, way):
+        consumer = bench.consumer(replace(target, endpoint=endpoint), driver)
+        assert len(take(consumer, 12)) == 12
+        consumer.close()
+        assert until(lambda: acknowledged(bytes(way.said)) == acks), acknowledged(bytes(way.said))
+
+
+def acknowledged(said: bytes) -> list[tuple[int, bool]]:
+    """The tag of each basic.ack that a client sent, and whether it was for all before it."""
+    found, rest = [], said[len(b"AMQP\0\0\x09\x01") :]
+    while (decoded := decode_frame(rest))[0]:
+        size, frame = decoded
+        if isinstance(method := getattr(frame, "method", None), spec.Basic.Ack):
+            found.append((method.delivery_tag, method.multiple))
+        rest = rest[size:]
+    return found
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

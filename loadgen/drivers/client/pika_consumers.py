@@ -126,7 +126,7 @@ class _PikaConsumer(ABC):
         try:
             for tag, verdict in said:
                 if verdict == ACCEPT:
-                    self._channel.basic_ack(tag, multiple=True)
+                    self._channel.basic_ack(tag, multiple=self._acks.is_multiple)
                 elif verdict == REQUEUE:
                     self._channel.basic_nack(tag, requeue=True)
                 else:

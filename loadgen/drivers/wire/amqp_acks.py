@@ -1,5 +1,7 @@
 """Which delivery tags a consumer acknowledges, and when: one `multiple` for each `ack_every`, the rest when idle.
 
+With `ack_every` 1 each message is acknowledged by itself, as most applications do.
+
 A message that fails is told apart, right when it is settled: what came before it is acknowledged first.
 """
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 IDLE_S = 0.001  # nothing to read for so long is idle: under load, acks keep to `ack_every`
 
 Said = tuple[int, int]
-"""A delivery tag and what becomes of its message (`loadgen.drivers.failures`); ACCEPT goes for all before it, too."""
+"""A delivery tag and what becomes of its message (`loadgen.drivers.failures`); `multiple` is for all before it, too."""
 
 
 class Acks:
@@ -35,6 +37,11 @@ class Acks:
         self.failures = Failures(*(settings.get(f"{each}_every", 0) for each in ("requeue", "fail", "reject")))
         self.failed = dict.fromkeys(NAMES.values(), 0)
         self._failing: deque[Said] = deque()
+
+    @property
+    def is_multiple(self) -> bool:
+        """Whether an acknowledgement goes for several messages."""
+        return bool(self._every > 1)
 
     @property
     def has_rest(self) -> bool:
@@ -70,8 +77,8 @@ class Acks:
         said: list[Said] = []
         while self._failing and self._failing[0][0] <= self._settled:
             tag, verdict = self._failing.popleft()
-            if tag - 1 > self._acked:  # else the one before has been told, and could not be acknowledged again
-                said.append((tag - 1, ACCEPT))
+            before = range(self._acked + 1, tag)  # empty where the one before has been told: it cannot be said again
+            said += [(each, ACCEPT) for each in (before[-1:] if self.is_multiple else before)]
             said.append((tag, verdict))
             self.failed[NAMES[verdict]] += 1
             self._acked = tag

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _ACK_END = struct.Struct(">QBB")
 # basic.nack says that a message was not worked on, basic.reject that it failed: a quorum queue counts the second only.
 _METHODS = {
-    ACCEPT: spec.Basic.Ack(0, multiple=True),
     REQUEUE: spec.Basic.Nack(0, requeue=True),
     FAIL: spec.Basic.Reject(0, requeue=True),
     REJECT: spec.Basic.Reject(0, requeue=False),
@@ -66,7 +65,8 @@ class Lane:
         tag = f"loadgen-{index}" + (f"-{at}" if len(channels) > 1 else "")
         tags = {number: numbered_tag(tag, number) if topology.is_spread else tag for number in queues}
         self.tags = {tags[number]: queue for number, queue in queues.items()}
-        rendered = {verdict: encode(method, self.channel) for verdict, method in _METHODS.items()}
+        methods = {**_METHODS, ACCEPT: spec.Basic.Ack(0, multiple=self.acks.is_multiple)}
+        rendered = {verdict: encode(method, self.channel) for verdict, method in methods.items()}
         self._heads = {verdict: each[: -_ACK_END.size] for verdict, each in rendered.items()}
         self._bits = {verdict: each[-2] for verdict, each in rendered.items()}
 
@@ -80,8 +80,8 @@ class AmqpConsumer:
     """Consumer `index` of `count`; acknowledges after processing, or has the broker do so on delivery.
 
     It has a connection with one or more channels, to the queues each a consumer of its own with its own prefetch. Of
-    several queues a channel reads its share. An ack with `multiple` is sent for each `ack_every` settled messages, and
-    for the rest when idle.
+    several queues a channel reads its share. An ack is sent for each `ack_every` settled messages (with `multiple`, if
+    they are several), and for the rest when idle.
     """
 
     def __init__(self, target: Target, index: int, count: int, *, is_correlated: bool = False) -> None:
