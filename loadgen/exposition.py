@@ -62,7 +62,11 @@ OPENTELEMETRY = {
 """The names that OpenTelemetry's messaging conventions have for what is exposed."""
 # What the observer saw last of the trial under way: its name there, here, what it is, further labels.
 BROKER_GAUGES: tuple[tuple[str, str, str], ...] = (
-    ("depth_msgs", "loadgen_broker_depth_messages", "Queue depth, or the lag of all consumer groups."),
+    (
+        "depth_msgs",
+        "loadgen_broker_depth_messages",
+        "Ready messages of all queues, or what the consumers of all groups have not received of a log.",
+    ),
     ("broker_connections", "loadgen_broker_connections", "Established connections to the ports that clients use."),
     ("connected_consumers", "loadgen_broker_consumers", "Consumers of queues, members of groups; absent without any."),
     ("broker_rss_bytes", "loadgen_broker_resident_memory_bytes", "Resident memory of the broker if it runs here."),

@@ -43,7 +43,8 @@ class RabbitMQ(Part):
     """The type of the exchange that messages are published to; None is the default exchange for one subscriber, fanout
     for more of them (direct where each has several queues)."""
     bindings: _Bindings | Sweep[_Bindings] | None = None
-    """Bindings of each queue to the exchange: the first one routes, the others are what it has to look through."""
+    """Bindings of each queue to the exchange: the first one routes. A headers exchange looks through the others as
+    well; a direct one finds it by its key, a topic one by its words."""
     queues: _Queues | Sweep[_Queues] | None = None
     """Over how many queues one subscriber's messages are spread by their routing keys, in order within each."""
     durable: Flag | Sweep[Flag] | None = None

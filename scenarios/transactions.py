@@ -1,4 +1,8 @@
-"""What do Kafka's transactions cost, by how often they are committed?"""
+"""What do Kafka's transactions cost, by how often they are committed?
+
+The wire driver adds partitions to a transaction by a request of their own, as clients before 4.0 do; later ones leave
+that to the broker (KIP-890). With `--set kafka.driver=confluent` it is as librdkafka does it.
+"""
 
 from loadgen import Durability, Kafka, Message, Rate, Scenario
 

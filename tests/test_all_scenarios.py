@@ -234,6 +234,17 @@ def test_a_second_look_is_expected_to_take_what_the_first_took(tmp_path: Path) -
     assert all_scenarios.expected_s(again, first, 2 * first.planned_s) == pytest.approx(2 * again.planned_s)
 
 
+@pytest.mark.parametrize(("words", "status"), [([], 0), (["--strict"], 1)])
+def test_an_unknown_verdict_fails_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], status: int
+) -> None:
+    """As the bar has it, every verdict valid; without `--strict` doubt is told and passes."""
+    found = Result("latency", 1.0, {"kafka": Verdict("unknown", "why"), "rabbitmq": Verdict("valid")})
+    monkeypatch.setattr(all_scenarios, "is_up", lambda: True)
+    monkeypatch.setattr(all_scenarios, "run", lambda *_: found)
+    assert main(["scenarios/latency.py", "--looks", "1", *words]) == status
+
+
 def test_what_cannot_be_run_is_a_line_and_fails(
     endpoints: dict[BrokerName, Endpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen.brokers import ports, process, rabbitmq, state
 from loadgen.brokers.kafka_admin import describe_broker
 from loadgen.brokers.process import ProcessId
+from loadgen.drivers.kafka_config import OF_TRIALS
 from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError, HostError
 
@@ -195,7 +196,7 @@ def _kafka(containers: list[dict[str, Any]]) -> Endpoint:
             "command_line": process.command_line(pids[0]) if pids else [],
             "image": image,
         },
-        deviations=(*changed, SAME_LIMITS),
+        deviations=(*changed, *OF_TRIALS, SAME_LIMITS),
         source="docker",
     )
 

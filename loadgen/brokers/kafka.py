@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.brokers import host, install_kafka, java, links, ports, process
 from loadgen.brokers.kafka_admin import describe_broker
+from loadgen.drivers.kafka_config import OF_TRIALS
 from loadgen.endpoint import Endpoint
 from loadgen.errors import BrokerError
 
@@ -257,6 +258,7 @@ def _deviations(cluster: Cluster, node: Node, changed: dict[str, str]) -> list[s
     lines += [
         "com.sun.management.jmxremote = unset (true as shipped: its local agent listens on all interfaces)",
         "log4j2 = one rolling file at the shipped levels (several files as shipped)",
+        *OF_TRIALS,
     ]
     if _jvm_flags() is not JVM_FLAGS:
         lines.append(f"{JVM_VARIABLE} = {' '.join(_jvm_flags())} (found in the environment)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen import tls
 from loadgen.brokers.kafka_admin import describe_broker
-from loadgen.drivers.kafka_config import client_settings
+from loadgen.drivers.kafka_config import OF_TRIALS, client_settings
 from loadgen.errors import BrokerError
 from loadgen.redaction import redacted
 
@@ -104,6 +104,7 @@ def kafka(endpoint: Endpoint, url: str) -> Endpoint:
         deviations=(
             UNTOUCHED,
             *(f"{key} = {value} (found on the external broker)" for key, value in described.changed.items()),
+            *OF_TRIALS,
         ),
     )
 

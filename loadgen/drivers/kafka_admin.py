@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from loadgen.driver import Gauge
 from loadgen.drivers.kafka_asking import PATIENCE_S
-from loadgen.drivers.kafka_config import client_settings, is_transactional
+from loadgen.drivers.kafka_config import FILE_DELETE_DELAY_MS, client_settings, is_transactional
 from loadgen.drivers.kafka_groups import Groups
 from loadgen.drivers.kafka_reread import reread
 from loadgen.drivers.kafka_share_admin import ShareGroups
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 CALL_S = 10.0
 CREATED_S = 15.0
-FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
 TOPIC_KNOBS = {
     "min_insync_replicas": "min.insync.replicas",
     "retention_ms": "retention.ms",

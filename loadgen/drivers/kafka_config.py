@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 CLIENT_ID = "loadgen"
 CONNECT_TIMEOUT_S = 5.0
+FILE_DELETE_DELAY_MS = 1_000  # else a trial's files stay on the disk for a minute into the next trial
+SHARE_GROUPS: dict[str, Any] = {"share.auto.offset.reset": "earliest", "share.assignment.interval.ms": 0}
+OF_TRIALS = (
+    f"file.delete.delay.ms = {FILE_DELETE_DELAY_MS} (of trials' topics; 60000 as shipped)",
+    *(f"{name} = {value} (of trials' share groups)" for name, value in SHARE_GROUPS.items()),
+)
+"""What topics and groups of trials are told whatever the scenario says, as lines of an endpoint's `deviations`."""
 
 # librdkafka prints to stderr unless it is given a logger; its errors reach people through ours.
 SILENT = logging.getLogger("loadgen.librdkafka")

@@ -27,7 +27,7 @@ from kio.schema.types import GroupId, TopicName
 from kio.static.primitive import i8, i32
 
 from loadgen.drivers.kafka_asking import Asking
-from loadgen.drivers.kafka_config import CLIENT_ID
+from loadgen.drivers.kafka_config import CLIENT_ID, SHARE_GROUPS
 from loadgen.drivers.wire.kafka_cluster import Cluster
 from loadgen.drivers.wire.kafka_share_member import ShareMember
 from loadgen.errors import BrokerError
@@ -44,7 +44,6 @@ GROUP_KNOBS = {
     "share_partition_max_record_locks": "share.partition.max.record.locks",
     "share_record_lock_duration_ms": "share.record.lock.duration.ms",
 }
-ALWAYS: dict[str, Any] = {"share.auto.offset.reset": "earliest", "share.assignment.interval.ms": 0}
 _GROUP, _SET, _DELETE = i8(32), i8(0), i8(1)  # a kind of resource; what to do with a value
 
 
@@ -72,7 +71,7 @@ class ShareGroups:
 
     def configure(self, group: str, settings: Mapping[str, Any]) -> None:
         """Have the group begin at the beginning, at once, and set what its knobs say."""
-        told = ALWAYS | {name: settings.get(knob) for knob, name in GROUP_KNOBS.items()}
+        told = SHARE_GROUPS | {name: settings.get(knob) for knob, name in GROUP_KNOBS.items()}
         self._alter(group, {name: str(value) for name, value in told.items() if value is not None})
 
     def begin(self, group: str, topic: str) -> None:
@@ -82,7 +81,7 @@ class ShareGroups:
     def delete(self, group: str) -> None:
         """Remove the group and its configuration; what is gone already is no error."""
         self._asking.delete_group(group, f"share group {group} cannot be deleted")
-        self._alter(group, dict.fromkeys([*ALWAYS, *GROUP_KNOBS.values()]))
+        self._alter(group, dict.fromkeys([*SHARE_GROUPS, *GROUP_KNOBS.values()]))
 
     def _alter(self, group: str, values: Mapping[str, str | None]) -> None:
         configs = tuple(

@@ -2,8 +2,9 @@
 
 Every subscriber has `queues` queues, over which its messages are spread by their routing keys. All queues of a trial
 are bound to one exchange. The first binding of each is the one that routes to it; what `bindings` asks for beyond that
-matches no message, so that the exchange has more to look through and delivers nothing twice. (To a fanout exchange all
-bindings are alike, and it is RabbitMQ that gives a queue one copy.)
+matches no message, so that nothing is delivered twice. A headers exchange looks through them all; a topic exchange
+finds its way by words and a direct one by the key, whatever else is bound. (To a fanout exchange all bindings are
+alike, and it is RabbitMQ that gives a queue one copy.)
 
 * default: no bindings; a message's routing key is its queue's name.
 * direct: the key is the partition's, which is bound in every subscriber.
