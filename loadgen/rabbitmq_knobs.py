@@ -15,6 +15,7 @@ DEFAULTS: Settings = {
     "bindings": 1,
     "queues": 1,
     "durable": True,
+    "auto_delete": False,
     "confirm_window": 1_000,
     "prefetch": 100,
     "ack_every": 10,
@@ -80,6 +81,10 @@ def refuse_impossible(settings: Settings, nodes: int) -> None:
     if members is not None and (settings["queue_type"] != "quorum" or members > nodes):
         what = f"this class has {nodes} node{'s' * (nodes > 1)}" if members > nodes else "is a knob of quorum queues"
         raise ScenarioError(f"rabbitmq.quorum_initial_group_size = {members}: {what}; drop it or choose another class")
+    if settings["auto_delete"] and settings["queue_type"] != "classic":
+        raise ScenarioError(
+            f"rabbitmq.auto_delete = True: a {settings['queue_type']} queue stays without consumers; use classic"
+        )
     if settings["queue_type"] == "quorum" and not settings["persistent"]:
         raise ScenarioError("rabbitmq.persistent = False: a quorum queue keeps every message on disk; use classic")
     if settings["queue_type"] == "quorum" and not settings["prefetch"]:
@@ -117,6 +122,11 @@ def _refuse_connections(settings: Settings) -> None:
         raise ScenarioError(
             "rabbitmq.recover_within_s: a producer that recovers has one connection with one channel; expected "
             "channels_per_connection = connections_per_process = 1 and no reconnect_every_s"
+        )
+    if settings["reconnect_every_s"] is not None and settings["auto_delete"]:
+        raise ScenarioError(
+            f"rabbitmq.reconnect_every_s = {settings['reconnect_every_s']:g}: an auto-delete queue goes with its last "
+            "consumer's connection; expected auto_delete = False"
         )
     if settings["reconnect_every_s"] is not None and settings["ack"] != "manual":
         raise ScenarioError(

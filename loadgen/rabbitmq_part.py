@@ -50,6 +50,8 @@ class RabbitMQ(Part):
     durable: Flag | Sweep[Flag] | None = None
     """Whether queues outlive a restart of the broker. Only class `none` may have others, which are a deprecated feature
     of RabbitMQ (transient_nonexcl_queues): 4.3.6 permits it as it is shipped, a broker's settings may deny it."""
+    auto_delete: Flag | Sweep[Flag] | None = None
+    """Whether a queue goes with its last consumer, as those of subscribers that come and go; classic queues only."""
     persistent: Flag | Sweep[Flag] | None = None
     """delivery_mode 2; only class `none` may be transient."""
     confirms: Flag | Sweep[Flag] | None = None

@@ -9,7 +9,7 @@ scenario = Scenario(
     rate=Rate.saturate(),
     subscribers=[1, 2, 4],
     durability=Durability.BROKER,
-    rabbitmq=RabbitMQ(exchange="fanout"),
+    rabbitmq=RabbitMQ(exchange="fanout", auto_delete=True),  # a subscriber's queue is its own, and goes with it
     kafka=Kafka(),
     preset="throughput",
 )

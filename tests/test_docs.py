@@ -21,7 +21,7 @@ from loadgen.arguments import EXAMPLES, make_parser, parsers
 from loadgen.exposition import OPENTELEMETRY
 from loadgen.gate.metrics import names
 from loadgen.part import Part
-from loadgen.scenario import FromFile, LogNormal, Message, Rate, Scenario, Uniform
+from loadgen.scenario import FromFile, Kafka, LogNormal, Message, RabbitMQ, Rate, Scenario, Uniform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,3 +218,16 @@ def test_every_command_and_option_is_described() -> None:
 def test_every_exit_status_is_told() -> None:
     """As `loadgen --help` does."""
     assert set(rows(reference.cli_page().partition("## loadgen")[0])) >= {"0", "1", "2", "3", "64", "69", "71", "130"}
+
+
+def test_every_system_of_the_article_is_driven_by_what_there_is() -> None:
+    """Twelve rows; each scenario that a row names is a file, and each knob one of a scenario's or a broker's."""
+    page = (DOCS / "systems.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 12
+    known = {*Scenario.model_fields, *RabbitMQ.model_fields, *Kafka.model_fields, *Message.model_fields, "keys"}
+    for _, scenarios, knobs, _ in rows:
+        for path in re.findall(r"`(scenarios/[^`]+)`", scenarios):
+            assert (ROOT / path).is_file(), path
+        for knob in re.findall(r"`((?:rabbitmq|kafka|message)\.)?([a-z_]+)(?:=[^`]*)?`", knobs):
+            assert knob[1] in known, knob

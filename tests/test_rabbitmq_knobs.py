@@ -26,7 +26,9 @@ from loadgen.drivers.rabbitmq_topology import Topology
 from loadgen.errors import ScenarioError
 from loadgen.knobs import points, resolve
 from loadgen.payload import Payloads
+from loadgen.plan import Profile, make_plan
 from loadgen.scenario import Message, RabbitMQ, Rate, Scenario
+from loadgen.trial import Setting, run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,6 +160,42 @@ def test_queues_are_durable_or_not(bench: Bench, is_durable: bool) -> None:
     assert management_request(bench.endpoint, path)["durable"] is is_durable
     send(bench.producer(target), 20)
     assert len(take(bench.consumer(target), 20)) == 20
+
+
+def test_an_auto_delete_queue_goes_with_its_last_consumer(bench: Bench) -> None:
+    """By the broker's own view; one of two consumers keeps it. Then it holds nothing, and deleting it is no error."""
+    target = bench.target(auto_delete=True)
+    assert bench.admin.effective(target)["auto_delete"] is True
+    assert bench.admin.effective(bench.target())["auto_delete"] is False
+    send(bench.producer(target), 20)
+    first, second = (load_driver("amqp").consumer(target, number, 2) for number in range(2))
+    assert len(take(first, 20)) == 20  # prefetch = 100
+    first.close()
+    with contextlib.closing(connect(bench.endpoint, 0)) as connection:
+        assert until(lambda: declared(connection, target.name) == 1)
+        second.close()
+        assert until(lambda: declared(connection, target.name) is None)
+    assert bench.admin.depth(target) == 0
+
+
+def declared(connection: Any, queue: str) -> int | None:
+    """How many consumers the queue has; None where it is not there."""
+    try:
+        return int(connection.channel().queue_declare(queue, passive=True).method.consumer_count)
+    except exceptions.ChannelClosedByBroker:
+        return None
+
+
+def test_a_trial_with_auto_delete_queues_is_complete(bench: Bench) -> None:
+    """Queues that have gone with their subscribers hold nothing; each got all, and nothing is left behind."""
+    part = RabbitMQ(exchange="fanout", auto_delete=True)
+    scenario = Scenario(name="gone", question="?", rate=Rate.fixed(200), subscribers=2, rabbitmq=part)
+    (trial,) = make_plan([scenario], Profile("test", 0.3, 0.7, 1), brokers=("rabbitmq",)).trials
+    record, outcome = run_trial(trial, Setting(bench.endpoint, lambda _: None))
+    assert outcome.error is None
+    assert record["settings"]["auto_delete"] is True
+    assert record["received"] == 2 * record["sent"] > 0
+    assert (record["lost"], record["broker_counts"]["depth_at_end"], record.get("left_behind")) == (0, 0, None)
 
 
 @pytest.mark.parametrize("durability", ["broker", "flushed"])
@@ -414,6 +452,8 @@ def test_a_window_is_what_the_broker_has_not_confirmed(bench: Bench, driver: str
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
     ({"durable": False}, "broker", "contradicts durability class `broker`, which has durable = True"),
+    ({"auto_delete": True}, "flushed", "a quorum queue stays without consumers; use classic"),
+    ({"auto_delete": True, "reconnect_every_s": 1}, "broker", "expected auto_delete = False"),
     ({"overflow": "drop-head"}, "broker", "expected max_length or max_length_bytes"),
     ({"max_length": 9, "overflow": "reject-publish"}, "none", "expected confirms = True"),
     ({"max_length": 9, "overflow": "reject-publish-dlx"}, "broker", "dead_letter = True"),

@@ -247,7 +247,12 @@ class RabbitMQAdmin:
     def effective(self, target: Target) -> dict[str, Any]:
         """The (first) queue as the management API tells it, else as it was declared; with an exchange that, too."""
         topology = Topology(target)
-        declared = {"durable": topology.is_durable, "arguments": topology.arguments(0), "source": "declared"}
+        declared = {
+            "durable": topology.is_durable,
+            "auto_delete": topology.is_auto_deleted,
+            "arguments": topology.arguments(0),
+            "source": "declared",
+        }
         self._demand(target)
         bound = {} if not topology.exchange else topology.describe()
         if self._endpoint.management_url is None:
@@ -293,9 +298,15 @@ class RabbitMQAdmin:
             self._in_use.release()
 
     def _demand(self, target: Target) -> Gauge:
-        """Ready messages and consumers of all queues of a target; raises BrokerError where one is missing."""
-        queues = Topology(target).queues()
+        """Ready messages and consumers of all queues of a target; raises BrokerError where one is missing.
+
+        An auto-delete queue that is missing has gone with its consumers, and holds nothing.
+        """
+        topology = Topology(target)
+        queues = topology.queues()
         ready = self._ready(queues)
+        if ready is None and topology.is_auto_deleted:
+            return Gauge(0, consumers=0, retained_msgs=0)
         if ready is None:
             raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {' or '.join(queues[:3])}")
         return ready
@@ -372,6 +383,11 @@ def _declare(channel: Any, topology: Topology) -> None:
         channel.queue_bind(queue, topology.dead_exchange, routing_key=queue)
     for subscriber in range(topology.target.subscribers):
         for queue in topology.queues_of(subscriber):
-            channel.queue_declare(queue, durable=topology.is_durable, arguments=topology.arguments(subscriber))
+            channel.queue_declare(
+                queue,
+                durable=topology.is_durable,
+                auto_delete=topology.is_auto_deleted,
+                arguments=topology.arguments(subscriber),
+            )
     for each in topology.bindings():
         channel.queue_bind(each.queue, topology.exchange, routing_key=each.routing_key, arguments=each.arguments)

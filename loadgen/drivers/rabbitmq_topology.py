@@ -97,6 +97,7 @@ class Topology:
         self.kind: str = target.settings.get("exchange") or "default"
         self.queues_each: int = target.settings.get("queues", 1)
         self.is_durable: bool = target.settings.get("durable", True)
+        self.is_auto_deleted: bool = target.settings.get("auto_delete", False)
         self._numbers = range(self.queues_each)
 
     @property
