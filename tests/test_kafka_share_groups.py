@@ -82,6 +82,7 @@ def test_consumers_outnumber_partitions(bench: Bench, driver: Driver) -> None:
     target = bench.target(group="share", max_poll_records=20)
     consumers = [driver.consumer(target, index, 3) for index in range(3)]
     assert until(lambda: len(described(target).members) == 3)
+    assert bench.admin.gauge(target).consumers == 3
     filled(target, 1_200)
     shares: list[int] = [0, 0, 0]
     seqs: list[int] = []
@@ -105,6 +106,7 @@ def test_consumers_outnumber_partitions(bench: Bench, driver: Driver) -> None:
     assert until(lambda: undone(target) == 0)
     assert bench.admin.depth(target) == 0
     assert until(lambda: described(target).members == ())
+    assert bench.admin.gauge(target).consumers == 0
 
 
 def receive_once(consumer: Any, payloads: Any) -> list[int]:

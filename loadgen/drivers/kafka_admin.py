@@ -163,9 +163,12 @@ class KafkaAdmin:
     def _members(self, target: Target) -> int | None:
         """How many members the groups have; None where consumers join none, or none that can be described now."""
         settings = target.settings
-        if settings.get("group") == "share" or settings.get("group_protocol") == "static" or not target.groups:
+        is_shared = settings.get("group") == "share"
+        if not target.groups or (not is_shared and settings.get("group_protocol") == "static"):
             return None
         try:
+            if is_shared:
+                return sum(self._share_groups.members(each, patience_s=0) for each in target.groups)
             return sum(self._groups.members(each, settings["group_protocol"], patience_s=0) for each in target.groups)
         except BrokerError:  # a group has no coordinator now: how full the topic is can be told all the same
             return None
