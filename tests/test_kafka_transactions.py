@@ -36,6 +36,7 @@ BOTH = pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name
 def bench(kafka_endpoint: Endpoint) -> Iterator[Bench]:
     """The session's broker."""
     made = Bench(kafka_endpoint)
+    made.target()  # its group is the cluster's first, perhaps: those without one are not waited for
     yield made
     made.close()
 

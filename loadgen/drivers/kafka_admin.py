@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from loadgen.driver import Gauge
 from loadgen.drivers.kafka_asking import PATIENCE_S
 from loadgen.drivers.kafka_config import FILE_DELETE_DELAY_MS, client_settings, is_transactional
-from loadgen.drivers.kafka_groups import Groups
+from loadgen.drivers.kafka_groups import FIRST_S, Groups
 from loadgen.drivers.kafka_reread import reread
 from loadgen.drivers.kafka_share_admin import ShareGroups
 from loadgen.drivers.kafka_topics import Topics, UnknownTopicError
@@ -93,6 +93,11 @@ class KafkaAdmin:
             for group in target.groups:
                 self._share_groups.configure(group, settings)
                 self._share_groups.begin(group, target.name)
+            return
+        # A cluster's first group makes the topic of all groups, and a coordinator that has not read it yet refuses:
+        # librdkafka (2.16) never asks it for the group's offsets again.
+        for group in target.groups:
+            self._groups.committed(target.name, group, range(settings["partitions"]), FIRST_S)
 
     def _wait_until_led(self, target: Target) -> None:
         deadline_s = time.monotonic() + CREATED_S
