@@ -226,7 +226,12 @@ def test_a_queue_that_cannot_be_emptied_in_time_is_not_waited_for() -> None:
     assert record["sent"] - record["received"] > 500
     found = {each["name"]: (each["passed"], each["reason"]) for each in record["verdict"]["checks"]}
     left = record["sent"] - record["received"]
-    assert record["broker_counts"]["depth_at_end"] == left
+    held = record["broker_counts"]["depth_at_end"]
+    assert held >= left
+    if held > left:  # what was under work when the trial ended is back: then nobody knows which they are
+        assert found["drained"] == (None, "the queue was not emptied in time: counts are not final")
+        assert found["loss"] == (None, f"{left:,} confirmed messages missing when the drain was given up")
+        return
     assert found["drained"] == (True, "the queue was not emptied in time, and holds what is missing")
     told = f"of {left:,} messages that did not come the queue still holds {left:,} by the broker's own count"
     assert found["loss"] == (True, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class Bodies:
     message = Message()
 
     def __init__(self) -> None:
+        self.seed = secrets.randbits(32)  # of the partitions that are drawn: users are not to go together
         self._next: Sequence[bytes] = ()
 
     def give(self, bodies: Sequence[bytes]) -> None:
