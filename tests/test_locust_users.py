@@ -137,8 +137,8 @@ class Kafka(Ending, KafkaUser):
         return KafkaClient(self.endpoint, "{SHARED}", "sharers", {}, lambda **_: None, dict)
 
     def publish(self, numbers):
-        for number in numbers:
-            assert self.client.publish(b"%d" % number, "{SHARED}")
+        for number in numbers:  # so large that two of them are a partition's share, and another one's turn comes
+            assert self.client.publish(b"%d" % number + b" " * 9_000, "{SHARED}")
 
     def share_out(self):
         # Two of a group get each message once, wherever they run; when one leaves, the other gets all.
