@@ -225,7 +225,7 @@ def test_every_system_of_the_article_is_driven_by_what_there_is() -> None:
     page = (DOCS / "systems.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 12
-    known = {*Scenario.model_fields, *RabbitMQ.model_fields, *Kafka.model_fields, *Message.model_fields, "keys"}
+    known = {*Scenario.model_fields, *RabbitMQ.model_fields, *Kafka.model_fields, *Message.model_fields}
     for _, scenarios, knobs, _ in rows:
         for path in re.findall(r"`(scenarios/[^`]+)`", scenarios):
             assert (ROOT / path).is_file(), path

@@ -244,7 +244,7 @@ def test_linger_and_batch_size(bench: Bench, driver: Driver) -> None:
 @BOTH
 def test_a_linger_ends(bench: Bench, driver: Driver) -> None:
     """What came one by one goes as one batch, and not before the first of it has waited for `linger_ms`."""
-    linger_s = 0.5
+    linger_s = 2.0  # longer than a busy machine stops between two calls
     target = bench.target(linger_ms=linger_s * 1_000)
     producer = driver.producer(target, payloads_of(SMALL))
     send(producer, 1)  # librdkafka looks a topic up before its first batch

@@ -168,13 +168,11 @@ class KafkaAdmin:
     def _members(self, target: Target) -> int | None:
         """How many members the groups have; None where consumers join none, or none that can be described now."""
         settings = target.settings
-        is_shared = settings.get("group") == "share"
-        if not target.groups or (not is_shared and settings.get("group_protocol") == "static"):
+        protocol: str = "share" if settings.get("group") == "share" else settings.get("group_protocol", "static")
+        if protocol == "static" or not target.groups:
             return None
         try:
-            if is_shared:
-                return sum(self._share_groups.members(each, patience_s=0) for each in target.groups)
-            return sum(self._groups.members(each, settings["group_protocol"], patience_s=0) for each in target.groups)
+            return sum(self._groups.members(each, protocol, patience_s=0) for each in target.groups)
         except BrokerError:  # a group has no coordinator now: how full the topic is can be told all the same
             return None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kio.schema.consumer_group_describe.v0.request import ConsumerGroupDescribeRequest
 from kio.schema.describe_groups.v1.request import DescribeGroupsRequest
 from kio.schema.errors import ErrorCode
+from kio.schema.share_group_describe.v1.request import ShareGroupDescribeRequest
 from kio.schema.types import GroupId
 
 from loadgen.drivers.kafka_asking import PATIENCE_S, Asking
@@ -22,22 +23,29 @@ if TYPE_CHECKING:
 
     from loadgen.endpoint import Endpoint
 
+_DESCRIBE: dict[str, type[ConsumerGroupDescribeRequest | ShareGroupDescribeRequest]] = {
+    "consumer": ConsumerGroupDescribeRequest,
+    "share": ShareGroupDescribeRequest,
+}
 FIRST_S = 30.0  # the first question for a group makes the topic of all groups, on each node of a cluster
 
 
 class Groups:
-    """Watches and deletes consumer groups of one cluster, of the classic protocol and of the one of KIP-848."""
+    """Watches and deletes consumer groups of one cluster, of the classic protocol and of the one of KIP-848.
+
+    Of share groups it counts the members as well; what else is theirs, `ShareGroups` does.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._asking = Asking(endpoint)
 
     def members(self, group: str, protocol: str, patience_s: float = PATIENCE_S) -> int:
-        """How many members the group has, 0 where nobody ever joined; `protocol` as the knob `group_protocol`."""
+        """How many members the group has, 0 where nobody ever joined; `protocol` as `group_protocol`, or share."""
         what = f"group {group} cannot be described"
 
         def ask() -> int:
-            if protocol == "consumer":
-                request = ConsumerGroupDescribeRequest(group_ids=(GroupId(group),), include_authorized_operations=False)
+            if protocol in _DESCRIBE:
+                request = _DESCRIBE[protocol](group_ids=(GroupId(group),), include_authorized_operations=False)
                 (told,) = self._asking.coordinator(group, request).groups
                 if told.error_code == ErrorCode.group_id_not_found:
                     return 0

@@ -23,11 +23,10 @@ from kio.schema.incremental_alter_configs.v0.request import (
     AlterConfigsResource,
     IncrementalAlterConfigsRequest,
 )
-from kio.schema.share_group_describe.v1.request import ShareGroupDescribeRequest
 from kio.schema.types import GroupId, TopicName
 from kio.static.primitive import i8, i32
 
-from loadgen.drivers.kafka_asking import PATIENCE_S, Asking
+from loadgen.drivers.kafka_asking import Asking
 from loadgen.drivers.kafka_config import CLIENT_ID, SHARE_GROUPS
 from loadgen.drivers.wire.kafka_cluster import Cluster
 from loadgen.drivers.wire.kafka_share_member import ShareMember
@@ -109,20 +108,6 @@ class ShareGroups:
             return {each.name: each.value for each in result.configs if not each.is_sensitive}
 
         return self._asking.until(what, ask)
-
-    def members(self, group: str, patience_s: float = PATIENCE_S) -> int:
-        """How many members the group has, 0 where nobody ever joined."""
-        what = f"share group {group} cannot be described"
-        request = ShareGroupDescribeRequest(group_ids=(GroupId(group),), include_authorized_operations=False)
-
-        def ask() -> int:
-            (told,) = self._asking.coordinator(group, request).groups
-            if told.error_code == ErrorCode.group_id_not_found:
-                return 0
-            self._asking.demand(what, told.error_code, told.error_message)
-            return len(told.members)
-
-        return self._asking.until(what, ask, patience_s)
 
     def lags(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int]:
         """How many records of each partition the group is not done with; none of one that it has not begun with."""

@@ -304,12 +304,11 @@ class RabbitMQAdmin:
         """
         topology = Topology(target)
         queues = topology.queues()
-        ready = self._ready(queues)
-        if ready is None and topology.is_auto_deleted:
+        if (ready := self._ready(queues)) is not None:
+            return ready
+        if topology.is_auto_deleted:
             return Gauge(0, consumers=0, retained_msgs=0)
-        if ready is None:
-            raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {' or '.join(queues[:3])}")
-        return ready
+        raise BrokerError(f"rabbitmq at {self._endpoint.address} has no queue {' or '.join(queues[:3])}")
 
     def _ready(self, queues: Sequence[str]) -> Gauge | None:
         """Ready messages and consumers by passive declare; None if one of the queues is not there."""
