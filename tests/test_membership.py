@@ -17,6 +17,7 @@ from loadgen.drivers.kafka_config import client_settings
 from loadgen.errors import ScenarioError
 from loadgen.membership import MS_NS, Deliveries, Membership, pauses
 from loadgen.plan import Profile, make_plan
+from loadgen.record import completed
 from loadgen.report.phases import load_label, notes
 from loadgen.report.points import comparisons
 from loadgen.trial import Live, Setting, run_trial
@@ -156,6 +157,6 @@ def test_consumers_come_and_go(
     if kind == "joins":
         assert min(moments, default=at_ms) >= at_ms
         assert not moments or change["first_after_ms"] == min(moments) - at_ms
-    (comparison,) = comparisons([record])
+    (comparison,) = comparisons([completed(record)])  # as a report reads it
     assert f"a consumer {kind}" in load_label(comparison.shared)
     assert all("deliveries paused for" in each for each in notes(comparison.points))
