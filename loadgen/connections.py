@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from loadgen.endpoint import Endpoint
@@ -34,8 +35,8 @@ class ConnectionCounter:
         if not self._is_local:
             self._addresses = {address for host, _ in endpoint.hosts for address in _addresses(host)}
 
-    def read(self) -> int | None:
-        """How many there are now; None where the kernel does not tell."""
+    def read(self, client_ports: AbstractSet[int] | None = None) -> int | None:
+        """How many there are now, or of those at whose other end is one of `client_ports`; None: the kernel is mute."""
         number, is_told = 0, False
         for path in self._paths:
             try:
@@ -43,8 +44,14 @@ class ConnectionCounter:
             except OSError:
                 continue
             is_told = True
-            number += sum(map(self._is_ours, _established(text)))
+            found = filter(self._is_ours, _established(text))
+            number += sum(client_ports is None or self._client_port(each) in client_ports for each in found)
         return number if is_told else None
+
+    def _client_port(self, ends: tuple[bytes, bytes]) -> int:
+        """Of a socket of ours: the port at the client's end."""
+        local, remote = ends
+        return int((remote if self._is_local else local).rpartition(b":")[2], 16)
 
     def _is_ours(self, ends: tuple[bytes, bytes]) -> bool:
         """Whether a socket is the broker's (one on this machine), or of this machine towards the broker."""

@@ -42,13 +42,13 @@ def look(ground: Ground, broker: BrokerName) -> Iterator[Finding]:
     endpoint, most = ground.endpoints[broker], LEVELS[-1]
     _allow_files(most + SPARE_FILES)
     counter = ConnectionCounter(endpoint, Path("/proc"))
-    before, managed_before = counter.read() or 0, _managed(endpoint)
+    others, managed_before = _own_ports(), _managed(endpoint)
     opened: list[tuple[int, list[int], int, int | None]] = []  # connections, how long each took, sockets seen, memory
     with ExitStack() as held:
         for begun, level in pairwise((0, *LEVELS)):
             took_ns = [_opened_ns(held, broker, endpoint) for _ in range(begun, level)]
             time.sleep(SETTLE_S)
-            opened.append((level, took_ns, (counter.read() or 0) - before, _rss(endpoint)))
+            opened.append((level, took_ns, counter.read(_own_ports() - others) or 0, _rss(endpoint)))
         own = None if managed_before is None else _managed_until(endpoint, managed_before + most) - managed_before
     gc.collect()
     for level, took_ns, seen, _ in opened:
@@ -100,6 +100,13 @@ def _kafka(endpoint: Endpoint) -> Callable[[], None]:
 
 USABLE = {"rabbitmq": "each logged in, with a channel", "kafka": "each with its versions asked"}
 OPENERS = {"rabbitmq": _amqp, "kafka": _kafka}
+
+
+def _own_ports() -> set[int]:
+    """The ports of this process's connections: a broker has others, too, some of them to itself."""
+    return {
+        each.laddr.port for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED
+    }
 
 
 def _rss(endpoint: Endpoint) -> int | None:
