@@ -32,6 +32,7 @@ DEFAULTS: Settings = {
     "linger_ms": 0.0,
     "batch_size": 16_384,
     "max_in_flight_requests_per_connection": 5,
+    "retries": 2**31 - 1,
     "buffer_memory": 32 << 20,
     "compression_type": "none",
     "max_poll_records": 500,
@@ -101,6 +102,10 @@ def refuse_impossible(settings: Settings, nodes: int) -> None:
         raise ScenarioError(f"kafka.enable_idempotence = True needs acks = all, not {settings['acks']}")
     if settings["enable_idempotence"] and settings["max_in_flight_requests_per_connection"] > 5:
         raise ScenarioError("kafka.max_in_flight_requests_per_connection: at most 5 with enable_idempotence = True")
+    if settings["enable_idempotence"] and not settings["retries"]:
+        raise ScenarioError(
+            "kafka.retries = 0: an idempotent producer sends again; expected at least 1, or enable_idempotence = False"
+        )
     _refuse_transactions(settings)
     _refuse_groups(settings)
     replicas, in_sync = settings["replication_factor"], settings["min_insync_replicas"]
@@ -118,6 +123,11 @@ def refuse_impossible(settings: Settings, nodes: int) -> None:
 
 def refuse_idle(settings: Settings, knobs: Settings) -> None:
     """Raise ScenarioError where a knob was chosen (`knobs`) that does nothing beside the others."""
+    if settings["acks"] == "0" and "retries" in knobs:
+        raise ScenarioError(
+            f"kafka.retries = {knobs['retries']}: without acknowledgements nothing is sent again; expected acks = 1 or "
+            "all, or no retries"
+        )
     if settings["group"] == "share" and "max_partition_fetch_bytes" in knobs:
         raise ScenarioError(
             f"kafka.max_partition_fetch_bytes = {knobs['max_partition_fetch_bytes']}: a share group is handed records "

@@ -36,6 +36,7 @@ _KafkaDriver = Literal["kafka", "confluent", "confluent-sync"]
 _InFlight = Annotated[int, Field(ge=1, le=1_000), Unit("requests")]
 _Partitions = Annotated[int, Field(ge=1, le=10_000)]
 _Transactions = Annotated[Counted, Unit("transactions")]
+_Retries = Annotated[Counted, Unit("times")]
 
 
 class Kafka(Part):
@@ -65,6 +66,9 @@ class Kafka(Part):
     """Upper bound of a batch, in bytes."""
     max_in_flight_requests_per_connection: _InFlight | Sweep[_InFlight] | None = None
     """Produce requests in flight at once."""
+    retries: _Retries | Sweep[_Retries] | None = None
+    """How often a batch is sent again whose connection was lost or whose refusal may pass, before its messages fail; at
+    most for 120 s (delivery.timeout.ms), and at least once with idempotence."""
     buffer_memory: WholeBytes | Sweep[WholeBytes] | None = None
     """Upper bound of what a producer holds unsent and unconfirmed, in bytes."""
     compression_type: Codec | Sweep[Codec] | None = None

@@ -53,10 +53,14 @@ class Request:
 
 @dataclass
 class Seen:
-    """What passed a proxy; `in_flight` is how many produce requests of one connection were unanswered at most."""
+    """What passed a proxy; `in_flight` is how many produce requests of one connection were unanswered at most.
+
+    Whoever sends a produce request while `is_cutting` is hung up on, and the broker does not get it.
+    """
 
     requests: list[Request] = field(default_factory=list)
     in_flight: int = 0
+    is_cutting: bool = False
 
     def of(self, api: int) -> list[Any]:
         """The contents of all requests of one kind, in their order."""
@@ -139,6 +143,9 @@ class _Proxy(threading.Thread):
             if request.api == PRODUCE:
                 side.waiting.add(request.correlation)
                 self._seen.in_flight = max(self._seen.in_flight, len(side.waiting))
+                if self._seen.is_cutting:
+                    self._end(side.source)
+                    return
         with contextlib.suppress(OSError):
             side.sink.sendall(data)
 

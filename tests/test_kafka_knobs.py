@@ -14,7 +14,8 @@ from patience import until
 from loadgen.drivers.wire.kafka_batch import key_partitions, key_table
 from loadgen.drivers.wire.kafka_codecs import CODECS
 from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
-from loadgen.errors import BrokerError
+from loadgen.errors import BrokerError, ScenarioError
+from loadgen.knobs import resolve
 from loadgen.scenario import Message
 
 if TYPE_CHECKING:
@@ -303,3 +304,50 @@ def test_the_next_fetch_is_in_no_small_answer_s_latency(
     first, following = asked_ns[0], asked_ns[1]  # when the answer has come the next is asked for in the same call
     assert first < received[0].read_ns
     assert (following < received[0].parsed_ns) == is_asked_first
+
+
+@BOTH
+def test_retries(bench: Bench, driver: Driver) -> None:
+    """A batch whose connection is cut each time is sent so many times more, then it has failed; the rest goes on."""
+    target = bench.target(retries=2, enable_idempotence=False, max_in_flight_requests_per_connection=1)
+    with watched(bench.endpoint) as (by_proxy, seen):
+        producer = driver.producer(bench.by(target, by_proxy), payloads_of(SMALL))
+        assert seqs_of(send(producer, 1)) == [0]
+        before, seen.is_cutting = len(seen.of(PRODUCE)), True
+        settled = send(producer, 1, first=1)
+        tries, seen.is_cutting = len(seen.of(PRODUCE)) - before, False
+        assert seqs_of(send(producer, 1, first=2)) == [2]
+        producer.close()
+    (error,) = {each.error for each in settled}
+    assert error == ("NETWORK_EXCEPTION" if driver is WIRE else "_TRANSPORT")
+    assert (tries, seqs_of(settled, error)) == (1 + 2, [1])
+    assert partitions_of(target, SMALL) == {0: [0, 2]}
+
+
+def test_idempotence_outlives_what_it_gave_up(bench: Bench) -> None:
+    """A batch that was given up leaves a gap in the sequence numbers: another producer id goes on, nothing is twice."""
+    target = bench.target(retries=1)
+    with watched(bench.endpoint) as (by_proxy, seen):
+        producer = WIRE.producer(bench.by(target, by_proxy), payloads_of(SMALL))
+        assert seqs_of(send(producer, 5)) == [0, 1, 2, 3, 4]
+        seen.is_cutting = True
+        assert seqs_of(send(producer, 1, first=5), "NETWORK_EXCEPTION") == [5]
+        seen.is_cutting = False
+        assert seqs_of(send(producer, 5, first=6)) == [6, 7, 8, 9, 10]
+        producer.close()
+    assert partitions_of(target, SMALL) == {0: [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]}
+    ids = [each.header.producer_id for each in written(target.endpoint, target.name)]
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"retries": 0}, "kafka.retries = 0: an idempotent producer sends again"),
+        ({"retries": 3, "acks": "0"}, "kafka.retries = 3: without acknowledgements nothing is sent again"),
+    ],
+)
+def test_retries_that_cannot_be_are_refused(knobs: dict[str, Any], said: str) -> None:
+    """In one line that names the knob."""
+    with pytest.raises(ScenarioError, match=said):
+        resolve("kafka", knobs, "none" if "acks" in knobs else "broker", "default")

@@ -71,7 +71,7 @@ def producer_settings(target: Target, payloads: Payloads) -> dict[str, Any]:
         # `room_msgs` keeps to buffer_memory; librdkafka's own bound is only a little higher, so as not to interfere.
         "queue.buffering.max.kbytes": min(_MAX_QUEUE, knobs["buffer_memory"] // 1024 + 1024),
         "queue.buffering.max.messages": 0,
-        "message.send.max.retries": _MAX_QUEUE,
+        "message.send.max.retries": knobs["retries"],
         "message.timeout.ms": MESSAGE_TIMEOUT_MS,
         "request.timeout.ms": REQUEST_TIMEOUT_MS,
         "retry.backoff.ms": 100,

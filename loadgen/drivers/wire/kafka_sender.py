@@ -39,6 +39,7 @@ REQUEST_TIMEOUT_MS = 30_000  # these three as the Java client's defaults
 DELIVERY_TIMEOUT_MS = 120_000
 MAX_REQUEST_BYTES = 1 << 20
 OUT_OF_ORDER_SEQUENCE, DUPLICATE_SEQUENCE, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
+CONNECTION_LOST = "NETWORK_EXCEPTION"  # as the protocol names it
 _MS, _BACKOFF_NS, _RECOVERY_LOOK_NS = 1_000_000, int(BACKOFF_S * 1e9), 20_000_000
 _PARTITION_ANSWER = struct.Struct(">ihqqq")  # partition, error, base offset, append time, log start
 
@@ -58,12 +59,17 @@ class Batch:
     held_bytes: int = 0
     sequence: int | None = None
     is_packed: bool = False
-    is_retry: bool = False
+    retries: int = 0
 
     @property
     def size_bytes(self) -> int:
         """What it takes uncompressed, with its header; one without messages takes nothing."""
         return self.end if self.count else 0
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether it was sent before."""
+        return self.retries > 0
 
     def add(self, seqs: Int64 | range) -> None:
         """Note that these messages are in it."""
@@ -128,6 +134,7 @@ class Sender:
         self.acks = acks_number(settings["acks"])
         self._linger_ns = int(settings["linger_ms"] * _MS)
         self._max_in_flight = settings["max_in_flight_requests_per_connection"]
+        self._most_retries: int = settings["retries"]
         self._codec = CODECS.index(settings["compression_type"])
         self._codecs = Codecs()
         self.held_bytes = 0
@@ -337,18 +344,28 @@ class Sender:
             self.cluster.failed_requests += 1
             self._needs_identity |= lost_count and self._is_idempotent
             self._is_stale |= not is_out_of_order
-            self._requeue(queue, [batch], at_ns + _BACKOFF_NS)
-            return
-        # The sequence numbers after it would be refused too: begin anew with another producer id.
-        self._needs_identity |= self._is_idempotent
-        self._unreported.append(self._settle([batch], at_ns, name))
+            self._repeat(queue, [batch], at_ns, name)
+        else:
+            self._give_up(batch, at_ns, name)
 
-    def _requeue(self, queue: Queue, batches: list[Batch], retry_at_ns: int) -> None:
+    def _repeat(self, queue: Queue, batches: list[Batch], at_ns: int, error: str) -> None:
+        """Have them sent again after a while, but for those that were as often as is allowed."""
+        again = [batch for batch in batches if batch.retries < self._most_retries]
         for batch in batches:
-            batch.is_retry = True
-        queue.ready = deque(sorted([*queue.ready, *batches], key=lambda batch: batch.order))
-        queue.retry_at_ns = retry_at_ns
+            if batch.retries >= self._most_retries:
+                self._give_up(batch, at_ns, error)
+        if not again:
+            return
+        for batch in again:
+            batch.retries += 1
+        queue.ready = deque(sorted([*queue.ready, *again], key=lambda batch: batch.order))
+        queue.retry_at_ns = at_ns + _BACKOFF_NS
         self.active[queue.partition] = queue
+
+    def _give_up(self, batch: Batch, at_ns: int, error: str) -> None:
+        """Its messages have failed; the sequence numbers after its own would be refused, and begin anew."""
+        self._needs_identity |= self._is_idempotent
+        self._unreported.append(self._settle([batch], at_ns, error))
 
     def _settle(self, batches: list[Batch], at_ns: int, error: str | None = None) -> Settled:
         seqs = [np.arange(each.start, each.stop) if isinstance(each, range) else each
@@ -380,7 +397,7 @@ class Sender:
                     lost.setdefault(queue.partition, []).append(batch)
         link.requests.clear()
         for partition, batches in lost.items():
-            self._requeue(self.queues[partition], batches, time.monotonic_ns() + _BACKOFF_NS)
+            self._repeat(self.queues[partition], batches, time.monotonic_ns(), CONNECTION_LOST)
         self.cluster.trouble(str(error))
 
     def _renew_identity(self) -> None:
@@ -419,11 +436,12 @@ class Sender:
                 self._lose(node, LinkError(f"no answer within {REQUEST_TIMEOUT_MS / 1000:g} s"))
         for queue in list(self.active.values()):
             while queue.ready and now_ns - queue.ready[0].created_ns > DELIVERY_TIMEOUT_MS * _MS:
-                self._needs_identity |= self._is_idempotent
-                self._unreported.append(self._settle([queue.ready.popleft()], now_ns, "DELIVERY_TIMEOUT"))
+                self._give_up(queue.ready.popleft(), now_ns, "DELIVERY_TIMEOUT")
 
     def next_event_ns(self) -> int | None:
         """When something becomes due that no socket will tell; what was due already waits for a socket."""
+        if self._unreported:
+            return self._pumped_ns
         if self._is_stale or self._needs_identity:
             return self._pumped_ns + _RECOVERY_LOOK_NS
         times = []
