@@ -47,6 +47,8 @@ class Capabilities:
     """Whether it is a `Replying` driver, too, and its producers send what was received (`loadgen.payload.Relayed`)."""
     many_connections: bool = False
     """Whether a process may have several connections and channels, and open them anew."""
+    blocked_timeout: bool = False
+    """Whether a producer gives up a connection that the broker has blocked for too long."""
 
     def lacking(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that needs what the driver cannot do, as `knob = value`; None where there is none."""
@@ -60,6 +62,8 @@ class Capabilities:
             "connections_per_process": settings.get("connections_per_process", 1) == 1 or self.many_connections,
             "reconnect_every_s": settings.get("reconnect_every_s") is None or self.many_connections,
             "recover_within_s": settings.get("recover_within_s") is None or self.many_connections,
+            "blocked_connection_timeout_s": settings.get("blocked_connection_timeout_s") is None
+            or self.blocked_timeout,
             "share_acquire_mode": settings.get("share_acquire_mode") in {None, *self.share_acquire_modes},
             "transaction_msgs": settings.get("transaction_msgs") is None or self.transactions,
             "group_protocol": settings.get("group_protocol") in {None, *self.group_protocols},

@@ -20,6 +20,7 @@ DEFAULTS: Settings = {
     "prefetch": 100,
     "ack_every": 10,
     "heartbeat": 60,
+    "blocked_connection_timeout_s": None,
     "mandatory": False,
     "max_length": None,
     "max_length_bytes": None,

@@ -23,6 +23,7 @@ _Age = Annotated[str, Field(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 _Ack = Literal["automatic", "manual"]
 _Lanes = Annotated[int, Field(ge=1, le=64)]
 _ReconnectSeconds = Annotated[float, Field(ge=0.05, le=3_600)]
+_BlockedSeconds = Annotated[float, Field(gt=0, le=3_600)]
 _Overflow = Literal["drop-head", "reject-publish", "reject-publish-dlx"]
 _ExpiresMillis = Annotated[int, Field(ge=10_000, le=2**32 - 1)]  # shorter, it would be gone before it is accounted for
 _Priorities = Annotated[int, Field(ge=2, le=32)]  # all that a quorum queue has; each costs a classic queue a queue
@@ -68,6 +69,9 @@ class RabbitMQ(Part):
     each message, without."""
     heartbeat: _Heartbeat | Sweep[_Heartbeat] | None = None
     """Heartbeat in seconds; 0 is off."""
+    blocked_connection_timeout_s: _BlockedSeconds | Sweep[_BlockedSeconds] | None = None
+    """Drivers pika and pika-blocking: for how long the broker may block a producer's connection (an alarm), before the
+    client closes it and the trial ends; None is for ever."""
     mandatory: Flag | Sweep[Flag] | None = None
     """Whether the broker returns a message that no queue takes, instead of dropping it."""
     max_length: WholeMsgs | Sweep[WholeMsgs] | None = None

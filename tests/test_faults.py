@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import synthetic
 from hurts import bare_run, demand_kept, record_mended
@@ -20,6 +22,7 @@ from loadgen import (
     Durability,
     Full,
     Kill,
+    Message,
     Pause,
     RabbitMQ,
     Rate,
@@ -33,9 +36,13 @@ from loadgen.analysis.outages import costs
 from loadgen.brokers import local, private_brokers, renewed, shortage
 from loadgen.brokers.rabbitmq import control
 from loadgen.cli import main
+from loadgen.driver import Target
+from loadgen.drivers import load_driver
 from loadgen.drivers.wire.kafka_cluster import GIVE_UP_S
-from loadgen.errors import BrokerError, ScenarioError
+from loadgen.errors import BrokerError, ScenarioError, TrialError
 from loadgen.gaps import Gaps
+from loadgen.knobs import resolve
+from loadgen.payload import Payloads
 from loadgen.plan import Profile, make_plan
 from loadgen.record import completed
 from loadgen.report import hurt
@@ -185,6 +192,42 @@ def test_a_rabbitmq_without_memory_blocks_who_publishes(single: Endpoint, monkey
     assert (fault["error"], fault["nodes"]) == (None, [1])
     assert fault["confirm_gap_s"] > 0.3
     assert not [each for each in record["verdict"]["checks"] if each["name"] == "alarms" and not each["passed"]]
+
+
+@pytest.mark.parametrize("driver", ["pika", "pika-blocking"])
+def test_pika_leaves_a_broker_that_blocks_it_for_too_long(
+    single: Endpoint, monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    """Without the knob the connection outlives the alarm; with it the client closes it, and says why in one line."""
+    monkeypatch.setattr(shortage, "ALARMED_S", PATIENCE_S)
+    endpoint = renewed(single)
+    stays, leaves = (
+        publisher(endpoint, driver, blocked_connection_timeout_s=given, confirms=False) for given in (None, 0.5)
+    )
+    server = local.cluster_of(endpoint).nodes[0].server
+    shortage.begin(endpoint, 1, "memory")
+    try:
+        for each in (stays, leaves):
+            each.send(0, np.ones(1, np.int64), 1)  # only who publishes is blocked
+        with pytest.raises(TrialError, match=r"blocked the connection for longer than blocked_connection_timeout_s$"):
+            until(lambda: bool(leaves.poll(0.1)))
+        assert until(lambda: bool(stays.poll(0.1)) or stays.blocked)
+    finally:
+        assert shortage.end(endpoint, 1, "memory", server)
+    assert until(lambda: bool(stays.poll(0.1)) or not stays.blocked)
+    for each in (stays, leaves):
+        each.close()
+
+
+def publisher(endpoint: Endpoint, driver: str, **knobs: Any) -> Any:
+    """A producer with a queue of its own."""
+    settings = resolve("rabbitmq", {"driver": driver, **knobs}, "none", "default")
+    target = Target(endpoint, f"blocked-{secrets.token_hex(6)}", settings)
+    loaded = load_driver(driver)
+    admin = loaded.admin(endpoint)
+    admin.create(target)
+    admin.close()
+    return loaded.producer(target, Payloads(Message(size_bytes=100), seed=1, token=2, producer=0))
 
 
 def test_a_shortage_is_an_alarm_and_leaves_the_limits_of_before(

@@ -43,6 +43,7 @@ _SILENT = (
     AMQPConnectorStackTimeout,
     exceptions.StreamLostError,
     exceptions.AMQPHeartbeatTimeout,
+    exceptions.ConnectionBlockedTimeout,
 )
 # pika logs every failure with a traceback; ours are told in one line, once.
 logging.getLogger("pika").addHandler(logging.NullHandler())
@@ -66,7 +67,9 @@ def credentials_of(endpoint: Endpoint) -> pika.PlainCredentials:
     return pika.PlainCredentials(given.username, given.password) if given else pika.PlainCredentials("guest", "guest")
 
 
-def parameters_of(endpoint: Endpoint, heartbeat_s: int) -> list[pika.ConnectionParameters]:
+def parameters_of(
+    endpoint: Endpoint, heartbeat_s: int, blocked_timeout_s: float | None = None
+) -> list[pika.ConnectionParameters]:
     """Pika's parameters for each of the endpoint's hosts."""
     context = None if endpoint.tls is None else client_context(endpoint.tls)
     return [
@@ -76,6 +79,7 @@ def parameters_of(endpoint: Endpoint, heartbeat_s: int) -> list[pika.ConnectionP
             virtual_host=endpoint.virtual_host,
             credentials=credentials_of(endpoint),
             heartbeat=heartbeat_s,
+            blocked_connection_timeout=blocked_timeout_s,
             ssl_options=None if context is None else pika.SSLOptions(context, host),
             socket_timeout=CONNECT_TIMEOUT_S,
             stack_timeout=CONNECT_TIMEOUT_S,
@@ -118,7 +122,9 @@ def describe(endpoint: Endpoint, error: BaseException) -> str:
 
 
 def _silence(cause: BaseException) -> str:
-    """How a broker left that did not say why."""
+    """How a broker left that did not say why, or why it was left."""
+    if isinstance(cause, exceptions.ConnectionBlockedTimeout):
+        return " has blocked the connection for longer than blocked_connection_timeout_s"
     if isinstance(cause, NoAnswerError):
         return f": {cause}; it hangs, or is too busy"
     if isinstance(cause, AMQPConnectorStackTimeout):
@@ -144,10 +150,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def connect(endpoint: Endpoint, heartbeat_s: int) -> pika.BlockingConnection:
+def connect(endpoint: Endpoint, heartbeat_s: int, blocked_timeout_s: float | None = None) -> pika.BlockingConnection:
     """A blocking connection; raises BrokerError in one line."""
     try:
-        return pika.BlockingConnection(parameters_of(endpoint, heartbeat_s))
+        return pika.BlockingConnection(parameters_of(endpoint, heartbeat_s, blocked_timeout_s))
     except (exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         raise BrokerError(describe(endpoint, error)) from None
 

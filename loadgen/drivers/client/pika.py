@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadgen.driver import DriverInfo
+from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.client.pika_consumers import BlockingConsumer, SelectConsumer
 from loadgen.drivers.client.pika_producers import BlockingProducer, SelectProducer
 from loadgen.drivers.rabbitmq_admin import RabbitMQAdmin
@@ -54,5 +54,5 @@ class BlockingDriver(DriverInfo):
         return BlockingConsumer(target, index, count)
 
 
-SELECT_DRIVER = SelectDriver("pika", "rabbitmq", "client")
-BLOCKING_DRIVER = BlockingDriver("pika-blocking", "rabbitmq", "client")
+SELECT_DRIVER = SelectDriver("pika", "rabbitmq", "client", Capabilities(blocked_timeout=True))
+BLOCKING_DRIVER = BlockingDriver("pika-blocking", "rabbitmq", "client", Capabilities(blocked_timeout=True))

@@ -24,7 +24,7 @@ LOST = (exceptions.AMQPError, exceptions.ChannelError, OSError)
 class SelectLoop:
     """A SelectConnection with one channel whose event loop turns only when it is pumped."""
 
-    def __init__(self, endpoint: Endpoint, heartbeat_s: int) -> None:
+    def __init__(self, endpoint: Endpoint, heartbeat_s: int, blocked_timeout_s: float | None = None) -> None:
         self.blocked = False
         self.endpoint = endpoint
         self._failure: str | None = None
@@ -34,7 +34,7 @@ class SelectLoop:
         self._connection: Any = None
         self.channel: Any = None
         try:
-            self._open(heartbeat_s)
+            self._open(heartbeat_s, blocked_timeout_s)
         except TrialError as error:
             self.close()
             raise BrokerError(str(error)) from None
@@ -42,10 +42,10 @@ class SelectLoop:
             self.close()
             raise
 
-    def _open(self, heartbeat_s: int) -> None:
+    def _open(self, heartbeat_s: int, blocked_timeout_s: float | None) -> None:
         opened: list[Any] = []
         select_connection.SelectConnection.create_connection(
-            parameters_of(self.endpoint, heartbeat_s), opened.append, self._ioloop
+            parameters_of(self.endpoint, heartbeat_s, blocked_timeout_s), opened.append, self._ioloop
         )
         self.wait_for(lambda: bool(opened), "the connection")
         if isinstance(opened[0], BaseException):

@@ -69,7 +69,7 @@ class SelectProducer:
         self._seq_of_tag_0: int | None = None
         self._confirms: list[tuple[int, bool, bool]] = []
         self._returns: list[tuple[int, str]] = []
-        self._loop = SelectLoop(target.endpoint, settings["heartbeat"])
+        self._loop = SelectLoop(target.endpoint, settings["heartbeat"], settings.get("blocked_connection_timeout_s"))
         self._loop.channel.add_on_return_callback(self._on_return)
         if self._unconfirmed is not None:
             ready: list[Any] = []
@@ -168,7 +168,7 @@ class BlockingProducer:
         self._batch_msgs = 1 if self._confirms else UNCONFIRMED_BATCH_MSGS
         self._settled: list[Settled] = []
         self.blocked = False
-        self._connection = connect(target.endpoint, settings["heartbeat"])
+        self._connection = connect(target.endpoint, settings["heartbeat"], settings.get("blocked_connection_timeout_s"))
         try:
             self._connection.add_on_connection_blocked_callback(self._on_blocked)
             self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
