@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from loadgen.driver import Target
     from loadgen.endpoint import Endpoint
 
-ADD_OFFSETS, END, COMMIT_OFFSETS = 25, 26, 28  # Kafka's numbers of the requests
+END, COMMIT_OFFSETS = 26, 28  # Kafka's numbers of the requests
 POINTS = {  # where it dies: at which request, and whether that has left
-    "between results and offsets": (ADD_OFFSETS, False),
-    "after the offsets were announced": (COMMIT_OFFSETS, False),
-    "after the offsets were sent, before the commit": (END, False),
+    "between results and offsets": (COMMIT_OFFSETS, False),
+    "after the offsets were sent, unheard": (COMMIT_OFFSETS, True),
+    "between offsets and commit": (END, False),
     "after the commit was asked for, unheard": (END, True),
 }
 BATCH = 20  # messages of one transaction

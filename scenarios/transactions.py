@@ -1,7 +1,7 @@
 """What do Kafka's transactions cost, by how often they are committed?
 
-The wire driver adds partitions to a transaction by a request of their own, as clients before 4.0 do; later ones leave
-that to the broker (KIP-890). With `--set kafka.driver=confluent` it is as librdkafka does it.
+As Kafka's own clients do, the wire driver leaves it to the brokers to add partitions to a transaction where the cluster
+has transaction.version 2 (KIP-890, from Kafka 4.0 on). With `--set kafka.driver=confluent` it is as librdkafka does it.
 """
 
 from loadgen import Durability, Kafka, Message, Rate, Scenario

@@ -15,6 +15,7 @@ from patience import until
 
 from loadgen.drivers.kafka_config import ABORTED
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, Coordinated
+from loadgen.drivers.wire.kafka_protocol import feature_levels
 from loadgen.drivers.wire.kafka_records import BatchHeader, committed
 from loadgen.nullbroker import null_broker
 from loadgen.scenario import Message
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SMALL = Message(size_bytes=100)
 ADD_PARTITIONS, END = 24, 26
+SERVER_SIDE = "transaction.version"
 DRIVERS = [WIRE, CLIENT]
 BOTH = pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
 
@@ -116,6 +118,24 @@ def test_a_transaction_ends_when_its_time_is_over(bench: Bench, driver: Driver) 
     transactional = {each.transactional_id for each in seen.of(PRODUCE)}
     assert transactional == {f"{target.name}-0"}
     ended(target, 3)
+
+
+@BOTH
+def test_the_broker_adds_partitions_where_it_can(bench: Bench, driver: Driver) -> None:
+    """Transactions are of the cluster's version: with 2 nobody asks for partitions, and each has the next epoch."""
+    assert feature_levels(bench.endpoint, bench.endpoint.hosts)[SERVER_SIDE] == 2, "as Kafka 4 is shipped"
+    target = bench.target(transaction_msgs=10, partitions=2, partitioner="round_robin")
+    with watched(bench.endpoint) as (by_proxy, seen):
+        producer = driver.producer(bench.by(target, by_proxy), payloads_of(SMALL))
+        assert seqs_of(send(producer, 40, step=10)) == list(range(40))
+        producer.close()
+    asked = {each.api: each.version for each in seen.requests}
+    is_new = driver is WIRE
+    assert (ADD_PARTITIONS in asked, asked[PRODUCE] >= 12, asked[END] >= 5) == (not is_new, is_new, is_new)
+    epochs = [each.producer_epoch for each in seen.of(END)]
+    assert epochs == [epochs[0] + step * is_new for step in range(4)]
+    for partition in range(2):
+        ended(target, 4, partition)
 
 
 def test_what_cannot_be_stored_takes_its_transaction_along(bench: Bench) -> None:

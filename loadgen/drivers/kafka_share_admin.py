@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kio.schema.api_versions.v3.request import ApiVersionsRequest
 from kio.schema.describe_configs.v1.request import DescribeConfigsRequest, DescribeConfigsResource
 from kio.schema.describe_share_group_offsets.v1.request import (
     DescribeShareGroupOffsetsRequest,
@@ -27,8 +26,9 @@ from kio.schema.types import GroupId, TopicName
 from kio.static.primitive import i8, i32
 
 from loadgen.drivers.kafka_asking import Asking
-from loadgen.drivers.kafka_config import CLIENT_ID, SHARE_GROUPS
+from loadgen.drivers.kafka_config import SHARE_GROUPS
 from loadgen.drivers.wire.kafka_cluster import Cluster
+from loadgen.drivers.wire.kafka_protocol import feature_levels
 from loadgen.drivers.wire.kafka_share_member import ShareMember
 from loadgen.errors import BrokerError
 
@@ -56,9 +56,7 @@ class ShareGroups:
 
     def features(self) -> dict[str, int]:
         """The cluster's feature levels, as a broker tells them."""
-        request = ApiVersionsRequest(client_software_name=CLIENT_ID, client_software_version="1")
-        answer = self._asking.until("no features are told", lambda: self._asking.any_node(request))
-        return {each.name: int(each.max_version_level) for each in answer.finalized_features}
+        return self._asking.until("no features are told", lambda: feature_levels(self._endpoint, self._endpoint.hosts))
 
     def check(self) -> None:
         """BrokerError in one line where the cluster has no share groups."""

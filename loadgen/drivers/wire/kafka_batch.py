@@ -37,12 +37,16 @@ _U32 = 0xFFFFFFFF
 
 def zigzag_varint(value: int) -> bytes:
     """A signed varint as Kafka's records have them."""
-    rest = (value << 1) ^ (value >> 63)
+    return uvarint((value << 1) ^ (value >> 63))
+
+
+def uvarint(value: int) -> bytes:
+    """An unsigned varint: seven bits a byte, the lowest first."""
     out = bytearray()
-    while rest > 0x7F:
-        out.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    out.append(rest)
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
     return bytes(out)
 
 

@@ -25,6 +25,7 @@ from loadgen.drivers.wire.kafka_protocol import (
     check_versions,
     demand,
     error_name,
+    feature_levels,
     open_any,
     patiently,
 )
@@ -154,6 +155,10 @@ class Cluster:
         answer = self._call_any(InitProducerIdRequest(transactional_id=None, transaction_timeout=_NO_TIMEOUT))
         self.demand("no producer id", answer.error_code)
         return int(answer.producer_id), int(answer.producer_epoch)
+
+    def feature_level(self, name: str) -> int:
+        """The cluster's level of a feature; 0 where it has none."""
+        return self.until("no features are told", lambda: feature_levels(self.endpoint, self._known)).get(name, 0)
 
     def coordinator(self, key: str, kind: Coordinated = "group") -> Connection:
         """A connection to the coordinator of a consumer group, or of a transactional id."""

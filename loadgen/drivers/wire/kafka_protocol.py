@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kio.index import load_response_from_request
 from kio.schema.api_versions.v0.request import ApiVersionsRequest
+from kio.schema.api_versions.v3.request import ApiVersionsRequest as FeaturesRequest
 from kio.schema.errors import ErrorCode
 from kio.schema.metadata.v5.request import MetadataRequest
 from kio.schema.sasl_authenticate.v1.request import SaslAuthenticateRequest
@@ -34,6 +35,7 @@ T = TypeVar("T")
 # The last layouts that need no parsing of optional parts; both brought zstd, and Kafka 2.1 to 4.x speak them.
 API_PRODUCE, PRODUCE_VERSION = 0, 7
 API_FETCH, FETCH_VERSION = 1, 10
+API_VERSIONS, FEATURES_VERSION = 18, 3  # since which features are told, too
 CALL_TIMEOUT_S = 10.0
 
 
@@ -197,8 +199,7 @@ def check(endpoint: Endpoint) -> None:
 
 def check_versions(connection: Connection) -> None:
     """BrokerError if the broker does not speak the versions that the hot frames are written in."""
-    answer = connection.call(ApiVersionsRequest())
-    spoken = {int(each.api_key): (int(each.min_version), int(each.max_version)) for each in answer.api_keys}
+    spoken = _spoken(connection)
     for name, api, version in (("Produce", API_PRODUCE, PRODUCE_VERSION), ("Fetch", API_FETCH, FETCH_VERSION)):
         lowest, highest = spoken.get(api, (0, -1))
         if not lowest <= version <= highest:
@@ -206,3 +207,21 @@ def check_versions(connection: Connection) -> None:
                 f"kafka at {connection.address}: speaks {name} {lowest} to {highest}; expected {version} "
                 "(Kafka 2.1 and later)"
             )
+
+
+def feature_levels(endpoint: Endpoint, addresses: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """The cluster's features and their levels; none where brokers are older than features (Kafka 2.4)."""
+    connection = open_any(endpoint, addresses)
+    try:
+        if _spoken(connection).get(API_VERSIONS, (0, 0))[1] < FEATURES_VERSION:
+            return {}
+        answer = connection.call(FeaturesRequest(client_software_name=CLIENT_ID, client_software_version="1"))
+    finally:
+        connection.close()
+    return {each.name: int(each.max_version_level) for each in answer.finalized_features}
+
+
+def _spoken(connection: Connection) -> dict[int, tuple[int, int]]:
+    """The lowest and highest version of each request that the broker knows."""
+    answer = connection.call(ApiVersionsRequest())
+    return {int(each.api_key): (int(each.min_version), int(each.max_version)) for each in answer.api_keys}

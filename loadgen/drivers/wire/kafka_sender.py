@@ -17,31 +17,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.driver import Settled
-from loadgen.drivers.kafka_config import ABORTED, CLIENT_ID, acks_number, is_transactional, transactional_id
+from loadgen.drivers.kafka_config import ABORTED, acks_number, is_transactional, transactional_id
 from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_batch import Identity, RowBuffer, seal, seal_compressed
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster
 from loadgen.drivers.wire.kafka_codecs import CODECS, Codecs
-from loadgen.drivers.wire.kafka_protocol import (
-    API_PRODUCE,
-    PRODUCE_VERSION,
-    Connection,
-    error_name,
-    is_retriable,
-)
+from loadgen.drivers.wire.kafka_produce import REQUEST_TIMEOUT_MS, produce_format
+from loadgen.drivers.wire.kafka_protocol import PRODUCE_VERSION, Connection, error_name, is_retriable
 from loadgen.drivers.wire.kafka_records import TRANSACTIONAL_BIT
 from loadgen.drivers.wire.kafka_transactions import Transactions
 
 if TYPE_CHECKING:
     from loadgen.driver import Int64, Target
 
-REQUEST_TIMEOUT_MS = 30_000  # these three as the Java client's defaults
-DELIVERY_TIMEOUT_MS = 120_000
+DELIVERY_TIMEOUT_MS = 120_000  # these two as the Java client's defaults
 MAX_REQUEST_BYTES = 1 << 20
 OUT_OF_ORDER_SEQUENCE, DUPLICATE_SEQUENCE, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
 CONNECTION_LOST = "NETWORK_EXCEPTION"  # as the protocol names it
 _MS, _BACKOFF_NS, _RECOVERY_LOOK_NS = 1_000_000, int(BACKOFF_S * 1e9), 20_000_000
-_PARTITION_ANSWER = struct.Struct(">ihqqq")  # partition, error, base offset, append time, log start
 
 
 @dataclass(slots=True, eq=False)
@@ -152,12 +145,10 @@ class Sender:
         self._links: dict[int, Link] = {}
         self._unreported: list[Settled] = []
         self._checked_ns = self._pumped_ns = time.monotonic_ns()
-        name, topic = CLIENT_ID.encode(), target.name.encode()
-        own = b"" if self.transactions is None else self.transactions.transactional_id.encode()
-        self._middle = struct.pack(f">h{len(name)}sh{len(own)}shiih{len(topic)}s", len(name), name, len(own) or -1,
-                                   own, self.acks, REQUEST_TIMEOUT_MS, 1, len(topic), topic)  # fmt: skip
-        # An answer's fixed part: correlation, one topic, its name, number of partitions.
-        self._answers_at = 4 + 4 + 2 + len(topic)
+        own, version = None, PRODUCE_VERSION
+        if self.transactions is not None:
+            own, version = self.transactions.transactional_id, self.transactions.produce_version
+        self._format = produce_format(target.name, own, self.acks, version)
         for node in set(self.cluster.leaders.values()):
             self._link(node)
 
@@ -183,6 +174,8 @@ class Sender:
             self._renew_identity()
         if self.transactions is not None and not self._needs_identity:
             self.transactions.turn(now_ns, is_drained=self.held_bytes == 0)
+            if self._identity != self.transactions.identity:
+                self._begin_anew(self.transactions.identity)
             flushing |= self.transactions.is_ending
         if self.active and not self._needs_identity:
             self._send_all_due(now_ns, flushing=flushing)
@@ -254,19 +247,14 @@ class Sender:
     def _send(self, link: Link, batches: list[tuple[Queue, Batch]], now_ns: int) -> None:
         connection = link.connection
         correlation = connection.next_correlation()
-        parts: list[bytes | memoryview] = []
-        size_bytes = 8 + len(self._middle) + 4
+        sealed: list[tuple[int, memoryview]] = []
         for queue, batch in batches:
             # Under the sequence number that it had before, the broker stores it once however often it comes.
             if batch.is_retry and batch.sequence in {None, -1}:
                 self.resent += batch.seqs
-            sealed = self._seal(queue, batch)
-            parts += [struct.pack(">ii", queue.partition, len(sealed)), sealed]
-            size_bytes += 8 + len(sealed)
+            sealed.append((queue.partition, self._seal(queue, batch)))
             queue.in_flight += 1
-        head = struct.pack(">ihhi", size_bytes, API_PRODUCE, PRODUCE_VERSION, correlation)
-        parts[0] = head + self._middle + struct.pack(">i", len(batches)) + bytes(parts[0])
-        connection.queue(parts)
+        connection.queue(self._format.request(correlation, sealed))
         link.requests.append(Request(correlation, batches, now_ns, connection.queued_bytes))
 
     def _seal(self, queue: Queue, batch: Batch) -> memoryview:
@@ -303,23 +291,19 @@ class Sender:
                 if link.connection.read():
                     at_ns = time.monotonic_ns()
                     while (found := link.connection.frame()) is not None:
-                        self._answered(link, found[0], at_ns, settled)
+                        self._answered(link, link.connection.buffer.data[slice(*found)], at_ns, settled)
             except LinkError as error:
                 self._lose(node, error)
         return settled if self.transactions is None else self.transactions.heard(settled)
 
-    def _answered(self, link: Link, begin: int, at_ns: int, settled: list[Settled]) -> None:
-        buffer = link.connection.buffer.data
-        (correlation,) = struct.unpack_from(">i", buffer, begin)
+    def _answered(self, link: Link, frame: memoryview, at_ns: int, settled: list[Settled]) -> None:
+        (correlation,) = struct.unpack_from(">i", frame)
         if not link.requests or link.requests[0].correlation != correlation:
             raise LinkError(f"an answer to request {correlation} came out of turn")
         request = link.requests.popleft()
-        at = begin + self._answers_at
-        (count,) = struct.unpack_from(">i", buffer, at)
         by_partition = {queue.partition: (queue, batch) for queue, batch in request.batches}
         done: list[Batch] = []
-        for index in range(count):
-            partition, code, *_ = _PARTITION_ANSWER.unpack_from(buffer, at + 4 + index * _PARTITION_ANSWER.size)
+        for partition, code in self._format.answered(frame):
             queue, batch = by_partition[partition]
             queue.in_flight -= 1
             if code in {0, DUPLICATE_SEQUENCE}:
@@ -406,18 +390,24 @@ class Sender:
             return
         try:
             if self.transactions is None:
-                self._identity = self.cluster.ask_producer_id()
+                identity = self.cluster.ask_producer_id()
             else:
-                self._identity = self.transactions.restart()
+                identity = self.transactions.restart()
                 self._abandon()
         except LinkError as error:
             self.cluster.trouble(str(error))
             return
         self._needs_identity = False
+        self._begin_anew(identity)
         for queue in self.queues:
-            queue.next_sequence, queue.is_known = 0, False
             for batch in queue.ready:
                 batch.sequence = None
+
+    def _begin_anew(self, identity: tuple[int, int]) -> None:
+        """Count each partition's messages from 0 under another producer id or epoch; nothing is in flight."""
+        self._identity = identity
+        for queue in self.queues:
+            queue.next_sequence, queue.is_known = 0, False
 
     def _abandon(self) -> None:
         """Give up what has not been sent of a transaction that cannot be committed any more."""

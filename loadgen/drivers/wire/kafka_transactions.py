@@ -2,7 +2,8 @@
 
 As an application does with one thread: messages are sent, the transaction is ended, and nothing of the next one is
 sent before that is answered. What is asked of the coordinator (AddPartitionsToTxn, EndTxn) is never waited for in a
-call. The versions are those in which partitions are added by request, which brokers from 0.11 to 4.x speak.
+call. As Kafka's own clients: where the cluster has transaction.version 2 (KIP-890, from 4.0 on), what is written to is
+added by the brokers, and each transaction has an epoch of its own, which EndTxn's answer tells; else by request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from kio.schema.add_partitions_to_txn.v2.request import AddPartitionsToTxnRequest, AddPartitionsToTxnTopic
 from kio.schema.end_txn.v2.request import EndTxnRequest
+from kio.schema.end_txn.v5.request import EndTxnRequest as EndTxnBumpingRequest
 from kio.schema.init_producer_id.v1.request import InitProducerIdRequest
 from kio.schema.types import ProducerId, TopicName, TransactionalId
 from kio.static.primitive import i16, i32, i32Timedelta
@@ -24,7 +26,8 @@ from loadgen.drivers.kafka_config import ABORTED, transaction_timeout_ms
 from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S
 from loadgen.drivers.wire.kafka_offsets import Offsets
-from loadgen.drivers.wire.kafka_protocol import error_name, is_retriable
+from loadgen.drivers.wire.kafka_produce import TRANSACTIONAL_VERSION
+from loadgen.drivers.wire.kafka_protocol import PRODUCE_VERSION, error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from loadgen.drivers.wire.kafka_protocol import Connection
 
 CONCURRENT_TRANSACTIONS = 51
+FEATURE, SERVER_SIDE = "transaction.version", 2  # from which level on the brokers add partitions themselves
 # While the transaction before is still being written down; Java's 20 ms would be most of a short transaction.
 _AGAIN_NS = 1_000_000
 _BACKOFF_NS = int(BACKOFF_S * 1e9)
@@ -53,6 +57,7 @@ class Transactions:
         self._most_ns = None if settings["transaction_ms"] is None else int(settings["transaction_ms"] * 1e6)
         self._abort_every: int = settings["transaction_abort_every"]
         self._timeout_ms = transaction_timeout_ms(settings)
+        self._is_server_side = cluster.feature_level(FEATURE) >= SERVER_SIDE
         self._connection: Connection | None = None
         self._under_way: tuple[Connection, RequestPayload, int, Callable[[Any], None]] | None = None
         self._group_connection: Connection | None = None
@@ -67,6 +72,11 @@ class Transactions:
         self._stored: list[Int64] = []
         self._told: list[Settled] = []
         self.identity = cluster.until(f"transactional id {transactional_id}", self._ask_identity)
+
+    @property
+    def produce_version(self) -> int:
+        """The version of produce requests that belongs to it."""
+        return TRANSACTIONAL_VERSION if self._is_server_side else PRODUCE_VERSION
 
     @property
     def room_msgs(self) -> int:
@@ -103,11 +113,13 @@ class Transactions:
 
     def end_with(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
         """End it now, with these offsets of a group in it: they are committed with its messages, or not at all."""
-        self._offsets = Offsets(group, topic, dict(offsets))
+        self._offsets = Offsets(group, topic, dict(offsets), adds_itself=self._is_server_side)
         self.end()
 
     def may_send(self, partition: int) -> bool:
-        """Whether the coordinator knows that this partition is part of it; else it will be told."""
+        """Whether the coordinator knows that this partition is part of it, or the broker tells it; else it will be."""
+        if self._is_server_side:
+            self._added.add(partition)
         if partition in self._added:
             return True
         self._wanted.add(partition)
@@ -215,9 +227,9 @@ class Transactions:
         self._wanted -= added
         self._cluster.well()
 
-    def _end_request(self, *, committed: bool) -> EndTxnRequest:
+    def _end_request(self, *, committed: bool) -> RequestPayload:
         producer_id, epoch = self.identity
-        return EndTxnRequest(
+        return (EndTxnBumpingRequest if self._is_server_side else EndTxnRequest)(
             transactional_id=TransactionalId(self.transactional_id),
             producer_id=ProducerId(producer_id),
             producer_epoch=i16(epoch),
@@ -227,6 +239,8 @@ class Transactions:
     def _on_ended(self, answer: Any) -> None:
         if self._is_refused("the transaction cannot be ended", [int(answer.error_code)]):
             return
+        if self._is_server_side:
+            self.identity = int(answer.producer_id), int(answer.producer_epoch)
         self._tell(ABORTED if self._is_to_abort else None)
         self._cluster.well()
 
