@@ -43,6 +43,9 @@ CONCURRENT_TRANSACTIONS = 51
 FEATURE, SERVER_SIDE = "transaction.version", 2  # from which level on the brokers add partitions themselves
 # While the transaction before is still being written down; Java's 20 ms would be most of a short transaction.
 _AGAIN_NS = 1_000_000
+# The broker answers EndTxn before its marks are written. What comes sooner is held there for 20 ms (its
+# add.partitions.to.txn.retry.backoff.ms), which happens seldom to clients that need their time to begin again.
+_PAUSE_NS = 1_000_000
 _BACKOFF_NS = int(BACKOFF_S * 1e9)
 _CLOSE_S = 2.0
 
@@ -63,6 +66,7 @@ class Transactions:
         self._group_connection: Connection | None = None
         self._offsets: Offsets | None = None  # still to be made part of the transaction
         self._not_before_ns = 0
+        self._paused_until_ns = 0
         self._number = 1
         self.msgs = 0
         self._began_ns = 0
@@ -95,6 +99,8 @@ class Transactions:
 
     def next_event_ns(self) -> int | None:
         """When there is something to be done that no socket tells."""
+        if self._paused_until_ns:
+            return self._paused_until_ns
         if self._under_way is None and (self._wanted or self._is_ending):
             return self._not_before_ns or None
         if self.msgs and self._most_ns is not None and not self._is_ending:
@@ -118,12 +124,11 @@ class Transactions:
 
     def may_send(self, partition: int) -> bool:
         """Whether the coordinator knows that this partition is part of it, or the broker tells it; else it will be."""
-        if self._is_server_side:
+        if self._is_server_side and not self._paused_until_ns:
             self._added.add(partition)
-        if partition in self._added:
-            return True
-        self._wanted.add(partition)
-        return False
+        if partition not in self._added and not self._is_server_side:
+            self._wanted.add(partition)
+        return partition in self._added
 
     def heard(self, settled: list[Settled]) -> list[Settled]:
         """Keep what the broker stored until its transaction has ended; what became of those that have."""
@@ -136,6 +141,8 @@ class Transactions:
         """Hear the coordinator, or end what is due; `is_drained`: nothing sent waits for its answer."""
         if self.msgs and self._most_ns is not None and now_ns - self._began_ns >= self._most_ns:
             self._is_ending = True
+        if now_ns >= self._paused_until_ns:
+            self._paused_until_ns = 0
         try:
             if self._under_way is not None:
                 self._hear()
@@ -241,6 +248,7 @@ class Transactions:
             return
         if self._is_server_side:
             self.identity = int(answer.producer_id), int(answer.producer_epoch)
+            self._paused_until_ns = time.monotonic_ns() + _PAUSE_NS
         self._tell(ABORTED if self._is_to_abort else None)
         self._cluster.well()
 
