@@ -45,7 +45,7 @@ FEATURE, SERVER_SIDE = "transaction.version", 2  # from which level on the broke
 _AGAIN_NS = 1_000_000
 # The broker answers EndTxn before its marks are written. What comes sooner is held there for 20 ms (its
 # add.partitions.to.txn.retry.backoff.ms), which happens seldom to clients that need their time to begin again.
-_PAUSE_NS = 1_000_000
+PAUSE_NS = 1_000_000
 _BACKOFF_NS = int(BACKOFF_S * 1e9)
 _CLOSE_S = 2.0
 
@@ -248,7 +248,7 @@ class Transactions:
             return
         if self._is_server_side:
             self.identity = int(answer.producer_id), int(answer.producer_epoch)
-            self._paused_until_ns = time.monotonic_ns() + _PAUSE_NS
+            self._paused_until_ns = time.monotonic_ns() + PAUSE_NS
         self._tell(ABORTED if self._is_to_abort else None)
         self._cluster.well()
 
