@@ -129,6 +129,8 @@ def _unknown(trial: Trial) -> str | None:
         return "no ceiling is known: a null broker does not choose an active consumer"
     if trial.settings.get("group") == "share":
         return "no ceiling is known: a null broker has no share groups"
+    if trial.driver == "kafka" and trial.settings["group_protocol"] != "static":
+        return "no ceiling is known: a null broker gives no partitions out"
     if trial.settings.get("queues", 1) > 1 or trial.settings.get("exchange") == "consistent-hash":
         return "no ceiling is known: a null broker does not spread messages over queues"
     return None

@@ -262,10 +262,11 @@ def refuse_unfit(faults: tuple[At, ...], point: Point, nodes: int) -> None:
     if broker == "kafka" and any(isinstance(each.fault, Full) and each.fault.resource != "disk" for each in faults):
         raise ScenarioError("faults: Kafka has no alarm for memory; expected Full('disk'), or RabbitMQ alone")
     crashes = any(isinstance(each.fault, Crash) for each in faults)
-    if crashes and (driver != CRASHING[broker] or point.settings.get("group") == "share"):
+    is_member = point.settings.get("group") == "share" or point.settings.get("group_protocol") == "consumer"
+    if crashes and (driver != CRASHING[broker] or is_member):
         raise ScenarioError(
             f"faults: clients of driver {driver} cannot crash in the midst of a process; expected {broker}.driver = "
-            f"{CRASHING[broker]}, and no share group"
+            f"{CRASHING[broker]}, no share group and no group_protocol"
         )
     if driver not in RECOVERING[broker]:
         raise ScenarioError(

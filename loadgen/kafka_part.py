@@ -96,8 +96,9 @@ class Kafka(Part):
     isolation_level: _Isolation | Sweep[_Isolation] | None = None
     """read_committed skips the records of aborted transactions, and waits for the end of open ones."""
     group_protocol: _GroupProtocol | Sweep[_GroupProtocol] | None = None
-    """Who shares out the partitions: nobody (static: partition p is read by consumer p modulo consumers, as driver
-    `kafka` does), or the group by its old (classic) or new protocol (consumer), which driver `confluent` speaks."""
+    """Who shares out the partitions: nobody (static: partition p is read by consumer p modulo consumers), or the group
+    by its new protocol (consumer) or its old one (classic), which only driver `confluent` speaks. None is static with
+    driver `kafka`, classic with the others."""
     group: _Group | Sweep[_Group] | None = None
     """partitions: a consumer group, of whose members one reads a partition. share: a share group (queues for Kafka), in
     which all of them may, each record is acknowledged by itself, and `commit_mode` says how that is sent."""

@@ -77,7 +77,7 @@ def refuse_ungrouped(broker: str, driver: str, settings: Mapping[str, Any], memb
     if broker == "kafka" and settings.get("group") != "share" and settings.get("group_protocol") == "static":
         raise ScenarioError(
             f"{kind}_at_s = {at_s:g}: with group_protocol = static partitions do not change hands; expected "
-            "kafka.driver = confluent with group_protocol = classic or consumer, or group = share"
+            "kafka.group_protocol = consumer (or classic, with driver = confluent), or group = share"
         )
     if broker == "rabbitmq" and driver in stream_knobs.DRIVERS and not settings["single_active_consumer"]:
         raise ScenarioError(

@@ -42,6 +42,8 @@ _ONE_WAY = {
         )
     },
     "transaction_msgs": None,
+    "group": "partitions",
+    "group_protocol": "static",
 }  # fmt: skip
 
 
@@ -163,8 +165,6 @@ def refuse_unfit(point: Point) -> None:
     given = next((knob for knob in _ONE_WAY if settings.get(knob) not in {None, _ONE_WAY[knob]}), None)
     if given is not None:
         raise ScenarioError(f"{point.broker}.{given} = {settings[given]}: is not for {asked}; drop the knob")
-    if settings.get("group") == "share":
-        raise ScenarioError(f"kafka.group = share: with {asked}, expected group = partitions")
     if not point.pattern.is_request_reply:
         _refuse_unfit_process(point)
 

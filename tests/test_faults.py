@@ -21,6 +21,7 @@ from loadgen import (
     Delay,
     Durability,
     Full,
+    Kafka,
     Kill,
     Message,
     Pause,
@@ -84,6 +85,10 @@ def test_records_of_older_runs_are_told_what_was_hurt_by_the_faults_words(fault:
         (
             lambda: scenario(At("1s", Kill()), rabbitmq=RabbitMQ(driver="pika")),
             "driver pika does not open another",
+        ),
+        (
+            lambda: scenario(At("1s", Crash("consumers")), rabbitmq=None, kafka=Kafka(group_protocol="consumer")),
+            "no share group and no group_protocol",
         ),
         (lambda: scenario(At("1s", Kill(2))), "there is no node 2: expected 1 to 1 in class broker"),
         (lambda: scenario(At("1s", Kill()), rate=Rate.search()), "Rate.search has trials of its own lengths"),

@@ -103,11 +103,15 @@ def test_the_wire_drivers_group_has_no_members(bench: Bench) -> None:
     assert bench.admin.depth(target) == 0
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_group_protocols(bench: Bench, protocol: str) -> None:
+@pytest.mark.parametrize(
+    ("driver", "protocol"),
+    [(CLIENT, "classic"), (CLIENT, "consumer"), (WIRE, "consumer")],
+    ids=["confluent classic", "confluent consumer", "kafka consumer"],
+)
+def test_group_protocols(bench: Bench, driver: Driver, protocol: str) -> None:
     """The coordinator tells the protocol, two members that share the partitions, and what they committed."""
     target = bench.target(partitions=4, group_protocol=protocol, auto_commit_interval_ms=50)
-    consumers = [CLIENT.consumer(target, index, 2) for index in range(2)]
+    consumers = [driver.consumer(target, index, 2) for index in range(2)]
     filled(target, 2_000)
     got = receive(consumers, payloads_of(SMALL), lambda got: len(got.seqs) >= 2_000)  # type: ignore[arg-type]
     assert sorted(set(got.seqs)) == list(range(2_000))
@@ -126,3 +130,36 @@ def shares(target: Target) -> bool:
     group = described(target)
     given = [len(member.assignment.topic_partitions) for member in group.members]
     return group.state == ConsumerGroupState.STABLE and given == [2, 2]
+
+
+@pytest.mark.parametrize("mode", ["sync", "auto"])
+def test_a_member_that_leaves_gives_its_partitions_to_the_others(bench: Bench, mode: str) -> None:
+    """They go on after what it had worked on, committed or not before it left: nothing comes twice or is left out."""
+    knobs = {"group_protocol": "consumer", "commit_mode": mode, "auto_commit_interval_ms": 60_000}
+    target = bench.target(partitions=4, partitioner="round_robin", max_poll_records=50, **knobs)
+    consumers = [WIRE.consumer(target, index, 2) for index in range(2)]
+    filled(target, 2_000)
+    first = receive(consumers, payloads_of(SMALL), lambda got: len(got.seqs) >= 400 and shares(target))
+    assert len(first.by_partition) == 4
+    consumers[0].close()
+    left = 2_000 - len(first.seqs)
+    rest = receive(consumers[1:], payloads_of(SMALL), lambda got: len(got.seqs) >= left)
+    assert sorted(first.seqs + rest.seqs) == list(range(2_000))
+    assert consumers[1].receive(0.1) == []
+    consumers[1].close()
+    assert bench.admin.depth(target) == 0
+
+
+def test_a_member_that_the_group_forgot_comes_again(bench: Bench) -> None:
+    """What it cannot commit any more comes again, to it or to another; none is left out."""
+    target = bench.target(group_protocol="consumer", commit_mode="sync", max_poll_records=50)
+    filled(target, 200)
+    consumer = WIRE.consumer(target, 0, 1)
+    first = receive([consumer], payloads_of(SMALL), lambda got: len(got.seqs) >= 50)
+    member = consumer._member  # type: ignore[attr-defined]
+    coordinator = member._cluster.coordinator(target.group)
+    coordinator.call(member.request(-1))  # as if its session had ended
+    coordinator.close()
+    rest = receive([consumer], payloads_of(SMALL), lambda got: {*first.seqs, *got.seqs} == set(range(200)))
+    assert {*first.seqs, *rest.seqs} == set(range(200))
+    consumer.close()

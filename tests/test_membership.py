@@ -106,8 +106,10 @@ CHANGES = [
     ("rabbitmq", RabbitMQ(prefetch=10), {"leaves_at_s": 0.5, "duration_s": 1.5}, [2, 1]),
     ("kafka", Kafka(driver="confluent", partitions=4), {"joins_at_s": 0.2, "duration_s": 5.0}, [1, 2]),
     ("kafka", Kafka(driver="confluent", partitions=4), {"leaves_at_s": 0.5, "duration_s": 4.0}, [2, 1]),
+    ("kafka", Kafka(group_protocol="consumer", partitions=4), {"joins_at_s": 0.2, "duration_s": 8.0}, [1, 2]),
+    ("kafka", Kafka(group_protocol="consumer", partitions=4), {"leaves_at_s": 0.5, "duration_s": 8.0}, [2, 1]),
 ]
-NAMES = ["queue joins", "queue leaves", "group joins", "group leaves"]
+NAMES = ["queue joins", "queue leaves", "group joins", "group leaves", "new group joins", "new group leaves"]
 
 
 @pytest.mark.parametrize(("broker", "part", "changes", "expected"), CHANGES, ids=NAMES)

@@ -172,6 +172,7 @@ def test_each_request_is_replied_to_or_given_up_once(data: st.DataObject) -> Non
         ("rabbitmq", {}, {"consumers": 0}, "needs responders"),
         ("rabbitmq", {}, {"subscribers": 2}, "each message goes one way"),
         ("kafka", {"group": "share"}, {}, "kafka.group = share"),
+        ("kafka", {"group_protocol": "consumer"}, {}, "kafka.group_protocol = consumer: is not for pattern"),
         ("kafka", {"transaction_msgs": 5}, {}, "is not for pattern = request_reply"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from loadgen.driver import Capabilities, DriverInfo
 from loadgen.drivers.wire.kafka_codecs import CODECS
 from loadgen.drivers.wire.kafka_consumer import KafkaConsumer
+from loadgen.drivers.wire.kafka_group import KafkaGroupConsumer
 from loadgen.drivers.wire.kafka_producer import KafkaProducer
 from loadgen.drivers.wire.kafka_requests import KafkaRequester, KafkaResponder
 from loadgen.drivers.wire.kafka_share import KafkaShareConsumer
@@ -33,9 +34,11 @@ class WireKafka(DriverInfo):
         return KafkaProducer(target, payloads)
 
     def consumer(self, target: Target, index: int, count: int) -> Consumer:
-        """Connect consumer `index` of `count`, which reads every count-th partition, or join the share group."""
+        """Connect consumer `index` of `count`, which reads every count-th partition, or join its group."""
         if target.settings["group"] == "share":
             return KafkaShareConsumer(target)
+        if target.group and target.settings["group_protocol"] == "consumer":
+            return KafkaGroupConsumer(target)
         return KafkaConsumer(target, index, count)
 
     def requester(self, target: Target, payloads: Payloads) -> KafkaRequester:
@@ -55,7 +58,7 @@ DRIVER = WireKafka(
         partitions=True,
         compression=CODECS,
         idempotence=True,
-        group_protocols=("static",),
+        group_protocols=("static", "consumer"),
         transactions=True,
         share_acquire_modes=("batch_optimized", "record_limit"),
         has_middle_roles=True,

@@ -1,4 +1,4 @@
-"""Offset commits of a consumer that is no member of a group: while it reads, and once at its end.
+"""Offset commits of a consumer, be it a member of its group or not: while it reads, and once at its end.
 
 Now and then, as `auto_commit_interval_ms` says (auto), or whenever a batch is processed: awaited (sync), or under way
 while the next one is (async; what is processed meanwhile goes with the next commit, since a later one replaces it).
@@ -7,10 +7,12 @@ while the next one is (async; what is processed meanwhile goes with the next com
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from loadgen.drivers.wire.framed import LinkError, wait
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, offset_commit
+from loadgen.drivers.wire.kafka_group_member import GONE
 from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
 
@@ -19,17 +21,29 @@ if TYPE_CHECKING:
 
     from kio.static.protocol import RequestPayload
 
+    from loadgen.drivers.wire.kafka_group_member import GroupMember
+
 _CLOSE_S = 5.0
 _SYNC_S = 5.0  # so long one commit is awaited at once: the agent must be seen to live
 _LOOK_S = 0.02
 
 
 class Commits:
-    """The committed offsets of one group on one topic, written by one consumer."""
+    """The committed offsets of one group on one topic, written by one consumer.
 
-    def __init__(self, cluster: Cluster, group: str, settings: Mapping[str, Any]) -> None:
+    Args:
+        cluster: where the topic is.
+        group: the group.
+        settings: of the trial.
+        member: who commits; None is nobody that the group knows.
+    """
+
+    def __init__(
+        self, cluster: Cluster, group: str, settings: Mapping[str, Any], member: GroupMember | None = None
+    ) -> None:
         self._cluster = cluster
         self._group = group
+        self._member = member
         self._is_awaited = settings["commit_mode"] == "sync"
         self._interval_s = settings["auto_commit_interval_ms"] / 1000 if settings["commit_mode"] == "auto" else 0.0
         self._connection: Connection | None = None
@@ -39,10 +53,20 @@ class Commits:
         self._due_s = time.monotonic() + self._interval_s
 
     def start(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Find the coordinator; the offsets that are committed already."""
-        self._connection = self._cluster.coordinator(self._group)
-        self._committed = self._cluster.committed(self._connection, self._group, partitions)
-        return dict(self._committed)
+        """Find the coordinator; the offsets that are committed already in partitions that are now read."""
+        if self._connection is None or self._under_way is not None:
+            self._drop_connection()
+            self._connection = self._cluster.coordinator(self._group)
+        found = self._cluster.committed(self._connection, self._group, partitions)
+        self._committed |= found
+        return found
+
+    def end(self, partitions: Iterable[int], within_s: float = _CLOSE_S) -> None:
+        """Commit what was processed, if that can be so soon; these partitions are somebody else's from now on."""
+        self._finish(within_s)
+        for each in partitions:
+            self._processed.pop(each, None)
+            self._committed.pop(each, None)
 
     def processed(self, offsets: dict[int, int]) -> None:
         """Everything before these offsets may be committed."""
@@ -54,7 +78,9 @@ class Commits:
             self.poll()
 
     def poll(self) -> None:
-        """Hear of the commit under way, or begin one when it is time."""
+        """Hear of the commit under way, or begin one when it is time; a member stays in its group meanwhile."""
+        if self._member is not None:
+            self._member.poll()
         try:
             if self._under_way is not None:
                 self._hear()
@@ -71,10 +97,13 @@ class Commits:
         return self._under_way is not None or bool(self._changed())
 
     def _lose(self) -> None:
+        self._drop_connection()
+        self._due_s = time.monotonic() + BACKOFF_S
+
+    def _drop_connection(self) -> None:
         if self._connection is not None:
             self._connection.close()
         self._connection = self._under_way = None
-        self._due_s = time.monotonic() + BACKOFF_S
 
     def _changed(self) -> dict[int, int]:
         return {each: offset for each, offset in self._processed.items() if self._committed.get(each, 0) != offset}
@@ -85,7 +114,9 @@ class Commits:
             return
         if self._connection is None:
             self._connection = self._cluster.ask_coordinator(self._group)
-        request = offset_commit(self._cluster.topic, self._group, changed)
+        request: RequestPayload = offset_commit(self._cluster.topic, self._group, changed)
+        if self._member is not None:
+            request = self._member.committing(changed)
         correlation = self._connection.post(request)
         self._under_way = (request, correlation, changed)
 
@@ -100,6 +131,10 @@ class Commits:
         for each in answer.topics[0].partitions:
             if not each.error_code:
                 continue
+            if self._member is not None and each.error_code in GONE:  # its number will be known with the next beat
+                self._member.ask_soon()
+                self._due_s = time.monotonic() + _LOOK_S
+                return
             if not is_retriable(each.error_code):
                 where = f"kafka at {self._cluster.endpoint.address}: group {self._group}"
                 raise TrialError(f"{where}: offsets were refused: {error_name(each.error_code)}")
@@ -113,13 +148,15 @@ class Commits:
 
     def close(self) -> None:
         """Commit what was processed and close; never raises."""
-        deadline_s = time.monotonic() + _CLOSE_S
-        try:
-            while self._is_behind and time.monotonic() < deadline_s:
-                self._due_s = 0.0 if self._under_way is None else self._due_s
-                self.poll()
-                time.sleep(0.001)
-        except LoadgenError:
-            pass  # the broker is gone: what is not committed will be read again
+        with suppress(LoadgenError):  # the broker is gone: what is not committed will be read again
+            self._finish(_CLOSE_S)
         if self._connection is not None:
             self._connection.close()
+
+    def _finish(self, within_s: float) -> None:
+        deadline_s = time.monotonic() + within_s
+        self._due_s = 0.0
+        while self._is_behind and time.monotonic() < deadline_s:
+            self.poll()
+            self._due_s = min(self._due_s, time.monotonic() + _LOOK_S)
+            time.sleep(0.001)

@@ -27,7 +27,7 @@ from loadgen.drivers.wire.kafka_shape import DamagedBatchError
 from loadgen.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from loadgen.driver import Start, Target, UInt8
 
@@ -92,11 +92,19 @@ class KafkaConsumer:
     """Reads its share of the partitions (see `loadgen.driver.Consumer`) without a group's rebalancing.
 
     It begins at the group's committed offsets, else at the target's start, else at the earliest; or it is told where
-    (`begins`: offsets by partition, those that it reads), and then commits nothing by itself. The next fetch is under
-    way while a batch is handed out; nothing more is read from the sockets until all that came has been handed out.
+    (`begins`: offsets by partition, those that it reads), and then commits nothing by itself. `highest` are the offsets
+    behind what was handed out before, by partition: below them a message comes again. The next fetch is under way while
+    a batch is handed out; nothing more is read from the sockets until all that came has been handed out.
     """
 
-    def __init__(self, target: Target, index: int, count: int, begins: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        index: int,
+        count: int,
+        begins: Mapping[int, int] | None = None,
+        highest: dict[int, int] | None = None,
+    ) -> None:
         settings = target.settings
         self._max_poll_records: int = settings["max_poll_records"]
         self._max_partition_bytes: int = settings["max_partition_fetch_bytes"]
@@ -115,7 +123,7 @@ class KafkaConsumer:
         self._pending: deque[Piece] = deque()
         self._reading: Reading | None = None
         self._reader = RecordReader()
-        self._progress = Progress()
+        self._progress = Progress(highest={} if highest is None else highest)
         self._commits: Commits | None = None
         self._commits_before: bool = settings["commit"] == "before"
         if self._partitions:
@@ -126,21 +134,9 @@ class KafkaConsumer:
             self._commits = Commits(self._cluster, target.group, target.settings)
             begins = self._commits.start(self._partitions)
         missing = [each for each in self._partitions if each not in begins]
-        self._progress.fetched = {**self._begins(missing, target.start), **begins}
+        self._progress.fetched = {**begins_of(self._cluster, missing, target.start), **begins}
         self._progress.handed = dict(self._progress.fetched)
         self._fetch()
-
-    def _begins(self, partitions: Sequence[int], start: Start | None) -> dict[int, int]:
-        """Where to begin in partitions of which nothing is committed."""
-        if not partitions:
-            return {}
-        if start is not None and start.time_ms is not None:
-            return self._cluster.from_time(partitions, start.time_ms)
-        known = {} if start is None or start.offsets is None else start.offsets
-        rest = [each for each in partitions if each not in known]
-        return {each: known[each] for each in partitions if each in known} | (
-            self._cluster.earliest(rest) if rest else {}
-        )
 
     @property
     def failed_requests(self) -> int:
@@ -417,3 +413,14 @@ class KafkaConsumer:
             self._progress.highest[partition] = max(seen, past)
             self._progress.handed[partition] = past
         return batch
+
+
+def begins_of(cluster: Cluster, partitions: Collection[int], start: Start | None) -> dict[int, int]:
+    """Where to begin in partitions of which nothing is committed."""
+    if not partitions:
+        return {}
+    if start is not None and start.time_ms is not None:
+        return cluster.from_time(partitions, start.time_ms)
+    known = {} if start is None or start.offsets is None else start.offsets
+    rest = [each for each in partitions if each not in known]
+    return {each: known[each] for each in partitions if each in known} | (cluster.earliest(rest) if rest else {})

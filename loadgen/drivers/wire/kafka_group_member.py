@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loadgen.drivers.wire.kafka_cluster import Cluster
     from loadgen.drivers.wire.kafka_protocol import Connection
 
-BEAT_S = 1.0  # the broker asks for one in 5 s: then a user who comes would wait as long for its partitions
+BEAT_S = 1.0  # the broker asks for one in 5 s: then a user of Locust's who comes would wait as long for its partitions
 _GIVE_UP = i32Timedelta.parse(timedelta(seconds=30))
 STALE_MEMBER_EPOCH = 113
 GONE = frozenset({UNKNOWN_MEMBER_ID, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH})
@@ -42,6 +42,7 @@ class GroupMember(Member):
     def __init__(self, cluster: Cluster, group: str) -> None:
         super().__init__(cluster, group)
         self._owned: frozenset[int] = frozenset()
+        self.most_beat_s = BEAT_S
 
     def owns(self, partitions: frozenset[int]) -> None:
         """Say which partitions are read from now on."""
@@ -55,7 +56,7 @@ class GroupMember(Member):
 
     def beat_s(self, asked_s: float) -> float:
         """See `Member.beat_s`."""
-        return min(asked_s, BEAT_S)
+        return min(asked_s, self.most_beat_s)
 
     def request(self, epoch: int) -> ConsumerGroupHeartbeatRequest:
         """See `Member.request`."""
@@ -74,18 +75,21 @@ class GroupMember(Member):
 
     def commit(self, connection: Connection, offsets: Mapping[int, int]) -> int:
         """Commit as this member, and wait for it; the first error code of any partition, 0 where there is none."""
+        answer = connection.call(self.committing(offsets))
+        codes = [int(each.error_code) for topic in answer.topics for each in topic.partitions]
+        return next((code for code in codes if code), 0)
+
+    def committing(self, offsets: Mapping[int, int]) -> OffsetCommitRequest:
+        """A commit as this member."""
         partitions = tuple(
             OffsetCommitRequestPartition(
                 partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None
             )
             for each, offset in sorted(offsets.items())
         )
-        request = OffsetCommitRequest(
+        return OffsetCommitRequest(
             group_id=GroupId(self.group),
             generation_id_or_member_epoch=i32(self.epoch),
             member_id=self.member_id,
             topics=(OffsetCommitRequestTopic(name=TopicName(self._cluster.topic), partitions=partitions),),
         )
-        answer = connection.call(request)
-        codes = [int(each.error_code) for topic in answer.topics for each in topic.partitions]
-        return next((code for code in codes if code), 0)

@@ -404,10 +404,15 @@ class Sender:
                 batch.sequence = None
 
     def _begin_anew(self, identity: tuple[int, int]) -> None:
-        """Count each partition's messages from 0 under another producer id or epoch; nothing is in flight."""
+        """Count each partition's messages from 0 under another producer id or epoch; nothing is in flight.
+
+        Of a producer that a broker knows it takes nothing but 0 as the first number of another epoch.
+        """
+        is_same = identity[0] == self._identity[0]
         self._identity = identity
         for queue in self.queues:
-            queue.next_sequence, queue.is_known = 0, False
+            queue.next_sequence = 0
+            queue.is_known &= is_same
 
     def _abandon(self) -> None:
         """Give up what has not been sent of a transaction that cannot be committed any more."""
