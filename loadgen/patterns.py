@@ -43,7 +43,6 @@ _ONE_WAY = {
     },
     "transaction_msgs": None,
     "group": "partitions",
-    "group_protocol": "static",
 }  # fmt: skip
 
 

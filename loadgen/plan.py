@@ -409,6 +409,11 @@ def _refuse_beyond_drivers(trials: Sequence[Trial]) -> None:
                 f"{trial.broker}.driver = {trial.driver}: cannot do pattern = {trial.pattern.kind}; expected driver = "
                 f"{'amqp' if trial.broker == 'rabbitmq' else 'kafka'}"
             )
+        protocol = trial.settings.get("group_protocol") or "static"
+        if trial.pattern.has_middle and protocol != "static":
+            raise ScenarioError(
+                f"kafka.group_protocol = {protocol}: is not for pattern = {trial.pattern.kind}; drop the knob"
+            )
         if lacking is not None:
             raise ScenarioError(
                 f"{trial.broker}.{lacking}: driver {trial.driver} cannot do that; choose another driver"
