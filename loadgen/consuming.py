@@ -27,7 +27,7 @@ from loadgen.agent import (
     Drained,
 )
 from loadgen.board import Cell
-from loadgen.driver import Crashing, Failing, Rebalancing, redelivers, start_of
+from loadgen.driver import Attending, Crashing, Failing, Rebalancing, redelivers, start_of
 from loadgen.drivers import load_driver
 from loadgen.ledger import ReceivedBook
 from loadgen.membership import Deliveries
@@ -236,6 +236,7 @@ class ConsumerAgent(Agent):
 
         Of a consumer that is told to end, the message under way is finished and the rest stays unsettled.
         """
+        attend = consumer.attend if isinstance(consumer, Attending) else None
         for batch in batches:
             begins, ends = worker.take(len(batch.starts), batch.parsed_ns)
             self._spans.append((batch.parsed_ns, batch.parsed_ns - batch.read_ns))
@@ -254,6 +255,8 @@ class ConsumerAgent(Agent):
                     self.processed(batch, done, over)
                 if over > done and len(batches) == 1:
                     consumer.settle(over - done)
+                if attend is not None:
+                    attend()
                 done = over
                 self._look_up(now)
                 if must_end and done == begun < len(ends):

@@ -294,6 +294,15 @@ class Rebalancing(Protocol):
 
 
 @runtime_checkable
+class Attending(Protocol):
+    """What a consumer has beside `Consumer` if it is in its group only for as long as it is called."""
+
+    def attend(self) -> None:
+        """Stay in the group while what was handed out is worked on."""
+        ...
+
+
+@runtime_checkable
 class Retrying(Protocol):
     """What a producer or consumer has beside its role if it tries failed requests again and can tell how many."""
 

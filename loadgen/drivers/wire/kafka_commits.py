@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen.drivers.wire.framed import LinkError, wait
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, offset_commit
-from loadgen.drivers.wire.kafka_group_member import GONE
+from loadgen.drivers.wire.kafka_group_member import GONE, STALE_MEMBER_EPOCH
+from loadgen.drivers.wire.kafka_member import ANSWER_S
 from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
 
@@ -44,6 +45,8 @@ class Commits:
         self._cluster = cluster
         self._group = group
         self._member = member
+        self._incarnation = 0
+        self._asked_s = 0.0
         self._is_awaited = settings["commit_mode"] == "sync"
         self._interval_s = settings["auto_commit_interval_ms"] / 1000 if settings["commit_mode"] == "auto" else 0.0
         self._connection: Connection | None = None
@@ -54,12 +57,24 @@ class Commits:
 
     def start(self, partitions: Iterable[int]) -> dict[int, int]:
         """Find the coordinator; the offsets that are committed already in partitions that are now read."""
-        if self._connection is None or self._under_way is not None:
-            self._drop_connection()
-            self._connection = self._cluster.coordinator(self._group)
+        if self._member is not None:
+            self._incarnation = self._member.incarnation
+        self._drop_connection()  # which may have been silent for long
+        self._connection = self._cluster.coordinator(self._group)
         found = self._cluster.committed(self._connection, self._group, partitions)
         self._committed |= found
         return found
+
+    def has_lost(self) -> bool:
+        """Stay in the group; whether it has forgotten this member since `start`: then nothing is committed any more."""
+        if self._member is None:
+            return False
+        self._member.poll()
+        if self._member.incarnation == self._incarnation:
+            return False
+        self._processed, self._committed = {}, {}
+        self._drop_connection()
+        return True
 
     def end(self, partitions: Iterable[int], within_s: float = _CLOSE_S) -> None:
         """Commit what was processed, if that can be so soon; these partitions are somebody else's from now on."""
@@ -70,6 +85,8 @@ class Commits:
 
     def processed(self, offsets: dict[int, int]) -> None:
         """Everything before these offsets may be committed."""
+        if self.has_lost():
+            return
         self._processed = dict(offsets)
         self.poll()
         deadline_s = time.monotonic() + _SYNC_S
@@ -79,8 +96,8 @@ class Commits:
 
     def poll(self) -> None:
         """Hear of the commit under way, or begin one when it is time; a member stays in its group meanwhile."""
-        if self._member is not None:
-            self._member.poll()
+        if self.has_lost():
+            return
         try:
             if self._under_way is not None:
                 self._hear()
@@ -119,27 +136,36 @@ class Commits:
             request = self._member.committing(changed)
         correlation = self._connection.post(request)
         self._under_way = (request, correlation, changed)
+        self._asked_s = time.monotonic()
 
     def _hear(self) -> None:
         assert self._connection is not None
         assert self._under_way is not None
         request, correlation, changed = self._under_way
         answer = self._connection.heard(request, correlation)
+        if answer is None and time.monotonic() - self._asked_s > ANSWER_S:
+            raise LinkError(f"no answer to a commit within {ANSWER_S:g} s")
         if answer is None:
             return
         self._under_way = None
         for each in answer.topics[0].partitions:
             if not each.error_code:
                 continue
-            if self._member is not None and each.error_code in GONE:  # its number will be known with the next beat
-                self._member.ask_soon()
-                self._due_s = time.monotonic() + _LOOK_S
+            if self._member is not None and each.error_code in GONE:
+                self._refused(self._member, int(each.error_code))
                 return
             if not is_retriable(each.error_code):
                 where = f"kafka at {self._cluster.endpoint.address}: group {self._group}"
                 raise TrialError(f"{where}: offsets were refused: {error_name(each.error_code)}")
             raise LinkError(f"offsets were refused: {error_name(each.error_code)}")
         self._committed |= changed
+
+    def _refused(self, member: GroupMember, code: int) -> None:
+        if code == STALE_MEMBER_EPOCH:  # its number will be known with the next heartbeat
+            member.ask_soon()
+            self._due_s = time.monotonic() + _LOOK_S
+        else:
+            member.rejoin()
 
     def crash(self) -> None:
         """Commit nothing more; never raises."""
@@ -160,3 +186,4 @@ class Commits:
             self.poll()
             self._due_s = min(self._due_s, time.monotonic() + _LOOK_S)
             time.sleep(0.001)
+        self._due_s = time.monotonic() + self._interval_s

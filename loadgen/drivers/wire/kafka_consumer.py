@@ -103,12 +103,14 @@ class KafkaConsumer:
         index: int,
         count: int,
         begins: Mapping[int, int] | None = None,
+        *,
+        cluster: Cluster | None = None,
         highest: dict[int, int] | None = None,
     ) -> None:
         settings = target.settings
         self._max_poll_records: int = settings["max_poll_records"]
         self._max_partition_bytes: int = settings["max_partition_fetch_bytes"]
-        self._cluster = Cluster(target.endpoint, target.name)
+        self._cluster = cluster or Cluster(target.endpoint, target.name)
         self._partitions: Sequence[int] = range(index, self._cluster.partitions, count) if begins is None else [*begins]
         self._is_committed_only: bool = settings["isolation_level"] == "read_committed"
         name, self._topic = CLIENT_ID.encode(), target.name.encode()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loadgen.driver import Received, Target
     from loadgen.drivers.wire.kafka_protocol import Connection
 
+GIVE_UP_S = 300.0  # as the Java client's max.poll.interval.ms: a batch is worked off before a partition goes
 HANDOVER_S = 1.0  # how long what was processed may take to be committed before a partition goes
 WAITING_BEAT_S = 0.1  # until it reads: members come at once, and what the first was given goes on to the next
 _LOOK_S = 0.02
@@ -36,7 +37,7 @@ class KafkaGroupConsumer:
         self._target = replace(target, group="")
         self._start = target.start
         self._cluster = Cluster(target.endpoint, target.name)
-        self._member = GroupMember(self._cluster, target.group)
+        self._member = GroupMember(self._cluster, target.group, GIVE_UP_S)
         self._member.most_beat_s = WAITING_BEAT_S
         self._commits = Commits(self._cluster, target.group, target.settings, self._member)
         self._commits_before: bool = target.settings["commit"] == "before"
@@ -89,7 +90,7 @@ class KafkaGroupConsumer:
     @property
     def failed_requests(self) -> int:
         """What was refused or lost and tried again (`loadgen.driver.Retrying`)."""
-        return self._cluster.failed_requests + (0 if self._reader is None else self._reader.failed_requests)
+        return self._cluster.failed_requests
 
     @property
     def has_waiting(self) -> bool:
@@ -120,6 +121,10 @@ class KafkaGroupConsumer:
         if count is None and not self._commits_before:
             self._commits.processed(self._positions)
 
+    def attend(self) -> None:
+        """See `loadgen.driver.Attending`."""
+        self._commits.poll()
+
     def take_rebalances(self) -> list[tuple[int, int]]:
         """Those since the last call (`loadgen.driver.Rebalancing`)."""
         taken, self._rebalances = self._rebalances, []
@@ -127,13 +132,16 @@ class KafkaGroupConsumer:
 
     def _follow(self) -> None:
         """Read what the group says by now, and tell it."""
-        self._commits.poll()  # which keeps the membership, too
-        given = self._member.partitions
-        if given == self._reads:
+        self._commits.poll()
+        has_lost, given = self._commits.has_lost(), self._member.partitions
+        if given == self._reads and not has_lost:
             return
-        if not given:
+        if self._reads and not given:
             self._without_ns = time.monotonic_ns()
-        self._commits.end(self._reads - given, HANDOVER_S)
+        if has_lost:  # others may have read on from what was committed last
+            self._positions = {}
+        else:
+            self._commits.end(self._reads - given, HANDOVER_S)
         self._read(given)
         self._member.owns(given)
         if given and self._without_ns:
@@ -147,12 +155,11 @@ class KafkaGroupConsumer:
             self._reader = None
         begins = {each: at for each, at in self._positions.items() if each in partitions}
         new = partitions - begins.keys()
-        if new:
-            begins |= self._commits.start(new)
-            begins |= begins_of(self._cluster, new - begins.keys(), self._start)
+        begins |= self._commits.start(new)
+        begins |= begins_of(self._cluster, new - begins.keys(), self._start)
         self._reads, self._positions = partitions, begins
         if begins:
-            self._reader = KafkaConsumer(self._target, 0, 1, begins, self._highest)
+            self._reader = KafkaConsumer(self._target, 0, 1, begins, cluster=self._cluster, highest=self._highest)
 
     def close(self) -> None:
         """Commit what was processed, leave the group and close; never raises."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loadgen.drivers.wire.kafka_protocol import Connection
 
 BEAT_S = 1.0  # the broker asks for one in 5 s: then a user of Locust's who comes would wait as long for its partitions
-_GIVE_UP = i32Timedelta.parse(timedelta(seconds=30))
+GIVE_UP_S = 30.0  # how long it may take to give a partition up before the group forgets it
 STALE_MEMBER_EPOCH = 113
 GONE = frozenset({UNKNOWN_MEMBER_ID, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH})
 """What a commit is refused with where the partitions are somebody else's by now."""
@@ -39,8 +39,9 @@ class GroupMember(Member):
     KIND = "consumer group"
     EXPECTED = "Kafka 4.0 or later"
 
-    def __init__(self, cluster: Cluster, group: str) -> None:
+    def __init__(self, cluster: Cluster, group: str, give_up_s: float = GIVE_UP_S) -> None:
         super().__init__(cluster, group)
+        self._give_up = i32Timedelta.parse(timedelta(seconds=give_up_s))
         self._owned: frozenset[int] = frozenset()
         self.most_beat_s = BEAT_S
 
@@ -68,7 +69,7 @@ class GroupMember(Member):
             group_id=GroupId(self.group),
             member_id=self.member_id,
             member_epoch=i32(epoch),
-            rebalance_timeout=_GIVE_UP,
+            rebalance_timeout=self._give_up,
             subscribed_topic_names=(TopicName(self._cluster.topic),) if epoch >= 0 else None,
             topic_partitions=owned if epoch >= 0 else None,
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loadgen.drivers.wire.kafka_protocol import Connection
 
 JOINED_S = 30.0  # how long a group may take to give a member its partitions
+ANSWER_S = 10.0  # so long an answer is waited for: a coordinator that stands still has a successor by then
 _CLOSE_S = 2.0
 UNKNOWN_MEMBER_ID, UNSUPPORTED_VERSION, FENCED_MEMBER_EPOCH = 25, 35, 110
 
@@ -42,17 +43,20 @@ class Member(ABC):
         self.topic_id: uuid.UUID | None = None
         self.partitions: frozenset[int] = frozenset()
         self.epoch = 0
+        self.incarnation = 0
+        """How often the group has forgotten it: all that it was given before is somebody else's."""
         self._connection: Connection | None = None
         self._under_way: tuple[RequestPayload, int] | None = None
-        self._due_s = 0.0
+        self._due_s = self._asked_s = 0.0
+        self._is_urgent = False
 
     @abstractmethod
     def request(self, epoch: int) -> RequestPayload:
         """A heartbeat: of epoch 0 to join, of -1 to leave."""
 
     def ask_soon(self) -> None:
-        """Hear at the next `poll` whether the group has given out partitions anew."""
-        self._due_s = 0.0
+        """Speak to the group with the next `poll` that can, be it only to hear whether it has given partitions out."""
+        self._due_s, self._is_urgent = 0.0, True
 
     def poll(self) -> None:
         """Hear of the heartbeat under way, or send one when it is time; TrialError where the group does not want us."""
@@ -67,6 +71,7 @@ class Member(ABC):
     def rejoin(self) -> None:
         """The group does not know this member any more: come as a new one."""
         self.epoch, self.partitions = 0, frozenset()
+        self.incarnation += 1
         self._due_s = 0.0
 
     def _beat(self) -> None:
@@ -74,12 +79,15 @@ class Member(ABC):
             self._connection = self._cluster.ask_coordinator(self.group)
         request = self.request(self.epoch)
         self._under_way = (request, self._connection.post(request))
-        self._due_s = time.monotonic() + JOINED_S  # until its answer says when the next one is due
+        self._asked_s = time.monotonic()
+        self._is_urgent = False
 
     def _hear(self) -> None:
         assert self._connection is not None
         assert self._under_way is not None
         answer = self._connection.heard(*self._under_way)
+        if answer is None and time.monotonic() - self._asked_s > ANSWER_S:
+            raise LinkError(f"no answer to a heartbeat within {ANSWER_S:g} s")
         if answer is None:
             return
         self._under_way = None
@@ -88,7 +96,8 @@ class Member(ABC):
             return
         self._cluster.well()
         self.epoch = int(answer.member_epoch)
-        self._due_s = time.monotonic() + self.beat_s(answer.heartbeat_interval.total_seconds())
+        if not self._is_urgent:
+            self._due_s = time.monotonic() + self.beat_s(answer.heartbeat_interval.total_seconds())
         if answer.assignment is not None:
             self._take(answer.assignment)
 

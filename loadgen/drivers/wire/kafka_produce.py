@@ -38,7 +38,10 @@ class ProduceFormat(Protocol):
         ...
 
     def answered(self, frame: memoryview) -> list[tuple[int, int]]:
-        """Partition and error code of each batch; LinkError where the answer is not what it should be."""
+        """Partition and error code of each batch.
+
+        LinkError where the answer is not what it should be; struct.error or IndexError where it is cut short.
+        """
         ...
 
 

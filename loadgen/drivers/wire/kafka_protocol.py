@@ -210,7 +210,7 @@ def check_versions(connection: Connection) -> None:
 
 
 def feature_levels(endpoint: Endpoint, addresses: Sequence[tuple[str, int]]) -> dict[str, int]:
-    """The cluster's features and their levels; none where brokers are older than features (Kafka 2.4)."""
+    """The cluster's features and their levels; none where brokers are older than features (Kafka 2.7)."""
     connection = open_any(endpoint, addresses)
     try:
         if _spoken(connection).get(API_VERSIONS, (0, 0))[1] < FEATURES_VERSION:

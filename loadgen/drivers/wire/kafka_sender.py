@@ -300,10 +300,14 @@ class Sender:
         (correlation,) = struct.unpack_from(">i", frame)
         if not link.requests or link.requests[0].correlation != correlation:
             raise LinkError(f"an answer to request {correlation} came out of turn")
+        try:
+            answers = self._format.answered(frame)
+        except (struct.error, IndexError):
+            raise LinkError("a produce answer is cut short") from None
         request = link.requests.popleft()
         by_partition = {queue.partition: (queue, batch) for queue, batch in request.batches}
         done: list[Batch] = []
-        for partition, code in self._format.answered(frame):
+        for partition, code in answers:
             queue, batch = by_partition[partition]
             queue.in_flight -= 1
             if code in {0, DUPLICATE_SEQUENCE}:

@@ -274,6 +274,10 @@ class KafkaShareConsumer:
             for node, session in busy.items():
                 self._attempt(node, session, self._hear)
 
+    def attend(self) -> None:
+        """See `loadgen.driver.Attending`."""
+        self._member.poll()
+
     def close(self) -> None:
         """Say what was settled, end the sessions and leave the group; never raises."""
         for session in self._sessions.values():

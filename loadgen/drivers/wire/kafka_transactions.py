@@ -44,7 +44,7 @@ FEATURE, SERVER_SIDE = "transaction.version", 2  # from which level on the broke
 # While the transaction before is still being written down; Java's 20 ms would be most of a short transaction.
 _AGAIN_NS = 1_000_000
 # The broker answers EndTxn before its marks are written. What comes sooner is held there for 20 ms (its
-# add.partitions.to.txn.retry.backoff.ms), which happens seldom to clients that need their time to begin again.
+# add.partitions.to.txn.retry.backoff.ms); docs/performance.md tells how often, and what Kafka's own client meets.
 PAUSE_NS = 1_000_000
 _BACKOFF_NS = int(BACKOFF_S * 1e9)
 _CLOSE_S = 2.0
