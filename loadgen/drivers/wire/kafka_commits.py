@@ -18,7 +18,7 @@ from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retri
 from loadgen.errors import LoadgenError, TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from kio.static.protocol import RequestPayload
 
@@ -55,11 +55,13 @@ class Commits:
         self._under_way: tuple[RequestPayload, int, dict[int, int]] | None = None
         self._due_s = time.monotonic() + self._interval_s
 
-    def start(self, partitions: Iterable[int]) -> dict[int, int]:
+    def start(self, partitions: Collection[int]) -> dict[int, int]:
         """Find the coordinator; the offsets that are committed already in partitions that are now read."""
         if self._member is not None:
             self._incarnation = self._member.incarnation
         self._drop_connection()  # which may have been silent for long
+        if not partitions:
+            return {}
         self._connection = self._cluster.coordinator(self._group)
         found = self._cluster.committed(self._connection, self._group, partitions)
         self._committed |= found

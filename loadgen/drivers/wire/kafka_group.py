@@ -136,12 +136,14 @@ class KafkaGroupConsumer:
         has_lost, given = self._commits.has_lost(), self._member.partitions
         if given == self._reads and not has_lost:
             return
-        if self._reads and not given:
-            self._without_ns = time.monotonic_ns()
-        if has_lost:  # others may have read on from what was committed last
-            self._positions = {}
-        else:
+        told_ns = time.monotonic_ns()
+        if not has_lost:
             self._commits.end(self._reads - given, HANDOVER_S)
+            has_lost = self._commits.has_lost()
+        if has_lost:  # others may have read on from what was committed last
+            self._positions, given = {}, self._member.partitions
+        if self._reads and not given:
+            self._without_ns = told_ns
         self._read(given)
         self._member.owns(given)
         if given and self._without_ns:
