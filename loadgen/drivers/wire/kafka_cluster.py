@@ -10,11 +10,8 @@ from kio.schema.find_coordinator.v2.request import FindCoordinatorRequest
 from kio.schema.init_producer_id.v1.request import InitProducerIdRequest
 from kio.schema.list_offsets.v1.request import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from kio.schema.metadata.v5.request import MetadataRequest, MetadataRequestTopic
-from kio.schema.offset_commit.v7.request import (
-    OffsetCommitRequest,
-    OffsetCommitRequestPartition,
-    OffsetCommitRequestTopic,
-)
+from kio.schema.offset_commit.v7 import request as commit_by_anybody
+from kio.schema.offset_commit.v9 import request as commit_by_member
 from kio.schema.offset_fetch.v1.request import OffsetFetchRequest, OffsetFetchRequestTopic
 from kio.schema.types import BrokerId, GroupId, TopicName
 from kio.static.primitive import i8, i32, i32Timedelta, i64
@@ -282,15 +279,21 @@ def committed_in(answer: Any, demand: Callable[[int], None]) -> dict[int, int]:
     return found
 
 
-def offset_commit(topic: str, group: str, offsets: Mapping[int, int]) -> OffsetCommitRequest:
-    """A commit by a consumer that is no member of a group protocol (generation −1)."""
+def offset_commit(
+    topic: str, group: str, offsets: Mapping[int, int], member_id: str = "", epoch: int = -1
+) -> RequestPayload:
+    """A commit by a member of a KIP-848 group, or by a consumer that is no member of any (generation −1)."""
+    make: Any = commit_by_member if member_id else commit_by_anybody
     partitions = tuple(
-        OffsetCommitRequestPartition(partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None)
+        make.OffsetCommitRequestPartition(
+            partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None
+        )
         for each, offset in sorted(offsets.items())
     )
-    return OffsetCommitRequest(
+    request: RequestPayload = make.OffsetCommitRequest(
         group_id=GroupId(group),
-        generation_id_or_member_epoch=i32(-1),
-        member_id="",
-        topics=(OffsetCommitRequestTopic(name=TopicName(topic), partitions=partitions),),
+        generation_id_or_member_epoch=i32(epoch),
+        member_id=member_id,
+        topics=(make.OffsetCommitRequestTopic(name=TopicName(topic), partitions=partitions),),
     )
+    return request

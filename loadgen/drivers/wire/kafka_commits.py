@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen.drivers.wire.framed import LinkError, wait
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S, Cluster, offset_commit
 from loadgen.drivers.wire.kafka_group_member import GONE, STALE_MEMBER_EPOCH
-from loadgen.drivers.wire.kafka_member import ANSWER_S
-from loadgen.drivers.wire.kafka_protocol import Connection, error_name, is_retriable
+from loadgen.drivers.wire.kafka_protocol import CALL_TIMEOUT_S, Connection, error_name, is_retriable
 from loadgen.errors import LoadgenError, TrialError
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ class Commits:
         self._group = group
         self._member = member
         self._incarnation = 0
-        self._asked_s = 0.0
         self._is_awaited = settings["commit_mode"] == "sync"
         self._interval_s = settings["auto_commit_interval_ms"] / 1000 if settings["commit_mode"] == "auto" else 0.0
         self._connection: Connection | None = None
@@ -67,18 +65,12 @@ class Commits:
         self._committed |= found
         return found
 
+    @property
     def has_lost(self) -> bool:
-        """Stay in the group; whether it has forgotten this member since `start`: then nothing is committed any more."""
-        if self._member is None:
-            return False
-        self._member.poll()
-        if self._member.incarnation == self._incarnation:
-            return False
-        self._processed, self._committed = {}, {}
-        self._drop_connection()
-        return True
+        """Whether the group has forgotten this member since `start`: then nothing is committed any more."""
+        return self._member is not None and self._member.incarnation != self._incarnation
 
-    def end(self, partitions: Iterable[int], within_s: float = _CLOSE_S) -> None:
+    def end(self, partitions: Iterable[int], within_s: float) -> None:
         """Commit what was processed, if that can be so soon; these partitions are somebody else's from now on."""
         self._finish(within_s)
         for each in partitions:
@@ -87,7 +79,7 @@ class Commits:
 
     def processed(self, offsets: dict[int, int]) -> None:
         """Everything before these offsets may be committed."""
-        if self.has_lost():
+        if self.has_lost:
             return
         self._processed = dict(offsets)
         self.poll()
@@ -98,7 +90,11 @@ class Commits:
 
     def poll(self) -> None:
         """Hear of the commit under way, or begin one when it is time; a member stays in its group meanwhile."""
-        if self.has_lost():
+        if self._member is not None:
+            self._member.poll()
+        if self.has_lost:
+            self._processed, self._committed = {}, {}
+            self._drop_connection()
             return
         try:
             if self._under_way is not None:
@@ -133,20 +129,19 @@ class Commits:
             return
         if self._connection is None:
             self._connection = self._cluster.ask_coordinator(self._group)
-        request: RequestPayload = offset_commit(self._cluster.topic, self._group, changed)
-        if self._member is not None:
-            request = self._member.committing(changed)
+        request = (
+            offset_commit(self._cluster.topic, self._group, changed)
+            if self._member is None
+            else self._member.committing(changed)
+        )
         correlation = self._connection.post(request)
         self._under_way = (request, correlation, changed)
-        self._asked_s = time.monotonic()
 
     def _hear(self) -> None:
         assert self._connection is not None
         assert self._under_way is not None
         request, correlation, changed = self._under_way
-        answer = self._connection.heard(request, correlation)
-        if answer is None and time.monotonic() - self._asked_s > ANSWER_S:
-            raise LinkError(f"no answer to a commit within {ANSWER_S:g} s")
+        answer = self._connection.heard(request, correlation, CALL_TIMEOUT_S)
         if answer is None:
             return
         self._under_way = None

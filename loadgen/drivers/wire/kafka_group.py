@@ -22,9 +22,8 @@ from loadgen.errors import BrokerError, LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.driver import Received, Target
-    from loadgen.drivers.wire.kafka_protocol import Connection
 
-GIVE_UP_S = 300.0  # as the Java client's max.poll.interval.ms: a batch is worked off before a partition goes
+REBALANCE_TIMEOUT_S = 300.0  # as the Java client's max.poll.interval.ms: a batch is worked off before a partition goes
 HANDOVER_S = 1.0  # how long what was processed may take to be committed before a partition goes
 WAITING_BEAT_S = 0.1  # until it reads: members come at once, and what the first was given goes on to the next
 _LOOK_S = 0.02
@@ -35,9 +34,8 @@ class KafkaGroupConsumer:
 
     def __init__(self, target: Target) -> None:
         self._target = replace(target, group="")
-        self._start = target.start
         self._cluster = Cluster(target.endpoint, target.name)
-        self._member = GroupMember(self._cluster, target.group, GIVE_UP_S)
+        self._member = GroupMember(self._cluster, target.group, REBALANCE_TIMEOUT_S)
         self._member.most_beat_s = WAITING_BEAT_S
         self._commits = Commits(self._cluster, target.group, target.settings, self._member)
         self._commits_before: bool = target.settings["commit"] == "before"
@@ -48,7 +46,7 @@ class KafkaGroupConsumer:
         self._without_ns = 0
         self._rebalances: list[tuple[int, int]] = []
         self._failed: LoadgenError | None = None
-        self._joined, self._begins = threading.Event(), threading.Event()
+        self._joined, self._has_begun = threading.Event(), threading.Event()
         self._keeper: threading.Thread | None = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
         self._joined.wait(JOINED_S)
@@ -60,14 +58,14 @@ class KafkaGroupConsumer:
     def _keep(self) -> None:
         """Stay in the group until the first message is asked for."""
         try:
-            while not self._begins.is_set():
+            while not self._has_begun.is_set():
                 self._member.poll()
                 if self._member.partitions != self._reads:
                     self._reads = self._member.partitions
                     self._member.owns(self._reads)
                 if self._reads:
                     self._joined.set()
-                self._begins.wait(_LOOK_S)
+                self._has_begun.wait(_LOOK_S)
         except LoadgenError as error:
             self._failed = error
         finally:
@@ -82,7 +80,7 @@ class KafkaGroupConsumer:
         self._read(self._reads)
 
     def _stop_keeping(self) -> None:
-        self._begins.set()
+        self._has_begun.set()
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.join()
@@ -96,11 +94,6 @@ class KafkaGroupConsumer:
     def has_waiting(self) -> bool:
         """Whether more was fetched than `max_poll_records`."""
         return self._reader is not None and self._reader.has_waiting
-
-    @property
-    def connections(self) -> list[Connection]:
-        """What messages may come from."""
-        return [] if self._reader is None else self._reader.connections
 
     def receive(self, timeout_s: float) -> list[Received]:
         """Wait for the first message, then return all that has come, at most `max_poll_records`."""
@@ -133,14 +126,12 @@ class KafkaGroupConsumer:
     def _follow(self) -> None:
         """Read what the group says by now, and tell it."""
         self._commits.poll()
-        has_lost, given = self._commits.has_lost(), self._member.partitions
-        if given == self._reads and not has_lost:
+        given = self._member.partitions
+        if given == self._reads and not self._commits.has_lost:
             return
         told_ns = time.monotonic_ns()
-        if not has_lost:
-            self._commits.end(self._reads - given, HANDOVER_S)
-            has_lost = self._commits.has_lost()
-        if has_lost:  # others may have read on from what was committed last
+        self._commits.end(self._reads - given, HANDOVER_S)
+        if self._commits.has_lost:  # others may have read on from what was committed last
             self._positions, given = {}, self._member.partitions
         if self._reads and not given:
             self._without_ns = told_ns
@@ -158,7 +149,7 @@ class KafkaGroupConsumer:
         begins = {each: at for each, at in self._positions.items() if each in partitions}
         new = partitions - begins.keys()
         begins |= self._commits.start(new)
-        begins |= begins_of(self._cluster, new - begins.keys(), self._start)
+        begins |= begins_of(self._cluster, new - begins.keys(), self._target.start)
         self._reads, self._positions = partitions, begins
         if begins:
             self._reader = KafkaConsumer(self._target, 0, 1, begins, cluster=self._cluster, highest=self._highest)

@@ -10,24 +10,22 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from kio.schema.consumer_group_heartbeat.v1.request import ConsumerGroupHeartbeatRequest, TopicPartitions
-from kio.schema.offset_commit.v9.request import (
-    OffsetCommitRequest,
-    OffsetCommitRequestPartition,
-    OffsetCommitRequestTopic,
-)
 from kio.schema.types import GroupId, TopicName
-from kio.static.primitive import i32, i32Timedelta, i64
+from kio.static.primitive import i32, i32Timedelta
 
+from loadgen.drivers.wire.kafka_cluster import offset_commit
 from loadgen.drivers.wire.kafka_member import FENCED_MEMBER_EPOCH, UNKNOWN_MEMBER_ID, Member
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kio.static.protocol import RequestPayload
+
     from loadgen.drivers.wire.kafka_cluster import Cluster
     from loadgen.drivers.wire.kafka_protocol import Connection
 
 BEAT_S = 1.0  # the broker asks for one in 5 s: then a user of Locust's who comes would wait as long for its partitions
-GIVE_UP_S = 30.0  # how long it may take to give a partition up before the group forgets it
+REBALANCE_TIMEOUT_S = 30.0  # how long it may take to give a partition up before the group forgets it
 STALE_MEMBER_EPOCH = 113
 GONE = frozenset({UNKNOWN_MEMBER_ID, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH})
 """What a commit is refused with where the partitions are somebody else's by now."""
@@ -39,9 +37,9 @@ class GroupMember(Member):
     KIND = "consumer group"
     EXPECTED = "Kafka 4.0 or later"
 
-    def __init__(self, cluster: Cluster, group: str, give_up_s: float = GIVE_UP_S) -> None:
+    def __init__(self, cluster: Cluster, group: str, rebalance_timeout_s: float = REBALANCE_TIMEOUT_S) -> None:
         super().__init__(cluster, group)
-        self._give_up = i32Timedelta.parse(timedelta(seconds=give_up_s))
+        self._rebalance_timeout = i32Timedelta.parse(timedelta(seconds=rebalance_timeout_s))
         self._owned: frozenset[int] = frozenset()
         self.most_beat_s = BEAT_S
 
@@ -69,7 +67,7 @@ class GroupMember(Member):
             group_id=GroupId(self.group),
             member_id=self.member_id,
             member_epoch=i32(epoch),
-            rebalance_timeout=self._give_up,
+            rebalance_timeout=self._rebalance_timeout,
             subscribed_topic_names=(TopicName(self._cluster.topic),) if epoch >= 0 else None,
             topic_partitions=owned if epoch >= 0 else None,
         )
@@ -80,17 +78,6 @@ class GroupMember(Member):
         codes = [int(each.error_code) for topic in answer.topics for each in topic.partitions]
         return next((code for code in codes if code), 0)
 
-    def committing(self, offsets: Mapping[int, int]) -> OffsetCommitRequest:
+    def committing(self, offsets: Mapping[int, int]) -> RequestPayload:
         """A commit as this member."""
-        partitions = tuple(
-            OffsetCommitRequestPartition(
-                partition_index=i32(each), committed_offset=i64(offset), committed_metadata=None
-            )
-            for each, offset in sorted(offsets.items())
-        )
-        return OffsetCommitRequest(
-            group_id=GroupId(self.group),
-            generation_id_or_member_epoch=i32(self.epoch),
-            member_id=self.member_id,
-            topics=(OffsetCommitRequestTopic(name=TopicName(self._cluster.topic), partitions=partitions),),
-        )
+        return offset_commit(self._cluster.topic, self.group, offsets, self.member_id, self.epoch)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loadgen.drivers.wire.framed import LinkError
 from loadgen.drivers.wire.kafka_cluster import BACKOFF_S
-from loadgen.drivers.wire.kafka_protocol import error_name, is_retriable
+from loadgen.drivers.wire.kafka_protocol import CALL_TIMEOUT_S, error_name, is_retriable
 from loadgen.errors import BrokerError, TrialError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from loadgen.drivers.wire.kafka_protocol import Connection
 
 JOINED_S = 30.0  # how long a group may take to give a member its partitions
-ANSWER_S = 10.0  # so long an answer is waited for: a coordinator that stands still has a successor by then
 _CLOSE_S = 2.0
 UNKNOWN_MEMBER_ID, UNSUPPORTED_VERSION, FENCED_MEMBER_EPOCH = 25, 35, 110
 
@@ -47,7 +46,7 @@ class Member(ABC):
         """How often the group has forgotten it: all that it was given before is somebody else's."""
         self._connection: Connection | None = None
         self._under_way: tuple[RequestPayload, int] | None = None
-        self._due_s = self._asked_s = 0.0
+        self._due_s = 0.0
         self._is_urgent = False
 
     @abstractmethod
@@ -79,15 +78,12 @@ class Member(ABC):
             self._connection = self._cluster.ask_coordinator(self.group)
         request = self.request(self.epoch)
         self._under_way = (request, self._connection.post(request))
-        self._asked_s = time.monotonic()
         self._is_urgent = False
 
     def _hear(self) -> None:
         assert self._connection is not None
         assert self._under_way is not None
-        answer = self._connection.heard(*self._under_way)
-        if answer is None and time.monotonic() - self._asked_s > ANSWER_S:
-            raise LinkError(f"no answer to a heartbeat within {ANSWER_S:g} s")
+        answer = self._connection.heard(*self._under_way, CALL_TIMEOUT_S)
         if answer is None:
             return
         self._under_way = None

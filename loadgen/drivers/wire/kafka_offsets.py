@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Offsets:
     """What one group has processed of one topic, by partition, since the transaction before.
 
-    `is_added`: the transaction's coordinator knows of them, or the group's tells it (`adds_itself`, KIP-890).
+    `is_added`: the transaction's coordinator knows of them; with `adds_itself` (KIP-890) the group's one tells it.
     """
 
     group: str
@@ -29,9 +29,6 @@ class Offsets:
     by_partition: Mapping[int, int]
     adds_itself: bool = False
     is_added: bool = False
-
-    def __post_init__(self) -> None:
-        self.is_added |= self.adds_itself
 
     def adding(self, transactional_id: str, identity: tuple[int, int]) -> AddOffsetsToTxnRequest:
         """For the transaction's coordinator: the group's offsets are part of it."""

@@ -7,6 +7,7 @@ waited for. Versions are fixed: each is spoken by brokers from 2.3 to 4.x; those
 from __future__ import annotations
 
 import io
+import math
 import struct
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -92,6 +93,7 @@ class Connection(FramedConnection):
 
     def __init__(self, endpoint: Endpoint, host: str, port: int) -> None:
         self._correlation = 0
+        self._posted_s = 0.0
         super().__init__(endpoint, host, port)
         try:
             if endpoint.credentials is not None:
@@ -119,6 +121,7 @@ class Connection(FramedConnection):
         """Begin to send a rare request; the number that its response will have."""
         correlation = self.next_correlation()
         self.queue([encode(request, correlation)])
+        self._posted_s = time.monotonic()
         self.write()
         return correlation
 
@@ -137,12 +140,17 @@ class Connection(FramedConnection):
                 raise LinkError(f"no answer within {timeout_s:g} s")
             wait([self], left_s)
 
-    def heard(self, request: RequestPayload, correlation: int) -> Any:
-        """The response to a request that was posted, or None if it has not come yet; the only one under way here."""
+    def heard(self, request: RequestPayload, correlation: int, within_s: float = math.inf) -> Any:
+        """The response to a request that was posted, or None if it has not come yet; the only one under way here.
+
+        LinkError where it has not come for longer than `within_s`.
+        """
         self.write()
         found = self.frame()
         while found is None and self.read():
             found = self.frame()
+        if found is None and time.monotonic() - self._posted_s > within_s:
+            raise LinkError(f"no answer within {within_s:g} s")
         return None if found is None else self.decode(request, correlation, found)
 
     def decode(self, request: RequestPayload, correlation: int, found: tuple[int, int]) -> Any:

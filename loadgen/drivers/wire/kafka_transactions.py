@@ -179,7 +179,7 @@ class Transactions:
 
     def _post_offsets(self, offsets: Offsets) -> None:
         """First the transaction's coordinator is told of the group, then the group's of the offsets."""
-        if not offsets.is_added:
+        if not (offsets.is_added or offsets.adds_itself):
             self._post(offsets.adding(self.transactional_id, self.identity), self._on_offsets_added)
             return
         if self._group_connection is None:
