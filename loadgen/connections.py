@@ -37,15 +37,16 @@ class ConnectionCounter:
 
     def read(self, client_ports: AbstractSet[int] | None = None) -> int | None:
         """How many there are now, or of those at whose other end is one of `client_ports`; None: the kernel is mute."""
-        number, is_told = 0, False
+        ends: set[tuple[bytes, bytes]] = set()  # while sockets come and go, the kernel lists some of them again
+        is_told = False
         for path in self._paths:
             try:
                 text = path.read_bytes()
             except OSError:
                 continue
             is_told = True
-            found = filter(self._is_ours, _established(text))
-            number += sum(client_ports is None or self._client_port(each) in client_ports for each in found)
+            ends.update(filter(self._is_ours, _established(text)))
+        number = sum(client_ports is None or self._client_port(each) in client_ports for each in ends)
         return number if is_told else None
 
     def _client_port(self, ends: tuple[bytes, bytes]) -> int:

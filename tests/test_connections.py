@@ -59,6 +59,7 @@ def test_ends_states_and_addresses_are_told_apart(tmp_path: Path) -> None:
         f"2: 0100007F:9999 {local} 01 x",  # ours
         f"3: 0100007F:9998 {local} 06 x",  # closed
         f"4: 0100007F:9997 {other} 01 x",  # another broker's
+        f"1: {local} 0100007F:9999 01 x",  # once more: the kernel lists some again while others come and go
     ]
     (tmp_path / "net/tcp").write_text("\n".join([HEAD, *lines]))
     six = [f"0: {V4_IN_V6}:1628 {V4_IN_V6}:9996 01 x", f"1: {V6_LOOPBACK}:9995 {V6_LOOPBACK}:1628 01 x"]
