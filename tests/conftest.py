@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -79,6 +80,9 @@ else:  # who starts the others: they see one room, whatever memory is left when 
 # No test asks how fast Kafka is: its JVM is spared the compiler that pays only on a broker that runs for long. As in
 # Kafka's own scripts, the variable stands in place of what is shipped.
 os.environ.setdefault(kafka.JVM_VARIABLE, " ".join((*kafka.JVM_FLAGS, "-XX:TieredStopAtLevel=1")))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's job in the background hands that on to all that it starts, and tests press Ctrl-C in what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
