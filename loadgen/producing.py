@@ -12,7 +12,7 @@ from loadgen.board import Cell
 from loadgen.driver import Crashing, Resending, confirms
 from loadgen.drivers import load_driver
 from loadgen.ledger import SentBook
-from loadgen.pacer import make_pacer
+from loadgen.pacer import Grouping, make_pacer
 from loadgen.shares import AHEAD_MS, MS_NS, Changing, Share
 from loadgen.writing import Writing
 
@@ -53,6 +53,7 @@ class ProducerAgent(Agent):
         self.ramp_s = spec.warmup_s + spec.duration_s if spec.ramp_s is None else spec.ramp_s
         self.shared = Changing() if spec.shared and self.open_loop else None
         self.pacer: Pacer = self.shared or make_pacer(spec.rate, spec.index, spec.count, self.ramp_s, spec.seed)
+        self.grouping = Grouping(self.pacer, spec.index, spec.count) if self.open_loop else None
         self.orders_taken = 0
         self.retired_ns = 0
         self._crashes = 0
@@ -152,7 +153,7 @@ class ProducerAgent(Agent):
                 self._take_shares(self.shared, now)
             if self.board.ordered(Cell.CRASH_PRODUCERS) != self._crashes:
                 producer = self._succeed(producer)
-            due = self._due(now)
+            due = self._due(self._until(now))
             if now >= end_ns and (self.sent >= due or now >= end_ns + LATE_NS):
                 break
             room = producer.room_msgs
@@ -261,10 +262,19 @@ class ProducerAgent(Agent):
             return self.base + self.pacer.due(min(now_ns, clock.window_end_ns - 1) - clock.start_ns)
         return self.sent + (self._allowed(now_ns) if now_ns < clock.window_end_ns else 0)
 
+    def _until(self, now_ns: int) -> int:
+        """The moment until which what is due is sent now; once its time is over, all of it."""
+        if self.grouping is None or now_ns >= self.clock.window_end_ns:
+            return now_ns
+        return self.clock.start_ns + self.grouping.until(now_ns - self.clock.start_ns)
+
     def _wait_s(self, due: int, now_ns: int) -> float:
         """How long to wait for confirmations: until the next message is due, or a moment where room is what lacks."""
         if not self.open_loop or due > self.sent:
             return UNCONFIRMED_POLL_S if not self.confirms else WORK_POLL_S if self.awaits_work else POLL_S
+        if self.grouping is not None and self.grouping.next_edge_ns is not None:
+            next_ns = self.clock.start_ns + self.grouping.next_edge_ns
+            return max(0.0, (min(next_ns, self.clock.window_end_ns) - now_ns) / SECOND_NS)
         number = self.sent - self.base
         after_ns = self.pacer.next_due_ns(number)
         gap_ns = after_ns - self.pacer.next_due_ns(number - 1) if number else after_ns

@@ -9,7 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.pacer import ALWAYS_DUE, NS_PER_S, Burst, Fixed, Pacer, Poisson, Ramp, Saturate, make_pacer
+from loadgen.pacer import (
+    ALWAYS_DUE,
+    GROUP_NS,
+    NS_PER_S,
+    RUSH_MSGS,
+    RUSH_NS,
+    Burst,
+    Fixed,
+    Grouping,
+    Pacer,
+    Poisson,
+    Ramp,
+    Saturate,
+    make_pacer,
+)
 from loadgen.scenario import Rate
 
 if TYPE_CHECKING:
@@ -181,3 +195,50 @@ def test_an_impossible_schedule_is_refused(wrong: Callable[[], Pacer]) -> None:
     """Rates, durations and shares that cannot be are errors at once."""
     with pytest.raises(ValueError, match="expected"):
         wrong()
+
+
+RUSH_MSGS_PER_S = RUSH_MSGS * NS_PER_S / RUSH_NS
+
+
+@given(open_loops, shares, st.lists(st.integers(0, 10 * NS_PER_S), min_size=1, max_size=30))
+def test_what_is_held_leaves_at_the_next_edge(pacer: Pacer, share: tuple[int, int], moments_ns: list[int]) -> None:
+    """Nothing leaves before it is due, nor later than a group lasts; what is held is told an edge that is to come."""
+    grouping = Grouping(pacer, *share)
+    for now_ns in sorted(moments_ns):
+        until_ns = grouping.until(now_ns)
+        assert now_ns - GROUP_NS < until_ns <= now_ns
+        if grouping.next_edge_ns is None:
+            assert until_ns == now_ns
+        else:
+            assert grouping.next_edge_ns - GROUP_NS == until_ns
+            assert now_ns < grouping.next_edge_ns
+            assert pacer.due(until_ns) - pacer.due(until_ns - RUSH_NS) >= RUSH_MSGS
+
+
+@given(
+    rate=st.floats(1, 20 * RUSH_MSGS_PER_S),
+    is_random=st.booleans(),
+    moment_ns=st.integers(RUSH_NS + GROUP_NS, NS_PER_S),
+    share=shares,
+)
+def test_only_a_rush_is_grouped(*, rate: float, is_random: bool, moment_ns: int, share: tuple[int, int]) -> None:
+    """Below 8,000 messages a second each leaves at its moment, above they leave at edges; chance blurs it a little."""
+    grouping = Grouping(Poisson(rate, 7) if is_random else Fixed(rate), *share)
+    until_ns = grouping.until(moment_ns)
+    if rate < RUSH_MSGS_PER_S * (0.4 if is_random else 0.98):
+        assert grouping.next_edge_ns is None
+    if rate > RUSH_MSGS_PER_S * (2 if is_random else 1.02):
+        assert grouping.next_edge_ns == until_ns + GROUP_NS
+
+
+@given(st.integers(1, 40), st.integers(RUSH_NS + GROUP_NS, NS_PER_S))
+def test_producers_take_turns_with_their_groups(producers: int, moment_ns: int) -> None:
+    """Their edges are evenly apart, so that a broker has no burst of all of them at once."""
+    edges = []
+    for share in range(producers):
+        grouping = Grouping(Fixed(1e5), share, producers)
+        grouping.until(moment_ns)
+        assert grouping.next_edge_ns is not None
+        edges.append(grouping.next_edge_ns % GROUP_NS)
+    apart = np.diff(sorted([*edges, min(edges) + GROUP_NS]))
+    assert apart.max() - apart.min() <= 1

@@ -27,6 +27,7 @@ def test_a_sleep_ends_a_little_before_a_message_is_due(
     now_ns = before_ns + round(now_share * (after_ns - before_ns))
     agent = SimpleNamespace(
         open_loop=True,
+        grouping=None,
         pacer=pacer,
         sent=sent,
         base=0,

@@ -15,6 +15,7 @@ from prove.simulation import simulate
 from scipy.stats import binom
 
 from loadgen.histogram import Histogram
+from loadgen.pacer import GROUP_NS
 from loadgen.scenario import Rate
 from loadgen.stats.queueing import batch_means, md1_sojourn_s, mm1_sojourn_s
 
@@ -93,6 +94,26 @@ def test_times_in_a_simulation_are_exact() -> None:
     for kind, expected_ns in (("ack", 0), ("e2e", 800_000_000), ("schedule_lag", 0)):
         assert {each.max for each in seen.window(kind)} == {each.min for each in seen.window(kind)} == {expected_ns}
     assert seen.account().distinct == 6
+
+
+@pytest.mark.parametrize("rate", [Rate.fixed(50_000), Rate.poisson(50_000)], ids=["fixed", "poisson"])
+def test_a_rush_leaves_in_groups_and_its_lag_is_told(rate: Rate) -> None:
+    """Messages wait for an edge, half a group's time on average and never longer; none is lost, each time has it."""
+    seen = simulate(rate, {"service_ms": 0}, seed=1, warmup_s=1, duration_s=1, groups=True)
+    ((lags,), (times,)) = (seen.window(kind) for kind in ("schedule_lag", "e2e"))
+    assert GROUP_NS * 0.95 <= lags.max <= GROUP_NS
+    assert lags.mean == pytest.approx(GROUP_NS / 2, rel=0.05)
+    assert times.mean == pytest.approx(lags.mean, rel=0.001)
+    account = seen.account()
+    assert account.distinct == account.sent == pytest.approx(100_000, rel=0.02)
+    assert times.count == lags.count == account.due == pytest.approx(50_000, rel=0.02)
+
+
+def test_below_a_rush_each_message_leaves_when_it_is_due() -> None:
+    """At 7,800 messages a second none is late by a nanosecond."""
+    seen = simulate(Rate.fixed(7_800), {"service_ms": 0}, seed=1, warmup_s=0, duration_s=1, groups=True)
+    (lags,) = seen.window("schedule_lag")
+    assert (lags.count, lags.max) == (7_800, 0)
 
 
 def test_a_queue_that_grows_is_seen_to_grow() -> None:

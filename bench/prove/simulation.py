@@ -10,6 +10,7 @@ the queue, are put in their way from outside.
 from __future__ import annotations
 
 import gc
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from unittest import mock
 
 from greenlet import getcurrent, greenlet  # it brings none, as gevent's part
 
-from loadgen import agent, consuming, producing
+from loadgen import agent, consuming, pacer, producing
 from loadgen.agent import AgentSpec, Handed, Result
 from loadgen.board import Board, Cell
 from loadgen.driver import Target
@@ -207,8 +208,19 @@ class Simulated:
         )
 
 
-def simulate(rate: Rate, behaviour: Mapping[str, Any], *, seed: int, warmup_s: float, duration_s: float) -> Simulated:
-    """Run one producer and one consumer around a queue that behaves so (`memory_behaviour.Behaviour`'s fields)."""
+def simulate(
+    rate: Rate,
+    behaviour: Mapping[str, Any],
+    *,
+    seed: int,
+    warmup_s: float,
+    duration_s: float,
+    groups: bool = False,
+) -> Simulated:
+    """Run one producer and one consumer around a queue that behaves so (`memory_behaviour.Behaviour`'s fields).
+
+    Each message leaves at its own moment whatever the rate, unless `groups`: turns of the loop cost nothing here.
+    """
     endpoint = memory_endpoint("rabbitmq", **behaviour)
     stage = Stage(Behaviour.of(endpoint.configuration))
     settings = {"confirm_window": WINDOW_MSGS, "prefetch": PREFETCH_MSGS, "confirms": True}
@@ -222,7 +234,7 @@ def simulate(rate: Rate, behaviour: Mapping[str, Any], *, seed: int, warmup_s: f
             "duration_s": duration_s, "consumers": 1, "board": board.path, "rows": board.rows,
         }  # fmt: skip
         board.order(Cell.START_NS, stage.clock.now_ns)
-        with _on(stage):
+        with _on(stage, groups=groups):
             consumer = consuming.ConsumerAgent(AgentSpec("consumer", "consumer0", 1, 0, **common), pipe)
             producer = producing.ProducerAgent(AgentSpec("producer", "producer0", 2, 0, **common), pipe)
             loops = [greenlet(consumer.run), greenlet(producer.run)]
@@ -239,13 +251,15 @@ def simulate(rate: Rate, behaviour: Mapping[str, Any], *, seed: int, warmup_s: f
 
 
 @contextmanager
-def _on(stage: Stage) -> Iterator[None]:
+def _on(stage: Stage, *, groups: bool) -> Iterator[None]:
     """Put a stage's clock and driver in place of the real ones, in the agents' modules alone."""
     with ExitStack() as stack:
         for module in (agent, consuming, producing):
             stack.enter_context(mock.patch.object(module, "time", StageTime(stage)))
         # Nobody wakes up late here, and time passes in sleep only.
         stack.enter_context(mock.patch.object(producing, "EARLY_NS", 0))
+        if not groups:
+            stack.enter_context(mock.patch.object(pacer, "RUSH_MSGS", math.inf))
         for module in (consuming, producing):
             stack.enter_context(mock.patch.object(module, "load_driver", return_value=StageDriver(stage)))
         yield
