@@ -10,9 +10,10 @@ generator can do: a broker's rate well below it is the broker's, one near it may
 subscribers it is the rate of producing, of which each of them received all.
 
 A capacity is the rate of an open loop, which sends small batches by the clock and carries less than a closed one. So a
-few offered rates are tried as well, from above, until one is paced: carried by the rule that a capacity is held to,
-with a schedule lag within the verdict's bounds (of a search with an objective: keeping that objective). That is the
-ceiling of open loops, again a lower bound: the next rate tried was too much, and what lies between them is not known.
+few offered rates are tried as well, from above, until one is paced: carried by the rules that a capacity is held to,
+that for the schedule among them, which refuses a rate where the lag makes the trial invalid (of a search with an
+objective: where that is missed). That is the ceiling of open loops, again a lower bound: the next rate tried was too
+much, and what lies between them is not known.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 from loadgen import stream_knobs
 from loadgen.agent import SECOND_NS, AgentSpec
 from loadgen.checks import milliseconds
-from loadgen.checks.timing import allowed_lag_ns
 from loadgen.driver import Gauge, Target, confirms
 from loadgen.drivers import load_driver
 from loadgen.errors import BrokerError, LoadgenError
@@ -35,7 +35,7 @@ from loadgen.fleet import Fleet
 from loadgen.ledger import settle
 from loadgen.nullbroker import null_broker
 from loadgen.scenario import Rate
-from loadgen.search import Objection, against, is_disturbed
+from loadgen.search import LATE, Objection, against, is_disturbed
 from loadgen.think import Think
 from loadgen.trial import Live, run_trial
 from loadgen.verdict import bound
@@ -202,19 +202,19 @@ def _unpaced(trial: Trial, setting: Setting, how: str, p99_ms: float | None = No
 
 
 def _late(record: Record, offered: float, p99_ms: float | None) -> Objection | None:
-    """By how much the schedule lagged, where that is over the verdict's bounds; with an objective, if that is missed.
+    """By how much the schedule lagged, where that is what a verdict refuses; with an objective, if that is missed.
 
+    Without a broker latencies are small, and a lag that is in doubt beside them says nothing of the rate.
     Where a latency was asked for, it is what clients must be able to show: a lag far below it moves nothing.
     """
-    lag, e2e = record["latency_ns"]["schedule_lag"], record["latency_ns"]["e2e"]
+    e2e = record["latency_ns"]["e2e"]
     if p99_ms is not None and e2e and e2e["p99"] is not None:
         missed = f"at {offered:,.0f} msg/s the p99 was {milliseconds(e2e['p99'])}, over {p99_ms:g} ms"
         return Objection(missed) if e2e["p99"] > p99_ms * 1e6 else None
-    allowed_ns = allowed_lag_ns(e2e["p50"] if e2e else None)
-    if lag["p99"] <= allowed_ns:
+    lag = next((each for each in record["verdict"].get("checks", ()) if each["name"] == LATE), None)
+    if lag is None or lag["passed"] is not False:
         return None
-    lagged = f"{milliseconds(lag['p99'])} (p99), over {milliseconds(allowed_ns)}"
-    return Objection(f"at {offered:,.0f} msg/s the schedule lagged by {lagged}", is_late=True)
+    return Objection(f"at {offered:,.0f} msg/s the schedule lagged: {lag['reason']}", is_late=True)
 
 
 def _came_through(trial: Trial, record: Record) -> float:
