@@ -292,7 +292,8 @@ class Grouping:
     as for ten, and on a machine that brokers and clients share, turns without end make all that they measure late. So
     where `RUSH_MSGS` or more were due within the last `RUSH_NS`, what is due until an edge of a grid of `GROUP_NS`
     leaves at that edge, and not before: late by as much at most, which is told as schedule lag. Producers have grids of
-    their own, evenly shifted. Below that rate nothing is held.
+    their own, evenly shifted. Below that rate nothing is held. What it gains is in docs/performance.md ("What the loops
+    ask of the machine").
     """
 
     def __init__(self, pacer: Pacer, share: int = 0, producers: int = 1) -> None:
@@ -303,7 +304,7 @@ class Grouping:
         """When the next messages leave, in ns from the start; None where each leaves as soon as it is due."""
 
     def until(self, elapsed_ns: int) -> int:
-        """What is due until this moment leaves now, `elapsed_ns` after the start (ns from the start, not after it)."""
+        """The moment (ns from the start) until which what is due leaves now, `elapsed_ns` after the start."""
         edge_ns = elapsed_ns - (elapsed_ns - self._phase_ns) % GROUP_NS
         if edge_ns != self._edge_ns:
             self._edge_ns = edge_ns
