@@ -272,14 +272,14 @@ class ProducerAgent(Agent):
         """How long to wait for confirmations: until the next message is due, or a moment where room is what lacks."""
         if not self.open_loop or due > self.sent:
             return UNCONFIRMED_POLL_S if not self.confirms else WORK_POLL_S if self.awaits_work else POLL_S
-        if self.grouping is not None and self.grouping.next_edge_ns is not None:
-            next_ns = self.clock.start_ns + self.grouping.next_edge_ns
-            return max(0.0, (min(next_ns, self.clock.window_end_ns) - now_ns) / SECOND_NS)
-        number = self.sent - self.base
-        after_ns = self.pacer.next_due_ns(number)
-        gap_ns = after_ns - self.pacer.next_due_ns(number - 1) if number else after_ns
-        next_ns = self.clock.start_ns + after_ns - min(EARLY_NS, round(EARLY_SHARE * gap_ns))
-        return min(POLL_S, max(0.0, (min(next_ns, self.clock.window_end_ns) - now_ns) / SECOND_NS))
+        next_ns = None if self.grouping is None else self.grouping.next_edge_ns
+        if next_ns is None:
+            number = self.sent - self.base
+            next_ns = self.pacer.next_due_ns(number)
+            gap_ns = next_ns - self.pacer.next_due_ns(number - 1) if number else next_ns
+            next_ns -= min(EARLY_NS, round(EARLY_SHARE * gap_ns))
+        until_ns = min(self.clock.start_ns + next_ns, self.clock.window_end_ns)
+        return min(POLL_S, max(0.0, (until_ns - now_ns) / SECOND_NS))
 
     def _allowed(self, now_ns: int) -> int:
         """How many more a closed loop may send; the driver bounds the unconfirmed, here the unseen are bounded.

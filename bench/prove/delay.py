@@ -357,9 +357,8 @@ def _row(name: str, known_ns: float, seen_ns: float, allowed_ns: float) -> Row:
 def _recorded(name: str, percent: float, logged_ns: Int64, seen_ns: int, reading_ns: float) -> Row:
     """A percentile by the histogram lies where the log has it, give or take a bucket, a clock, and a few messages.
 
-    The log reads its clock up to `reading_ns` after the driver did.
-
-    A message whose two readings of the clock are far apart, as something came between, changes places with others.
+    The log reads its clock up to `reading_ns` after the driver did. A message whose two readings are further apart, as
+    something came between, changes places with others.
     """
     interrupted = min(1.0, (100 - percent) / 2)
     low, known, high = percentiles_of(logged_ns, (percent - interrupted, percent, percent + interrupted)).tolist()

@@ -37,7 +37,7 @@ CLOCK_SOURCES = frozenset({"tsc", "kvm-clock", "arch_sys_counter", "hyperv_clock
 """Clock sources that all CPUs agree on, read in nanoseconds; acpi_pm and hpet take a microsecond a reading."""
 
 
-def allowed_lag_ns(e2e_p50_ns: float | None) -> float:
+def _allowed_lag_ns(e2e_p50_ns: float | None) -> float:
     """What a schedule lag's p99 may be beside an end-to-end median, in ns."""
     return max(LAG_FLOOR_NS, LAG_SHARE * (e2e_p50_ns or 0))
 
@@ -56,7 +56,7 @@ def check_schedule(facts: Facts) -> Check:
         return Check(name, True, "a closed loop has no schedule")
     if facts.lag_p99_ns is None:
         return Check(name, None, "not measured")
-    median_ns, allowed_median_ns = facts.lag_p50_ns or 0, allowed_lag_ns(facts.e2e_p50_ns)
+    median_ns, allowed_median_ns = facts.lag_p50_ns or 0, _allowed_lag_ns(facts.e2e_p50_ns)
     allowed_ns = max(allowed_median_ns, LAG_SHARE * (facts.service_p99_ns or 0))
     text = f"p99 {facts.lag_p99_ns / 1e6:.2f} ms, allowed {allowed_ns / 1e6:.2f} ms"
     is_median_late = median_ns >= allowed_median_ns
